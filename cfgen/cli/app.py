@@ -1,0 +1,114 @@
+"""The `cfgen` command: commands, each imported when it is needed, and the one error boundary."""
+
+from __future__ import annotations
+
+import signal
+from importlib import import_module
+from importlib.util import find_spec
+from types import FrameType
+from typing import Annotated, NoReturn, cast
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from cfgen import __version__
+from cfgen.cli.console import Console
+from cfgen.errors import CfgenError, Interrupted
+
+_COMMANDS = {
+    "render": "cfgen.cli.render",
+    "plan": "cfgen.cli.plan",
+    "presets": "cfgen.cli.presets",
+    "doctor": "cfgen.cli.doctor",
+    "train": "cfgen.cli.train",
+}
+
+_HELP = """Render long videos from text, chunk by chunk, at a flat memory cost.
+
+\b
+Examples:
+  cfgen render "a red balloon drifts over snowy hills" --duration 30s -o a.mp4
+  cfgen plan --duration 10m
+  cfgen presets show mini
+  cfgen doctor
+
+\b
+Exit codes: 0 done, 1 failed while working, 2 wrong flag or value,
+3 refused before work began, 130 interrupted.
+"""
+
+
+class _Commands(TyperGroup):
+    """Imports a command's module when the command is looked up; the one place errors end at.
+
+    Contexts are annotated `object` because Typer's own context class has no public name.
+    """
+
+    def list_commands(self, ctx: object) -> list[str]:
+        # A copy of cfgen without its training part still renders, and offers no `train`.
+        return [name for name, module in _COMMANDS.items() if find_spec(module)]
+
+    def get_command(self, ctx: object, cmd_name: str) -> TyperCommand | TyperGroup | None:
+        if cmd_name not in self.list_commands(ctx):
+            return None
+        app = import_module(_COMMANDS[cmd_name]).app
+        command = typer.main.get_command(app)
+        command.name = cmd_name
+        return cast(TyperCommand | TyperGroup, command)
+
+    def invoke(self, ctx: object) -> object:
+        context = cast(typer.Context, ctx)
+        console = context.obj = Console()
+        try:
+            return super().invoke(context)
+        except CfgenError as error:
+            console.error(error)
+            raise typer.Exit(error.exit_code) from None
+        except KeyboardInterrupt:
+            stopped = Interrupted("interrupted before the work was finished")
+            console.error(stopped)
+            raise typer.Exit(stopped.exit_code) from None
+        except Exception as error:
+            # Typer's own exceptions (usage, exit) carry an exit code, and it reports them itself.
+            if isinstance(error, BrokenPipeError | typer.Abort) or hasattr(error, "exit_code"):
+                raise
+            console.bug(error)
+            raise typer.Exit(1) from None
+        finally:
+            console.close()
+
+
+app = typer.Typer(
+    cls=_Commands,
+    help=_HELP,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80},
+)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        Console().result(f"cfgen {__version__}", {"version": __version__})
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", is_eager=True, callback=_show_version, help="Show the version."),
+    ] = False,
+) -> None:
+    """Hold the options of `cfgen` itself."""
+
+
+def _on_terminate(number: int, frame: FrameType | None) -> NoReturn:
+    raise Interrupted("terminated before the work was finished", exit_code=128 + number)
+
+
+def main() -> None:
+    """Run the command line."""
+    signal.signal(signal.SIGTERM, _on_terminate)
+    app()

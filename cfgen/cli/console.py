@@ -1,0 +1,198 @@
+"""The only printer: results go to stdout; progress, hints, warnings and errors to stderr.
+
+With `--json` stdout carries one JSON object a line, each with `schema` and `type`, and the last one
+is an envelope `{ok, data, error}`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+import traceback
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, TextIO
+
+from cfgen.cli.progress import Pace, chunk_words
+from cfgen.errors import CfgenError
+from cfgen.render.events import ChunkDone, Encoded, Event, Finished, Loaded, Warned
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+SCHEMA = "cfgen.events/1"
+"""Name and version of the lines of `--json`; the number rises when a field changes its meaning."""
+
+_EVENT_TYPES: dict[type, str] = {
+    Loaded: "load",
+    ChunkDone: "chunk",
+    Encoded: "encode",
+    Warned: "warning",
+    Finished: "done",
+}
+
+
+class Console:
+    """Shows results and progress in the form that the user asked for.
+
+    Attributes:
+        json: Whether stdout carries JSON lines.
+        debug: Whether errors keep their traceback.
+    """
+
+    def __init__(self) -> None:
+        self.json = False
+        self.debug = False
+        self._quiet = False
+        self._verbose = False
+        self._fps = 1.0
+        self._pace = Pace()
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+
+    def configure(
+        self, *, json: bool = False, quiet: bool = False, verbose: bool = False, debug: bool = False
+    ) -> None:
+        """Choose the form of everything shown from now on."""
+        self.json = json
+        self.debug = debug
+        self._quiet = quiet
+        self._verbose = verbose
+
+    def result(self, text: str, data: Mapping[str, object]) -> None:
+        """Show what the command was asked for: `text` for people, `data` with `--json`."""
+        self.close()
+        if self.json:
+            self._envelope(data=data, error=None)
+        else:
+            _write(sys.stdout, text)
+
+    def note(self, text: str) -> None:
+        """Tell something useful on the way; silent with `--quiet` and `--json`."""
+        if not (self._quiet or self.json):
+            self._aside(text)
+
+    def detail(self, text: str) -> None:
+        """Tell something that only `--verbose` asks for."""
+        if self._verbose:
+            self.note(text)
+
+    def warn(self, message: str, hint: str | None = None) -> None:
+        """Warn on stderr, also with `--quiet`."""
+        self._aside(f"{self._label('warning', '33')} {message}")
+        if hint:
+            self._aside(f"hint: {hint}")
+
+    def event(self, kind: str, data: Mapping[str, object]) -> None:
+        """Write one JSON line; silent without `--json`."""
+        if self.json:
+            line = {"schema": SCHEMA, "type": kind, **data}
+            _write(sys.stdout, json.dumps(line, default=str, allow_nan=False))
+
+    def error(self, error: CfgenError) -> None:
+        """Show an error and its hint; with `--debug` where it was raised."""
+        self.close()
+        if self.debug:
+            _write(sys.stderr, "".join(traceback.format_exception(error)).rstrip())
+        _write(sys.stderr, f"{self._label('error', '31')} {error}")
+        if error.hint:
+            _write(sys.stderr, f"hint: {error.hint}")
+        self._envelope(
+            data=None, error={"code": error.code, "message": str(error), "hint": error.hint}
+        )
+
+    def bug(self, error: Exception) -> None:
+        """Show an error that nobody foresaw, with its traceback."""
+        self.close()
+        _write(sys.stderr, "".join(traceback.format_exception(error)).rstrip())
+        asked = "this is a defect of cfgen; please report it with the lines above"
+        _write(sys.stderr, f"{self._label('error', '31')} {asked}")
+        self._envelope(data=None, error={"code": "internal", "message": repr(error), "hint": asked})
+
+    def start(self, *, fps: float) -> None:
+        """Prepare for the events of a render that plays at `fps` frames per second."""
+        self._fps = fps
+        self._pace = Pace()
+
+    def show(self, event: Event) -> None:
+        """Show one event of a render."""
+        fields = {item.name: getattr(event, item.name) for item in dataclasses.fields(event)}
+        match event:
+            case Warned(message=message, hint=hint):
+                self.warn(message, hint)
+            case Loaded():
+                self.note(f"model {event.model} loaded in {event.seconds:.1f} s, {event.backend}")
+            case ChunkDone():
+                self._pace.add(event.frames_done, event.elapsed_s)
+                fields |= {
+                    "memory": dict(event.memory),
+                    "frames_per_s": self._pace.frames_per_s,
+                    "eta_s": self._pace.eta_s(event.frames_total),
+                }
+                self._chunk(event)
+            case Encoded():
+                self.detail(f"segment {event.segment + 1} encoded: {event.frames} frames")
+            case Finished():
+                self.close()
+                speed = f" in {event.elapsed_s:.1f} s" if event.elapsed_s else ""
+                self.note(f"{event.frames} frames, {event.seconds:.1f} s of video{speed}")
+        self.event(_EVENT_TYPES[type(event)], fields)
+
+    def close(self) -> None:
+        """Take the progress bar down, if one is up."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def _chunk(self, event: ChunkDone) -> None:
+        words = chunk_words(event, self._fps, self._pace)
+        memory = ", ".join(f"{name} {value:g}" for name, value in event.memory.items())
+        if self._quiet or self.json:
+            return
+        if not sys.stderr.isatty():
+            self.note(f"{words}, {memory}" if self._verbose and memory else words)
+            return
+        if self._bar is None:
+            self._bar, self._task = _progress_bar(event.frames_total)
+        assert self._task is not None
+        self._bar.update(self._task, completed=event.frames_done, description=words)
+
+    def _aside(self, text: str) -> None:
+        """Write a line to stderr, above the bar if there is one."""
+        if self._bar is not None:
+            self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        else:
+            _write(sys.stderr, text)
+
+    def _envelope(
+        self, *, data: Mapping[str, object] | None, error: Mapping[str, object] | None
+    ) -> None:
+        self.event("envelope", {"ok": error is None, "data": data, "error": error})
+
+    def _label(self, word: str, colour: str) -> str:
+        forced = os.environ.get("FORCE_COLOR")
+        plain = os.environ.get("NO_COLOR") or not (forced or sys.stderr.isatty())
+        return f"{word}:" if plain or self._bar is not None else f"\x1b[{colour}m{word}:\x1b[0m"
+
+
+def _progress_bar(frames_total: int) -> tuple[Progress, TaskID]:
+    from rich.console import Console as RichConsole
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    bar = Progress(
+        BarColumn(bar_width=None),
+        TextColumn("{task.description}", markup=False),
+        console=RichConsole(stderr=True),
+        redirect_stdout=False,
+        redirect_stderr=False,
+        transient=True,
+        expand=True,
+    )
+    bar.start()
+    return bar, bar.add_task("", total=frames_total)
+
+
+def _write(stream: TextIO, text: str) -> None:
+    stream.write(f"{text}\n")
+    stream.flush()

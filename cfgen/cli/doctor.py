@@ -1,0 +1,216 @@
+"""`cfgen doctor`: what this machine has, what that means for a render, and what to do about it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Literal
+
+import typer
+
+from cfgen import __version__
+from cfgen.cli import options
+from cfgen.cli.progress import bytes_words
+from cfgen.config.catalog import model_folder, preset_names
+from cfgen.config.loader import load
+from cfgen.errors import CfgenError
+
+_LOW_DISK_NBYTES = 1_000_000_000
+_ENCODER = "libx264"
+
+app = options.command_app()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Finding:
+    """What was found out about one part of the machine.
+
+    Attributes:
+        part: The part.
+        state: `ok`; `note`: works, but could be better; `bad`: renders will be refused.
+        found: What is there.
+        meaning: What that means for a render, or empty.
+        advice: What to do, or empty.
+    """
+
+    part: str
+    state: Literal["ok", "note", "bad"]
+    found: str
+    meaning: str = ""
+    advice: str = ""
+
+
+@app.command()
+def doctor(
+    ctx: typer.Context, json_lines: options.Json = False, debug: options.Debug = False
+) -> None:
+    """Report on Python, torch, threads, Triton, GPU, ffmpeg, models and disk.
+
+    Says what is there, what it means and what to do. Exits with 0 if a render can run here, with 3
+    if something is missing.
+    """
+    console = options.console_of(ctx)
+    console.configure(json=json_lines, debug=debug)
+    findings = [finding for look in _LOOKS for finding in look()]
+    bad = [finding.part for finding in findings if finding.state == "bad"]
+    verdict = f"not ready: see {', '.join(bad)}" if bad else "ready to render"
+    lines = [line for finding in findings for line in _lines(finding)]
+    console.result(
+        "\n".join([*lines, verdict]),
+        {"ready": not bad, "findings": [asdict(finding) for finding in findings]},
+    )
+    if bad:
+        raise typer.Exit(3)
+
+
+def _lines(finding: Finding) -> Iterator[str]:
+    yield f"{finding.state:5} {finding.part:8} {finding.found}"
+    if finding.meaning:
+        yield f"{'':15}{finding.meaning}"
+    if finding.advice:
+        yield f"{'':15}-> {finding.advice}"
+
+
+def _python() -> Iterator[Finding]:
+    found = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
+    yield Finding(part="python", state="ok", found=f"{found}, cfgen {__version__}")
+
+
+def _torch() -> Iterator[Finding]:
+    try:
+        import torch
+    except (ImportError, OSError) as error:
+        yield Finding(
+            part="torch",
+            state="bad",
+            found=f"cannot be imported: {error}",
+            meaning="nothing can be rendered without it",
+            advice="pip install 'torch>=2.11,<2.14'",
+        )
+        return
+    yield Finding(part="torch", state="ok", found=str(torch.__version__))
+    cores = _cores()
+    threads = torch.get_num_threads()
+    yield Finding(
+        part="threads",
+        state="ok" if threads == cores else "note",
+        found=f"{threads} of {cores} usable cores",
+        meaning="" if threads == cores else "renders take all usable cores unless told otherwise",
+        advice="" if threads == cores else "choose with --set threads=N; it is part of the result",
+    )
+    built: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    fast = built and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    yield Finding(
+        part="bf16",
+        state="ok" if fast else "note",
+        found=f"CPU with {torch.backends.cpu.get_cpu_capability()}, bfloat16 "
+        + ("supported" if fast else "not supported"),
+        meaning="" if fast else "rendering on this CPU works, but more slowly",
+    )
+    yield _gpu()
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _gpu() -> Finding:
+    import torch
+
+    if not torch.cuda.is_available():
+        return Finding(
+            part="gpu",
+            state="ok",
+            found="none that torch can use",
+            meaning="renders run on the CPU; the preset mini is made for that",
+        )
+    device = torch.cuda.get_device_properties(0)
+    total = bytes_words(device.total_memory)
+    return Finding(
+        part="gpu", state="ok", found=f"{torch.cuda.device_count()} x {device.name}, {total}"
+    )
+
+
+def _triton() -> Iterator[Finding]:
+    try:
+        found = version("triton")
+    except PackageNotFoundError:
+        found = "not installed"
+    yield Finding(
+        part="triton",
+        state="ok",
+        found=found,
+        meaning="cfgen has no Triton kernels yet, so nothing depends on it",
+    )
+
+
+def _ffmpeg() -> Iterator[Finding]:
+    from cfgen.render.ffmpeg import find_ffmpeg, require_encoder
+
+    try:
+        ffmpeg = find_ffmpeg()
+        require_encoder(ffmpeg, _ENCODER)
+    except CfgenError as error:
+        yield Finding(
+            part="ffmpeg",
+            state="bad",
+            found=str(error),
+            meaning="no video can be written",
+            advice=error.hint or "",
+        )
+        return
+    yield Finding(
+        part="ffmpeg",
+        state="ok",
+        found=f"{ffmpeg.version}, with {_ENCODER}",
+        meaning=f"taken from {ffmpeg.path}",
+    )
+
+
+def _models() -> Iterator[Finding]:
+    for name in preset_names():
+        try:
+            folder = model_folder(load({"preset": name}, environ={}).config.model.path)
+        except CfgenError as error:
+            yield Finding(part="model", state="bad", found=f"{name}: {error}")
+            continue
+        nbytes = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+        weights = any(folder.glob("*.safetensors"))
+        yield Finding(
+            part="model",
+            state="ok" if weights else "bad",
+            found=f"{name}, {bytes_words(nbytes)}",
+            meaning="" if weights else f"{folder} holds no weights",
+            advice="" if weights else "install cfgen again, or set model.path to a whole model",
+        )
+
+
+def _disk() -> Iterator[Finding]:
+    here = Path.cwd()
+    free = shutil.disk_usage(here).free
+    low = free < _LOW_DISK_NBYTES
+    yield Finding(
+        part="disk",
+        state="note" if low else "ok",
+        found=f"{bytes_words(free)} free in {here}",
+        meaning="enough for short clips only" if low else "",
+        advice="`cfgen plan` tells what a render needs" if low else "",
+    )
+
+
+_LOOKS: tuple[Callable[[], Iterator[Finding]], ...] = (
+    _python,
+    _torch,
+    _triton,
+    _ffmpeg,
+    _models,
+    _disk,
+)

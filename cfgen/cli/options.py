@@ -1,0 +1,107 @@
+"""Option types that commands share, and the Typer apps they live in.
+
+Values that the loader reads stay text here, so that a flag, a variable and a YAML file are judged
+by the same rules and refused in the same words.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, cast
+
+import typer
+
+from cfgen.cli.console import Console
+
+
+def command_app(help_text: str | None = None) -> typer.Typer:
+    """Return a Typer app for one module of commands, set up like all others."""
+    return typer.Typer(
+        help=help_text,
+        add_completion=False,
+        no_args_is_help=help_text is not None,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80},
+    )
+
+
+def console_of(ctx: typer.Context) -> Console:
+    """Return the console of the running command."""
+    return cast(Console, ctx.obj)
+
+
+Preset = Annotated[
+    str | None,
+    typer.Option(
+        "--preset", metavar="NAME", help="Preset to start from; see `cfgen presets list`. [mini]"
+    ),
+]
+Duration = Annotated[
+    str | None,
+    typer.Option(
+        "--duration", metavar="TIME", help="Playing time: 12.5, 30s, 2m30s, 1h5m or 1:05. [10s]"
+    ),
+]
+Seed = Annotated[
+    str | None,
+    typer.Option(
+        "--seed",
+        metavar="N",
+        help="Whole number that fixes all noise. Without it one is chosen at random and told.",
+    ),
+]
+Size = Annotated[
+    str | None,
+    typer.Option(
+        "--size", metavar="WxH", help="Frame size in pixels, one that the model was trained for."
+    ),
+]
+Fps = Annotated[
+    str | None,
+    typer.Option(
+        "--fps",
+        metavar="RATE",
+        help="Playback rate only: another rate than the model's own makes motion faster or slower.",
+    ),
+]
+Memory = Annotated[
+    str | None,
+    typer.Option(
+        "--memory",
+        metavar="POLICY",
+        help="What is kept of earlier chunks: full, window or slow_fast.",
+    ),
+]
+Rng = Annotated[
+    str | None,
+    typer.Option(
+        "--rng",
+        metavar="ORDER",
+        help="Noise keyed by seed, chunk and step (keyed), or in the order of the reference "
+        "repositories (reference). [keyed]",
+    ),
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Set any key, such as memory.tau=0.9; may be repeated. `cfgen presets show` lists "
+        "the keys.",
+    ),
+]
+Config = Annotated[
+    Path | None,
+    typer.Option("--config", metavar="FILE", help="YAML file with values for this run."),
+]
+Json = Annotated[
+    bool, typer.Option("--json", help="One JSON object a line on stdout, the result last.")
+]
+Quiet = Annotated[
+    bool, typer.Option("-q", "--quiet", help="Nothing but results, warnings and errors.")
+]
+Verbose = Annotated[
+    bool, typer.Option("-v", "--verbose", help="Say more, the origin of every value included.")
+]
+Debug = Annotated[bool, typer.Option("--debug", help="Keep the traceback of every error.")]

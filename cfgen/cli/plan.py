@@ -1,0 +1,186 @@
+"""`cfgen plan`: what a render will make and need, before anything is loaded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+
+import typer
+
+from cfgen.cli import options
+from cfgen.cli.console import Console
+from cfgen.cli.progress import bytes_words, clock
+from cfgen.config.catalog import model_folder
+from cfgen.config.loader import load
+from cfgen.config.schema import FullMemory, RenderConfig, SlowFastMemory, WindowMemory
+from cfgen.config.values import size_text
+from cfgen.render.plan import Estimate, Geometry, KvShape, Plan, count, estimate, make_plan
+
+_ROWS_SHOWN = 12
+
+app = options.command_app()
+
+
+@app.command()
+def plan(
+    ctx: typer.Context,
+    preset: options.Preset = None,
+    duration: options.Duration = None,
+    size: options.Size = None,
+    fps: options.Fps = None,
+    memory: options.Memory = None,
+    assignments: options.Set = None,
+    config_file: options.Config = None,
+    json_lines: options.Json = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+    debug: options.Debug = False,
+) -> None:
+    """Show chunks, frames, memory, disk and time of a render, and every rounding.
+
+    Nothing is loaded and nothing is written. Figures that can only be guessed are called estimates.
+
+    \b
+    Examples:
+      cfgen plan --duration 10m
+      cfgen plan --duration 10m --memory full
+    """
+    console = options.console_of(ctx)
+    console.configure(json=json_lines, quiet=quiet, verbose=verbose, debug=debug)
+    flags = {"preset": preset, "duration": duration, "size": size, "fps": fps}
+    resolved = load(
+        {**flags, "memory.policy": memory}, assignments=assignments or (), run_file=config_file
+    )
+    show_plan(console, resolved.config, plan_of(resolved.config), every_chunk=verbose)
+
+
+def plan_of(config: RenderConfig) -> Plan:
+    """Plan the clip that `config` asks for."""
+    width, height = config.frame_size
+    geometry = Geometry(
+        width=width,
+        height=height,
+        chunk_latent_frames=config.model.chunk_latent_frames,
+        fps=config.playback_fps,
+    )
+    return make_plan(config.duration_s, geometry)
+
+
+def needs_of(config: RenderConfig, drawn: Plan) -> Estimate:
+    """Estimate what `drawn` needs with the model and memory of `config`."""
+    return estimate(
+        drawn,
+        quality=config.encode.quality,
+        kv=_kv_shape(config, drawn),
+        frames_per_s=config.model.cpu_frames_per_s,
+    )
+
+
+def _kv_shape(config: RenderConfig, drawn: Plan) -> KvShape | None:
+    """The KV cache by the model's own config.json, or None where that cannot be read."""
+    file = model_folder(config.model.path) / "config.json"
+    try:
+        facts = json.loads(file.read_text(encoding="utf-8"))
+        layers, dim = int(facts["num_layers"]), int(facts["dim"])
+        _, rows, columns = (int(side) for side in facts.get("patch_size", (1, 2, 2)))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    geometry = drawn.geometry
+    match config.memory:
+        case FullMemory():
+            pages = drawn.latent_frames
+        case WindowMemory(size=pages):
+            pass
+        case SlowFastMemory(sink=sink, slow=slow, fast=fast):
+            pages = sink + slow + fast
+    return KvShape(
+        layers=layers,
+        dim=dim,
+        tokens=(geometry.latent_height // rows) * (geometry.latent_width // columns),
+        pages=min(pages, drawn.latent_frames),
+        itemsize=2 if config.dtype == "bfloat16" else 4,
+    )
+
+
+def show_plan(
+    console: Console, config: RenderConfig, drawn: Plan, *, every_chunk: bool = False
+) -> None:
+    """Show a plan as the result of a command."""
+    needs = needs_of(config, drawn)
+    if console.json:
+        table = [asdict(chunk) for chunk in drawn]
+        console.result("", {**plan_data(drawn, needs), "table": table})
+    else:
+        console.result("\n".join(_text(config, drawn, needs, every_chunk)), {})
+
+
+def plan_data(drawn: Plan, needs: Estimate) -> dict[str, object]:
+    """Return a plan and its estimate as plain values, without the table of chunks."""
+    return {
+        "frames": drawn.frames,
+        "seconds": drawn.seconds,
+        "fps": drawn.geometry.fps,
+        "size": [drawn.geometry.width, drawn.geometry.height],
+        "latent_frames": drawn.latent_frames,
+        "chunks": drawn.chunks,
+        "segments": drawn.segments,
+        "roundings": list(drawn.lines()),
+        "estimate": asdict(needs),
+    }
+
+
+def _text(config: RenderConfig, drawn: Plan, needs: Estimate, every_chunk: bool) -> Iterator[str]:
+    size = size_text(config.frame_size)
+    yield f"preset    {config.preset}, {size}, memory {config.memory.policy}"
+    yield f"video     {count(drawn.frames, 'frame')}, {drawn.seconds:.3f} s"
+    for number, line in enumerate([*drawn.lines(), *_speed(config)]):
+        yield f"{'rounding' if number == 0 else '':10}{line}"
+    yield f"memory    {_memory_words(needs)}"
+    yield (
+        f"disk      {bytes_words(needs.output_nbytes)} for the video, "
+        f"{bytes_words(needs.disk_nbytes)} while it is joined (estimates)"
+    )
+    yield f"time      {_time_words(config, needs)}"
+    yield ""
+    yield "chunk  frames            seconds             latent frames  segment"
+    skipped = 0 if every_chunk else max(0, drawn.chunks - _ROWS_SHOWN)
+    head = _ROWS_SHOWN - 3
+    for index in range(drawn.chunks):
+        if skipped and index == head:
+            yield f"  ...  {count(skipped, 'more chunk')}; -v lists all"
+        if not (skipped and head <= index < head + skipped):
+            yield _row(drawn, index)
+
+
+def _row(drawn: Plan, index: int) -> str:
+    chunk = drawn.chunk(index)
+    end, fps = chunk.frame_start + chunk.frames, drawn.geometry.fps
+    frames = f"{chunk.frame_start}-{end - 1}"
+    seconds = f"{chunk.frame_start / fps:.3f}-{end / fps:.3f}"
+    latent = f"{chunk.latent_start}-{chunk.latent_start + chunk.latent_frames - 1}"
+    return f"{index:5}  {frames:16}  {seconds:18}  {latent:13}  {chunk.segment:7}"
+
+
+def _speed(config: RenderConfig) -> list[str]:
+    ratio = config.playback_fps / config.model.fps
+    if ratio == 1:
+        return []
+    return [
+        f"the model's motion is made for {config.model.fps:g} fps, so it plays {ratio:.3g} times "
+        "as fast"
+    ]
+
+
+def _memory_words(needs: Estimate) -> str:
+    chunk = f"{bytes_words(needs.chunk_nbytes)} for a chunk's latents and frames"
+    if needs.kv_nbytes is None:
+        return f"{chunk}; the KV cache is unknown: the model has no readable config.json"
+    return f"at most {bytes_words(needs.kv_nbytes)} for the KV cache, {chunk}"
+
+
+def _time_words(config: RenderConfig, needs: Estimate) -> str:
+    if needs.render_s is None:
+        return "unknown: this model was never timed"
+    rate = config.model.cpu_frames_per_s
+    return f"about {clock(needs.render_s)} on two CPU cores ({rate:g} frames/s measured there)"

@@ -1,0 +1,184 @@
+"""`cfgen render`: one prompt, one video."""
+
+from __future__ import annotations
+
+import dataclasses
+import secrets
+import shutil
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cfgen.cli import options
+from cfgen.cli.console import Console
+from cfgen.cli.naming import default_name
+from cfgen.cli.plan import needs_of, plan_data, plan_of, show_plan
+from cfgen.cli.progress import bytes_words
+from cfgen.config.loader import Resolved, load
+from cfgen.config.schema import RenderConfig
+from cfgen.errors import BudgetError, OutputRefused, UsageError
+from cfgen.render.events import Finished
+from cfgen.render.output import check_output, sidecar_of
+from cfgen.render.plan import Plan
+
+_SPARE_DISK_NBYTES = 16_000_000
+
+app = options.command_app()
+
+
+@app.command()
+def render(
+    ctx: typer.Context,
+    prompt: Annotated[
+        str | None,
+        typer.Argument(metavar="PROMPT", help="What the video shows; - reads it from stdin."),
+    ] = None,
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "-o",
+            "--output",
+            metavar="FILE",
+            help="The video, an .mp4. Without it, a name made from prompt and seed, here.",
+        ),
+    ] = None,
+    preset: options.Preset = None,
+    duration: options.Duration = None,
+    seed: options.Seed = None,
+    size: options.Size = None,
+    fps: options.Fps = None,
+    memory: options.Memory = None,
+    rng: options.Rng = None,
+    assignments: options.Set = None,
+    config_file: options.Config = None,
+    overwrite: Annotated[
+        bool, typer.Option("-y", "--yes", help="Overwrite the output if it exists.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything and show the plan; render nothing.")
+    ] = False,
+    json_lines: options.Json = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+    debug: options.Debug = False,
+) -> None:
+    """Render a video from a prompt.
+
+    The path of the video goes to stdout, progress to stderr. Beside the video a .json file tells
+    how it was made; the same command with the same seed makes the same frames again.
+
+    \b
+    Examples:
+      cfgen render "a red balloon drifts over snowy hills" --duration 30s -o a.mp4
+      echo "a blue boat on a calm sea" | cfgen render - --seed 7
+      cfgen render "a kite over green hills" --duration 10m --dry-run
+    """
+    console = options.console_of(ctx)
+    console.configure(json=json_lines, quiet=quiet, verbose=verbose, debug=debug)
+    flags = {
+        "prompt": _prompt_text(prompt),
+        "output": output,
+        "preset": preset,
+        "duration": duration,
+        "seed": seed,
+        "size": size,
+        "fps": fps,
+        "memory.policy": memory,
+        "rng": rng,
+    }
+    resolved = load(flags, assignments=assignments or (), run_file=config_file)
+    config = _completed(resolved.config)
+    drawn = plan_of(config)
+    _check_place(config, drawn, overwrite=overwrite)
+    _tell_values(console, resolved, config)
+    if dry_run:
+        show_plan(console, config, drawn, every_chunk=verbose)
+    else:
+        _run(console, config, drawn)
+
+
+def _prompt_text(prompt: str | None) -> str | None:
+    """Read the prompt from stdin if it is ``-``, and lay it out on one line."""
+    if prompt is None:
+        return None
+    text = sys.stdin.read() if prompt == "-" else prompt
+    return " ".join(text.split())
+
+
+def _completed(config: RenderConfig) -> RenderConfig:
+    """Return `config` with a prompt, a seed and an output.
+
+    Raises:
+        UsageError: There is no prompt.
+    """
+    if not config.prompt.strip():
+        raise UsageError(
+            "the prompt is empty",
+            hint='say what the video shows: cfgen render "a red balloon drifts over snowy hills"',
+        )
+    seed = secrets.randbelow(2**31) if config.seed is None else config.seed
+    output = config.output or Path(default_name(config.prompt, seed))
+    return dataclasses.replace(config, seed=seed, output=output)
+
+
+def _check_place(config: RenderConfig, drawn: Plan, *, overwrite: bool) -> None:
+    """Refuse, before anything is loaded, an output that cannot or must not be written.
+
+    Raises:
+        UsageError: The output is no .mp4.
+        OutputRefused: It exists, or its folder is missing or not writable.
+        BudgetError: The disk is too small.
+    """
+    output = config.output
+    assert output is not None
+    check_output(output)
+    if not overwrite:
+        for path in (output, sidecar_of(output)):
+            if path.exists():
+                raise OutputRefused(
+                    f"{path} exists already", hint="overwrite it with -y, or choose another with -o"
+                )
+    needed = needs_of(config, drawn).disk_nbytes + _SPARE_DISK_NBYTES
+    free = shutil.disk_usage(output.absolute().parent).free
+    if free < needed:
+        raise BudgetError(
+            f"the disk of {output} has {bytes_words(free)} free and the render needs about "
+            f"{bytes_words(needed)}",
+            hint="free some space, choose another disk with -o, or shorten --duration",
+        )
+
+
+def _tell_values(console: Console, resolved: Resolved, config: RenderConfig) -> None:
+    if resolved.config.seed is None:
+        console.note(f"seed {config.seed} (chosen at random; --seed {config.seed} repeats it)")
+    for key, value, origin in resolved.rows():
+        console.detail(f"{key} = {value}  ({origin})")
+
+
+def _run(console: Console, config: RenderConfig, drawn: Plan) -> None:
+    """Build and run the render, showing its events."""
+    from cfgen.build import build_render
+
+    for line in drawn.lines():
+        console.detail(line)
+    console.event("plan", {**plan_data(drawn, needs_of(config, drawn)), "seed": config.seed})
+    console.note(f"{drawn.frames} frames in {drawn.chunks} chunks; loading the model")
+    console.start(fps=drawn.geometry.fps)
+    finished: Finished | None = None
+    for event in build_render(config, drawn).run():
+        console.show(event)
+        if isinstance(event, Finished):
+            finished = event
+    if finished is None:
+        raise RuntimeError("the render ended without a result")
+    facts = {
+        "output": str(finished.output.absolute()),
+        "sidecar": str(finished.sidecar.absolute()),
+        "frames": finished.frames,
+        "seconds": finished.seconds,
+        "elapsed_s": finished.elapsed_s,
+        "seed": config.seed,
+    }
+    console.result(str(finished.output), facts)

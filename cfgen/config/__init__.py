@@ -1,0 +1,1 @@
+"""What may be set, where values come from, and how they become one checked object."""

@@ -1,0 +1,275 @@
+"""Everything that can be set, as frozen dataclasses which refuse wrong values all at once.
+
+A configuration lives from the loader to `cfgen.build` and no further: whatever is built from it
+takes plain arguments.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Annotated, Literal, get_args, get_origin, get_type_hints
+
+from cfgen.config.values import Duration, Form, Range, Size, size_text
+from cfgen.errors import PresetError, Problem
+
+CommitReads = Literal["all", "fast"]
+"""What the commit pass may attend to: all of the memory, or fast memory and the chunk itself."""
+
+Natural = Annotated[int, Range(low=0)]
+Positive = Annotated[int, Range(low=1)]
+
+
+def key_of(name: str) -> str:
+    """The key by which a person sets the schema field `name` (units are left out of keys)."""
+    return "duration" if name == "duration_s" else name
+
+
+def _check(config: object, *more: Problem) -> None:
+    """Raise one error with every rule that `config` breaks, `more` included."""
+    problems = []
+    for name, hint in get_type_hints(type(config), include_extras=True).items():
+        value = getattr(config, name)
+        for rule in get_args(hint)[1:] if get_origin(hint) is Annotated else ():
+            if isinstance(rule, Range | Form) and (reason := rule.problem(value)):
+                problems.append(Problem(key=key_of(name), reason=reason))
+        if get_origin(hint) is Literal and value not in get_args(hint):
+            allowed = ", ".join(map(str, get_args(hint)))
+            problems.append(
+                Problem(key=key_of(name), reason=f"must be one of {allowed}, got {value!r}")
+            )
+    problems.extend(more)
+    if problems:
+        raise PresetError(problems)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelConfig:
+    """The model that renders.
+
+    Attributes:
+        path: A folder of the installed presets, or a folder on disk.
+        sizes: The sizes it was trained for; the first is the default.
+        fps: The rate that its motion was trained at, in frames per second.
+        chunk_latent_frames: Latent frames denoised together.
+        cpu_frames_per_s: Frames rendered a second on two CPU cores, if measured; for estimates.
+    """
+
+    path: str
+    sizes: tuple[Size, ...]
+    fps: Annotated[float, Range(above=0)] = 16.0
+    chunk_latent_frames: Positive = 3
+    cpu_frames_per_s: Annotated[float | None, Range(above=0)] = None
+
+    def __post_init__(self) -> None:
+        more = []
+        if not self.path.strip():
+            more.append(Problem(key="path", reason="must name a folder, got nothing"))
+        if not self.sizes:
+            more.append(Problem(key="sizes", reason="must list at least one size, got none"))
+        _check(self, *more)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScheduleConfig:
+    """How a chunk is denoised.
+
+    Attributes:
+        timesteps: Falling timesteps in (0, 1000], the first 1000; one forward pass each.
+        shift: Shift of the flow-matching schedule that `warp` applies.
+        warp: Whether `timesteps` index the shifted schedule instead of being taken as they stand.
+        renoise: Noise between steps: drawn afresh, or the noise that the prediction implies.
+    """
+
+    timesteps: tuple[float, ...] = (1000.0, 750.0, 500.0, 250.0)
+    shift: Annotated[float, Range(above=0)] = 5.0
+    warp: bool = True
+    renoise: Literal["fresh", "predicted"] = "fresh"
+
+    def __post_init__(self) -> None:
+        steps = self.timesteps
+        falling = all(later < earlier for earlier, later in zip(steps, steps[1:], strict=False))
+        if steps and steps[0] == 1000 and steps[-1] > 0 and falling:
+            _check(self)
+            return
+        listed = ", ".join(f"{step:g}" for step in steps)
+        reason = f"must start at 1000 and fall, staying above 0, got [{listed}]"
+        _check(self, Problem(key="timesteps", reason=reason))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FullMemory:
+    """Keep every latent frame; memory grows with the clip."""
+
+    policy: Literal["full"] = "full"
+    commit_reads: CommitReads = "all"
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WindowMemory:
+    """Keep the first frames and the latest ones.
+
+    Attributes:
+        sink: Latent frames kept from the start of the clip.
+        size: Latent frames kept, the sink and the current chunk included.
+        positions: Temporal positions: of the clip, or of the slot in the window.
+        commit_reads: What the commit pass may attend to.
+    """
+
+    policy: Literal["window"] = "window"
+    sink: Natural = 3
+    size: Positive = 21
+    positions: Literal["absolute", "relative"] = "relative"
+    commit_reads: CommitReads = "all"
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SlowFastMemory:
+    """Keep the first frames, key frames that differed enough, and the latest frames.
+
+    Attributes:
+        variant: The rule of admission: as in the released Context Forcing code, as in its paper, or
+            cfgen's own (clean keys against the last admitted key frame).
+        sink: Latent frames kept from the start of the clip.
+        slow: Key frames kept.
+        fast: Latest latent frames kept, the current chunk included.
+        tau: A chunk is admitted when its keys' cosine falls below this.
+        interval: Chunks between two decisions.
+        min_gap: Chunks that must lie between two admitted ones.
+        commit_reads: What the commit pass may attend to.
+    """
+
+    policy: Literal["slow_fast"] = "slow_fast"
+    variant: Literal["release", "paper", "cfgen"] = "cfgen"
+    sink: Natural = 3
+    slow: Natural = 12
+    fast: Positive = 6
+    tau: Annotated[float, Range(low=-1, high=1)] = 0.95
+    interval: Positive = 1
+    min_gap: Natural = 1
+    commit_reads: CommitReads = "all"
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+
+MemoryConfig = FullMemory | WindowMemory | SlowFastMemory
+
+VARIANT_DEFAULTS: dict[str, dict[str, str]] = {
+    "release": {"tau": "0.947", "interval": "1", "min_gap": "0"},
+    "paper": {"tau": "0.95", "interval": "2", "min_gap": "0"},
+    "cfgen": {"tau": "0.95", "interval": "1", "min_gap": "1"},
+}
+"""Defaults of `SlowFastMemory` that follow its variant (Context Forcing, arXiv 2602.06028; the
+release decides in bf16, where 0.95 acts as 0.947 does in float32)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EncodeConfig:
+    """How the video is encoded.
+
+    Attributes:
+        codec: The encoder of ffmpeg.
+        quality: A named quality; the writer knows the rate factor of each.
+        preset: The encoder's own speed preset.
+    """
+
+    codec: Literal["libx264"] = "libx264"
+    quality: Literal["draft", "good", "best"] = "good"
+    preset: Literal[
+        "ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower"
+    ] = "medium"
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RenderConfig:
+    """One render, complete.
+
+    Attributes:
+        preset: The preset that the values started from.
+        prompt: What the video shows; empty only where no video is made.
+        output: The video file, or None for a name made from prompt and seed.
+        duration_s: Playing time in seconds.
+        seed: Fixes all noise, or None for one chosen at random.
+        size: Width and height in pixels, or None for the model's first size.
+        fps: Playback rate, or None for the model's own.
+        rng: Noise keyed by (seed, chunk, step), or drawn in the reference repositories' order.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        dtype: Number type of the generator.
+        threads: CPU threads, or None for as many as there are cores.
+        backend: Implementation of the ops.
+        model: The model.
+        schedule: How a chunk is denoised.
+        memory: What the generator keeps of earlier chunks.
+        encode: How the video is encoded.
+    """
+
+    preset: str = "mini"
+    prompt: str = ""
+    output: Path | None = None
+    duration_s: Duration = 10.0
+    seed: Annotated[int | None, Range(low=0, high=2**63 - 1)] = None
+    size: Size | None = None
+    fps: Annotated[float | None, Range(above=0, high=1000)] = None
+    rng: Literal["keyed", "reference"] = "keyed"
+    device: Annotated[
+        str, Form(pattern=r"auto|cpu|cuda(:[0-9]+)?", words="auto, cpu, cuda or cuda:N")
+    ] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    threads: Annotated[int | None, Range(low=1, high=1024)] = None
+    backend: Literal["auto", "torch", "reference"] = "auto"
+    model: ModelConfig
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    memory: MemoryConfig = field(default_factory=FullMemory)
+    encode: EncodeConfig = field(default_factory=EncodeConfig)
+
+    def __post_init__(self) -> None:
+        more = []
+        if self.size is not None and self.size not in self.model.sizes:
+            known = ", ".join(size_text(size) for size in self.model.sizes)
+            reason = f"this model was not trained for {size_text(self.size)}; it knows {known}"
+            more.append(Problem(key="size", reason=reason))
+        chunk = self.model.chunk_latent_frames
+        match self.memory:
+            case WindowMemory(sink=sink, size=size) if size < sink + chunk:
+                reason = f"must hold the sink of {sink} and a chunk of {chunk}, got {size}"
+                more.append(Problem(key="memory.size", reason=reason))
+            case SlowFastMemory(fast=fast) if fast < chunk:
+                reason = f"must hold a chunk of {chunk}, got {fast}"
+                more.append(Problem(key="memory.fast", reason=reason))
+        _check(self, *more)
+
+    @property
+    def frame_size(self) -> tuple[int, int]:
+        """Width and height that will be rendered, in pixels."""
+        return self.size or self.model.sizes[0]
+
+    @property
+    def playback_fps(self) -> float:
+        """Frames per second that the video will play at."""
+        return self.fps or self.model.fps
+
+
+def to_mapping(config: RenderConfig) -> dict[str, object]:
+    """Return `config` as plain JSON values under the keys that a person writes."""
+    named = {key_of(item.name): asdict(config)[item.name] for item in fields(config)}
+    plain: dict[str, object] = json.loads(json.dumps(named, default=str))
+    return plain
+
+
+def digest(config: RenderConfig) -> str:
+    """Return the SHA-256 of `config` without its output path, as hexadecimal digits."""
+    mapping = {key: value for key, value in to_mapping(config).items() if key != "output"}
+    canonical = json.dumps(mapping, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()

@@ -1,0 +1,258 @@
+"""From the text a person writes to a typed value, or to one sentence on what is wrong with it.
+
+Flags, environment variables and YAML scalars all arrive as text and are read by the same rules.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+import types
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal, Union, get_args, get_origin
+
+Tree = str | list["Tree"] | dict[str, "Tree"]
+"""What a source holds before it is typed: text, lists and mappings of it."""
+
+_CLOCK = re.compile(r"(?:([0-9]+):)?([0-9]+):([0-9]{1,2}(?:\.[0-9]+)?)")
+_UNITS = re.compile(r"(?:([0-9]+)h)?(?:([0-9]+)m)?(?:([0-9]+(?:\.[0-9]+)?|\.[0-9]+)s)?")
+_PLAIN = re.compile(r"[0-9]+(?:\.[0-9]*)?|\.[0-9]+")
+_SIZE = re.compile(r"([0-9]{1,6})\s*[xX*]\s*([0-9]{1,6})")
+_DURATION_FORMS = "write 12.5 (seconds), 30s, 2m30s, 1h5m or 1:05"
+_TRUE = {"true", "yes", "on"}
+_FALSE = {"false", "no", "off"}
+_NONE = {"null", "none", "~", ""}
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """Marks a type that is written in a form of its own: `duration` or `size`."""
+
+    name: Literal["duration", "size"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Range:
+    """A number must lie in this range; the ends belong to it unless `above` is used."""
+
+    low: float | None = None
+    above: float | None = None
+    high: float | None = None
+
+    def problem(self, value: object) -> str | None:
+        """Say what is wrong with `value`, or return None."""
+        if value is None or not isinstance(value, int | float):
+            return None
+        inside = (
+            math.isfinite(value)
+            and (self.low is None or value >= self.low)
+            and (self.above is None or value > self.above)
+            and (self.high is None or value <= self.high)
+        )
+        return None if inside else f"must be {self._words()}, got {value}"
+
+    def _words(self) -> str:
+        words = []
+        if self.low is not None:
+            words.append(f"at least {self.low}")
+        if self.above is not None:
+            words.append(f"greater than {self.above}")
+        if self.high is not None:
+            words.append(f"at most {self.high}")
+        return " and ".join(words) or "a finite number"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Form:
+    """A text must match `pattern`; `words` say what that means."""
+
+    pattern: str
+    words: str
+
+    def problem(self, value: object) -> str | None:
+        """Say what is wrong with `value`, or return None."""
+        if isinstance(value, str) and re.fullmatch(self.pattern, value) is None:
+            return f"must be {self.words}, got {value!r}"
+        return None
+
+
+Duration = Annotated[float, Unit("duration"), Range(above=0)]
+"""Seconds."""
+
+Size = Annotated[tuple[int, int], Unit("size")]
+"""Width and height in pixels."""
+
+
+def parse_duration(text: str) -> float:
+    """Read a duration such as ``12.5``, ``30s``, ``2m30s``, ``1h5m`` or ``1:05``.
+
+    Returns:
+        Seconds, greater than 0.
+
+    Raises:
+        ValueError: The text is no duration, or not longer than 0; the message is one sentence.
+    """
+    stripped = text.strip().lower()
+    negative = stripped.startswith("-")
+    body = stripped[1:] if negative else stripped
+    seconds = _seconds(body)
+    if seconds is None or not math.isfinite(seconds):
+        raise ValueError(f"{text!r} is not a duration: {_DURATION_FORMS}")
+    if negative or seconds <= 0:
+        raise ValueError(f"a duration must be longer than 0 seconds, got {text!r}")
+    return seconds
+
+
+def _seconds(body: str) -> float | None:
+    """Seconds meant by an unsigned duration, or None if it is none."""
+    if _PLAIN.fullmatch(body):
+        return float(body)
+    if clock := _CLOCK.fullmatch(body):
+        hours, minutes, seconds = (float(part or 0) for part in clock.groups())
+        if seconds >= 60 or (clock.group(1) and minutes >= 60):
+            return None
+        return hours * 3600 + minutes * 60 + seconds
+    units = _UNITS.fullmatch(body)
+    if units and any(units.groups()):
+        hours, minutes, seconds = (float(part or 0) for part in units.groups())
+        return hours * 3600 + minutes * 60 + seconds
+    return None
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Read a size such as ``160x96`` or ``160*96``.
+
+    Returns:
+        Width and height in pixels, both at least 1.
+
+    Raises:
+        ValueError: The text is no size; the message is one sentence.
+    """
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise ValueError(f"{text!r} is not a size: write WIDTHxHEIGHT in pixels, such as 160x96")
+    width, height = int(match.group(1)), int(match.group(2))
+    if width < 1 or height < 1:
+        raise ValueError(f"a size must be at least 1x1, got {text!r}")
+    return width, height
+
+
+def size_text(size: tuple[int, int]) -> str:
+    """Return a size as a person writes it."""
+    return f"{size[0]}x{size[1]}"
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return ``; did you mean 'X'?`` for the closest of `known`, or an empty string."""
+    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {matches[0]!r}?" if matches else ""
+
+
+def coerce(hint: object, tree: Tree) -> object:
+    """Turn text into a value of the annotated type `hint`.
+
+    Args:
+        hint: An annotation of a schema field, `Annotated` included.
+        tree: What a source holds for it.
+
+    Raises:
+        ValueError: It cannot be read as that type or breaks a rule of the annotation.
+    """
+    rules: tuple[object, ...] = ()
+    if get_origin(hint) is Annotated:
+        hint, *extras = get_args(hint)
+        rules = tuple(extras)
+    for rule in rules:
+        if isinstance(rule, Unit):
+            value: object = _unit(rule, tree)
+            break
+    else:
+        value = _typed(hint, tree)
+    for rule in rules:
+        if isinstance(rule, Range | Form) and (reason := rule.problem(value)):
+            raise ValueError(reason)
+    return value
+
+
+def _unit(unit: Unit, tree: Tree) -> object:
+    if unit.name == "size" and isinstance(tree, list) and len(tree) == 2:
+        tree = f"{tree[0]}x{tree[1]}"
+    if not isinstance(tree, str):
+        raise ValueError(f"must be a {unit.name}, got {shown(tree)}")
+    return parse_duration(tree) if unit.name == "duration" else parse_size(tree)
+
+
+def _typed(hint: object, tree: Tree) -> object:
+    origin = get_origin(hint)
+    if origin in (Union, types.UnionType):
+        return _optional(hint, tree)
+    if origin is tuple:
+        return _sequence(hint, tree)
+    if not isinstance(tree, str):
+        raise ValueError(f"must be one value, got {shown(tree)}")
+    if origin is Literal:
+        return _choice(get_args(hint), tree)
+    if hint is Path:
+        return Path(tree)
+    if hint is bool:
+        return _boolean(tree)
+    if hint is int:
+        return _integer(tree)
+    return _number(tree) if hint is float else tree
+
+
+def _optional(hint: object, tree: Tree) -> object:
+    if isinstance(tree, str) and tree.strip().lower() in _NONE:
+        return None
+    (inner,) = (arg for arg in get_args(hint) if arg is not type(None))
+    return coerce(inner, tree)
+
+
+def _sequence(hint: object, tree: Tree) -> object:
+    if isinstance(tree, str):
+        inside = tree.strip().removeprefix("[").removesuffix("]")
+        tree = [part.strip() for part in inside.split(",") if part.strip()]
+    if not isinstance(tree, list):
+        raise ValueError(f"must be a list, got {shown(tree)}")
+    item = get_args(hint)[0]
+    return tuple(coerce(item, part) for part in tree)
+
+
+def _choice(options: tuple[object, ...], text: str) -> str:
+    names = [str(option) for option in options]
+    if text not in names:
+        allowed = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} or {names[-1]}"
+        raise ValueError(f"must be {allowed}, got {text!r}{nearest(text, names)}")
+    return text
+
+
+def _boolean(text: str) -> bool:
+    if text.lower() not in _TRUE | _FALSE:
+        raise ValueError(f"must be true or false, got {text!r}")
+    return text.lower() in _TRUE
+
+
+def _integer(text: str) -> int:
+    if re.fullmatch(r"[+-]?[0-9]{1,18}", text.strip()) is None:
+        raise ValueError(f"must be a whole number, got {text!r}")
+    return int(text)
+
+
+def _number(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        raise ValueError(f"must be a number, got {text!r}") from None
+    if not math.isfinite(value):
+        raise ValueError(f"must be a finite number, got {text!r}")
+    return value
+
+
+def shown(tree: object) -> str:
+    """Name the kind of a tree that is not text."""
+    if isinstance(tree, list | tuple):
+        return "a list"
+    return "a mapping" if isinstance(tree, dict) else repr(tree)

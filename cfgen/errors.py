@@ -1,0 +1,195 @@
+"""The errors that cfgen raises on purpose, and the exit code and stable code string of each.
+
+CfgenError
+├── UsageError           2  a flag or value that cannot be used
+│   └── PresetError      2  a preset, a YAML file or the values resolved from them
+├── SetupError           3  this machine or its files refuse, before any work
+│   ├── BackendUnavailable  3  the asked-for ops cannot run here
+│   ├── FfmpegMissing    3  no ffmpeg, or one without the needed encoder
+│   └── OutputRefused    3  the output exists, or its folder is missing or not writable
+├── CheckpointError      3  weights are damaged, incomplete or of an unknown layout
+├── SnapshotError        3  a render cannot be resumed
+│   ├── SnapshotMismatch 3  the snapshot belongs to other settings
+│   └── SnapshotCorrupt  3  the snapshot is damaged
+├── BudgetError          3  not enough disk or memory
+├── WriterError          1  ffmpeg failed while encoding
+└── Interrupted        130  stopped by a signal (143 for SIGTERM)
+
+The message says what is wrong, what was given and what is allowed; the hint says what to do next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+class CfgenError(Exception):
+    """Root of every error that a user can act on.
+
+    Attributes:
+        exit_code: The exit status of the command that ends with this error.
+        code: A string for programs (``--json``); it never changes once released.
+        message: One sentence: what is wrong, where, what is allowed.
+        hint: What to do next, or None.
+    """
+
+    exit_code: int = 1
+    code: str = "error"
+
+    def __init__(self, message: str, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class UsageError(CfgenError):
+    """A flag, an argument or a value cannot be used."""
+
+    exit_code = 2
+    code = "usage"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Problem:
+    """One thing that is wrong in a configuration.
+
+    Attributes:
+        key: Dotted key, such as ``memory.sink``; empty for a file as a whole.
+        reason: What is wrong, what was given and what is allowed.
+        where: The origin of the value (``run.yaml:3``, ``--size``), or empty when not yet known.
+    """
+
+    key: str
+    reason: str
+    where: str = ""
+
+    def __str__(self) -> str:
+        """Return ``where: key: reason``; a flag or a variable names its key by itself."""
+        in_file = ":" in self.where or self.where in ("", "--set")
+        parts = (self.where, self.key if in_file else "", self.reason)
+        return ": ".join(part for part in parts if part)
+
+
+class PresetError(UsageError):
+    """A preset, a YAML file or the values resolved from them are wrong; lists every problem.
+
+    Attributes:
+        problems: Each single problem, in the order in which it was found.
+    """
+
+    code = "preset"
+
+    def __init__(self, problems: Sequence[Problem], hint: str | None = None) -> None:
+        self.problems = tuple(problems)
+        if len(self.problems) == 1:
+            message = str(self.problems[0])
+        else:
+            lines = "".join(f"\n  {problem}" for problem in self.problems)
+            message = f"the configuration has {len(self.problems)} problems:{lines}"
+        super().__init__(message, hint)
+
+
+class SetupError(CfgenError):
+    """Something on this machine refuses the work before it starts."""
+
+    exit_code = 3
+    code = "setup"
+
+
+class BackendUnavailable(SetupError):
+    """The ops backend that was asked for cannot run here."""
+
+    code = "backend-unavailable"
+
+
+class FfmpegMissing(SetupError):
+    """There is no ffmpeg, or the one that is there lacks an encoder."""
+
+    code = "ffmpeg-missing"
+
+
+class OutputRefused(SetupError):
+    """The output file exists already, or its folder is missing or not writable."""
+
+    code = "output-refused"
+
+
+class CheckpointError(CfgenError):
+    """Weights are missing, damaged, incomplete or of an unknown layout."""
+
+    exit_code = 3
+    code = "checkpoint"
+
+
+class SnapshotError(CfgenError):
+    """A render cannot be resumed."""
+
+    exit_code = 3
+    code = "snapshot"
+
+
+class SnapshotMismatch(SnapshotError):
+    """The snapshot was made with other settings than the ones given."""
+
+    code = "snapshot-mismatch"
+
+
+class SnapshotCorrupt(SnapshotError):
+    """The snapshot is damaged."""
+
+    code = "snapshot-corrupt"
+
+
+class BudgetError(CfgenError):
+    """The disk or the memory is too small for the work."""
+
+    exit_code = 3
+    code = "budget"
+
+
+class WriterError(CfgenError):
+    """The video could not be written.
+
+    Attributes:
+        exit_status: The exit status of ffmpeg, or None if it never started or still ran.
+        stderr_tail: The last lines that ffmpeg wrote to stderr, oldest first.
+    """
+
+    exit_code = 1
+    code = "writer"
+
+    def __init__(
+        self,
+        message: str,
+        hint: str | None = None,
+        *,
+        exit_status: int | None = None,
+        stderr_tail: Sequence[str] = (),
+    ) -> None:
+        super().__init__(message, hint)
+        self.exit_status = exit_status
+        self.stderr_tail = tuple(stderr_tail)
+
+    def __str__(self) -> str:
+        """Return the message with ffmpeg's exit status and last lines."""
+        status = "" if self.exit_status is None else f" (ffmpeg exit status {self.exit_status})"
+        return self.message + status + "".join(f"\n  ffmpeg: {line}" for line in self.stderr_tail)
+
+
+class Interrupted(CfgenError):
+    """The work was stopped by a signal.
+
+    Attributes:
+        exit_code: 130 after Ctrl-C, 143 after SIGTERM.
+    """
+
+    exit_code = 130
+    code = "interrupted"
+
+    def __init__(self, message: str, hint: str | None = None, *, exit_code: int = 130) -> None:
+        super().__init__(message, hint)
+        self.exit_code = exit_code

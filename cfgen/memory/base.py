@@ -1,0 +1,95 @@
+"""The seam between a generator and its memory: passes, the view of a chunk, and the tables that policies edit.
+
+A page is the stored keys and values of one latent frame in one layer. A policy is a `Table` per layer: pure
+bookkeeping over page numbers, free of tensors, so its rules can be tested without a model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Generic, NamedTuple, Protocol, TypeVar
+
+from torch import Tensor
+
+D = TypeVar("D", contravariant=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """One forward of the generator over a chunk: denoising step `index`, or the commit pass at t = 0."""
+
+    index: int
+    commit: bool = False
+
+
+class Slot(NamedTuple):
+    """A page's place in a table: the latent frame it came from and its page in the pool."""
+
+    frame: int
+    page: int
+
+
+class Placed(NamedTuple):
+    """A slot that a pass may read, at its temporal position."""
+
+    slot: Slot
+    position: int
+
+
+class Table(Protocol, Generic[D]):
+    """One layer's slots under one policy. The current chunk always stands last.
+
+    `D` is whatever describes a chunk's keys; a table only hands it on to its own `decide`.
+    """
+
+    capacity: int
+
+    def evict(self, frames: int) -> None:
+        """Make room for a chunk of `frames` latent frames."""
+
+    def enter(self, start: int, pages: list[int]) -> None:
+        """The chunk whose first latent frame is `start` takes its place, on these pages."""
+
+    def watches(self, pass_: Pass) -> bool:
+        """Whether this pass's keys matter to the policy."""
+
+    def observe(self, pass_: Pass, keys: D, copy: Callable[[int], int]) -> bool:
+        """Decide on the keys of a pass, before that pass attends; `copy` stores a current page again and says where.
+
+        Returns:
+            whether a key frame was admitted.
+        """
+
+    def visible(self, pass_: Pass) -> list[Placed]:
+        """What the pass reads, in table order, the current chunk last."""
+
+    def commit(self) -> None:
+        """The chunk is finished: what was decided in it takes effect."""
+
+    def slots(self) -> list[Slot]:
+        """Every slot held, in table order; a page may appear twice."""
+
+
+class View(Protocol):
+    """What one chunk may attend to, pass by pass."""
+
+    def at(self, pass_: Pass) -> View:
+        """The same chunk in another pass."""
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attention of a layer: q, k, v [B, F * P, N, D] after their norm, before any rotation; output like q."""
+
+
+class Memory(Protocol):
+    """What is kept of the chunks so far."""
+
+    def begin(self, frames: int) -> View:
+        """Open the next chunk, of `frames` latent frames."""
+
+    def commit(self, view: View) -> None:
+        """The finished chunk becomes pages; its commit pass must have run."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the page pool."""

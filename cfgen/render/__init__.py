@@ -1,0 +1,1 @@
+"""Rendering: the plan, the loop, its events and the writer."""

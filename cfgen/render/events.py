@@ -1,0 +1,93 @@
+"""What a render reports while it runs. The loop yields these; nothing calls upward."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Loaded:
+    """The model is in memory and rendering starts.
+
+    Attributes:
+        model: Name or folder of the model.
+        backend: The ops that were taken, in words.
+        seconds: Time that loading took.
+    """
+
+    model: str
+    backend: str
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ChunkDone:
+    """A chunk is denoised, committed, decoded and handed to the encoder.
+
+    Attributes:
+        index: Number of the chunk, from 0.
+        chunks: Chunks in the plan.
+        frames_done: Frames written so far.
+        frames_total: Frames in the plan.
+        elapsed_s: Seconds since rendering started, without loading.
+        memory: Figures of the memory policy, such as pages held or bytes, by name.
+    """
+
+    index: int
+    chunks: int
+    frames_done: int
+    frames_total: int
+    elapsed_s: float
+    memory: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Encoded:
+    """A segment is encoded and closed.
+
+    Attributes:
+        path: The segment file.
+        segment: Number of the segment, from 0.
+        frames: Frames in it.
+    """
+
+    path: Path
+    segment: int
+    frames: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Warned:
+    """Something that does not stop the render but that its owner should know.
+
+    Attributes:
+        message: What it is, in one sentence.
+        hint: What to do about it, or None.
+    """
+
+    message: str
+    hint: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Finished:
+    """The video is verified and in place.
+
+    Attributes:
+        output: The video.
+        frames: Frames counted in it.
+        seconds: Its playing time.
+        elapsed_s: Seconds from the start of rendering to the end, without loading.
+        sidecar: The JSON file beside it that tells how it was made.
+    """
+
+    output: Path
+    frames: int
+    seconds: float
+    elapsed_s: float
+    sidecar: Path
+
+
+Event = Loaded | ChunkDone | Encoded | Warned | Finished

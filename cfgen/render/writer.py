@@ -1,0 +1,349 @@
+"""Writes the video file: frames go to ffmpeg as they come, segment by segment, and are never held.
+
+Each segment is a run of x264 of its own. At the end the segments are joined without re-encoding
+under a temporary name, measured, and only then given the name that the user asked for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+
+from cfgen.errors import OutputRefused, WriterError
+from cfgen.render.encoding import (
+    ENCODER,
+    Encoding,
+    check_metadata,
+    concat_listing,
+    exact_fps,
+    ffmetadata,
+)
+from cfgen.render.ffmpeg import Ffmpeg, FfmpegRun, Measured, measure, require_encoder
+from cfgen.render.output import (
+    check_output,
+    disk_errors,
+    part_of,
+    parts_of,
+    publish,
+    sha256_of,
+    sidecar_of,
+)
+
+SIDECAR_VERSION = 1
+_LISTING = "segments.ffconcat"
+_METADATA = "metadata.ffmeta"
+_OWN_FILES = ("segment-*.mp4", _LISTING, _METADATA)
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentFacts:
+    """One finished segment.
+
+    Attributes:
+        index: Position of the segment in the video, from 0.
+        sha256: Digest of the file.
+        frames_sha256: `chain_frames` over all frames of the video up to the end of this segment.
+    """
+
+    index: int
+    path: Path
+    frames: int
+    nbytes: int
+    sha256: str
+    frames_sha256: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VideoFacts:
+    """The finished video, as measured.
+
+    Attributes:
+        sidecar: The JSON file beside the video, with these facts and the metadata.
+        duration_s: ``frames / fps``.
+        segments: Number of segments that were joined.
+        sha256: Digest of the video file.
+        frames_sha256: `chain_frames` over all frames as they were before encoding.
+    """
+
+    path: Path
+    sidecar: Path
+    frames: int
+    width: int
+    height: int
+    fps: float
+    duration_s: float
+    segments: int
+    nbytes: int
+    sha256: str
+    frames_sha256: str
+    quality: str
+    encoder: str
+    ffmpeg_version: str
+
+
+def chain_frames(frames: npt.NDArray[np.uint8], before: str = "") -> str:
+    """Return the digest of all frames so far: each link is sha256(previous link + frame's bytes).
+
+    A chain and not one sha256 over everything, because a link is all the state there is: it can go
+    on from a stored one, and that of a longer clip passes through the shorter clip's.
+
+    Args:
+        frames: uint8 [frames, height, width, 3].
+        before: Digest of the frames before these; empty at the start, which counts as 32 zeros.
+    """
+    link = bytes.fromhex(before) if before else bytes(32)
+    for frame in frames:
+        digest = hashlib.sha256(link)
+        digest.update(np.ascontiguousarray(frame).data)
+        link = digest.digest()
+    return link.hex()
+
+
+class VideoWriter:
+    """Encodes frames to an H.264 mp4: yuv420p, bt709, constant frame rate, no B-frames.
+
+    Use it in a ``with`` block. Until `finish` returns, the output is untouched and everything lives
+    in the parts folder and under ``NAME.part.mp4``; leaving the block removes both, whatever
+    happened. Only a process that is killed outright leaves them, and the next run clears them.
+    """
+
+    def __init__(
+        self,
+        output: Path,
+        *,
+        width: int,
+        height: int,
+        fps: float | Fraction,
+        ffmpeg: Ffmpeg,
+        quality: str,
+        metadata: Mapping[str, str],
+        parts: Path | None = None,
+    ) -> None:
+        """Check everything that can be checked without touching the disk.
+
+        Args:
+            output: The video file to make; its folder must exist.
+            width: Width in pixels, even.
+            height: Height in pixels, even.
+            fps: Playback rate, 1 to 240.
+            ffmpeg: The ffmpeg to use.
+            quality: ``draft``, ``good`` or ``best``.
+            metadata: Texts for the container and the sidecar, such as title, comment and seed.
+            parts: Folder for the segments; ``.NAME.mp4.parts`` beside the output if None.
+
+        Raises:
+            UsageError: A value cannot be used.
+            FfmpegMissing: The ffmpeg cannot encode H.264.
+        """
+        require_encoder(ffmpeg, ENCODER)
+        check_metadata(metadata)
+        self._encoding = Encoding(width=width, height=height, fps=exact_fps(fps), quality=quality)
+        self._ffmpeg = ffmpeg
+        self._metadata = dict(metadata)
+        self._output = output.absolute()
+        self._parts = (parts or parts_of(output)).absolute()
+        self._made_parts = self._open = False
+        self._run: FfmpegRun | None = None
+        self._frames = self._frames_in_segment = 0
+        self._segments: list[SegmentFacts] = []
+        self._frames_sha256 = ""
+
+    def __enter__(self) -> Self:
+        check_output(self._output)
+        try:
+            self._made_parts = parts_of(self._output) == self._parts or not self._parts.exists()
+            self._parts.mkdir(exist_ok=True)
+            self._remove_own_files()
+        except OSError as exc:
+            raise OutputRefused(
+                f"cannot keep the segments in {self._parts}: {exc.strerror}",
+                "choose another output folder",
+            ) from exc
+        self._open = True
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        left_open = self._open
+        self.abort()
+        if left_open and exc_type is None:
+            raise RuntimeError("the block of a VideoWriter ended without finish() or abort()")
+
+    def write(self, frames: npt.NDArray[np.uint8]) -> None:
+        """Encode frames as the next ones of the current segment.
+
+        Args:
+            frames: RGB, full range, uint8 [n, height, width, 3], C-contiguous, n >= 1.
+
+        Raises:
+            WriterError: ffmpeg failed.
+        """
+        self._require_open()
+        expected = (self._encoding.height, self._encoding.width, 3)
+        if frames.dtype != np.uint8 or frames.shape[1:] != expected or len(frames) < 1:
+            raise ValueError(
+                f"frames must be uint8 [n >= 1, {', '.join(map(str, expected))}], "
+                f"got {frames.dtype} {list(frames.shape)}"
+            )
+        if not frames.flags.c_contiguous:
+            raise ValueError("frames must be C-contiguous")
+        if self._run is None:
+            self._run = self._start_segment()
+        self._run.write(frames.data.cast("B"))
+        self._frames += len(frames)
+        self._frames_in_segment += len(frames)
+        self._frames_sha256 = chain_frames(frames, self._frames_sha256)
+
+    def end_segment(self) -> SegmentFacts:
+        """Finish the current segment; the next frames begin another one.
+
+        Returns:
+            The facts of the segment, whose file is complete, counted and on the disk.
+
+        Raises:
+            WriterError: ffmpeg failed, or the file has not the frames that were written.
+        """
+        self._require_open()
+        if self._run is None:
+            raise ValueError("no frame was written since the last segment ended")
+        index, frames = len(self._segments), self._frames_in_segment
+        self._run.finish()
+        self._run, self._frames_in_segment = None, 0
+        path = self._segment(index)
+        with disk_errors(path):
+            self._verify(part_of(path), frames, decode=False)
+            publish(path)
+            nbytes, digest = path.stat().st_size, sha256_of(path)
+        facts = SegmentFacts(index, path, frames, nbytes, digest, self._frames_sha256)
+        self._segments.append(facts)
+        return facts
+
+    def finish(self) -> VideoFacts:
+        """Join the segments, verify the video and give it its name, replacing what was there.
+
+        Returns:
+            The facts of the video; the sidecar has them too, with the metadata.
+
+        Raises:
+            WriterError: No frame was written, ffmpeg failed, or the result is not as planned.
+        """
+        self._require_open()
+        if self._run is not None:
+            self.end_segment()
+        if not self._segments:
+            raise WriterError(f"no frame was written to {self._output}")
+        part, sidecar = part_of(self._output), sidecar_of(self._output)
+        with disk_errors(self._output):
+            self._join(part)
+            for decode in (False, True):
+                self._verify(part, self._frames, decode=decode)
+            facts = self._facts(part)
+            part_of(sidecar).write_text(self._sidecar_text(facts), encoding="utf-8")
+            publish(self._output, sidecar)
+        self.abort()
+        return facts
+
+    def abort(self) -> None:
+        """Stop ffmpeg and remove the segments and temporary files; harmless after `finish`."""
+        if not self._open:
+            return
+        self._open = False
+        if self._run is not None:
+            self._run.kill()
+            self._run = None
+        for path in (self._output, sidecar_of(self._output)):
+            with contextlib.suppress(OSError):
+                part_of(path).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self._remove_own_files()
+            if self._made_parts:
+                self._parts.rmdir()
+
+    def _require_open(self) -> None:
+        if not self._open:
+            raise ValueError("the VideoWriter is not open: use it in a with block, before finish()")
+
+    def _segment(self, index: int) -> Path:
+        return self._parts / f"segment-{index:06d}.mp4"
+
+    def _remove_own_files(self) -> None:
+        for pattern in _OWN_FILES:
+            for path in self._parts.glob(pattern):
+                path.unlink()
+
+    def _start_segment(self) -> FfmpegRun:
+        index = len(self._segments)
+        return FfmpegRun(
+            self._encoding.encode_argv(self._ffmpeg, part_of(self._segment(index)).name),
+            purpose=f"encoding segment {index} of {self._output.name}",
+            cwd=self._parts,
+            feed=True,
+        )
+
+    def _join(self, part: Path) -> None:
+        # Names relative to the parts folder, so that no character of a path needs quoting.
+        segments = ((segment.path.name, segment.frames) for segment in self._segments)
+        listing = concat_listing(segments, self._encoding.fps)
+        (self._parts / _LISTING).write_text(listing, encoding="ascii")
+        (self._parts / _METADATA).write_bytes(ffmetadata(self._container_metadata()))
+        argv = self._encoding.join_argv(self._ffmpeg, _LISTING, _METADATA, f"file:{part}")
+        with FfmpegRun(argv, purpose=f"joining {self._output.name}", cwd=self._parts) as run:
+            run.finish()
+
+    def _verify(self, path: Path, frames: int, *, decode: bool) -> None:
+        found = measure(self._ffmpeg, path, decode=decode)
+        encoding = self._encoding
+        expected = Measured(frames, encoding.width, encoding.height, encoding.fps)
+        if found != expected:
+            raise WriterError(
+                f"{path.name} should have {expected}, but ffmpeg made {found}",
+                "run `cfgen doctor` to check ffmpeg and the disk",
+            )
+
+    def _facts(self, part: Path) -> VideoFacts:
+        encoding = self._encoding
+        return VideoFacts(
+            path=self._output,
+            sidecar=sidecar_of(self._output),
+            frames=self._frames,
+            width=encoding.width,
+            height=encoding.height,
+            fps=float(encoding.fps),
+            duration_s=float(self._frames / encoding.fps),
+            segments=len(self._segments),
+            nbytes=part.stat().st_size,
+            sha256=sha256_of(part),
+            frames_sha256=self._frames_sha256,
+            quality=encoding.quality,
+            encoder=ENCODER,
+            ffmpeg_version=self._ffmpeg.version,
+        )
+
+    def _container_metadata(self) -> dict[str, str]:
+        return {
+            **self._metadata,
+            "frames": str(self._frames),
+            "frames_sha256": self._frames_sha256,
+            "ffmpeg_version": self._ffmpeg.version,
+            "quality": self._encoding.quality,
+        }
+
+    def _sidecar_text(self, facts: VideoFacts) -> str:
+        names = {"path": facts.path.name, "sidecar": facts.sidecar.name}
+        facts_named = asdict(facts) | names
+        record = {"version": SIDECAR_VERSION, "metadata": self._metadata, "facts": facts_named}
+        return json.dumps(record, ensure_ascii=False, indent=2) + "\n"

@@ -1,0 +1,70 @@
+"""Chunks one after another through a memory: the one loop that render and train share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cfgen.memory.base import Memory, Pass
+from cfgen.model.generator import Conditioning, Generator
+from cfgen.schedule import FewStepSchedule, Noise
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A finished chunk: `latents` [B, F, C, H, W] in float32."""
+
+    index: int
+    latents: Tensor
+
+
+def rollout(
+    generator: Generator,
+    memory: Memory,
+    schedule: FewStepSchedule,
+    noise: Noise,
+    *,
+    conditioning: Conditioning,
+    shape: tuple[int, ...],
+    chunks: range,
+) -> Iterator[Chunk]:
+    """Generate chunks: denoise through the schedule, then commit.
+
+    Args:
+        generator: the causal model.
+        memory: holds what the chunks before `chunks` committed.
+        schedule: noise levels.
+        noise: where noise comes from.
+        conditioning: encoded prompt.
+        shape: [B, F, C, H, W] of a chunk.
+        chunks: indices to generate, in order.
+
+    Yields:
+        each chunk after its commit pass.
+    """
+    device = generator.device
+    for index in chunks:
+        view = memory.begin(shape[1])
+        x = noise.draw(index, 0, shape).to(device)
+        for step, sigma in enumerate(schedule.sigmas):
+            flow = generator(x, sigma, conditioning, view.at(Pass(step)))
+            x0 = schedule.clean(x, flow, step)
+            if step + 1 < len(schedule.sigmas):
+                fresh = noise.draw(index, step + 1, shape).to(device) if schedule.renoise == "fresh" else None
+                x = schedule.next(x0, flow, step, fresh)
+        generator(x0, 0.0, conditioning, view.at(Pass(len(schedule.sigmas), commit=True)))
+        memory.commit(view)
+        yield Chunk(index, x0)
+
+
+def inference(iterator: Iterator[Chunk]) -> Iterator[Chunk]:
+    """The same chunks with gradients off in every step, whatever mode the caller is in."""
+    while True:
+        with torch.inference_mode():
+            chunk = next(iterator, None)
+        if chunk is None:
+            return
+        yield chunk

@@ -1,0 +1,93 @@
+"""Noise levels and noise: pure functions of the step, the seed, the chunk.
+
+Flow matching with x_sigma = (1 - sigma) x0 + sigma noise; a network predicts flow = noise - x0.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+def warp(sigma: float, shift: float) -> float:
+    """Shifted noise level: shift s / (1 + (shift - 1) s). Source: Wan2.1 and Self-Forcing utils/scheduler.py."""
+    return shift * sigma / (1 + (shift - 1) * sigma)
+
+
+@dataclass(frozen=True, slots=True)
+class FewStepSchedule:
+    """The noise levels a chunk passes through, and how it gets from one to the next.
+
+    Args:
+        sigmas: descending levels in (0, 1], one a denoising pass.
+        renoise: `fresh` mixes new noise into the predicted clean chunk (distilled models, Self-Forcing);
+            `predicted` mixes in the noise that the prediction implies (an Euler step, for base models).
+    """
+
+    sigmas: tuple[float, ...]
+    renoise: str = "fresh"
+
+    @classmethod
+    def from_timesteps(
+        cls, timesteps: Sequence[float], *, shift: float = 5.0, warped: bool = True, renoise: str = "fresh"
+    ) -> FewStepSchedule:
+        """From timesteps in (0, 1000], warped by `shift` unless they already are."""
+        levels = (t / 1000 for t in timesteps)
+        return cls(tuple(warp(s, shift) if warped else s for s in levels), renoise)
+
+    def clean(self, x: Tensor, flow: Tensor, step: int) -> Tensor:
+        """Predicted clean chunk x0 = x - sigma flow, computed in float64, in the dtype of `x`."""
+        return (x.double() - self.sigmas[step] * flow.double()).to(x.dtype)
+
+    def next(self, x0: Tensor, flow: Tensor, step: int, noise: Tensor | None) -> Tensor:
+        """The chunk at the level of `step + 1`; `noise` is needed where `renoise` is `fresh`."""
+        sigma = self.sigmas[step + 1]
+        source = x0 + flow if noise is None else noise
+        return (1 - sigma) * x0 + sigma * source
+
+
+class Noise(Protocol):
+    """Where a rollout takes its noise from."""
+
+    def draw(self, chunk: int, step: int, shape: tuple[int, ...]) -> Tensor:
+        """Standard normal float32 of `shape` [B, F, C, H, W] on the CPU; step 0 starts the chunk."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeyedNoise:
+    """Noise that depends on (seed, chunk, step) alone: a longer clip starts like the shorter one."""
+
+    seed: int
+
+    def draw(self, chunk: int, step: int, shape: tuple[int, ...]) -> Tensor:
+        """See `Noise`."""
+        key = hashlib.blake2b(f"{self.seed}/{chunk}/{step}".encode(), digest_size=8).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(key, "big") >> 1)
+        return torch.randn(shape, generator=generator)
+
+
+class ReferenceNoise:
+    """Noise as the reference repositories draw it: the whole clip first, then step after step in order.
+
+    Args:
+        seed: seed of the one generator.
+        clip_shape: [B, F, C, H, W] of the whole clip; other lengths give other noise.
+    """
+
+    def __init__(self, seed: int, clip_shape: tuple[int, ...]) -> None:
+        self._generator = torch.Generator().manual_seed(seed)
+        self._clip = torch.randn(clip_shape, generator=self._generator)
+        self._frame = 0
+
+    def draw(self, chunk: int, step: int, shape: tuple[int, ...]) -> Tensor:
+        """See `Noise`; must be called in the order of the rollout."""
+        if step == 0:
+            self._frame += shape[1]
+            return self._clip[:, self._frame - shape[1] : self._frame]
+        batch, frames, *rest = shape
+        return torch.randn((batch * frames, *rest), generator=self._generator).unflatten(0, (batch, frames))

@@ -1,0 +1,1 @@
+"""Triton kernels, installed as `cfgen.kernels`; there are none yet."""

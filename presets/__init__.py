@@ -1,0 +1,1 @@
+"""Presets and the embedded model, as package data; installed as `cfgen.presets`."""

@@ -1,0 +1,102 @@
+"""A presets folder and a render of our own, so that the command line is tested without a model."""
+
+from __future__ import annotations
+
+import json
+import sys
+import types
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from cfgen.cli.app import app
+from cfgen.config import catalog
+from cfgen.config.schema import RenderConfig
+from cfgen.render.events import ChunkDone, Encoded, Event, Finished, Loaded, Warned
+from cfgen.render.output import sidecar_of
+from cfgen.render.plan import Plan
+
+PRESET = """\
+description: for tests
+model: {path: mini, sizes: [160x96, 256x144], cpu_frames_per_s: 32}
+memory: {policy: slow_fast, slow: 12}
+"""
+
+
+@pytest.fixture(autouse=True)
+def presets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Presets with one model folder, and an empty current folder."""
+    folder = tmp_path / "presets"
+    (folder / "mini").mkdir(parents=True)
+    (folder / "mini.yaml").write_text(PRESET)
+    facts = {"num_layers": 2, "dim": 64, "num_heads": 4}
+    (folder / "mini" / "config.json").write_text(json.dumps(facts))
+    monkeypatch.setattr(catalog, "presets_folder", lambda: folder)
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    return folder
+
+
+@dataclass
+class FakeBuild:
+    """Stands for `cfgen.build`: notes what it is given and plays the events of a render."""
+
+    configs: list[RenderConfig] = field(default_factory=list)
+    fails_with: BaseException | None = None
+    warns: bool = False
+
+    def build_render(self, config: RenderConfig, plan: Plan) -> FakeBuild:
+        self.configs.append(config)
+        self._plan = plan
+        return self
+
+    def run(self) -> Iterator[Event]:
+        plan, output = self._plan, self.configs[-1].output
+        assert output is not None
+        yield Loaded(model="mini", backend="torch on cpu", seconds=0.5)
+        if self.warns:
+            yield Warned(message="mini has never seen the word 'zebra'", hint="it knows 'boat'")
+        for chunk in plan:
+            if self.fails_with is not None and chunk.index == 1:
+                raise self.fails_with
+            yield ChunkDone(
+                index=chunk.index,
+                chunks=plan.chunks,
+                frames_done=chunk.frame_start + chunk.frames,
+                frames_total=plan.frames,
+                elapsed_s=1.0 + chunk.index,
+                memory={"pages": 21},
+            )
+        yield Encoded(path=output, segment=0, frames=plan.frames)
+        output.write_bytes(b"video")
+        yield Finished(
+            output=output,
+            frames=plan.frames,
+            seconds=plan.seconds,
+            elapsed_s=4.0,
+            sidecar=sidecar_of(output),
+        )
+
+
+@pytest.fixture
+def build(monkeypatch: pytest.MonkeyPatch) -> FakeBuild:
+    """Put a `FakeBuild` in the place of `cfgen.build`."""
+    fake = FakeBuild()
+    module = types.ModuleType("cfgen.build")
+    vars(module)["build_render"] = fake.build_render
+    monkeypatch.setitem(sys.modules, "cfgen.build", module)
+    return fake
+
+
+@pytest.fixture
+def cfgen() -> Callable[..., Result]:
+    """Run the command line with these arguments."""
+
+    def run(*arguments: str, stdin: str | None = None) -> Result:
+        return CliRunner().invoke(app, arguments, input=stdin)
+
+    return run

@@ -1,0 +1,224 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import Result
+
+from cfgen import __version__
+from cfgen.cli import doctor as doctor_module
+from cfgen.cli.app import app
+from cfgen.cli.doctor import Finding
+
+Run = Callable[..., Result]
+
+
+def _commands(command: object, path: str = "") -> Iterator[tuple[str, object]]:
+    inner = getattr(command, "commands", None)
+    if path:
+        yield path, command
+    names = command.list_commands(None) if inner is not None else []  # type: ignore[attr-defined]
+    for name in names:
+        if (path, name) != ("", "train"):  # its flags are the training part's own
+            yield from _commands(command.get_command(None, name), f"{path} {name}".strip())  # type: ignore[attr-defined]
+
+
+def test_the_flags_of_every_command_are_the_ones_agreed(
+    golden_text: Callable[[str, str], None],
+) -> None:
+    lines = []
+    for path, command in _commands(typer.main.get_command(app)):
+        flags = [name for param in command.params for name in param.opts]  # type: ignore[attr-defined]
+        lines.append(f"{path}: {' '.join(sorted(flags))}")
+    golden_text("cli_flags.txt", "\n".join(lines) + "\n")
+
+
+def test_help_names_the_commands_and_fits_80_columns(cfgen: Run) -> None:
+    top = cfgen("--help")
+    assert top.exit_code == 0
+    for command in ("render", "plan", "presets", "doctor"):
+        assert f"\n  {command} " in top.stdout
+        page = cfgen(command, "--help")
+        assert page.exit_code == 0
+        assert "Usage:" in page.stdout
+        assert max(map(len, page.stdout.splitlines())) <= 80
+    assert max(map(len, top.stdout.splitlines())) <= 80
+    assert 'cfgen render "a red balloon' in top.stdout
+
+
+def test_version_is_told(cfgen: Run) -> None:
+    assert cfgen("--version").stdout == f"cfgen {__version__}\n"
+
+
+def test_an_unknown_command_is_a_usage_error(cfgen: Run) -> None:
+    result = cfgen("rendr")
+    assert result.exit_code == 2
+    assert "No such command 'rendr'" in result.stderr
+
+
+def test_plan_shows_roundings_needs_and_chunks(cfgen: Run) -> None:
+    result = cfgen("plan", "--duration", "1.03s")
+    assert result.exit_code == 0
+    assert result.stderr == ""
+    text = result.stdout
+    assert "1.03 s at 16 fps are 16.48 frames, rounded to 16 frames (1 s)" in text
+    assert "at most 368.6 kB for the KV cache" in text  # 2 * 2 layers * 64 * 60 tokens * 6 * 4 B
+    assert "about 0:00 on two CPU cores (32 frames/s measured there)" in text
+    assert text.splitlines()[-2:] == [
+        "    0  0-8               0.000-0.562         0-2                  0",
+        "    1  9-15              0.562-1.000         3-5                  0",
+    ]
+
+
+def test_plan_says_what_another_playback_rate_does(cfgen: Run) -> None:
+    text = cfgen("plan", "--duration", "10s", "--fps", "24").stdout
+    assert "10 s at 24 fps are 240 frames exactly" in text
+    assert "made for 16 fps, so it plays 1.5 times as fast" in text
+
+
+def test_a_long_plan_is_shortened_unless_verbose(cfgen: Run) -> None:
+    short = cfgen("plan", "--duration", "10m").stdout
+    assert "  ...  789 more chunks; -v lists all" in short
+    assert short.splitlines()[-1].startswith("  800  9597-9599")
+    assert len(cfgen("plan", "--duration", "10m", "-v").stdout.splitlines()) > 800
+
+
+def test_plan_json_holds_every_chunk(cfgen: Run) -> None:
+    (line,) = cfgen("plan", "--duration", "10m", "--json").stdout.splitlines()
+    data = json.loads(line)["data"]
+    assert (data["frames"], data["chunks"], len(data["table"])) == (9600, 801, 801)
+    assert sum(chunk["frames"] for chunk in data["table"]) == 9600
+
+
+@pytest.mark.parametrize(
+    ("policy", "pages"), [("full", 123), ("window", 21), ("slow_fast", 21)]
+)
+def test_memory_in_a_plan_follows_the_policy(cfgen: Run, policy: str, pages: int) -> None:
+    line = cfgen("plan", "--duration", "30s", "--memory", policy, "--json").stdout
+    needs = json.loads(line)["data"]["estimate"]
+    assert needs["kv_nbytes"] == 2 * 2 * 64 * 60 * pages * 4
+
+
+def test_plan_says_what_it_cannot_know(cfgen: Run, presets: Path) -> None:
+    (presets / "mini" / "config.json").write_text("{}")
+    text = cfgen("plan", "--set", "model.cpu_frames_per_s=null").stdout
+    assert "the KV cache is unknown: the model has no readable config.json" in text
+    assert "unknown: this model was never timed" in text
+
+
+def test_presets_are_listed_with_their_descriptions(cfgen: Run) -> None:
+    assert cfgen("presets", "list").stdout == "mini  for tests\n"
+    data = json.loads(cfgen("presets", "list", "--json").stdout)["data"]
+    assert data == {"presets": {"mini": "for tests"}}
+
+
+def test_a_preset_is_shown_with_origins(cfgen: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CFGEN_FPS", "24")
+    result = cfgen("presets", "show", "mini", "--set", "memory.tau=0.9")
+    rows = {line.split()[0]: line.split(maxsplit=2)[1:] for line in result.stdout.splitlines()}
+    assert rows["fps"] == ["24", "environment CFGEN_FPS"]
+    assert rows["memory.tau"] == ["0.9", "flag --set memory.tau"]
+    assert rows["memory.slow"] == ["12", "preset mini:3"]
+    assert rows["seed"] == ["null", "default"]
+    assert len(rows["digest"][0]) == 64
+
+
+def test_showing_an_unknown_preset_names_the_nearest(cfgen: Run) -> None:
+    result = cfgen("presets", "show", "mnii")
+    assert result.exit_code == 2
+    assert "there is no preset 'mnii'; did you mean 'mini'?" in result.stderr
+
+
+@pytest.mark.parametrize(("state", "exit_code"), [("ok", 0), ("note", 0), ("bad", 3)])
+def test_doctor_exits_by_what_it_finds(
+    cfgen: Run, monkeypatch: pytest.MonkeyPatch, state: str, exit_code: int
+) -> None:
+    found = Finding(
+        part="ffmpeg", state=state, found="none", meaning="no video", advice="install one"
+    )  # type: ignore[arg-type]
+    monkeypatch.setattr(doctor_module, "_LOOKS", (lambda: iter([found]),))
+    result = cfgen("doctor")
+    assert result.exit_code == exit_code
+    lines = result.stdout.splitlines()
+    assert lines[0].split() == [state, "ffmpeg", "none"]
+    assert lines[1].strip() == "no video"
+    assert lines[2].strip() == "-> install one"
+    data = json.loads(cfgen("doctor", "--json").stdout)["data"]
+    assert data["ready"] is (exit_code == 0)
+
+
+def test_doctor_looks_at_everything(cfgen: Run, presets: Path) -> None:
+    (presets / "mini" / "diffusion_pytorch_model.safetensors").write_bytes(b"x")
+    result = cfgen("doctor", "--json")
+    parts = [finding["part"] for finding in json.loads(result.stdout)["data"]["findings"]]
+    assert parts == ["python", "torch", "threads", "bf16", "gpu", "triton", "ffmpeg", "model", "disk"]
+    assert result.exit_code == 0
+
+
+def test_doctor_finds_a_missing_ffmpeg(cfgen: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CFGEN_FFMPEG", "no-such-ffmpeg")
+    result = cfgen("doctor")
+    assert result.exit_code == 3
+    assert "no-such-ffmpeg" in result.stdout
+    assert result.stdout.splitlines()[-1].startswith("not ready: see ")
+
+
+def test_doctor_finds_a_model_without_weights(cfgen: Run) -> None:
+    result = cfgen("doctor")
+    assert result.exit_code == 3
+    assert "holds no weights" in result.stdout
+
+
+def _start(arguments: list[str], cwd: Path) -> subprocess.Popen[str]:
+    code = "from cfgen.cli.app import main; main()"
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *arguments],
+        cwd=cwd,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": ""},
+    )
+
+
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_the_command_with_its_exit_code(
+    tmp_path: Path, number: int, exit_code: int
+) -> None:
+    process = _start(["render", "-"], tmp_path)  # waits for the prompt on stdin
+    time.sleep(1.5)
+    process.send_signal(number)
+    stdout, stderr = process.communicate(timeout=20)
+    assert process.returncode == exit_code
+    assert stdout == ""
+    assert stderr.startswith("error: ")
+    assert len(stderr.splitlines()) == 1
+
+
+def test_a_reader_that_leaves_early_is_no_error(tmp_path: Path) -> None:
+    process = _start(["plan", "--duration", "10h", "-v", "--set", f"model.path={tmp_path}"], tmp_path)
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.stdout.close()
+    process.wait(timeout=20)
+    assert process.stderr is not None
+    assert "Traceback" not in process.stderr.read()
+
+
+@pytest.mark.bench
+def test_help_answers_in_half_a_second(tmp_path: Path) -> None:
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        _start(["--help"], tmp_path).communicate(timeout=20)
+        times.append(time.perf_counter() - start)
+    assert sorted(times)[2] < 0.5

@@ -1,0 +1,243 @@
+"""The layout of the house, read from the syntax tree: layers, cycles, printing, packaging."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+LEAVES = {"", "errors", "schedule"}
+"""What every layer may import; `""` is the package itself, for its version."""
+
+BELOW = {
+    "": {"config", "render", "build", "errors"},  # lazily, for its public names
+    "__main__": {"cli"},
+    "errors": set(),
+    "schedule": set(),
+    "kernels": set(),
+    "presets": set(),
+    "ops": {"kernels"},
+    "memory": {"ops"},
+    "model": {"memory", "ops"},
+    "rollout": {"model", "memory", "ops"},
+    "render": {"rollout", "model", "memory", "ops"},
+    "train": {"rollout", "model", "memory", "ops", "checkpoint"},
+    "checkpoint": set(),
+    "config": {"presets"},
+    "build": {"config", "checkpoint", "render", "rollout", "model", "memory", "ops"},
+    "cli": {"build", "config", "render", "checkpoint"},
+    "cli.train": {"train", "checkpoint", "config"},
+}
+"""The layers: each may import itself, the leaves and what is listed."""
+
+LIGHT = ("cfgen", "cfgen.errors", "cfgen.render.plan", "cfgen.render.events", "cfgen.render.output")
+"""Modules that load without torch, besides those of config and cli."""
+
+PRINTING = {("typer", "echo"), ("typer", "secho"), ("sys", "stdout"), ("sys", "stderr")}
+
+
+def _modules() -> dict[str, Path]:
+    homes = {"cfgen": ROOT / "cfgen", "cfgen.kernels": ROOT / "kernels"}
+    found = {}
+    for name, home in homes.items():
+        for path in sorted(home.rglob("*.py")):
+            parts = path.relative_to(home).with_suffix("").parts
+            tail = [part for part in parts if part != "__init__"]
+            found[".".join([name, *tail])] = path
+    return found
+
+
+MODULES = _modules()
+
+
+@cache
+def _tree(module: str) -> ast.Module:
+    return ast.parse(MODULES[module].read_text(encoding="utf-8"))
+
+
+def _named(node: ast.AST) -> Iterator[str]:
+    """The modules that an import statement names."""
+    if isinstance(node, ast.Import):
+        yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom) and node.module:
+        for alias in node.names:
+            inner = f"{node.module}.{alias.name}"
+            yield inner if inner in MODULES else node.module
+
+
+def _imports(module: str) -> set[str]:
+    return {name for node in ast.walk(_tree(module)) for name in _named(node)}
+
+
+def _imports_at_load(module: str) -> set[str]:
+    """Imports that run when the module is imported: none in functions or under TYPE_CHECKING."""
+    found: set[str] = set()
+    waiting: list[ast.AST] = list(_tree(module).body)
+    while waiting:
+        node = waiting.pop()
+        checking = isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING")
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) or checking:
+            continue
+        found |= set(_named(node))
+        waiting += ast.iter_child_nodes(node)
+    return found
+
+
+def _layer(module: str) -> str:
+    tail = module.split(".")[1:]
+    if ".".join(tail[:2]) in BELOW:
+        return ".".join(tail[:2])
+    return tail[0] if tail else ""
+
+
+def test_modules_were_found() -> None:
+    assert {"cfgen.errors", "cfgen.cli.app", "cfgen.config.loader", "cfgen.kernels"} <= set(MODULES)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_go_down_only(module: str) -> None:
+    layer = _layer(module)
+    assert layer in BELOW, f"{module} is in no layer"
+    allowed = BELOW[layer] | LEAVES | {layer, layer.split(".")[0]}
+    for name in _imports(module):
+        if name.split(".")[0] == "cfgen":
+            assert _layer(name) in allowed, f"{module} imports {name}"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_no_relative_imports(module: str) -> None:
+    relative = [n for n in ast.walk(_tree(module)) if isinstance(n, ast.ImportFrom) and n.level]
+    assert not relative
+
+
+def test_no_import_cycles() -> None:
+    graph = {name: _imports_at_load(name) & set(MODULES) - {name} for name in MODULES}
+    while ready := [name for name, needs in graph.items() if not needs & set(graph)]:
+        for name in ready:
+            del graph[name]
+    assert not graph, f"these import each other: {sorted(graph)}"
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if name != "cfgen.cli.console"])
+def test_only_the_console_prints(module: str) -> None:
+    for node in ast.walk(_tree(module)):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            assert node.func.id != "print", f"{module}:{node.lineno}"
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            assert (node.value.id, node.attr) not in PRINTING, f"{module}:{node.lineno}"
+    assert not any(name.split(".")[0] == "rich" for name in _imports(module))
+
+
+def test_only_the_train_command_imports_train() -> None:
+    importers = {
+        name
+        for name in MODULES
+        if any(target.startswith("cfgen.train") for target in _imports(name))
+        and not name.startswith("cfgen.train")
+    }
+    assert importers <= {"cfgen.cli.train"}
+
+
+def test_nothing_imports_click() -> None:
+    for module in MODULES:
+        assert not any(n.split(".")[0] == "click" or "._" in n for n in _imports(module)), module
+
+
+def test_kernels_import_torch_and_triton_only() -> None:
+    for module in MODULES:
+        if module.startswith("cfgen.kernels"):
+            tops = {name.split(".")[0] for name in _imports(module)}
+            assert tops <= {"torch", "triton", "__future__", "collections", "dataclasses", "typing"}
+
+
+def _run(code: str, cwd: Path) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=cwd, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_command_line_and_config_load_without_torch(tmp_path: Path) -> None:
+    light = [
+        name
+        for name in MODULES
+        if name in LIGHT or (name + ".").startswith(("cfgen.config.", "cfgen.cli."))
+    ]
+    heavy = "('torch', 'numpy', 'transformers', 'diffusers', 'rich', 'ffmpeg', 'matplotlib')"
+    code = (
+        f"import sys\nfor name in {light!r}: __import__(name)\n"
+        f"sys.stdout.write(str([name for name in {heavy} if name in sys.modules]))"
+    )
+    assert _run(code, tmp_path) == "[]"
+
+
+def test_rendering_loads_without_the_training_part(tmp_path: Path) -> None:
+    used = [
+        name
+        for name in MODULES
+        if name.startswith(("cfgen.render", "cfgen.build", "cfgen.cli")) and name != "cfgen.cli.train"
+    ]
+    code = (
+        "import sys\n"
+        "class NoTraining:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.startswith('cfgen.train'): raise ImportError(name)\n"
+        "sys.meta_path.insert(0, NoTraining())\n"
+        f"for name in {used!r}: __import__(name)\n"
+        "sys.stdout.write('loaded')"
+    )
+    assert _run(code, tmp_path) == "loaded"
+
+
+def test_top_level_kernels_and_presets_are_not_ours(tmp_path: Path) -> None:
+    code = (
+        "import importlib.util as u, sys, cfgen.kernels, cfgen.presets\n"
+        "specs = [u.find_spec(name) for name in ('kernels', 'presets')]\n"
+        "sys.stdout.write(repr([s.origin for s in specs if s]))"
+    )
+    origins = ast.literal_eval(_run(code, tmp_path))
+    assert not [origin for origin in origins if origin and Path(origin).is_relative_to(ROOT)]
+
+
+def test_packages_in_pyproject_are_the_folders_there_are() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    listed = set(project["tool"]["setuptools"]["packages"])
+    folders = {
+        ".".join(path.parent.relative_to(ROOT).parts)
+        for path in (ROOT / "cfgen").rglob("__init__.py")
+    }
+    assert folders | {"cfgen.kernels", "cfgen.presets"} == listed
+
+
+def test_version_is_told_once() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    import cfgen
+
+    assert project["project"]["version"] == cfgen.__version__
+
+
+@pytest.mark.parametrize("name", ["Plan", "RenderConfig", "load", "make_plan", "CfgenError"])
+def test_public_names_are_there(name: str) -> None:
+    import cfgen
+
+    assert name in cfgen.__all__
+    assert getattr(cfgen, name).__name__ == name
+
+
+def test_every_error_has_an_exit_code_and_a_code_of_its_own() -> None:
+    from cfgen import errors
+
+    classes = [c for c in vars(errors).values() if isinstance(c, type) and issubclass(c, Exception)]
+    codes = [c.code for c in classes]
+    assert len(set(codes)) == len(codes)
+    assert {c.exit_code for c in classes} <= {1, 2, 3, 130}
+    assert all(c.__name__ in (errors.__doc__ or "") for c in classes)
