@@ -53,7 +53,11 @@ def rollout(
             flow = generator(x, sigma, conditioning, view.at(Pass(step)))
             x0 = schedule.clean(x, flow, step)
             if step + 1 < len(schedule.sigmas):
-                fresh = noise.draw(index, step + 1, shape).to(device) if schedule.renoise == "fresh" else None
+                fresh = (
+                    noise.draw(index, step + 1, shape).to(device)
+                    if schedule.renoise == "fresh"
+                    else None
+                )
                 x = schedule.next(x0, flow, step, fresh)
         generator(x0, 0.0, conditioning, view.at(Pass(len(schedule.sigmas), commit=True)))
         memory.commit(view)

@@ -15,7 +15,10 @@ from torch import Tensor
 
 
 def warp(sigma: float, shift: float) -> float:
-    """Shifted noise level: shift s / (1 + (shift - 1) s). Source: Wan2.1 and Self-Forcing utils/scheduler.py."""
+    """Shifted noise level: shift s / (1 + (shift - 1) s).
+
+    Source: Self-Forcing utils/scheduler.py @ 33593df.
+    """
     return shift * sigma / (1 + (shift - 1) * sigma)
 
 
@@ -25,8 +28,9 @@ class FewStepSchedule:
 
     Args:
         sigmas: descending levels in (0, 1], one a denoising pass.
-        renoise: `fresh` mixes new noise into the predicted clean chunk (distilled models, Self-Forcing);
-            `predicted` mixes in the noise that the prediction implies (an Euler step, for base models).
+        renoise: `fresh` mixes new noise into the predicted clean chunk (distilled models,
+            Self-Forcing); `predicted` mixes in the noise that the prediction implies (an Euler
+            step, for base models).
     """
 
     sigmas: tuple[float, ...]
@@ -34,7 +38,12 @@ class FewStepSchedule:
 
     @classmethod
     def from_timesteps(
-        cls, timesteps: Sequence[float], *, shift: float = 5.0, warped: bool = True, renoise: str = "fresh"
+        cls,
+        timesteps: Sequence[float],
+        *,
+        shift: float = 5.0,
+        warped: bool = True,
+        renoise: str = "fresh",
     ) -> FewStepSchedule:
         """From timesteps in (0, 1000], warped by `shift` unless they already are."""
         levels = (t / 1000 for t in timesteps)
@@ -55,12 +64,12 @@ class Noise(Protocol):
     """Where a rollout takes its noise from."""
 
     def draw(self, chunk: int, step: int, shape: tuple[int, ...]) -> Tensor:
-        """Standard normal float32 of `shape` [B, F, C, H, W] on the CPU; step 0 starts the chunk."""
+        """Standard normal float32 [B, F, C, H, W] on the CPU; step 0 starts the chunk."""
 
 
 @dataclass(frozen=True, slots=True)
 class KeyedNoise:
-    """Noise that depends on (seed, chunk, step) alone: a longer clip starts like the shorter one."""
+    """Noise of (seed, chunk, step) alone: a longer clip starts like the shorter one."""
 
     seed: int
 
@@ -72,7 +81,7 @@ class KeyedNoise:
 
 
 class ReferenceNoise:
-    """Noise as the reference repositories draw it: the whole clip first, then step after step in order.
+    """Noise as the reference repositories draw it: the whole clip first, then step after step.
 
     Args:
         seed: seed of the one generator.
@@ -90,4 +99,5 @@ class ReferenceNoise:
             self._frame += shape[1]
             return self._clip[:, self._frame - shape[1] : self._frame]
         batch, frames, *rest = shape
-        return torch.randn((batch * frames, *rest), generator=self._generator).unflatten(0, (batch, frames))
+        noise = torch.randn((batch * frames, *rest), generator=self._generator)
+        return noise.view(shape)

@@ -21,7 +21,6 @@ from cfgen.config.loader import load
 from cfgen.errors import CfgenError
 
 _LOW_DISK_NBYTES = 1_000_000_000
-_ENCODER = "libx264"
 
 app = options.command_app()
 
@@ -49,10 +48,11 @@ class Finding:
 def doctor(
     ctx: typer.Context, json_lines: options.Json = False, debug: options.Debug = False
 ) -> None:
-    """Report on Python, torch, threads, Triton, GPU, ffmpeg, models and disk.
+    """Tell whether this machine can render, and what to do if not.
 
-    Says what is there, what it means and what to do. Exits with 0 if a render can run here, with 3
-    if something is missing.
+    Looks at Python, torch, threads, Triton, GPU, ffmpeg, models and disk, and says of each what is
+    there, what it means and what to do. Exits with 0 if a render can run here, with 3 if something
+    is missing.
     """
     console = options.console_of(ctx)
     console.configure(json=json_lines, debug=debug)
@@ -100,7 +100,7 @@ def _torch() -> Iterator[Finding]:
         part="threads",
         state="ok" if threads == cores else "note",
         found=f"{threads} of {cores} usable cores",
-        meaning="" if threads == cores else "renders take all usable cores unless told otherwise",
+        meaning="" if threads == cores else "a render chooses its own number unless told otherwise",
         advice="" if threads == cores else "choose with --set threads=N; it is part of the result",
     )
     built: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
@@ -153,11 +153,12 @@ def _triton() -> Iterator[Finding]:
 
 
 def _ffmpeg() -> Iterator[Finding]:
+    from cfgen.render.encoding import ENCODER
     from cfgen.render.ffmpeg import find_ffmpeg, require_encoder
 
     try:
         ffmpeg = find_ffmpeg()
-        require_encoder(ffmpeg, _ENCODER)
+        require_encoder(ffmpeg, ENCODER)
     except CfgenError as error:
         yield Finding(
             part="ffmpeg",
@@ -170,7 +171,7 @@ def _ffmpeg() -> Iterator[Finding]:
     yield Finding(
         part="ffmpeg",
         state="ok",
-        found=f"{ffmpeg.version}, with {_ENCODER}",
+        found=f"{ffmpeg.version}, with {ENCODER}",
         meaning=f"taken from {ffmpeg.path}",
     )
 

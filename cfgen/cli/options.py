@@ -31,6 +31,23 @@ def console_of(ctx: typer.Context) -> Console:
     return cast(Console, ctx.obj)
 
 
+Prompt = Annotated[
+    str | None,
+    typer.Argument(metavar="PROMPT", help="What the video shows; - reads it from stdin."),
+]
+Output = Annotated[
+    str | None,
+    typer.Option(
+        "-o",
+        "--output",
+        metavar="FILE",
+        help="The video, an .mp4. Without it, a name made from prompt and seed, here.",
+    ),
+]
+Yes = Annotated[bool, typer.Option("-y", "--yes", help="Overwrite the output if it exists.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Check everything and show the plan; render nothing.")
+]
 Preset = Annotated[
     str | None,
     typer.Option(

@@ -37,9 +37,10 @@ def plan(
     verbose: options.Verbose = False,
     debug: options.Debug = False,
 ) -> None:
-    """Show chunks, frames, memory, disk and time of a render, and every rounding.
+    """Show what a render will make and need, and every rounding.
 
-    Nothing is loaded and nothing is written. Figures that can only be guessed are called estimates.
+    Lists chunks, frames, memory, disk and time. Nothing is loaded and nothing is written; figures
+    that can only be guessed are called estimates.
 
     \b
     Examples:

@@ -36,7 +36,7 @@ def show_preset(
     json_lines: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
-    """Show every value that a preset resolves to here, and where it comes from.
+    """Show a preset's values and where each comes from.
 
     Your own configuration and CFGEN_* variables take part, just as they do in a render.
 

@@ -7,7 +7,6 @@ import secrets
 import shutil
 import sys
 from pathlib import Path
-from typing import Annotated
 
 import typer
 
@@ -31,19 +30,8 @@ app = options.command_app()
 @app.command()
 def render(
     ctx: typer.Context,
-    prompt: Annotated[
-        str | None,
-        typer.Argument(metavar="PROMPT", help="What the video shows; - reads it from stdin."),
-    ] = None,
-    output: Annotated[
-        str | None,
-        typer.Option(
-            "-o",
-            "--output",
-            metavar="FILE",
-            help="The video, an .mp4. Without it, a name made from prompt and seed, here.",
-        ),
-    ] = None,
+    prompt: options.Prompt = None,
+    output: options.Output = None,
     preset: options.Preset = None,
     duration: options.Duration = None,
     seed: options.Seed = None,
@@ -53,12 +41,8 @@ def render(
     rng: options.Rng = None,
     assignments: options.Set = None,
     config_file: options.Config = None,
-    overwrite: Annotated[
-        bool, typer.Option("-y", "--yes", help="Overwrite the output if it exists.")
-    ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check everything and show the plan; render nothing.")
-    ] = False,
+    overwrite: options.Yes = False,
+    dry_run: options.DryRun = False,
     json_lines: options.Json = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,

@@ -105,13 +105,11 @@ def load(
     known = known_keys()
     flag_entries = sources.read_flags(flags or {}, assignments, known=known, problems=problems)
     env_entries = sources.read_env(environ, known=known, problems=problems)
-    run_entries: Entries = {}
-    if run_file is not None:
-        run_entries = _read_file(run_file, "run file", known, problems)
-    user_entries: Entries = {}
-    if (user_file := user_config_file(environ)).is_file():
-        user_entries = _read_file(user_file, "user config", known, problems)
-
+    run_entries = _read_file(run_file, "run file", known, problems)
+    user_file = user_config_file(environ)
+    user_entries = _read_file(
+        user_file if user_file.is_file() else None, "user config", known, problems
+    )
     stronger = [user_entries, run_entries, env_entries, flag_entries]
     preset_layers = _read_preset(_preset_choice(stronger), known, problems)
     merged: Entries = {}
@@ -127,7 +125,11 @@ def load(
     return Resolved(config=config, origins=origins, digest=digest(config))
 
 
-def _read_file(file: Path, kind: Kind, known: frozenset[str], problems: list[Problem]) -> Entries:
+def _read_file(
+    file: Path | None, kind: Kind, known: frozenset[str], problems: list[Problem]
+) -> Entries:
+    if file is None:
+        return {}
     if not file.is_file():
         problems.append(Problem(key="", where=str(file), reason="there is no such file"))
         return {}

@@ -177,16 +177,10 @@ class EncodeConfig:
     """How the video is encoded.
 
     Attributes:
-        codec: The encoder of ffmpeg.
-        quality: A named quality; the writer knows the rate factor of each.
-        preset: The encoder's own speed preset.
+        quality: A named quality; the writer knows the encoder's settings for each.
     """
 
-    codec: Literal["libx264"] = "libx264"
     quality: Literal["draft", "good", "best"] = "good"
-    preset: Literal[
-        "ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower"
-    ] = "medium"
 
     def __post_init__(self) -> None:
         _check(self)
@@ -207,7 +201,7 @@ class RenderConfig:
         rng: Noise keyed by (seed, chunk, step), or drawn in the reference repositories' order.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         dtype: Number type of the generator.
-        threads: CPU threads, or None for as many as there are cores.
+        threads: CPU threads, or None for a number that suits the machine.
         backend: Implementation of the ops.
         model: The model.
         schedule: How a chunk is denoised.
@@ -221,7 +215,7 @@ class RenderConfig:
     duration_s: Duration = 10.0
     seed: Annotated[int | None, Range(low=0, high=2**63 - 1)] = None
     size: Size | None = None
-    fps: Annotated[float | None, Range(above=0, high=1000)] = None
+    fps: Annotated[float | None, Range(low=1, high=240)] = None
     rng: Literal["keyed", "reference"] = "keyed"
     device: Annotated[
         str, Form(pattern=r"auto|cpu|cuda(:[0-9]+)?", words="auto, cpu, cuda or cuda:N")

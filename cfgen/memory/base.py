@@ -1,7 +1,8 @@
-"""The seam between a generator and its memory: passes, the view of a chunk, and the tables that policies edit.
+"""The seam between a generator and its memory: passes, views of chunks, tables that policies edit.
 
-A page is the stored keys and values of one latent frame in one layer. A policy is a `Table` per layer: pure
-bookkeeping over page numbers, free of tensors, so its rules can be tested without a model.
+A page is the stored keys and values of one latent frame in one layer. A policy is a `Table` per
+layer: pure bookkeeping over page numbers, free of tensors, so its rules can be tested without a
+model.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ D = TypeVar("D", contravariant=True)
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """One forward of the generator over a chunk: denoising step `index`, or the commit pass at t = 0."""
+    """One forward over a chunk: denoising step `index`, or the commit pass at t = 0."""
 
     index: int
     commit: bool = False
@@ -55,7 +56,9 @@ class Table(Protocol, Generic[D]):
         """Whether this pass's keys matter to the policy."""
 
     def observe(self, pass_: Pass, keys: D, copy: Callable[[int], int]) -> bool:
-        """Decide on the keys of a pass, before that pass attends; `copy` stores a current page again and says where.
+        """Decide on the keys of a pass, before that pass attends.
+
+        `copy` stores a current page once more and returns the number of the copy.
 
         Returns:
             whether a key frame was admitted.
@@ -78,7 +81,10 @@ class View(Protocol):
         """The same chunk in another pass."""
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Attention of a layer: q, k, v [B, F * P, N, D] after their norm, before any rotation; output like q."""
+        """Attention of a layer; the output is like q.
+
+        q, k, v are [B, F * P, N, D], after their norm and before any rotation.
+        """
 
 
 class Memory(Protocol):

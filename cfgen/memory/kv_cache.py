@@ -46,7 +46,13 @@ class KVCache:
     """
 
     def __init__(
-        self, layers: int, pages: int, shape: tuple[int, int, int, int], *, dtype: torch.dtype, device: torch.device
+        self,
+        layers: int,
+        pages: int,
+        shape: tuple[int, int, int, int],
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
     ) -> None:
         self.layers = layers
         self._k = torch.zeros(layers, pages, *shape, dtype=dtype, device=device)
@@ -68,14 +74,19 @@ class KVCache:
 
     def write(self, layer: int, pages: Sequence[int], k: Tensor, v: Tensor) -> None:
         """Store a chunk, [B, F * P, N, D]."""
-        for page, k_frame, v_frame in zip(pages, k.chunk(len(pages), 1), v.chunk(len(pages), 1), strict=True):
+        for page, k_frame, v_frame in zip(
+            pages, k.chunk(len(pages), 1), v.chunk(len(pages), 1), strict=True
+        ):
             self._k[layer, page].copy_(k_frame)
             self._v[layer, page].copy_(v_frame)
 
     def read(self, layer: int, pages: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Keys and values of pages, [B, S * P, N, D]."""
         index = torch.tensor(pages, dtype=torch.long, device=self._k.device)
-        k, v = (pool[layer].index_select(0, index).transpose(0, 1).flatten(1, 2) for pool in (self._k, self._v))
+        k, v = (
+            pool[layer].index_select(0, index).transpose(0, 1).flatten(1, 2)
+            for pool in (self._k, self._v)
+        )
         return k, v
 
     @property
@@ -85,7 +96,7 @@ class KVCache:
 
 
 class GraphCache:
-    """A pool for training: pages are the tensors themselves, so gradients reach the passes that wrote them."""
+    """A pool for training: pages are the tensors themselves, so gradients reach their writers."""
 
     def __init__(self, layers: int) -> None:
         self.layers = layers
@@ -105,7 +116,9 @@ class GraphCache:
 
     def write(self, layer: int, pages: Sequence[int], k: Tensor, v: Tensor) -> None:
         """Keep the tensors of a chunk, [B, F * P, N, D]."""
-        for page, k_frame, v_frame in zip(pages, k.chunk(len(pages), 1), v.chunk(len(pages), 1), strict=True):
+        for page, k_frame, v_frame in zip(
+            pages, k.chunk(len(pages), 1), v.chunk(len(pages), 1), strict=True
+        ):
             self._pages[layer][page] = (k_frame, v_frame)
 
     def read(self, layer: int, pages: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -119,4 +132,10 @@ class GraphCache:
     @property
     def nbytes(self) -> int:
         """Bytes held."""
-        return sum(k.nbytes + v.nbytes for layer in self._pages for kv in layer.values() if kv for k, v in [kv])
+        return sum(
+            k.nbytes + v.nbytes
+            for layer in self._pages
+            for kv in layer.values()
+            if kv
+            for k, v in [kv]
+        )

@@ -1,7 +1,8 @@
 """The one memory of all policies: a page pool, a table per layer, and the ops that read them.
 
-Keys are stored with the spatial rotation applied and the temporal one left off, so a page can move to another
-temporal position without being touched. Context is rotated once a chunk and reused by its passes.
+Keys are stored with the spatial rotation applied and the temporal one left off, so a page can move
+to another temporal position without being touched. Context is rotated once a chunk and reused by
+its passes.
 
 Axis letters: B batch, F latent frames, P tokens per latent frame, L = F * P, N heads, D head dim.
 """
@@ -35,7 +36,13 @@ class PagedMemory:
     """
 
     def __init__(
-        self, tables: Sequence[Table[Tensor]], pool: PagePool, ops: Ops, *, rope: Rope, grid: tuple[int, int]
+        self,
+        tables: Sequence[Table[Tensor]],
+        pool: PagePool,
+        ops: Ops,
+        *,
+        rope: Rope,
+        grid: tuple[int, int],
     ) -> None:
         self.tables = list(tables)
         self.pool = pool
@@ -44,6 +51,7 @@ class PagedMemory:
         self.tokens = grid[0] * grid[1]
         self._spatial = rope.spatial(grid)
         self._next_frame = 0
+        self._admitted = 0
 
     def begin(self, frames: int) -> PagedView:
         """Open the next chunk: evict, then give it pages."""
@@ -61,6 +69,7 @@ class PagedMemory:
             table.commit()
             self.pool.keep(layer, (slot.page for slot in table.slots()))
         self._next_frame += view.frames
+        self._admitted = view.admitted[0]
 
     def frames(self, layer: int) -> list[int]:
         """Source frames of a layer's slots, in table order."""
@@ -70,6 +79,11 @@ class PagedMemory:
     def nbytes(self) -> int:
         """Bytes of the page pool."""
         return self.pool.nbytes
+
+    def figures(self) -> dict[str, float]:
+        """Slots held, key frames admitted by the last chunk over all layers, bytes: for progress and journals."""
+        slots = sum(len(table.slots()) for table in self.tables) / len(self.tables)
+        return {"slots": slots, "admitted": self._admitted, "nbytes": self.nbytes}
 
     def angles(self, positions: Sequence[int], *, spatial: bool) -> Tensor:
         """Rotary angles of whole frames at temporal positions: [len(positions) * P, E] float64."""
@@ -102,7 +116,9 @@ class PagedView:
             stored = self.memory.ops.rotate(k, self._turns((0,) * self.frames, k, spatial=True))
             self.memory.pool.write(layer, self.pages[layer], stored, v)
         if watched:
-            self.admitted[0] += table.observe(self.pass_, k.mean(1).flatten(1), lambda page: self._copy(layer, page))
+            self.admitted[0] += table.observe(
+                self.pass_, k.mean(1).flatten(1), lambda page: self._copy(layer, page)
+            )
         visible = table.visible(self.pass_)
         past, current = visible[: -self.frames], visible[-self.frames :]
         here = self._turns(tuple(p.position for p in current), k, spatial=True)
@@ -116,7 +132,9 @@ class PagedView:
         known = self.contexts.get(layer)
         if known is None or known[0] != past:
             k, v = self.memory.pool.read(layer, [p.slot.page for p in past])
-            k = self.memory.ops.rotate(k, self._turns(tuple(p.position for p in past), like, spatial=False))
+            k = self.memory.ops.rotate(
+                k, self._turns(tuple(p.position for p in past), like, spatial=False)
+            )
             known = self.contexts[layer] = (past, k.to(like.dtype), v.to(like.dtype))
         return known[1], known[2]
 
@@ -129,17 +147,18 @@ class PagedView:
     def _turns(self, positions: tuple[int, ...], like: Tensor, *, spatial: bool) -> Tensor:
         key = (positions, spatial)
         if key not in self.turns:
-            self.turns[key] = turns(self.memory.angles(positions, spatial=spatial), like.dtype, like.device)
+            self.turns[key] = turns(
+                self.memory.angles(positions, spatial=spatial), like.dtype, like.device
+            )
         return self.turns[key]
 
 
 @dataclass(frozen=True, slots=True)
 class Surprise:
-    """Compares chunk descriptors, the mean of un-rotated keys over a chunk's tokens: [B, N * D] each."""
+    """Compares chunk descriptors [B, N * D]: means of un-rotated keys over a chunk's tokens."""
 
     tau: float
 
     def __call__(self, reference: Tensor, keys: Tensor) -> bool:
         """Whether the batch mean of the cosines is below tau."""
         return float(cosine_similarity(reference.float(), keys.float(), dim=-1).mean()) < self.tau
-

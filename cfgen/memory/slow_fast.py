@@ -1,7 +1,8 @@
-"""Policy `slow_fast`: sink, slow memory of surprising key frames, fast memory of the newest frames; slot = position.
+"""Policy `slow_fast`: sink, slow memory of surprising key frames, fast memory of the newest frames.
 
-`SlowFastTable` holds the rules of the Context Forcing paper and of models trained by cfgen, where clean keys decide
-at the commit pass. `ReleaseTable` holds the bookkeeping of the published weights, where any pass may decide.
+A slot's number is its temporal position. `SlowFastTable` holds the rules of the Context Forcing
+paper and of models trained by cfgen, where clean keys decide at the commit pass. `ReleaseTable`
+holds the bookkeeping of the published weights, where any pass may decide.
 Source: arXiv 2602.06028 sections 3-4, equations 7 and 8 (slow range corrected).
 """
 
@@ -76,7 +77,10 @@ class SlowFastTable(Generic[D]):
         return pass_.commit
 
     def observe(self, pass_: Pass, keys: D, copy: Callable[[int], int]) -> bool:
-        """Admit the chunk's first latent frame if its keys are surprising. Nothing is copied: pages are immutable."""
+        """Admit the chunk's first latent frame if its keys are surprising.
+
+        Nothing is copied: pages are immutable.
+        """
         sink = self._sizes[0]
         first = self._current[0]
         eligible = (
@@ -94,7 +98,7 @@ class SlowFastTable(Generic[D]):
         return admitted
 
     def visible(self, pass_: Pass) -> list[Placed]:
-        """Sink, slow, fast at contiguous positions; a key frame admitted in this chunk is not yet seen."""
+        """Sink, slow, fast at contiguous positions; what this chunk admits is not yet seen."""
         placed = [Placed(slot, i) for i, slot in enumerate(self.slots())]
         if pass_.commit and self._commit_reads == "fast":
             return placed[-max(len(self._fast), len(self._current)) :]
@@ -113,13 +117,19 @@ class SlowFastTable(Generic[D]):
 class ReleaseTable(Generic[D]):
     """One layer's table as the released weights expect it.
 
-    Every pass compares its keys with those of the pass before it; the first surprising pass of a chunk copies the
-    chunk's first latent frame, as that pass computed it, and reads the copy at once. Until key frames replace them,
-    early frames stay where they were written.
+    Every pass compares its keys with those of the pass before it; the first surprising pass of a
+    chunk copies the chunk's first latent frame, as that pass computed it, and reads the copy at
+    once. Until key frames replace them, early frames stay where they were written.
     """
 
     def __init__(
-        self, *, sink: int, slow: int, fast: int, decide: Callable[[D, D], bool], commit_reads: str = "all"
+        self,
+        *,
+        sink: int,
+        slow: int,
+        fast: int,
+        decide: Callable[[D, D], bool],
+        commit_reads: str = "all",
     ) -> None:
         self.capacity = sink + slow + fast
         self._sink, self._slow, self._fast = sink, slow, fast
@@ -151,7 +161,12 @@ class ReleaseTable(Generic[D]):
         """Admit at most once a chunk, never before the second chunk after the sink."""
         reference, self._reference = self._reference, keys
         early = self._start < self._sink + self._current
-        if early or self._newest == self._start or reference is None or not self._decide(reference, keys):
+        if (
+            early
+            or self._newest == self._start
+            or reference is None
+            or not self._decide(reference, keys)
+        ):
             return False
         slot = Slot(self._start, copy(self._table[-self._current].page))
         if self._key_frames < self._slow:
@@ -159,7 +174,10 @@ class ReleaseTable(Generic[D]):
             self._key_frames += 1
         else:
             oldest = self._sink
-            self._table[oldest : oldest + self._slow] = [*self._table[oldest + 1 : oldest + self._slow], slot]
+            self._table[oldest : oldest + self._slow] = [
+                *self._table[oldest + 1 : oldest + self._slow],
+                slot,
+            ]
         self._newest = self._start
         return True
 

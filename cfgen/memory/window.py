@@ -1,7 +1,8 @@
-"""Policy `window`: the first frames stay (sink), then the newest; without a size it is `full` and forgets nothing.
+"""Policy `window`: the first frames stay (sink), and the newest; as large as the clip it is `full`.
 
-Source: Self-Forcing wan/modules/causal_model.py @ 33593df (absolute positions), LongLive v1.0 @ e52d9ef
-(`use_infinite_attention`: positions are slot numbers). The window counts sink, past and current chunk together.
+The window counts sink, past and current chunk together.
+Source: Self-Forcing wan/modules/causal_model.py @ 33593df (absolute positions), LongLive v1.0 @
+e52d9ef (`use_infinite_attention`: positions are slot numbers).
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ class WindowTable:
         commit_reads: `all`, or `fast`: the commit pass does not read the sink.
     """
 
-    def __init__(self, size: int, *, sink: int = 0, relative: bool = False, commit_reads: str = "all") -> None:
+    def __init__(
+        self, size: int, *, sink: int = 0, relative: bool = False, commit_reads: str = "all"
+    ) -> None:
         self.capacity = size
         self._sink = sink
         self._relative = relative
@@ -49,8 +52,10 @@ class WindowTable:
         return False
 
     def visible(self, pass_: Pass) -> list[Placed]:
-        """All slots, or, where the commit pass reads `fast` only, all but the sink of earlier chunks."""
-        placed = [Placed(slot, i if self._relative else slot.frame) for i, slot in enumerate(self._slots)]
+        """All slots; all but the sink of earlier chunks in a commit pass that reads `fast`."""
+        placed = [
+            Placed(slot, i if self._relative else slot.frame) for i, slot in enumerate(self._slots)
+        ]
         if pass_.commit and self._commit_reads == "fast":
             return placed[min(self._sink, len(placed) - self._current) :]
         return placed

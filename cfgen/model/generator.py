@@ -1,10 +1,12 @@
-"""The causal Wan DiT: predicts the flow of one chunk, attending to the past through a view. Knows no policy.
+"""The causal Wan DiT: predicts the flow of a chunk, attending to the past through a view.
 
-Parameter names and shapes are those of Wan2.1's own files. Wan's bidirectional model is this one with an empty memory.
+It knows no policy. Parameter names and shapes are those of Wan2.1's own files; Wan's bidirectional
+model is this one with an empty memory.
 
-Axis letters: B batch, F latent frames, C channels, H W latent grid, P tokens per latent frame, L = F * P, N heads,
-D head dim, E model width, T text tokens.
-Source: Wan2.1 wan/modules/model.py @ 9737cba; per-frame modulation: Self-Forcing wan/modules/causal_model.py @ 33593df.
+Axis letters: B batch, F latent frames, C channels, H W latent grid, P tokens per latent frame,
+L = F * P, N heads, D head dim, E model width, T text tokens.
+Source: Wan2.1 wan/modules/model.py @ 9737cba; per-frame modulation: Self-Forcing
+wan/modules/causal_model.py @ 33593df.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812 - the field's usual name
+from torch.nn import functional as F
 
 from cfgen.memory.base import View
 
@@ -86,7 +88,8 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor, view: View) -> Tensor:
         """[B, L, E] to [B, L, E]."""
         q, k, v = (
-            y.unflatten(-1, (self.heads, -1)) for y in (self.norm_q(self.q(x)), self.norm_k(self.k(x)), self.v(x))
+            y.unflatten(-1, (self.heads, -1))
+            for y in (self.norm_q(self.q(x)), self.norm_k(self.k(x)), self.v(x))
         )
         out: Tensor = self.o(view.attend(self.layer, q, k, v).flatten(-2))
         return out
@@ -116,7 +119,7 @@ class CrossAttention(nn.Module):
 
 
 class Block(nn.Module):
-    """Self-attention, cross-attention, feed-forward; the first and the last modulated per latent frame."""
+    """Self-attention, cross-attention, feed-forward; first and last modulated per latent frame."""
 
     def __init__(self, g: Geometry, layer: int) -> None:
         super().__init__()
@@ -125,10 +128,14 @@ class Block(nn.Module):
         self.norm3 = nn.LayerNorm(g.dim, g.eps)
         self.cross_attn = CrossAttention(g)
         self.norm2 = nn.LayerNorm(g.dim, g.eps, elementwise_affine=False)
-        self.ffn = nn.Sequential(Linear(g.dim, g.ffn_dim), nn.GELU("tanh"), Linear(g.ffn_dim, g.dim))
+        self.ffn = nn.Sequential(
+            Linear(g.dim, g.ffn_dim), nn.GELU("tanh"), Linear(g.ffn_dim, g.dim)
+        )
         self.modulation = nn.Parameter(torch.randn(1, 6, g.dim) / g.dim**0.5)
 
-    def forward(self, x: Tensor, modulation: Tensor, text: tuple[Tensor, Tensor], view: View) -> Tensor:
+    def forward(
+        self, x: Tensor, modulation: Tensor, text: tuple[Tensor, Tensor], view: View
+    ) -> Tensor:
         """[B, L, E] to [B, L, E]; `modulation` [B, F, 6, E] of the chunk's frames."""
         shift1, scale1, gate1, shift2, scale2, gate2 = (self.modulation + modulation).unbind(2)
         y = self.self_attn(modulate(self.norm1(x), shift1, scale1), view)
@@ -161,8 +168,12 @@ class Generator(nn.Module):
         super().__init__()
         g = self.geometry = geometry
         self.patch_embedding = nn.Conv3d(g.in_dim, g.dim, g.patch_size, g.patch_size)
-        self.text_embedding = nn.Sequential(Linear(g.text_dim, g.dim), nn.GELU("tanh"), Linear(g.dim, g.dim))
-        self.time_embedding = nn.Sequential(Linear(g.freq_dim, g.dim), nn.SiLU(), Linear(g.dim, g.dim))
+        self.text_embedding = nn.Sequential(
+            Linear(g.text_dim, g.dim), nn.GELU("tanh"), Linear(g.dim, g.dim)
+        )
+        self.time_embedding = nn.Sequential(
+            Linear(g.freq_dim, g.dim), nn.SiLU(), Linear(g.dim, g.dim)
+        )
         self.time_projection = nn.Sequential(nn.SiLU(), Linear(g.dim, 6 * g.dim))
         self.blocks = nn.ModuleList(Block(g, layer) for layer in range(g.num_layers))
         self.head = Head(g)
@@ -178,7 +189,9 @@ class Generator(nn.Module):
         blocks = [block for block in self.blocks if isinstance(block, Block)]
         return Conditioning(tuple(block.cross_attn.read(embedded) for block in blocks))
 
-    def forward(self, x_BFCHW: Tensor, sigma: float | Tensor, text: Conditioning, view: View) -> Tensor:  # noqa: N803
+    def forward(
+        self, x_BFCHW: Tensor, sigma: float | Tensor, text: Conditioning, view: View
+    ) -> Tensor:
         """Flow of a chunk.
 
         Args:
@@ -195,41 +208,46 @@ class Generator(nn.Module):
         rows, columns = g.grid(height, width)
         x = self._patches(x_BFCHW)
         level = torch.as_tensor(sigma, dtype=torch.float64, device=x.device).expand(batch, frames)
-        weight = self.time_embedding[0].weight
-        time = self.time_embedding(sinusoid(level * 1000, g.freq_dim).to(weight.dtype))
+        time = self.time_embedding(sinusoid(level * 1000, g.freq_dim))
         modulation = self.time_projection(time).unflatten(-1, (6, g.dim))
         for block, keys_values in zip(self.blocks, text.keys_values, strict=True):
             x = block(x, modulation, keys_values, view)
         patches = self.head(x, time)
         _, ph, pw = g.patch_size
         patches = patches.view(batch, frames, rows, columns, ph, pw, g.out_dim)
-        return patches.permute(0, 1, 6, 2, 4, 3, 5).reshape(batch, frames, g.out_dim, height, width).to(x_BFCHW.dtype)
+        flow: Tensor = patches.permute(0, 1, 6, 2, 4, 3, 5).to(x_BFCHW.dtype)
+        return flow.reshape(batch, frames, g.out_dim, height, width)
 
-    def _patches(self, x_BFCHW: Tensor) -> Tensor:  # noqa: N803
+    def _patches(self, x_BFCHW: Tensor) -> Tensor:
         """Embedded tokens [B, L, E]; a strided convolution written as one matrix product."""
         batch, frames, channels, height, width = x_BFCHW.shape
         _, ph, pw = self.geometry.patch_size
         rows, columns = self.geometry.grid(height, width)
-        x = x_BFCHW.view(batch, frames, channels, rows, ph, columns, pw).permute(0, 1, 3, 5, 2, 4, 6)
-        kernel = self.patch_embedding.weight
-        return F.linear(x.reshape(batch, frames * rows * columns, -1).to(kernel.dtype), kernel.flatten(1), self.patch_embedding.bias)
+        x = x_BFCHW.view(batch, frames, channels, rows, ph, columns, pw)
+        patches = x.permute(0, 1, 3, 5, 2, 4, 6).reshape(batch, frames * rows * columns, -1)
+        kernel = self.patch_embedding.weight.flatten(1)
+        return F.linear(patches.to(kernel.dtype), kernel, self.patch_embedding.bias)
 
 
 def sinusoid(timestep: Tensor, channels: int) -> Tensor:
     """Embedding of timesteps in [0, 1000]: [..., channels] float64, cosines before sines."""
     half = channels // 2
-    frequency = torch.pow(10000.0, -torch.arange(half, dtype=torch.float64, device=timestep.device) / half)
+    frequency = torch.pow(
+        10000.0, -torch.arange(half, dtype=torch.float64, device=timestep.device) / half
+    )
     angle = timestep.to(torch.float64)[..., None] * frequency
     return torch.cat([angle.cos(), angle.sin()], -1)
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """x (1 + scale) + shift with one shift and scale [B, F, E] a latent frame of x [B, F * P, E]."""
+    """Return x (1 + scale) + shift: one shift and scale [B, F, E] a latent frame of x [B, L, E]."""
     frames = shift.shape[1]
-    return (x.unflatten(1, (frames, -1)) * (1 + scale[:, :, None]) + shift[:, :, None]).flatten(1, 2)
+    x = torch.unflatten(x, 1, (frames, -1))
+    return (x * (1 + scale[:, :, None]) + shift[:, :, None]).flatten(1, 2)
 
 
 def add_gated(x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
-    """x + y gate with one gate [B, F, E] a latent frame of x, y [B, F * P, E]."""
+    """Return x + y gate: one gate [B, F, E] a latent frame of x, y [B, L, E]."""
     frames = gate.shape[1]
-    return x + (y.unflatten(1, (frames, -1)) * gate[:, :, None]).flatten(1, 2)
+    y = torch.unflatten(y, 1, (frames, -1))
+    return x + (y * gate[:, :, None]).flatten(1, 2)

@@ -1,7 +1,8 @@
 """Streaming video autoencoder of the TAEHV architecture: latents in, frames out, chunk after chunk.
 
-Key names and shapes are those of `taew2_1`, with every width read from the weights, so that small ones of our own
-and the published file are the same class. Latent frame 0 stands for frame 0, latent frame i for frames 4i-3 .. 4i.
+Key names and shapes are those of `taew2_1`, with every width read from the weights, so that small
+ones of our own and the published file are the same class. Latent frame 0 stands for frame 0, latent
+frame i for frames 4i-3 .. 4i.
 
 Axis letters: B batch, T frames (pixels), F latent frames, C channels, H W grid.
 Source: madebyollin/taehv (MIT), architecture only; streaming state and training are ours.
@@ -13,7 +14,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812 - the field's usual name
+from torch.nn import functional as F
 
 State = list[Tensor | None]
 
@@ -71,8 +72,8 @@ class TGrow(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, H, W] to [N * stride, C, H, W]."""
         n, c, h, w = x.shape
-        out = self.conv(x)
-        return out.reshape(n * self.stride, c, h, w).contiguous(memory_format=torch.channels_last)
+        out: Tensor = self.conv(x).reshape(n * self.stride, c, h, w)
+        return out.contiguous(memory_format=torch.channels_last)
 
 
 class TinyAutoencoder(nn.Module):
@@ -85,14 +86,23 @@ class TinyAutoencoder(nn.Module):
     """
 
     def __init__(
-        self, latent_channels: int = 16, encoder_width: int = 64, decoder_widths: Sequence[int] = (256, 128, 64, 64)
+        self,
+        latent_channels: int = 16,
+        encoder_width: int = 64,
+        decoder_widths: Sequence[int] = (256, 128, 64, 64),
     ) -> None:
         super().__init__()
         e = encoder_width
         self.latent_channels = latent_channels
         encoder: list[nn.Module] = [_conv(3, e), nn.ReLU()]
         for stride in (2, 2, 1):
-            encoder += [TPool(e, stride), _conv(e, e, stride=2, bias=False), MemBlock(e), MemBlock(e), MemBlock(e)]
+            encoder += [
+                TPool(e, stride),
+                _conv(e, e, stride=2, bias=False),
+                MemBlock(e),
+                MemBlock(e),
+                MemBlock(e),
+            ]
         self.encoder = nn.ModuleList([*encoder, _conv(e, latent_channels)])
         w = list(decoder_widths)
         decoder: list[nn.Module] = [Clamp(), _conv(latent_channels, w[0]), nn.ReLU()]
@@ -107,14 +117,15 @@ class TinyAutoencoder(nn.Module):
         widths = [state[f"decoder.{i}.weight"].shape[1] for i in (8, 14, 20, 22)]
         return cls(state["decoder.1.weight"].shape[1], state["encoder.0.weight"].shape[0], widths)
 
-    def encode(self, video_BTCHW: Tensor) -> Tensor:  # noqa: N803
+    def encode(self, video_BTCHW: Tensor) -> Tensor:
         """Latents of whole clips.
 
         Args:
             video_BTCHW: [B, 1 + 4(F - 1), 3, H, W] in [0, 1], H and W divisible by 8.
 
         Returns:
-            [B, F, C, H / 8, W / 8] of the input's dtype. The first frame is repeated to fill its group of four.
+            [B, F, C, H / 8, W / 8] of the input's dtype. The first frame is repeated to fill its
+            group of four.
         """
         first = video_BTCHW[:, :1].expand(-1, TEMPORAL_STRIDE - 1, -1, -1, -1)
         return _run(self.encoder, torch.cat([first, video_BTCHW], 1), [None] * len(self.encoder))
@@ -123,16 +134,17 @@ class TinyAutoencoder(nn.Module):
         """The state before the first latent frame."""
         return [None] * len(self.decoder)
 
-    def decode(self, latents_BFCHW: Tensor, state: State | None = None) -> Tensor:  # noqa: N803
+    def decode(self, latents_BFCHW: Tensor, state: State | None = None) -> Tensor:
         """Frames of the next latent frames of a clip.
 
         Args:
             latents_BFCHW: [B, F, C, h, w].
-            state: what `start` gave; changed in place, so that the next call goes on. None decodes one whole clip.
+            state: what `start` gave; changed in place, so that the next call goes on. None decodes
+                one whole clip.
 
         Returns:
-            [B, 4F, 3, 8h, 8w], not yet clamped to [0, 1]; at the start of a clip the first three frames are
-            dropped, which leaves 4F - 3.
+            [B, 4F, 3, 8h, 8w], not yet clamped to [0, 1]; at the start of a clip the first three
+            frames are dropped, which leaves 4F - 3.
         """
         state = self.start() if state is None else state
         beginning = all(entry is None for entry in state)
@@ -149,7 +161,7 @@ def _run(blocks: nn.ModuleList, clip: Tensor, state: State) -> Tensor:
     x = clip.flatten(0, 1).contiguous(memory_format=torch.channels_last)
     for i, block in enumerate(blocks):
         if isinstance(block, MemBlock):
-            frames = x.unflatten(0, (batch, -1))
+            frames = torch.unflatten(x, 0, (batch, -1))
             before = state[i]
             if before is None:
                 before = torch.zeros_like(frames[:, :1])
@@ -158,4 +170,4 @@ def _run(blocks: nn.ModuleList, clip: Tensor, state: State) -> Tensor:
             x = block(x, past.contiguous(memory_format=torch.channels_last))
         else:
             x = block(x)
-    return x.unflatten(0, (batch, -1))
+    return torch.unflatten(x, 0, (batch, -1))

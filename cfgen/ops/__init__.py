@@ -1,0 +1,1 @@
+"""Rotation and attention, and the backends that compute them."""

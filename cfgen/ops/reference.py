@@ -1,6 +1,7 @@
 """Every op in plain PyTorch: the truth that other backends are tested against.
 
-Axis letters: B batch, L query tokens, S key tokens, N heads, D head dim, P tokens per latent frame, E rotary pairs.
+Axis letters: B batch, L query tokens, S key tokens, N heads, D head dim, P tokens per latent frame,
+E rotary pairs.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class Rope:
         return angles
 
     def spatial(self, grid: tuple[int, int]) -> Tensor:
-        """Angles of a frame's tokens in row order: [height * width, E] float64, zero for the temporal pairs."""
+        """Angles of a frame's tokens, row by row: [height * width, E] float64, zero in time."""
         height, width = grid
         pairs = self.head_dim // 2
         third = pairs // 3
@@ -46,24 +47,26 @@ class Rope:
 
     def _axis(self, positions: Tensor, pairs: int) -> Tensor:
         exponent = torch.arange(pairs, dtype=torch.float64) / max(1, pairs)
-        return positions.to(torch.float64)[:, None] / torch.pow(torch.tensor(self.theta, dtype=torch.float64), exponent)
+        return positions.to(torch.float64)[:, None] / torch.pow(
+            torch.tensor(self.theta, dtype=torch.float64), exponent
+        )
 
 
 def turns(angles: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Unit complex numbers of angles, precise enough for `dtype`: complex128 for float64, else complex64."""
+    """Unit complex numbers of angles: complex128 where `dtype` is float64, else complex64."""
     precision = torch.complex128 if dtype == torch.float64 else torch.complex64
     return torch.polar(torch.ones_like(angles), angles).to(device=device, dtype=precision)
 
 
-def rotate(x_BLND: Tensor, turns_LE: Tensor) -> Tensor:  # noqa: N803
-    """Rotate adjacent channel pairs: [B, L, N, D] by [L, D/2] unit complex numbers, result in the input's dtype."""
+def rotate(x_BLND: Tensor, turns_LE: Tensor) -> Tensor:
+    """Rotate adjacent channel pairs [B, L, N, D] by complex numbers [L, D/2]; keeps the dtype."""
     real = torch.float64 if turns_LE.dtype == torch.complex128 else torch.float32
-    pairs = torch.view_as_complex(x_BLND.to(real).unflatten(-1, (-1, 2)))
+    pairs = torch.view_as_complex(torch.unflatten(x_BLND.to(real), -1, (-1, 2)))
     return torch.view_as_real(pairs * turns_LE[None, :, None]).flatten(-2).to(x_BLND.dtype)
 
 
-def attend(q_BLND: Tensor, k_BSND: Tensor, v_BSND: Tensor) -> Tensor:  # noqa: N803
-    """Softmax attention without a mask: [B, L, N, D], accumulated in float32 (float64 for float64 inputs)."""
+def attend(q_BLND: Tensor, k_BSND: Tensor, v_BSND: Tensor) -> Tensor:
+    """Softmax attention without a mask: [B, L, N, D], computed in float32 (float64 for float64)."""
     exact = torch.float64 if q_BLND.dtype == torch.float64 else torch.float32
     q, k, v = (x.to(exact).transpose(1, 2) for x in (q_BLND, k_BSND, v_BSND))
     weights = torch.softmax(q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1]), dim=-1)

@@ -31,5 +31,6 @@ def build_ops(backend: str) -> Ops:
     if backend in ("torch", "auto"):
         return Ops("torch", reference.rotate, torch_backend.attend)
     raise BackendUnavailable(
-        f"backend {backend!r} is not available; available: auto, torch, reference", "use --set backend=auto"
+        f"backend {backend!r} is not available; available: auto, torch, reference",
+        "use --set backend=auto",
     )

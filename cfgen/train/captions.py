@@ -27,26 +27,62 @@ SHAPE_WORDS = {
     "heart": ("heart", "heart", "valentine heart"),
 }
 MOTION_WORDS = {
-    "drifts": ("drifts", "drifts from side to side", "sways", "glides back and forth", "drifts slowly"),
+    "drifts": (
+        "drifts",
+        "drifts from side to side",
+        "sways",
+        "glides back and forth",
+        "drifts slowly",
+    ),
     "bobs": ("bobs", "bobs up and down", "floats up and down", "rises and falls", "bounces gently"),
-    "circles": ("circles", "flies in circles", "loops around", "goes round and round", "circles slowly"),
+    "circles": (
+        "circles",
+        "flies in circles",
+        "loops around",
+        "goes round and round",
+        "circles slowly",
+    ),
     "hovers": ("hovers", "hangs still", "stays in place", "rests in the air", "hovers quietly"),
 }
 GROUND_WORDS = {
     "grass": ("grassy hills", "green meadows", "a green field", "grassland", "rolling green hills"),
     "snow": ("snowy hills", "snow-covered hills", "white winter fields", "a snowy plain", "snow"),
     "sand": ("desert dunes", "sandy hills", "the desert", "golden sand", "sand dunes"),
-    "lavender": ("lavender fields", "fields of lavender", "purple hills", "a purple meadow", "lavender hills"),
+    "lavender": (
+        "lavender fields",
+        "fields of lavender",
+        "purple hills",
+        "a purple meadow",
+        "lavender hills",
+    ),
 }
 SKY_WORDS = {
-    "dawn": ("at dawn", "at sunrise", "in the early morning", "under a pale morning sky", "at daybreak"),
+    "dawn": (
+        "at dawn",
+        "at sunrise",
+        "in the early morning",
+        "under a pale morning sky",
+        "at daybreak",
+    ),
     "day": ("by day", "at noon", "under a blue sky", "on a sunny day", "in bright daylight"),
     "sunset": ("at sunset", "at dusk", "in the evening", "under an orange sky", "as the sun sets"),
     "night": ("at night", "by moonlight", "under the stars", "under a starry sky", "at midnight"),
-    "overcast": ("on a cloudy day", "under a grey sky", "in gloomy weather", "under overcast skies", "on a grey day"),
+    "overcast": (
+        "on a cloudy day",
+        "under a grey sky",
+        "in gloomy weather",
+        "under overcast skies",
+        "on a grey day",
+    ),
 }
 CAMERA_WORDS = {
-    "still": ("the camera is still", "the camera stays still", "static camera", "locked-off shot", "fixed camera"),
+    "still": (
+        "the camera is still",
+        "the camera stays still",
+        "static camera",
+        "locked-off shot",
+        "fixed camera",
+    ),
     "right": (
         "the camera pans right",
         "panning right",
@@ -94,7 +130,11 @@ def caption(film: Film, seed: int, *, complete: bool = False) -> str:
 
     leave_out = 0.0 if complete else 0.1
     sky = "" if rng.uniform() < leave_out else choose(SKY_WORDS[film.sky])
-    ground = "" if rng.uniform() < leave_out else choose(("over ", "above ")) + choose(GROUND_WORDS[film.ground])
+    ground = (
+        ""
+        if rng.uniform() < leave_out
+        else choose(("over ", "above ")) + choose(GROUND_WORDS[film.ground])
+    )
     silent = film.camera == "still" and rng.uniform() < 2.5 * leave_out
     camera = "" if silent else choose(CAMERA_WORDS[film.camera])
     subject = _subjects(film.subjects, rng)
@@ -113,7 +153,11 @@ def caption(film: Film, seed: int, *, complete: bool = False) -> str:
 def _subjects(subjects: tuple[Subject, ...], rng: np.random.Generator) -> str:
     phrases = []
     for subject in subjects:
-        words = (COLOUR_WORDS[subject.colour], SHAPE_WORDS[subject.shape], MOTION_WORDS[subject.motion])
+        words = (
+            COLOUR_WORDS[subject.colour],
+            SHAPE_WORDS[subject.shape],
+            MOTION_WORDS[subject.motion],
+        )
         colour, shape, motion = (options[int(rng.integers(len(options)))] for options in words)
         article = _ARTICLES[int(rng.integers(len(_ARTICLES)))]
         if article == "a" and colour[0] in "aeiou":

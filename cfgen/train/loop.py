@@ -72,7 +72,9 @@ def rate(step: int, settings: LoopSettings) -> float:
     return min(rising, 1.0, max(0.0, left))
 
 
-def train(stage: Stage, work: Path, settings: LoopSettings, *, minutes: float) -> Iterator[Progress]:
+def train(
+    stage: Stage, work: Path, settings: LoopSettings, *, minutes: float
+) -> Iterator[Progress]:
     """Train until `settings.steps` or for `minutes`, then save and export; goes on from what `work` holds.
 
     Yields:
@@ -102,7 +104,9 @@ def train(stage: Stage, work: Path, settings: LoopSettings, *, minutes: float) -
         accelerator.backward(loss)
         norm = float(nn.utils.clip_grad_norm_(stage.modules.parameters(), settings.clip))
         if not math.isfinite(norm):
-            raise CheckpointError(f"training diverged at step {step}: gradient norm {norm}", "lower the learning rate")
+            raise CheckpointError(
+                f"training diverged at step {step}: gradient norm {norm}", "lower the learning rate"
+            )
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -129,7 +133,9 @@ def train(stage: Stage, work: Path, settings: LoopSettings, *, minutes: float) -
 @torch.no_grad()
 def _follow(average: dict[str, Tensor], module: nn.Module, decay: float) -> None:
     targets = dict(module.named_parameters())
-    torch._foreach_lerp_(list(average.values()), [targets[name].detach() for name in average], 1 - decay)
+    torch._foreach_lerp_(
+        list(average.values()), [targets[name].detach() for name in average], 1 - decay
+    )
 
 
 def _log(folder: Path, progress: Progress) -> None:
@@ -139,7 +145,9 @@ def _log(folder: Path, progress: Progress) -> None:
         file.write(json.dumps(line) + "\n")
 
 
-def _tensors(stage: Stage, optimizers: list[torch.optim.Optimizer], average: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _tensors(
+    stage: Stage, optimizers: list[torch.optim.Optimizer], average: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
     tensors = {f"weights.{name}": p.detach() for name, p in stage.modules.named_parameters()}
     tensors |= {f"average.{name}": p for name, p in average.items()}
     for i, optimizer in enumerate(optimizers):
@@ -194,7 +202,8 @@ def _restore(
     if expected != found:
         odd = sorted(expected ^ found)[:3]
         raise CheckpointError(
-            f"{folder} holds the state of another model (for example {', '.join(odd)})", "train in another folder"
+            f"{folder} holds the state of another model (for example {', '.join(odd)})",
+            "train in another folder",
         )
     with torch.no_grad():
         for name, parameter in weights.items():
@@ -206,5 +215,7 @@ def _restore(
             kind, *rest = name.split(".")
             if kind == "optimizer" and int(rest[0]) == i:
                 state.setdefault(int(rest[1]), {})[rest[2]] = tensor
-        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        optimizer.load_state_dict(
+            {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
+        )
     return record["step"], record["seconds"]

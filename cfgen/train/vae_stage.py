@@ -44,7 +44,9 @@ class VaeStage:
         self.settings = settings
         self.model_dir = model_dir
         torch.manual_seed(1)
-        vae = TinyAutoencoder(settings.latent_channels, settings.encoder_width, settings.decoder_widths)
+        vae = TinyAutoencoder(
+            settings.latent_channels, settings.encoder_width, settings.decoder_widths
+        )
         self.vae = vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.modules = nn.ModuleDict({"vae": self.vae})
         self._initialise()
@@ -76,7 +78,9 @@ class VaeStage:
     def optimizers(self) -> list[torch.optim.Optimizer]:
         """Muon for the inner convolutions; AdamW for biases and the layers that touch pixels."""
         edges = (self.vae.encoder[0].weight, self.vae.decoder[-1].weight)
-        inner = [p for p in self.vae.parameters() if p.ndim > 1 and all(p is not edge for edge in edges)]
+        inner = [
+            p for p in self.vae.parameters() if p.ndim > 1 and all(p is not edge for edge in edges)
+        ]
         rest = [p for p in self.vae.parameters() if p.ndim == 1 or any(p is edge for edge in edges)]
         return [
             Muon(inner, lr=self.settings.lr),
@@ -114,12 +118,19 @@ class VaeStage:
         mse = error.square().mean()
         total = error.mean() + 2 * mse + s.worst * worst + s.moment * moment
         psnr = -10 * float(torch.log10(mse.detach()))
-        return total, {"psnr": psnr, "worst": float(worst.detach()), "moment": float(moment.detach())}
+        return total, {
+            "psnr": psnr,
+            "worst": float(worst.detach()),
+            "moment": float(moment.detach()),
+        }
 
     def export(self, weights: Mapping[str, Tensor]) -> None:
         """Write `tae.safetensors` in bfloat16."""
         self.model_dir.mkdir(parents=True, exist_ok=True)
-        state = {n.removeprefix("vae."): t.detach().cpu().to(torch.bfloat16).contiguous() for n, t in weights.items()}
+        state = {
+            n.removeprefix("vae."): t.detach().cpu().to(torch.bfloat16).contiguous()
+            for n, t in weights.items()
+        }
         save_file(state, self.model_dir / "tae.safetensors", metadata={"format": "pt"})
 
 

@@ -123,7 +123,9 @@ def subject_centres(film: Film, frame: NDArray[np.int64], width: float) -> NDArr
     return centres
 
 
-def render(film: Film, start: int, stop: int, *, width: int = 160, height: int = 96) -> NDArray[np.uint8]:
+def render(
+    film: Film, start: int, stop: int, *, width: int = 160, height: int = 96
+) -> NDArray[np.uint8]:
     """Frames start..stop-1 of the film: [stop - start, height, width, 3] uint8, RGB.
 
     The result does not depend on how a film is cut into calls.
@@ -136,7 +138,9 @@ def render(film: Film, start: int, stop: int, *, width: int = 160, height: int =
     far = np.round(path * scale / 2).astype(int)
     sky = _sky(film, width, height, scale)
     far_rgb, far_alpha = _far_strip(film, int(far.min()), int(far.max()) + width, height, scale)
-    near_rgb, near_alpha = _near_strip(film, int(near.min()), int(near.max()) + width, height, scale)
+    near_rgb, near_alpha = _near_strip(
+        film, int(near.min()), int(near.max()) + width, height, scale
+    )
     centres = subject_centres(film, frame, view)
     out = np.empty((len(frame), height, width, 3), np.uint8)
     for i in range(len(frame)):
@@ -174,26 +178,44 @@ def _sky(film: Film, width: int, height: int, scale: float) -> Image:
     y = (np.arange(height, dtype=np.float32) + 0.5) / scale
     x = (np.arange(width, dtype=np.float32) + 0.5) / scale
     blend = np.clip(y / _HORIZON, 0, 1)[:, None, None]
-    image = np.broadcast_to(_colour(top) * (1 - blend) + _colour(bottom) * blend, (height, width, 3)).copy()
+    image = np.broadcast_to(
+        _colour(top) * (1 - blend) + _colour(bottom) * blend, (height, width, 3)
+    ).copy()
     yy, xx = np.meshgrid(y, x, indexing="ij")
     alpha = np.ones((height, width), np.float32)
     rng = rng_for(film.seed, "sky")
     sun_x, sun_y = rng.uniform(0.14, 0.86) * width / scale, rng.uniform(12, 20)
     if film.sky == "night":
         for sx, sy in zip(rng.uniform(0, width / scale, 14), rng.uniform(3, 46, 14), strict=True):
-            _paint(image, alpha, _colour((220, 226, 250)), _cover(np.hypot(xx - sx, yy - sy) - 0.8, scale))
-        _paint(image, alpha, _colour((244, 240, 214)), _cover(np.hypot(xx - sun_x, yy - sun_y) - 6.5, scale))
+            _paint(
+                image,
+                alpha,
+                _colour((220, 226, 250)),
+                _cover(np.hypot(xx - sx, yy - sy) - 0.8, scale),
+            )
+        _paint(
+            image,
+            alpha,
+            _colour((244, 240, 214)),
+            _cover(np.hypot(xx - sun_x, yy - sun_y) - 6.5, scale),
+        )
     elif film.sky != "overcast":
         sun_y = sun_y if film.sky == "day" else sun_y + 24
-        colour = {"day": (255, 244, 190), "sunset": (255, 222, 130), "dawn": (255, 244, 220)}[film.sky]
+        colour = {"day": (255, 244, 190), "sunset": (255, 222, 130), "dawn": (255, 244, 220)}[
+            film.sky
+        ]
         _paint(image, alpha, _colour(colour), _cover(np.hypot(xx - sun_x, yy - sun_y) - 8, scale))
     return image
 
 
-def _waves(x: Image, rng: np.random.Generator, heights: tuple[float, ...], lengths: tuple[float, ...]) -> Image:
+def _waves(
+    x: Image, rng: np.random.Generator, heights: tuple[float, ...], lengths: tuple[float, ...]
+) -> Image:
     total = np.zeros_like(x)
     for height, length in zip(heights, lengths, strict=True):
-        total += height * np.sin(2 * np.pi * (x / (length * rng.uniform(0.85, 1.15)) + rng.uniform()))
+        total += height * np.sin(
+            2 * np.pi * (x / (length * rng.uniform(0.85, 1.15)) + rng.uniform())
+        )
     return total
 
 
@@ -209,7 +231,9 @@ def _far_strip(film: Film, x0: int, x1: int, height: int, scale: float) -> tuple
     xx, yy = _strip_grid(x0, x1, height, scale)
     rgb, alpha = np.zeros((*xx.shape, 3), np.float32), np.zeros(xx.shape, np.float32)
     top, bottom, light = SKY_RGB[film.sky]
-    cloud = {"night": (52, 62, 106), "overcast": (156, 163, 172), "sunset": (236, 150, 130)}.get(film.sky, (250, 250, 252))
+    cloud = {"night": (52, 62, 106), "overcast": (156, 163, 172), "sunset": (236, 150, 130)}.get(
+        film.sky, (250, 250, 252)
+    )
     for cell in range(int(x0 / scale // 80) - 1, int(x1 / scale // 80) + 2):
         rng = rng_for(film.seed, "cloud", cell)
         cx, cy, size = cell * 80 + rng.uniform(15, 65), rng.uniform(8, 30), rng.uniform(6, 9)
@@ -234,7 +258,9 @@ def _near_strip(film: Film, x0: int, x1: int, height: int, scale: float) -> tupl
         rng = rng_for(film.seed, "landmark", cell)
         if rng.uniform() < 0.85:
             x = cell * _CELL + rng.uniform(12, _CELL - 12)
-            _landmark(rgb, alpha, xx, yy, x, _ground_line(film, np.float32(x)) + 1.5, rng, light, scale)
+            _landmark(
+                rgb, alpha, xx, yy, x, _ground_line(film, np.float32(x)) + 1.5, rng, light, scale
+            )
     line = _ground_line(film, xx[0])[None]
     near, deep = (_colour(c) * light for c in GROUND_RGB[film.ground])
     _paint(rgb, alpha, near, _cover(line - yy, scale))
@@ -246,7 +272,9 @@ def _near_strip(film: Film, x0: int, x1: int, height: int, scale: float) -> tupl
 
 
 def _ground_line(film: Film, x: Image | np.float32) -> Image:
-    return 70 + _waves(np.asarray(x, np.float32), rng_for(film.seed, "near"), (3.0, 1.5), (150.0, 61.0))
+    return 70 + _waves(
+        np.asarray(x, np.float32), rng_for(film.seed, "near"), (3.0, 1.5), (150.0, 61.0)
+    )
 
 
 def _box(xx: Image, yy: Image, cx: float, cy: float, half_w: float, half_h: float) -> Image:
@@ -259,7 +287,15 @@ def _triangle(xx: Image, yy: Image, cx: float, base: float, half_w: float, tall:
 
 
 def _landmark(
-    rgb: Image, alpha: Image, xx: Image, yy: Image, x: float, base: float, rng: np.random.Generator, light: Image, scale: float
+    rgb: Image,
+    alpha: Image,
+    xx: Image,
+    yy: Image,
+    x: float,
+    base: float,
+    rng: np.random.Generator,
+    light: Image,
+    scale: float,
 ) -> None:
     """Draw one landmark of random kind, size and colour that stands at (x, base)."""
     kind = LANDMARKS[int(rng.integers(len(LANDMARKS)))]
@@ -277,12 +313,17 @@ def _landmark(
         paint((92, 66, 48), _box(xx, yy, x, base - 2 * size, 1.3 * size, 3 * size))
         leaf = ((30, 92, 74), (40, 110, 60), (60, 96, 100))[tint]
         for k in range(3):
-            paint(leaf, _triangle(xx, yy, x, base - (3 + 5.5 * k) * size, (7.5 - 1.6 * k) * size, 9 * size))
+            paint(
+                leaf,
+                _triangle(xx, yy, x, base - (3 + 5.5 * k) * size, (7.5 - 1.6 * k) * size, 9 * size),
+            )
     elif kind == "house":
         wall = ((238, 222, 196), (204, 120, 96), (190, 204, 214))[tint]
         paint(wall, _box(xx, yy, x, base - 4.5 * size, 7.5 * size, 5 * size))
         paint((132, 60, 52), _triangle(xx, yy, x, base - 9 * size, 9.5 * size, 7 * size))
-        paint((250, 222, 120), _box(xx, yy, x + 2.5 * size, base - 5 * size, 1.7 * size, 1.7 * size))
+        paint(
+            (250, 222, 120), _box(xx, yy, x + 2.5 * size, base - 5 * size, 1.7 * size, 1.7 * size)
+        )
     elif kind == "tower":
         wall = ((208, 200, 190), (170, 150, 140), (236, 236, 232))[tint]
         paint(wall, _box(xx, yy, x, base - 10 * size, 3.6 * size, 11 * size))
@@ -315,7 +356,7 @@ def _subject_distance(shape: str, xx: Image, yy: Image) -> Image:
         ex, ey = notch[0] - tip[0], notch[1] - tip[1]
         return np.asarray(((px - tip[0]) * -ey + (py - tip[1]) * ex) / np.hypot(ex, ey))
     lobe = np.hypot(np.abs(xx) - 6.4, yy + 5) - 7.6
-    point = (np.abs(xx) * 0.76 + (yy - 14.5) * 0.65)
+    point = np.abs(xx) * 0.76 + (yy - 14.5) * 0.65
     return np.asarray(np.minimum(lobe, np.maximum(point, -5 - yy)))
 
 
@@ -378,5 +419,6 @@ def sample_film(seed: int, *, held_out: bool = False) -> Film:
 def is_held_out(film: Film) -> bool:
     """Whether any subject of the film forms a combination that training never sees."""
     return any(
-        zlib.crc32(f"{film.sky} {film.ground} {s.colour} {s.shape}".encode()) % 10 == 0 for s in film.subjects
+        zlib.crc32(f"{film.sky} {film.ground} {s.colour} {s.shape}".encode()) % 10 == 0
+        for s in film.subjects
     )

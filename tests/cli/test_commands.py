@@ -1,11 +1,9 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -25,10 +23,10 @@ def _commands(command: object, path: str = "") -> Iterator[tuple[str, object]]:
     inner = getattr(command, "commands", None)
     if path:
         yield path, command
-    names = command.list_commands(None) if inner is not None else []  # type: ignore[attr-defined]
+    names = command.list_commands(None) if inner is not None else []
     for name in names:
         if (path, name) != ("", "train"):  # its flags are the training part's own
-            yield from _commands(command.get_command(None, name), f"{path} {name}".strip())  # type: ignore[attr-defined]
+            yield from _commands(command.get_command(None, name), f"{path} {name}".strip())
 
 
 def test_the_flags_of_every_command_are_the_ones_agreed(
@@ -36,7 +34,7 @@ def test_the_flags_of_every_command_are_the_ones_agreed(
 ) -> None:
     lines = []
     for path, command in _commands(typer.main.get_command(app)):
-        flags = [name for param in command.params for name in param.opts]  # type: ignore[attr-defined]
+        flags = [name for param in command.params for name in param.opts]
         lines.append(f"{path}: {' '.join(sorted(flags))}")
     golden_text("cli_flags.txt", "\n".join(lines) + "\n")
 
@@ -98,9 +96,7 @@ def test_plan_json_holds_every_chunk(cfgen: Run) -> None:
     assert sum(chunk["frames"] for chunk in data["table"]) == 9600
 
 
-@pytest.mark.parametrize(
-    ("policy", "pages"), [("full", 123), ("window", 21), ("slow_fast", 21)]
-)
+@pytest.mark.parametrize(("policy", "pages"), [("full", 123), ("window", 21), ("slow_fast", 21)])
 def test_memory_in_a_plan_follows_the_policy(cfgen: Run, policy: str, pages: int) -> None:
     line = cfgen("plan", "--duration", "30s", "--memory", policy, "--json").stdout
     needs = json.loads(line)["data"]["estimate"]
@@ -143,7 +139,7 @@ def test_doctor_exits_by_what_it_finds(
 ) -> None:
     found = Finding(
         part="ffmpeg", state=state, found="none", meaning="no video", advice="install one"
-    )  # type: ignore[arg-type]
+    )
     monkeypatch.setattr(doctor_module, "_LOOKS", (lambda: iter([found]),))
     result = cfgen("doctor")
     assert result.exit_code == exit_code
@@ -159,7 +155,17 @@ def test_doctor_looks_at_everything(cfgen: Run, presets: Path) -> None:
     (presets / "mini" / "diffusion_pytorch_model.safetensors").write_bytes(b"x")
     result = cfgen("doctor", "--json")
     parts = [finding["part"] for finding in json.loads(result.stdout)["data"]["findings"]]
-    assert parts == ["python", "torch", "threads", "bf16", "gpu", "triton", "ffmpeg", "model", "disk"]
+    assert parts == [
+        "python",
+        "torch",
+        "threads",
+        "bf16",
+        "gpu",
+        "triton",
+        "ffmpeg",
+        "model",
+        "disk",
+    ]
     assert result.exit_code == 0
 
 
@@ -177,16 +183,24 @@ def test_doctor_finds_a_model_without_weights(cfgen: Run) -> None:
     assert "holds no weights" in result.stdout
 
 
-def _start(arguments: list[str], cwd: Path) -> subprocess.Popen[str]:
-    code = "from cfgen.cli.app import main; main()"
+WAITING = """
+import sys, time
+class Stdin:
+    def read(self):
+        sys.stderr.write('waiting\\n')
+        sys.stderr.flush()
+        time.sleep(60)
+sys.stdin = Stdin()
+"""
+
+
+def _start(arguments: list[str], cwd: Path, *, before: str = "") -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-c", code, *arguments],
+        [sys.executable, "-c", f"{before}\nfrom cfgen.cli.app import main; main()", *arguments],
         cwd=cwd,
-        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONPATH": ""},
     )
 
 
@@ -194,10 +208,11 @@ def _start(arguments: list[str], cwd: Path) -> subprocess.Popen[str]:
 def test_a_signal_ends_the_command_with_its_exit_code(
     tmp_path: Path, number: int, exit_code: int
 ) -> None:
-    process = _start(["render", "-"], tmp_path)  # waits for the prompt on stdin
-    time.sleep(1.5)
-    process.send_signal(number)
-    stdout, stderr = process.communicate(timeout=20)
+    with _start(["render", "-"], tmp_path, before=WAITING) as process:
+        assert process.stderr is not None
+        assert process.stderr.readline() == "waiting\n"
+        process.send_signal(number)
+        stdout, stderr = process.communicate(timeout=20)
     assert process.returncode == exit_code
     assert stdout == ""
     assert stderr.startswith("error: ")
@@ -205,20 +220,10 @@ def test_a_signal_ends_the_command_with_its_exit_code(
 
 
 def test_a_reader_that_leaves_early_is_no_error(tmp_path: Path) -> None:
-    process = _start(["plan", "--duration", "10h", "-v", "--set", f"model.path={tmp_path}"], tmp_path)
-    assert process.stdout is not None
-    process.stdout.readline()
-    process.stdout.close()
-    process.wait(timeout=20)
-    assert process.stderr is not None
-    assert "Traceback" not in process.stderr.read()
-
-
-@pytest.mark.bench
-def test_help_answers_in_half_a_second(tmp_path: Path) -> None:
-    times = []
-    for _ in range(5):
-        start = time.perf_counter()
-        _start(["--help"], tmp_path).communicate(timeout=20)
-        times.append(time.perf_counter() - start)
-    assert sorted(times)[2] < 0.5
+    arguments = ["plan", "--duration", "10h", "-v", "--set", f"model.path={tmp_path}"]
+    with _start(arguments, tmp_path) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == ""

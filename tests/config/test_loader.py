@@ -45,7 +45,7 @@ def _run_file(tmp_path: Path, text: str) -> Path:
 
 def _messages(**sources: object) -> list[str]:
     with pytest.raises(PresetError) as caught:
-        load(**{"environ": {}, **sources})  # type: ignore[arg-type]
+        load(**{"environ": {}, **sources})
     return [str(problem) for problem in caught.value.problems]
 
 
@@ -138,7 +138,7 @@ def test_everything_wrong_is_reported_at_once_with_its_place(folder: Path, tmp_p
             f"{run_file}:1: sede: is not a known key; did you mean 'seed'?",
             f"{run_file}:4: memory.snik: is not a known key; did you mean 'memory.sink'?",
             f"{run_file}:3: memory.tau: must be a number, got 'high'",
-            f"{run_file}:5: fps: must be greater than 0 and at most 1000, got -1.0",
+            f"{run_file}:5: fps: must be at least 1 and at most 240, got -1.0",
             "--duration: 'abc' is not a duration: write 12.5 (seconds), 30s, 2m30s, 1h5m or 1:05",
             "--size: this model was not trained for 100x96; it knows 160x96, 256x144",
         ]
@@ -171,7 +171,9 @@ def test_an_empty_run_file_changes_nothing(folder: Path, tmp_path: Path) -> None
 
 
 def test_a_run_file_that_is_not_there_is_refused(folder: Path, tmp_path: Path) -> None:
-    assert _messages(run_file=tmp_path / "no.yaml") == [f"{tmp_path / 'no.yaml'}: there is no such file"]
+    assert _messages(run_file=tmp_path / "no.yaml") == [
+        f"{tmp_path / 'no.yaml'}: there is no such file"
+    ]
 
 
 def test_an_unknown_preset_names_the_nearest_and_all(folder: Path) -> None:
@@ -184,7 +186,10 @@ def test_an_unknown_preset_names_the_nearest_and_all(folder: Path) -> None:
 def test_a_preset_without_a_model_is_refused(folder: Path) -> None:
     (folder / "bare.yaml").write_text("description: x\n")
     messages = _messages(flags={"preset": "bare"})
-    assert messages == ["model.path: is not set by any source", "model.sizes: is not set by any source"]
+    assert messages == [
+        "model.path: is not set by any source",
+        "model.sizes: is not set by any source",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -234,3 +239,4 @@ def test_shipped_presets_resolve() -> None:
     for name in names:
         assert load({"preset": name}, environ={}).config.preset == name
         assert catalog.preset_description(name)
+        assert len(catalog.preset_file(name).read_text().splitlines()) <= 60

@@ -41,7 +41,9 @@ def test_chunks_tile_the_frames_exactly(
 
 
 @given(durations, geometries, segment_sizes)
-def test_no_chunk_fewer_would_do(duration_s: float, geometry: Geometry, segment_chunks: int) -> None:
+def test_no_chunk_fewer_would_do(
+    duration_s: float, geometry: Geometry, segment_chunks: int
+) -> None:
     plan = make_plan(duration_s, geometry, segment_chunks=segment_chunks)
     assert plan.decoded_frames >= plan.frames
     one_less = plan.latent_frames - geometry.chunk_latent_frames

@@ -1,0 +1,106 @@
+"""Writes trained weights as the model folder that a render loads: Wan's own layout, matrices in int8."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from cfgen.checkpoint.quantized import save_quantized
+from cfgen.model.generator import Geometry
+
+
+def text_config(
+    vocab_size: int, *, width: int, layers: int, ffn: int, heads: int = 4
+) -> dict[str, object]:
+    """Configuration of a small UMT5 encoder in Hugging Face's keys."""
+    return {
+        "architectures": ["UMT5EncoderModel"],
+        "model_type": "umt5",
+        "vocab_size": vocab_size,
+        "d_model": width,
+        "d_kv": width // heads,
+        "d_ff": ffn,
+        "num_layers": layers,
+        "num_heads": heads,
+        "relative_attention_num_buckets": 32,
+        "relative_attention_max_distance": 64,
+        "dropout_rate": 0.0,
+        "feed_forward_proj": "gated-gelu",
+        "tie_word_embeddings": False,
+        "pad_token_id": 0,
+        "eos_token_id": 1,
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Exporter:
+    """Writes generator and text encoder of a model folder.
+
+    Args:
+        model_dir: the folder.
+    """
+
+    model_dir: Path
+
+    def __call__(
+        self, geometry: Geometry, text: Mapping[str, object], weights: Mapping[str, Tensor]
+    ) -> None:
+        """Write configurations and weights; matrices of blocks in int8, the rest as trained.
+
+        Args:
+            geometry: sizes of the generator.
+            text: configuration of the text encoder.
+            weights: tensors under `generator.` and `text_encoder.model.`.
+        """
+        folder = self.model_dir
+        (folder / "text_encoder").mkdir(parents=True, exist_ok=True)
+        _write_json(folder / "config.json", wan_config(geometry))
+        _write_json(folder / "text_encoder" / "config.json", text)
+        save_quantized(
+            _under(weights, "generator."),
+            folder / "diffusion_pytorch_model.safetensors",
+            _is_matrix,
+        )
+        encoder = _under(weights, "text_encoder.model.")
+        encoder.pop("encoder.embed_tokens.weight", None)
+        save_quantized(encoder, folder / "text_encoder" / "model.safetensors", _is_matrix)
+
+
+def wan_config(g: Geometry) -> dict[str, object]:
+    """Configuration of a generator in the keys of Wan's config.json."""
+    return {
+        "_class_name": "WanModel",
+        "model_type": "t2v",
+        "dim": g.dim,
+        "ffn_dim": g.ffn_dim,
+        "num_heads": g.num_heads,
+        "num_layers": g.num_layers,
+        "in_dim": g.in_dim,
+        "out_dim": g.out_dim,
+        "freq_dim": g.freq_dim,
+        "text_len": g.text_len,
+        "text_dim": g.text_dim,
+        "patch_size": list(g.patch_size),
+        "eps": g.eps,
+    }
+
+
+def _is_matrix(name: str, tensor: Tensor) -> bool:
+    """Whether a tensor is stored in int8: the large matrices of transformer blocks."""
+    return tensor.ndim == 2 and tensor.numel() >= 2**14 and "block" in name
+
+
+def _under(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {
+        name.removeprefix(prefix): tensor
+        for name, tensor in weights.items()
+        if name.startswith(prefix)
+    }
+
+
+def _write_json(path: Path, content: Mapping[str, object]) -> None:
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

@@ -1,0 +1,78 @@
+"""Latents of films, encoded once and kept on disk, so that a training step need not render."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from cfgen.model.vae import SPATIAL_STRIDE, TEMPORAL_STRIDE, TinyAutoencoder
+from cfgen.train.world import render, sample_film, subject_centres
+
+
+class LatentStore:
+    """Films by number: encoded when first asked for, in two lengths, then read from files.
+
+    Args:
+        folder: where encoded clips are kept; one folder per autoencoder.
+        vae: the trained autoencoder.
+        width: frame width in pixels.
+        height: frame height in pixels.
+    """
+
+    def __init__(
+        self, folder: Path, vae: TinyAutoencoder, *, width: int = 160, height: int = 96
+    ) -> None:
+        self.folder = folder
+        self.vae = vae.eval()
+        self.channels = vae.latent_channels
+        self.size = (width, height)
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def clips(self, ids: Sequence[int], latent_frames: int) -> tuple[Tensor, Tensor]:
+        """The first latent frames of films.
+
+        Returns:
+            latents [B, F, C, h, w] float32 and where subjects are, [B, F, h, w] in {0, 1}.
+        """
+        pairs = [self._clip(i, latent_frames) for i in ids]
+        return torch.stack([p[0].float() for p in pairs]), torch.stack(
+            [p[1].float() for p in pairs]
+        )
+
+    def _clip(self, number: int, latent_frames: int) -> tuple[Tensor, Tensor]:
+        path = self.folder / f"{number:06d}-{latent_frames:02d}.safetensors"
+        if path.exists():
+            stored = load_file(path)
+            return stored["latents"], stored["subjects"]
+        film = sample_film(number)
+        frames = 1 + TEMPORAL_STRIDE * (latent_frames - 1)
+        video = render(film, 0, frames, width=self.size[0], height=self.size[1])
+        parameter = next(self.vae.parameters())
+        pixels = (
+            torch.from_numpy(video).permute(0, 3, 1, 2)[None].to(parameter.device, parameter.dtype)
+            / 255
+        )
+        with torch.no_grad(), torch.autocast(parameter.device.type, enabled=False):
+            latents = self.vae.encode(pixels)[0].to(torch.float16).cpu().contiguous()
+        subjects = self._subjects(number, latent_frames)
+        save_file({"latents": latents, "subjects": subjects}, path)
+        return latents, subjects
+
+    def _subjects(self, number: int, latent_frames: int) -> Tensor:
+        """Cells of 8x8 pixels near a subject at each latent frame: [F, h, w] uint8."""
+        width, height = self.size
+        scale = height / 96
+        film = sample_film(number)
+        frames = np.arange(latent_frames) * TEMPORAL_STRIDE
+        centres = subject_centres(film, frames, width / scale) * scale
+        y = (np.arange(height // SPATIAL_STRIDE) + 0.5) * SPATIAL_STRIDE
+        x = (np.arange(width // SPATIAL_STRIDE) + 0.5) * SPATIAL_STRIDE
+        near_x = np.abs(x - centres[..., 0, None]) < 20 * scale
+        near_y = np.abs(y - centres[..., 1, None] - 2 * scale) < 24 * scale
+        mask = (near_y[..., :, None] & near_x[..., None, :]).any(0)
+        return torch.from_numpy(mask.astype(np.uint8))

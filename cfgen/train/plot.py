@@ -1,0 +1,38 @@
+"""A picture of a training log. Needs matplotlib, which the extra `train` brings."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+
+mpl.use("Agg")
+
+
+def plot_log(log: Path, picture: Path) -> None:
+    """Draw every figure of a JSONL log over its steps, each in a panel of its own, with a running mean.
+
+    Args:
+        log: the log that `loop.train` writes.
+        picture: the PNG to write.
+    """
+    lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    names = [name for name in lines[0] if name not in ("step", "seconds")]
+    figure = Figure(figsize=(6, 2.2 * len(names)), layout="constrained")
+    for i, name in enumerate(names):
+        axes = figure.add_subplot(len(names), 1, i + 1)
+        steps, values = [line["step"] for line in lines], [line[name] for line in lines]
+        window = max(1, len(values) // 50)
+        means = [
+            sum(values[max(0, j - window + 1) : j + 1]) / min(window, j + 1)
+            for j in range(len(values))
+        ]
+        axes.plot(steps, values, color="0.8", linewidth=0.8)
+        axes.plot(steps, means, color="C0")
+        axes.set_ylabel(name)
+        if min(values) > 0 and max(values) > 20 * min(values):
+            axes.set_yscale("log")
+    axes.set_xlabel("step")
+    figure.savefig(picture, dpi=110)

@@ -1,0 +1,52 @@
+"""Stage `tokenizer`: learns a small BPE tokenizer from captions and writes the words that the model will know."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+
+from cfgen.train.captions import CAMERA_WORDS, GROUND_WORDS, SKY_WORDS, caption, vocabulary
+from cfgen.train.world import COLOURS, SHAPES, sample_film
+
+SPECIAL = ("<pad>", "</s>", "<unk>")
+
+
+def train_tokenizer(model_dir: Path, *, captions: int = 20000, vocab_size: int = 1024) -> Tokenizer:
+    """Train on captions of random films and write `tokenizer/tokenizer.json` and `mini.json`.
+
+    Returns:
+        the tokenizer. The same arguments always give the same file.
+    """
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Whitespace(), pre_tokenizers.Punctuation()]
+    )
+    alphabet = [chr(c) for c in range(33, 127)]
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=list(SPECIAL),
+        initial_alphabet=alphabet,
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator((caption(sample_film(i), i) for i in range(captions)), trainer)
+    (model_dir / "tokenizer").mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(model_dir / "tokenizer" / "tokenizer.json"))
+    examples = [caption(sample_film(i, held_out=True), i, complete=True) for i in range(8)]
+    facts = {"words": vocabulary(), "knows": _knows(), "examples": examples}
+    (model_dir / "mini.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    return tokenizer
+
+
+def _knows() -> str:
+    """What can be asked for, in one sentence."""
+    grounds, skies, cameras = (
+        ", ".join(words[0] for words in table.values())
+        for table in (GROUND_WORDS, SKY_WORDS, CAMERA_WORDS)
+    )
+    return (
+        f"one or two of {', '.join(SHAPES)}, each in {', '.join(COLOURS)}, that drift, bob, circle or hover; "
+        f"over {grounds}; {skies}; {cameras}"
+    )

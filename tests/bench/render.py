@@ -1,0 +1,113 @@
+"""Speed and memory of `cfgen render` with the embedded model, start-up included.
+
+    python tests/bench/render.py speed    a 60 s clip: seconds of video per second
+    python tests/bench/render.py memory   10 s against 10 min: peak memory, pace at both ends
+    python tests/bench/render.py help     `cfgen --help`
+
+Each writes its figures, with versions and machine, to tests/bench/results/render-NAME.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+PROMPT = "a red balloon drifts over snowy hills at sunset, the camera pans right"
+
+
+def run(*arguments: str) -> tuple[list[dict[str, Any]], float, int]:
+    """Run cfgen; its JSON events, the seconds it took, and its peak resident memory in bytes."""
+    began = time.monotonic()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cfgen", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    lines = process.stdout.read().splitlines()
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        assert process.stderr is not None
+        sys.exit(f"cfgen failed: {lines[-1:]} {process.stderr.read()}")
+    seconds = time.monotonic() - began
+    return [json.loads(line) for line in lines], seconds, usage.ru_maxrss * 1024
+
+
+def render(duration: str) -> tuple[list[dict[str, Any]], float, int]:
+    """Render one clip of `duration` into a folder that is thrown away."""
+    with tempfile.TemporaryDirectory() as folder:
+        output = str(Path(folder) / "clip.mp4")
+        return run("render", PROMPT, "--duration", duration, "--seed", "7", "--json", "-o", output)
+
+
+def chunk_seconds(events: list[dict[str, Any]]) -> list[float]:
+    """Seconds that each chunk took."""
+    marks = [event["elapsed_s"] for event in events if event["type"] == "chunk"]
+    return [later - earlier for earlier, later in zip([0.0, *marks], marks, strict=False)]
+
+
+def speed() -> dict[str, Any]:
+    """Three renders of 60 s; the median counts."""
+    times = [render("60s")[1] for _ in range(3)]
+    return {"clip_s": 60, "seconds": times, "video_s_per_s": 60 / statistics.median(times)}
+
+
+def memory() -> dict[str, Any]:
+    """Peak memory of a short and a long clip, and the pace of the long one at both ends."""
+    _, _, short = render("10s")
+    events, seconds, long = render("10m")
+    pace = chunk_seconds(events)
+    early, late = statistics.median(pace[30:50]), statistics.median(pace[-20:])
+    return {
+        "peak_10s": short,
+        "peak_10min": long,
+        "peak_ratio": long / short,
+        "chunk_s_30_to_50": early,
+        "chunk_s_last_20": late,
+        "chunk_ratio": late / early,
+        "seconds_10min": seconds,
+    }
+
+
+def help_() -> dict[str, Any]:
+    """Seven runs of `cfgen --help`; the median counts."""
+    times = []
+    for _ in range(7):
+        began = time.monotonic()
+        subprocess.run([sys.executable, "-m", "cfgen", "--help"], check=True, capture_output=True)
+        times.append(time.monotonic() - began)
+    return {"seconds": times, "median": statistics.median(times)}
+
+
+def main() -> None:
+    """Run one benchmark, print and keep its figures."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("name", choices=("speed", "memory", "help"))
+    name = parser.parse_args().name
+    figures = {"speed": speed, "memory": memory, "help": help_}[name]()
+    figures["machine"] = f"{platform.machine()}, {os.cpu_count()} cores"
+    figures["versions"] = {p: version(p) for p in ("cfgen", "torch")} | {
+        "python": platform.python_version()
+    }
+    RESULTS.mkdir(exist_ok=True)
+    text = json.dumps(figures, indent=1)
+    (RESULTS / f"render-{name}.json").write_text(text + "\n")
+    sys.stdout.write(text + "\n")
+
+
+if __name__ == "__main__":
+    main()

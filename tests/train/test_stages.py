@@ -1,0 +1,133 @@
+"""The stages: every random choice derives from the step, and gradients reach all that is trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from cfgen.model.vae import TinyAutoencoder
+from cfgen.train.base_stage import BaseSettings, BaseStage
+from cfgen.train.export import Exporter
+from cfgen.train.latents import LatentStore
+from cfgen.train.tokenizer_stage import train_tokenizer
+from cfgen.train.vae_stage import VaeSettings, VaeStage
+
+VAE = VaeSettings(
+    latent_channels=4, encoder_width=8, decoder_widths=(8, 8, 8, 8), crop=32, frames=5, films=1
+)
+BASE = BaseSettings(
+    dim=24,
+    ffn_dim=32,
+    num_heads=2,
+    num_layers=2,
+    text_dim=16,
+    text_layers=1,
+    text_ffn=16,
+    batches=(2, 1),
+    chunks=(2, 3),
+    films=4,
+)
+
+
+@pytest.fixture
+def base_stage(tmp_path: Path) -> BaseStage:
+    torch.manual_seed(0)
+    store = LatentStore(
+        tmp_path / "latents", TinyAutoencoder(4, 8, (8, 8, 8, 8)), width=64, height=48
+    )
+    return BaseStage(
+        BASE, store, train_tokenizer(tmp_path / "model", captions=300), Exporter(tmp_path)
+    )
+
+
+def test_vae_stage_starts_from_latents_of_unit_moments() -> None:
+    _, figures = VaeStage(VAE, Path("unused")).loss(0)
+    assert figures["moment"] < 1.0
+
+
+def test_vae_stage_repeats_a_step_exactly() -> None:
+    stage = VaeStage(VAE, Path("unused"))
+    first, again, other = (stage.loss(step)[0].item() for step in (3, 3, 4))
+    assert first == again
+    assert first != other
+
+
+def test_vae_stage_exports_what_loads_strictly(tmp_path: Path) -> None:
+    stage = VaeStage(VAE, tmp_path)
+    stage.export(dict(stage.modules.named_parameters()))
+    state = load_file(tmp_path / "tae.safetensors")
+    vae = TinyAutoencoder.for_weights(state)
+    vae.load_state_dict(state)
+    assert vae.latent_channels == 4
+
+
+def test_base_stage_repeats_a_step_exactly(base_stage: BaseStage) -> None:
+    first, again, other = (base_stage.loss(step)[0].item() for step in (5, 5, 6))
+    assert first == again
+    assert first != other
+
+
+def test_base_stage_first_flow_is_zero(base_stage: BaseStage) -> None:
+    """With the head at zero the loss is the mean square of noise - x0, about 1 + the latents' own."""
+    loss, figures = base_stage.loss(0)
+    assert loss.item() > 0.5
+    assert set(figures) == {"first", "later"}
+
+
+def test_gradients_reach_every_parameter(base_stage: BaseStage) -> None:
+    with torch.no_grad():  # what starts at zero would hide everything behind it
+        for parameter in base_stage.modules.parameters():
+            if parameter.abs().sum() == 0:
+                parameter.normal_(std=0.1)
+    loss = sum(base_stage.loss(step)[0] for step in range(3))
+    assert isinstance(loss, torch.Tensor)
+    loss.backward()
+    untouched = [
+        name
+        for name, p in base_stage.modules.named_parameters()
+        if p.grad is None or p.grad.abs().sum() == 0
+    ]
+    assert untouched == []
+
+
+def test_later_chunks_train_the_commit_pass(base_stage: BaseStage) -> None:
+    """The clean chunk's time embedding (t = 0) gets a gradient only through committed pages."""
+    with torch.no_grad():
+        for parameter in base_stage.generator.parameters():
+            if parameter.abs().sum() == 0:
+                parameter.normal_(std=0.1)
+    seen: list[torch.Tensor] = []
+
+    def watch(_module: object, _inputs: object, output: torch.Tensor) -> None:
+        output.retain_grad()
+        seen.append(output)
+
+    base_stage.generator.time_embedding.register_forward_hook(watch)
+    base_stage.loss(1)[0].backward()
+    denoise, commit = seen[0], seen[1]
+    assert denoise.grad is not None
+    assert commit.grad is not None
+    assert commit.grad.abs().sum() > 0
+
+
+def test_latent_store_reads_back_what_it_encoded(tmp_path: Path) -> None:
+    vae = TinyAutoencoder(4, 8, (8, 8, 8, 8))
+    store = LatentStore(tmp_path, vae, width=64, height=48)
+    first, mask = store.clips([1, 2], 3)
+    again, _ = LatentStore(tmp_path, vae, width=64, height=48).clips([1, 2], 3)
+    assert first.shape == (2, 3, 4, 6, 8)
+    assert torch.equal(first, again)
+    assert 0 < mask.mean() < 1
+
+
+def test_tokenizer_is_the_same_every_time_and_knows_its_words(tmp_path: Path) -> None:
+    one = train_tokenizer(tmp_path / "a", captions=300)
+    train_tokenizer(tmp_path / "b", captions=300)
+    names = ("tokenizer/tokenizer.json", "mini.json")
+    assert all(
+        (tmp_path / "a" / n).read_bytes() == (tmp_path / "b" / n).read_bytes() for n in names
+    )
+    assert one.encode("Balloon").tokens == ["balloon"]
