@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import platform
 import re
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from cfgen import __version__
+from cfgen.checkpoint.container import read_json
 from cfgen.checkpoint.load import digest as file_digest
 from cfgen.checkpoint.load import load_generator, load_text_encoder, load_vae
 from cfgen.config.catalog import model_folder
@@ -171,13 +171,19 @@ def build_noise(config: RenderConfig, plan: Plan) -> Noise:
 
 
 def encoded(folder: Path, prompt: str) -> Tensor:
-    """The embedded prompt, [1, text_len, text_dim] float32; the encoder is gone when this returns."""
+    """The embedded prompt, [1, text_len, text_dim] float32; the encoder is freed afterwards."""
     parts = [folder / "text_encoder" / "config.json", folder / "text_encoder" / "model.safetensors"]
     parts += [folder / "tokenizer" / "tokenizer.json", folder / "config.json"]
     key = hashlib.sha256("".join(file_digest(part) for part in parts).encode()).hexdigest()
 
     def load_encoder() -> Encode:
-        text_len = int(json.loads((folder / "config.json").read_text(encoding="utf-8"))["text_len"])
+        text_len = read_json(folder / "config.json").get("text_len", 512)
+        if not isinstance(text_len, int) or text_len < 1:
+            raise CheckpointError(
+                f"{folder / 'config.json'}: text_len must be a whole number above 0, "
+                f"got {text_len!r}",
+                "restore the model folder",
+            )
         encoder = load_text_encoder(
             folder / "text_encoder", folder / "tokenizer" / "tokenizer.json", text_len=text_len
         )
@@ -198,16 +204,21 @@ def unknown_words(folder: Path, prompt: str) -> tuple[Warned, ...]:
     path = folder / "mini.json"
     if not path.is_file():
         return ()
-    facts = json.loads(path.read_text(encoding="utf-8"))
-    known = set(facts["words"])
+    facts = read_json(path)
+    known, knows = facts.get("words"), facts.get("knows")
+    if not isinstance(known, list) or not isinstance(knows, str):
+        raise CheckpointError(
+            f"{path} must tell the model's words (a list) and what it knows (a sentence)",
+            "restore the model folder",
+        )
     words = re.findall(r"[^\W\d_]+", prompt.lower())
     strange = list(dict.fromkeys(word for word in words if word not in known))
     if not strange:
         return ()
     return (
         Warned(
-            message=f"the model has never seen {', '.join(repr(word) for word in strange)} and may ignore it",
-            hint=f"it knows: {facts['knows']}",
+            message=f"the model has never seen {', '.join(map(repr, strange))} and may ignore it",
+            hint=f"it knows: {knows}",
         ),
     )
 
@@ -228,7 +239,7 @@ def device_of(config: RenderConfig) -> torch.device:
 
 
 def dtype_of(config: RenderConfig) -> torch.dtype:
-    """The number type of matrices: bfloat16 where the device computes in it, unless asked otherwise."""
+    """The number type of matrices: what is asked for, else bfloat16 where the device has it."""
     if config.dtype == "auto":
         native = device_of(config).type == "cuda" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
         return torch.bfloat16 if native else torch.float32

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cfgen.memory.base import Memory, Pass
+from cfgen.memory.base import Memory, Pass, V
 from cfgen.model.generator import Conditioning, Generator
 from cfgen.schedule import FewStepSchedule, Noise
 
@@ -23,7 +23,7 @@ class Chunk:
 
 def rollout(
     generator: Generator,
-    memory: Memory,
+    memory: Memory[V],
     schedule: FewStepSchedule,
     noise: Noise,
     *,

@@ -1,4 +1,4 @@
-"""What all tests share: the installed package, a clean environment, golden texts, GPU skips."""
+"""What all tests share: a clean environment, golden texts, GPU skips, a tiny model folder."""
 
 from __future__ import annotations
 
@@ -33,13 +33,65 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory):
-    """Keep the settings of whoever runs the tests out of them."""
+    """Keep the settings and the caches of whoever runs the tests out of them."""
     for name in list(os.environ):
         if name.startswith("CFGEN_"):
             monkeypatch.delenv(name)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.getbasetemp() / "no-config"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
     monkeypatch.setenv("NO_COLOR", "1")
     monkeypatch.delenv("FORCE_COLOR", raising=False)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A complete model folder of random weights, written as training writes one."""
+    import torch
+
+    from cfgen.train.base_stage import BaseSettings, BaseStage
+    from cfgen.train.export import Exporter
+    from cfgen.train.latents import LatentStore
+    from cfgen.train.tokenizer_stage import train_tokenizer
+    from cfgen.train.vae_stage import VaeSettings, VaeStage
+
+    folder = tmp_path_factory.mktemp("tiny") / "model"
+    tokenizer = train_tokenizer(folder, captions=300)
+    widths = VaeSettings(encoder_width=8, decoder_widths=(16, 8, 8, 8), crop=32, frames=5, films=1)
+    vae = VaeStage(widths, folder)
+    with torch.no_grad():  # training starts from grey
+        vae.vae.get_parameter("decoder.22.weight").mul_(10)
+    vae.export(dict(vae.modules.named_parameters()))
+    sizes = BaseSettings(
+        dim=24,
+        ffn_dim=32,
+        num_heads=2,
+        num_layers=2,
+        text_dim=16,
+        text_layers=1,
+        text_ffn=16,
+    )
+    store = LatentStore(folder.parent / "latents", vae.vae, latent_frames=3)
+    base = BaseStage(sizes, store, tokenizer, Exporter(folder))
+    with torch.no_grad():  # what starts at zero would hide prompt and memory from the frames
+        for parameter in base.modules.parameters():
+            if not parameter.any():
+                parameter.normal_(std=0.3)
+    base.export(dict(base.modules.named_parameters()))
+    return folder
+
+
+@pytest.fixture
+def tiny_settings(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Values for `--set` to render with `tiny_model`: small, in two steps, with a sure ffmpeg."""
+    import imageio_ffmpeg
+
+    monkeypatch.setenv("CFGEN_FFMPEG", imageio_ffmpeg.get_ffmpeg_exe())
+    return [
+        f"model.path={tiny_model}",
+        "model.sizes=[48x32, 160x96]",
+        "schedule.timesteps=[1000, 500]",
+        "threads=1",
+    ]
 
 
 @pytest.fixture

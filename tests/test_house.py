@@ -31,7 +31,7 @@ BELOW = {
     "rollout": {"model", "memory", "ops"},
     "render": {"rollout", "model", "memory", "ops"},
     "train": {"rollout", "model", "memory", "ops", "checkpoint"},
-    "checkpoint": set(),
+    "checkpoint": {"model", "memory", "ops"},
     "config": {"presets"},
     "build": {"config", "checkpoint", "render", "rollout", "model", "memory", "ops"},
     "cli": {"build", "config", "render", "checkpoint"},

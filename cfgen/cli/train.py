@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar, get_type_hints
 
 import typer
 import yaml
 
 from cfgen.cli import options
 from cfgen.cli.console import Console
-from cfgen.config.catalog import presets_folder
-from cfgen.config.values import nearest
+from cfgen.config import catalog
+from cfgen.config.values import Tree, coerce, nearest
 from cfgen.errors import CheckpointError, PresetError, Problem, UsageError
 
 if TYPE_CHECKING:
-    from cfgen.train.loop import Progress
+    from cfgen.train.base_stage import BaseSettings, BaseStage
+    from cfgen.train.loop import LoopSettings, Progress
+    from cfgen.train.vae_stage import VaeSettings
 
 T = TypeVar("T")
+Values = dict[str, dict[str, Tree]]
 
 app = options.command_app()
 
@@ -55,7 +58,7 @@ def train(
     """
     console = options.console_of(ctx)
     console.configure(json=json_lines, quiet=quiet, debug=debug)
-    values = _values(name, assignments or [])
+    settings = _settings(_values(name, assignments or []))
     model = work / "model"
     if stage == "tokenizer":
         from cfgen.train.tokenizer_stage import train_tokenizer
@@ -64,76 +67,122 @@ def train(
         console.result(str(model), {"model": str(model), "vocabulary": size})
         return
     last = None
-    for last in _slice(stage, values, work, minutes):
+    for last in _slice(stage, settings, work, minutes):
         _show(console, stage, last)
     step = last.step if last else 0
     _plot(console, work / stage)
     console.result(str(model), {"model": str(model), "stage": stage, "step": step})
 
 
-def _slice(
-    stage: str, values: dict[str, dict[str, object]], work: Path, minutes: float
-) -> Iterator[Progress]:
-    """Build a stage and train it for a while."""
-    import torch
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Settings:
+    """The values of every stage, so that a wrong one is found whichever stage is trained."""
 
-    from cfgen.checkpoint.load import load_vae
-    from cfgen.model.text_encoder import load_tokenizer
-    from cfgen.train.base_stage import BaseSettings, BaseStage
-    from cfgen.train.export import Exporter
-    from cfgen.train.latents import LatentStore
-    from cfgen.train.loop import LoopSettings, train
-    from cfgen.train.vae_stage import VaeSettings, VaeStage
+    vae: VaeSettings
+    vae_loop: LoopSettings
+    base: BaseSettings
+    base_loop: LoopSettings
+
+
+def _slice(stage: str, settings: _Settings, work: Path, minutes: float) -> Iterator[Progress]:
+    """Build a stage and train it for a while."""
+    from cfgen.train.loop import train
+    from cfgen.train.vae_stage import VaeStage
 
     model = work / "model"
-    loop = _filled(LoopSettings, values[f"{stage}.loop"], f"{stage}.loop")
     if stage == "vae":
-        vae_settings = _filled(VaeSettings, values["vae"], "vae")
-        yield from train(VaeStage(vae_settings, model), work, loop, minutes=minutes)
+        yield from train(VaeStage(settings.vae, model), work, settings.vae_loop, minutes=minutes)
         return
-    if not (model / "tae.safetensors").is_file():
-        raise CheckpointError(
-            f"{model} has no autoencoder", "train it first: cfgen train mini --stage vae"
-        )
-    settings = _filled(BaseSettings, values["base"], "base")
-    sizes = _filled(VaeSettings, values["vae"], "vae")
-    vae = load_vae(model / "tae.safetensors", dtype=torch.bfloat16)
-    store = LatentStore(work / "latents", vae, width=sizes.width, height=sizes.height)
-    tokenizer = load_tokenizer(model / "tokenizer" / "tokenizer.json")
-    yield from train(
-        BaseStage(settings, store, tokenizer, Exporter(model)), work, loop, minutes=minutes
+    for part, earlier in (("tae.safetensors", "vae"), ("tokenizer/tokenizer.json", "tokenizer")):
+        if not (model / part).is_file():
+            raise CheckpointError(
+                f"{model / part} is missing: stage base needs it",
+                f"make it first: cfgen train mini --stage {earlier} --work {work}",
+            )
+    yield from train(_base_stage(settings, work), work, settings.base_loop, minutes=minutes)
+
+
+def _base_stage(settings: _Settings, work: Path) -> BaseStage:
+    """Build stage `base` on what the stages before it left in the model folder."""
+    import torch
+
+    from cfgen.checkpoint.load import digest, load_vae
+    from cfgen.model.text_encoder import load_tokenizer
+    from cfgen.train.base_stage import BaseStage
+    from cfgen.train.export import Exporter
+    from cfgen.train.latents import LatentStore
+
+    model = work / "model"
+    weights = model / "tae.safetensors"
+    store = LatentStore(
+        work / "latents" / digest(weights)[:16],
+        load_vae(weights, dtype=torch.bfloat16),
+        latent_frames=3 * max(settings.base.chunks),
+        width=settings.vae.width,
+        height=settings.vae.height,
     )
+    tokenizer = load_tokenizer(model / "tokenizer" / "tokenizer.json")
+    return BaseStage(settings.base, store, tokenizer, Exporter(model))
 
 
-def _values(name: str, assignments: list[str]) -> dict[str, dict[str, object]]:
-    """Read `train.NAME.yaml` and lay `KEY=VALUE` over it; keys are checked by `_filled`."""
-    path = presets_folder() / f"train.{name}.yaml"
+def _values(name: str, assignments: list[str]) -> Values:
+    """Read `train.NAME.yaml` as text and lay `KEY=VALUE` over it; `_filled` checks the keys."""
+    folder = catalog.presets_folder()
+    path = folder / f"train.{name}.yaml"
     if not path.is_file():
-        known = sorted(p.name.split(".")[1] for p in presets_folder().glob("train.*.yaml"))
-        raise UsageError(f"there is nothing to train called {name!r}{nearest(name, known)}")
-    values: dict[str, dict[str, object]] = yaml.safe_load(path.read_text(encoding="utf-8"))
+        known = sorted(p.name.split(".")[1] for p in folder.glob("train.*.yaml"))
+        raise UsageError(
+            f"there is nothing to train called {name!r}{nearest(name, known)}",
+            f"what can be trained: {', '.join(known)}",
+        )
+    values: Values = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
     for assignment in assignments:
         key, separator, text = assignment.partition("=")
-        section, _, field = key.rpartition(".")
+        section, _, field = key.strip().rpartition(".")
         if not separator or section not in values:
             sections = ", ".join(values)
             raise UsageError(f"--set {assignment}: use SECTION.KEY=VALUE, sections: {sections}")
-        values[section][field] = yaml.safe_load(text)
+        values[section][field] = text.strip()
     return values
 
 
-def _filled(kind: type[T], values: dict[str, object], section: str) -> T:
-    """Make a settings dataclass of a section of the YAML, refusing keys that it does not have."""
-    known = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
-    problems = [
-        Problem(key=f"{section}.{key}", reason=f"no such key{nearest(key, known)}")
-        for key in values
-        if key not in known
-    ]
+def _settings(values: Values) -> _Settings:
+    """Make the settings of all stages.
+
+    Raises:
+        PresetError: A key or a value is wrong; lists every one of them.
+    """
+    from cfgen.train.base_stage import BaseSettings
+    from cfgen.train.loop import LoopSettings
+    from cfgen.train.vae_stage import VaeSettings
+
+    problems: list[Problem] = []
+    made = _Settings(
+        vae=_filled(VaeSettings, values["vae"], "vae", problems),
+        vae_loop=_filled(LoopSettings, values["vae.loop"], "vae.loop", problems),
+        base=_filled(BaseSettings, values["base"], "base", problems),
+        base_loop=_filled(LoopSettings, values["base.loop"], "base.loop", problems),
+    )
     if problems:
         raise PresetError(problems)
-    plain = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
-    return kind(**plain)
+    return made
+
+
+def _filled(kind: type[T], values: Mapping[str, Tree], section: str, problems: list[Problem]) -> T:
+    """Make a settings dataclass of a section, leaving out what goes to `problems`."""
+    hints = get_type_hints(kind)
+    typed: dict[str, object] = {}
+    for key, tree in values.items():
+        where = f"{section}.{key}"
+        if key not in hints:
+            problems.append(Problem(key=where, reason=f"is not a known key{nearest(key, hints)}"))
+            continue
+        try:
+            typed[key] = coerce(hints[key], tree)
+        except ValueError as error:
+            problems.append(Problem(key=where, reason=str(error)))
+            typed[key] = None
+    return kind(**typed)
 
 
 def _show(console: Console, stage: str, progress: Progress) -> None:

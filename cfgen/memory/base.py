@@ -87,13 +87,16 @@ class View(Protocol):
         """
 
 
-class Memory(Protocol):
+V = TypeVar("V", bound=View)
+
+
+class Memory(Protocol[V]):
     """What is kept of the chunks so far."""
 
-    def begin(self, frames: int) -> View:
+    def begin(self, frames: int) -> V:
         """Open the next chunk, of `frames` latent frames."""
 
-    def commit(self, view: View) -> None:
+    def commit(self, view: V) -> None:
         """The finished chunk becomes pages; its commit pass must have run."""
 
     @property

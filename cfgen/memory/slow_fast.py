@@ -106,7 +106,8 @@ class SlowFastTable(Generic[D]):
 
     def commit(self) -> None:
         """An admitted frame joins slow memory, which drops its oldest."""
-        self._slow = [*self._slow, *self._pending][-self._sizes[1] :]
+        self._slow += self._pending
+        del self._slow[: max(0, len(self._slow) - self._sizes[1])]
         self._pending = []
 
     def slots(self) -> list[Slot]:
@@ -160,9 +161,9 @@ class ReleaseTable(Generic[D]):
     def observe(self, pass_: Pass, keys: D, copy: Callable[[int], int]) -> bool:
         """Admit at most once a chunk, never before the second chunk after the sink."""
         reference, self._reference = self._reference, keys
-        early = self._start < self._sink + self._current
+        closed = self._slow == 0 or self._start < self._sink + self._current
         if (
-            early
+            closed
             or self._newest == self._start
             or reference is None
             or not self._decide(reference, keys)
@@ -185,7 +186,8 @@ class ReleaseTable(Generic[D]):
         """All slots, each at its slot number."""
         placed = [Placed(slot, i) for i, slot in enumerate(self._table)]
         if pass_.commit and self._commit_reads == "fast":
-            return placed[-max(min(self._fast, len(placed) - self._sink), self._current) :]
+            rest = len(placed) - self._sink - self._key_frames
+            return placed[-max(min(self._fast, rest), self._current) :]
         return placed
 
     def commit(self) -> None:

@@ -1,7 +1,8 @@
-"""Prompts are encoded first, all of them, and kept by hash, so that the encoder is needed once and then freed."""
+"""Prompts are encoded first and kept by hash: the encoder is needed once and then freed."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Callable, Sequence
@@ -65,4 +66,5 @@ def _write(path: Path, embedding: Tensor) -> None:
         save_file({"embedding": embedding}, temporary)
         os.replace(temporary, path)
     except (OSError, SafetensorError):
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)

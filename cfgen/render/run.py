@@ -1,4 +1,4 @@
-"""The render itself: chunks from the rollout are decoded, trimmed to the plan and handed to the writer."""
+"""The render itself: chunks are made, decoded, trimmed to the plan and handed to the writer."""
 
 from __future__ import annotations
 

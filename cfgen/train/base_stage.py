@@ -1,8 +1,9 @@
-"""Stage `base`: flow matching on causal chunks, with clean context through the memory seam, text encoder jointly.
+"""Stage `base`: flow matching on causal chunks with clean context through the memory seam.
 
-Each step plays clips forward as a render does: a noisy chunk is denoised against the memory, then the clean chunk is
-committed. A share of clips commits a corrupted chunk instead (noise, or the model's own prediction), so that a long
-rollout finds its own small errors familiar. Gradients reach the commit passes.
+Each step plays clips forward as a render does: a noisy chunk is denoised against the memory, then
+the clean chunk is committed. A share of clips commits a corrupted chunk instead (noise, or the
+model's own prediction), so that a long rollout finds its own small errors familiar. Gradients reach
+the commit passes; the text encoder is trained jointly.
 """
 
 from __future__ import annotations
@@ -19,15 +20,18 @@ from cfgen.memory.base import Pass
 from cfgen.memory.kv_cache import GraphCache
 from cfgen.memory.paged import PagedMemory
 from cfgen.memory.slow_fast import SlowFastTable
-from cfgen.model.generator import Generator, Geometry
+from cfgen.model.generator import Conditioning, Generator, Geometry
 from cfgen.model.text_encoder import TextEncoder
-from cfgen.ops.reference import Rope
-from cfgen.ops.select import build_ops
+from cfgen.ops.reference import Rope, rotate
+from cfgen.ops.select import Ops
+from cfgen.ops.torch_backend import attend_by_products
 from cfgen.train.captions import caption
 from cfgen.train.export import Exporter, text_config
 from cfgen.train.latents import LatentStore
 from cfgen.train.muon import Muon
 from cfgen.train.world import rng_for, sample_film
+
+_OPS = Ops("products", rotate, attend_by_products)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,6 +55,8 @@ class BaseSettings:
     slow: int = 6
     fast: int = 6
     shift: float = 2.0
+    first_draws: int = 2
+    first_weight: float = 2.0
     subject_weight: float = 3.0
     corrupt_noise: float = 0.25
     corrupt_own: float = 0.2
@@ -98,12 +104,13 @@ class BaseStage:
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
         nn.init.xavier_uniform_(self.generator.patch_embedding.weight.flatten(1))
-        nn.init.zeros_(self.generator.time_projection[1].weight)
+        nn.init.zeros_(self.generator.get_parameter("time_projection.1.weight"))
         nn.init.zeros_(self.generator.head.head.weight)
 
     def optimizers(self) -> list[torch.optim.Optimizer]:
-        """Muon for the matrices of blocks and text encoder; AdamW for embeddings, norms, modulation and head."""
-        muon, adam = [], []
+        """Muon for the matrices of blocks and text encoder; AdamW for everything else."""
+        muon: list[nn.Parameter] = []
+        adam: list[nn.Parameter] = []
         for name, p in self.modules.named_parameters():
             inner = (
                 p.ndim == 2
@@ -117,7 +124,7 @@ class BaseStage:
         ]
 
     def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
-        """Mean squared error of the flow, subjects weighed more, over every chunk of a batch of clips."""
+        """Mean squared error of the flow over a batch of clips, subjects weighed more."""
         s = self.settings
         rng = rng_for("base", step)
         long = int(rng.uniform() < s.long_share)
@@ -136,30 +143,31 @@ class BaseStage:
         losses: list[Tensor] = []
         for c in range(chunks):
             span = slice(3 * c, 3 * c + 3)
-            x0 = latents[:, span]
+            draws = 1 if c else s.first_draws
+            x0 = latents[:, span].repeat(draws, 1, 1, 1, 1)
             eps = torch.randn(x0.shape, generator=noise).to(x0)
-            uniform = torch.rand(batch, 1, generator=noise)
+            uniform = torch.rand(batch * draws, 1, generator=noise)
             sigma = (s.shift * uniform / (1 + (s.shift - 1) * uniform)).to(x0)
             level = sigma[:, :, None, None, None]
             view = memory.begin(3)
             x = (1 - level) * x0 + level * eps
-            flow = self.generator(x, sigma, conditioning, view.at(Pass(0)))
-            losses.append((weight[:, span] * (flow - (eps - x0)).square()).mean((1, 2, 3, 4)))
+            flow = self.generator(x, sigma, repeated(conditioning, draws), view.at(Pass(0)))
+            error = weight[:, span].repeat(draws, 1, 1, 1, 1) * (flow - (eps - x0)).square()
+            losses.append(error.mean())
             if c + 1 < chunks:
-                clean = self._corrupt(x0, (x - level * flow).detach(), level, noise)
+                predicted = (x - level * flow).detach()[:batch]
+                clean = self._corrupt(x0[:batch], predicted, level[:batch], noise)
                 self.generator(clean, 0.0, conditioning, view.at(Pass(1, commit=True)))
                 memory.commit(view)
-        per_chunk = torch.stack(losses).mean(1)
-        figures = {
-            "first": float(per_chunk[0].detach()),
-            "later": float(per_chunk[1:].mean().detach()),
-        }
-        return per_chunk.mean(), figures
+        later = torch.stack(losses[1:]).mean()
+        share = s.first_weight / (s.first_weight + chunks - 1)
+        total = share * losses[0] + (1 - share) * later
+        return total, {"first": float(losses[0].detach()), "later": float(later.detach())}
 
     def _corrupt(
         self, x0: Tensor, predicted: Tensor, level: Tensor, noise: torch.Generator
     ) -> Tensor:
-        """What is committed: mostly the clean chunk, sometimes with noise, sometimes what the model made of it."""
+        """What is committed: the clean chunk, now and then with noise, or what was made of it."""
         s = self.settings
         coin = torch.rand(2, len(x0), 1, 1, 1, 1, generator=noise).to(x0)
         strength = s.corrupt_noise * torch.rand(len(x0), 1, 1, 1, 1, generator=noise).to(x0)
@@ -168,7 +176,7 @@ class BaseStage:
         return torch.where(own, predicted, noisy)
 
     def _memory(self, rng: np.random.Generator, shape: torch.Size) -> PagedMemory:
-        """Slow-fast memory whose admissions are drawn by chance, so that every filling is seen in training."""
+        """Slow-fast memory that admits by chance, so that training sees every filling."""
         s = self.settings
         chance = rng.uniform(0.2, 1.0)
         tables = [
@@ -183,9 +191,19 @@ class BaseStage:
         grid = self.geometry.grid(shape[3], shape[4])
         rope = Rope(self.geometry.head_dim)
         return PagedMemory(
-            tables, GraphCache(s.num_layers), build_ops("torch"), rope=rope, grid=grid
+            tables, GraphCache(s.num_layers), _OPS, rope=rope, grid=grid
         )
 
     def export(self, weights: Mapping[str, Tensor]) -> None:
         """Write generator and text encoder of the model folder."""
         self.exporter(self.geometry, self.text_encoder.model.config.to_diff_dict(), weights)
+
+
+def repeated(conditioning: Conditioning, times: int) -> Conditioning:
+    """The same prompts `times` over along the batch."""
+    return Conditioning(
+        tuple(
+            (k.repeat(times, 1, 1, 1), v.repeat(times, 1, 1, 1))
+            for k, v in conditioning.keys_values
+        )
+    )

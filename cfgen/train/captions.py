@@ -121,7 +121,8 @@ def caption(film: Film, seed: int, *, complete: bool = False) -> str:
     Args:
         film: what is to be described.
         seed: chooses among synonyms and orders.
-        complete: name everything. Otherwise a sky, a ground or a still camera is left out now and then.
+        complete: name everything. Otherwise a sky, a ground or a still camera is left out now and
+            then.
     """
     rng = rng_for(seed, "caption")
 

@@ -1,4 +1,4 @@
-"""Writes trained weights as the model folder that a render loads: Wan's own layout, matrices in int8."""
+"""Writes trained weights as the model folder that a render loads: Wan's layout, int8 matrices."""
 
 from __future__ import annotations
 

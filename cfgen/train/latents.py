@@ -15,51 +15,57 @@ from cfgen.train.world import render, sample_film, subject_centres
 
 
 class LatentStore:
-    """Films by number: encoded when first asked for, in two lengths, then read from files.
+    """Films by number: encoded when first asked for, then read from files.
 
     Args:
         folder: where encoded clips are kept; one folder per autoencoder.
         vae: the trained autoencoder.
+        latent_frames: length of a stored clip. The encoder is causal: a shorter clip is its start.
         width: frame width in pixels.
         height: frame height in pixels.
     """
 
     def __init__(
-        self, folder: Path, vae: TinyAutoencoder, *, width: int = 160, height: int = 96
+        self,
+        folder: Path,
+        vae: TinyAutoencoder,
+        *,
+        latent_frames: int,
+        width: int = 160,
+        height: int = 96,
     ) -> None:
         self.folder = folder
         self.vae = vae.eval()
         self.channels = vae.latent_channels
+        self.latent_frames = latent_frames
         self.size = (width, height)
         folder.mkdir(parents=True, exist_ok=True)
 
     def clips(self, ids: Sequence[int], latent_frames: int) -> tuple[Tensor, Tensor]:
-        """The first latent frames of films.
+        """The first latent frames of films; at most as many as a stored clip has.
 
         Returns:
             latents [B, F, C, h, w] float32 and where subjects are, [B, F, h, w] in {0, 1}.
         """
-        pairs = [self._clip(i, latent_frames) for i in ids]
-        return torch.stack([p[0].float() for p in pairs]), torch.stack(
-            [p[1].float() for p in pairs]
+        pairs = [self._clip(i) for i in ids]
+        latents, subjects = (
+            torch.stack([pair[i][:latent_frames].float() for pair in pairs]) for i in (0, 1)
         )
+        return latents, subjects
 
-    def _clip(self, number: int, latent_frames: int) -> tuple[Tensor, Tensor]:
-        path = self.folder / f"{number:06d}-{latent_frames:02d}.safetensors"
+    def _clip(self, number: int) -> tuple[Tensor, Tensor]:
+        path = self.folder / f"{number:06d}-{self.latent_frames:02d}.safetensors"
         if path.exists():
             stored = load_file(path)
             return stored["latents"], stored["subjects"]
-        film = sample_film(number)
-        frames = 1 + TEMPORAL_STRIDE * (latent_frames - 1)
-        video = render(film, 0, frames, width=self.size[0], height=self.size[1])
+        frames = 1 + TEMPORAL_STRIDE * (self.latent_frames - 1)
+        video = render(sample_film(number), 0, frames, width=self.size[0], height=self.size[1])
         parameter = next(self.vae.parameters())
-        pixels = (
-            torch.from_numpy(video).permute(0, 3, 1, 2)[None].to(parameter.device, parameter.dtype)
-            / 255
-        )
+        pixels = torch.from_numpy(video).permute(0, 3, 1, 2)[None]
+        pixels = pixels.to(parameter.device, parameter.dtype) / 255
         with torch.no_grad(), torch.autocast(parameter.device.type, enabled=False):
             latents = self.vae.encode(pixels)[0].to(torch.float16).cpu().contiguous()
-        subjects = self._subjects(number, latent_frames)
+        subjects = self._subjects(number, self.latent_frames)
         save_file({"latents": latents, "subjects": subjects}, path)
         return latents, subjects
 

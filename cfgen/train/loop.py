@@ -1,6 +1,7 @@
 """One training loop for every stage: seeds from the step, state on disk, slices of minutes.
 
-A run may be cut anywhere: all randomness derives from the step, so going on gives what an uninterrupted run gives.
+A run may be cut anywhere: all randomness derives from the step, so going on gives what an
+uninterrupted run gives.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Protocol
 
 import torch
 from accelerate import Accelerator
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -43,7 +44,10 @@ class Stage(Protocol):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LoopSettings:
-    """Schedule of a run. Rates rise over `warmup` steps, stay, and fall to zero over the last `decay` share."""
+    """Schedule of a run.
+
+    Rates rise over `warmup` steps, stay, and fall to zero over the last `decay` share.
+    """
 
     steps: int
     warmup: int = 50
@@ -75,7 +79,9 @@ def rate(step: int, settings: LoopSettings) -> float:
 def train(
     stage: Stage, work: Path, settings: LoopSettings, *, minutes: float
 ) -> Iterator[Progress]:
-    """Train until `settings.steps` or for `minutes`, then save and export; goes on from what `work` holds.
+    """Train until `settings.steps` or for `minutes`, then save and export.
+
+    It goes on from what `work` holds.
 
     Yields:
         one `Progress` every `log_every` steps. Also appended to `log.jsonl` in the work folder.
@@ -165,7 +171,7 @@ def _save(
     step: int,
     seconds: float,
 ) -> None:
-    """Write shards of at most 15 MiB and then, at once, the file that makes them the current state."""
+    """Write shards of at most 15 MiB, then at once the file that makes them the current state."""
     shards: list[dict[str, Tensor]] = [{}]
     size = 0
     for name, tensor in _tensors(stage, optimizers, average).items():
@@ -191,16 +197,12 @@ def _restore(
 ) -> tuple[int, float]:
     if not (folder / "state.json").exists():
         return 0, 0.0
-    record = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-    tensors: dict[str, Tensor] = {}
-    for name in record["shards"]:
-        with safe_open(folder / name, "pt") as file:
-            tensors |= {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
+    step, seconds, tensors = _read(folder)
     weights = dict(stage.modules.named_parameters())
-    expected = {f"weights.{name}" for name in weights}
-    found = {name for name in tensors if name.startswith("weights.")}
+    expected = {(f"weights.{name}", p.shape) for name, p in weights.items()}
+    found = {(name, t.shape) for name, t in tensors.items() if name.startswith("weights.")}
     if expected != found:
-        odd = sorted(expected ^ found)[:3]
+        odd = sorted({name for name, _ in expected ^ found})[:3]
         raise CheckpointError(
             f"{folder} holds the state of another model (for example {', '.join(odd)})",
             "train in another folder",
@@ -218,4 +220,20 @@ def _restore(
         optimizer.load_state_dict(
             {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
         )
-    return record["step"], record["seconds"]
+    return step, seconds
+
+
+def _read(folder: Path) -> tuple[int, float, dict[str, Tensor]]:
+    """Step, seconds spent and tensors of the state on disk."""
+    tensors: dict[str, Tensor] = {}
+    try:
+        record = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        for name in record["shards"]:
+            with safe_open(folder / name, "pt") as file:
+                tensors |= {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
+        return record["step"], record["seconds"], tensors
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise CheckpointError(
+            f"the training state in {folder} is damaged: {error}",
+            "remove the folder to train the stage from the start",
+        ) from error

@@ -1,7 +1,7 @@
 """Muon: momentum whose matrix updates are orthogonalised, for every weight of two or more axes.
 
-Source: Keller Jordan, https://kellerjordan.github.io/posts/muon/ (five Newton-Schulz steps); the step is scaled to
-AdamW's typical root mean square as in arXiv 2502.16982, so that rates carry over.
+Source: Keller Jordan, https://kellerjordan.github.io/posts/muon/ (five Newton-Schulz steps); the
+step is scaled to AdamW's typical root mean square as in arXiv 2502.16982, so that rates carry over.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def orthogonal(matrix: Tensor) -> Tensor:
     """Roughly the nearest matrix with singular values of one: [rows, columns], in float32."""
     a, b, c = _NEWTON_SCHULZ
     x = matrix.bfloat16()
-    wide = x if x.shape[0] <= x.shape[1] else x.T
+    wide: Tensor = x if x.shape[0] <= x.shape[1] else x.T
     wide = wide / (wide.norm() + 1e-7)
     for _ in range(5):
         square = wide @ wide.T

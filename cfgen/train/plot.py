@@ -12,7 +12,7 @@ mpl.use("Agg")
 
 
 def plot_log(log: Path, picture: Path) -> None:
-    """Draw every figure of a JSONL log over its steps, each in a panel of its own, with a running mean.
+    """Draw every figure of a JSONL log over its steps, each in a panel, with a running mean.
 
     Args:
         log: the log that `loop.train` writes.

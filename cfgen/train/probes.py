@@ -7,15 +7,21 @@ model's films follow their prompts. What fits nothing the world can show reads a
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import TypedDict, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cfgen.train.probes_camera import camera_class, step_ways
-from cfgen.train.probes_subjects import Blob, find_blobs
+from cfgen.train.probes_subjects import (
+    FOUND_OVERLAP,
+    SHAPE_OVERLAP,
+    Sighting,
+    find_subjects,
+    shape_overlaps,
+)
 from cfgen.train.world import GROUND_RGB, SHAPES, SKY_RGB, VIEW_HEIGHT, Film
 
 Image = NDArray[np.float32]
@@ -23,8 +29,6 @@ Image = NDArray[np.float32]
 KEYS = ("sky", "ground", "colour", "shape", "camera")
 #: Frames between two that are looked at: a quarter of a second of film.
 STEP = 4
-#: Overlap with its outline, on average, from which a subject has a shape.
-SHAPE_OVERLAP = 0.6
 
 _SKY_ROWS = 42  # above the highest hill
 _SKY_HORIZON = 60.0  # where the sky's gradient ends
@@ -36,20 +40,18 @@ _GROUND_SHARE = 0.5
 
 
 class Second(TypedDict):
-    """What most of the frames in one second of a clip show."""
+    """What most of the sampled frames in one second of a clip show."""
 
     sky: str | None
     ground: str | None
-    colours: list[str]
+    subjects: list[tuple[str, str | None]]
 
 
 class Details(TypedDict):
-    """What a reading was made from; plain values that JSON can hold."""
+    """What a reading was made from, in plain values that JSON can hold."""
 
     seconds: list[Second]
     path: list[float | None]
-    presence: list[float]
-    overlap: list[float]
 
 
 @dataclass(frozen=True)
@@ -57,12 +59,12 @@ class Reading:
     """What a clip shows, in the words of `world.py`; None where nothing fits.
 
     Attributes:
-        sky: word of `SKIES`.
-        ground: word of `GROUNDS`.
-        subjects: (colour, shape) of each subject in at least half of the frames, left to right.
+        sky: word of `SKIES`, in most of the sampled frames.
+        ground: word of `GROUNDS`, in most of the sampled frames.
+        subjects: (colour, shape) of each subject in most of the seconds, left to right.
         camera: word of `CAMERAS`.
-        details: per second, `sky`, `ground` and `colours`; `path`, the camera's way right in pixels
-            at each sampled frame; per subject, `presence` in the frames and `overlap` with its shape.
+        details: `seconds`, what each shows, and `path`, how far right of its start the camera is at
+            each sampled frame, in pixels at a height of 96.
     """
 
     sky: str | None
@@ -72,11 +74,23 @@ class Reading:
     details: Details
 
 
+_Coloured = TypeVar("_Coloured", Sighting, "_Track")
+
+
 @dataclass(frozen=True)
 class _Sample:
     sky: str | None
     ground: str | None
-    blobs: list[Blob]
+    sightings: list[Sighting]
+
+
+@dataclass(frozen=True)
+class _Track:
+    """A subject over a second of samples; `x` is its place across."""
+
+    colour: str
+    shape: str | None
+    x: float
 
 
 def measure(frames: NDArray[np.uint8], fps: float) -> Reading:
@@ -93,22 +107,22 @@ def measure(frames: NDArray[np.uint8], fps: float) -> Reading:
         raise ValueError(f"frames must be uint8 [T, H, W, 3], got {frames.dtype} {frames.shape}")
     if not len(frames) or frames.shape[1] < VIEW_HEIGHT or fps <= 0:
         raise ValueError(
-            f"need frames, at least {VIEW_HEIGHT} rows and a rate above 0; got {frames.shape} at {fps}"
+            f"need at least one frame, {VIEW_HEIGHT} rows and a rate above 0, "
+            f"got {frames.shape} at {fps} frames/s"
         )
     seen = _to_view(frames[::STEP])
     samples = [_sample(frame) for frame in seen]
-    ways = step_ways(seen, [sample.blobs for sample in samples])
-    tracks = _tracks(samples)
+    ways = step_ways(seen, [sample.sightings for sample in samples])
+    groups = _by_second(samples, fps)
+    tracks = [_tracks(group) for group in groups]
     return Reading(
         sky=_majority([sample.sky for sample in samples]),
         ground=_majority([sample.ground for sample in samples]),
-        subjects=tuple((track.colour, track.shape) for track in tracks),
+        subjects=tuple((each.colour, each.shape) for each in _lasting(tracks)),
         camera=camera_class(ways, STEP * (len(seen) - 1)),
         details=Details(
-            seconds=_seconds(samples, fps),
-            path=_rounded_path(ways),
-            presence=[round(track.presence, 3) for track in tracks],
-            overlap=[round(track.overlap, 3) for track in tracks],
+            seconds=[_second(*each) for each in zip(groups, tracks, strict=True)],
+            path=_path(ways),
         ),
     )
 
@@ -116,9 +130,9 @@ def measure(frames: NDArray[np.uint8], fps: float) -> Reading:
 def score(film: Film, reading: Reading) -> dict[str, bool]:
     """Which of `KEYS` a reading has right.
 
-    `colour`: every subject's colour and none besides. `shape`: every subject's shape, and where the
-    colours are right, each on its own colour. `camera`: a pan or rest exactly; for a sweep its first
-    direction and that it turned.
+    `colour`: every subject's colour and none besides. `shape`: every subject's shape, and where
+    the colours are right, each on its own colour. `camera`: a pan or rest exactly; for a sweep its
+    first direction and that it turned.
     """
     wanted = sorted((subject.colour, subject.shape) for subject in film.subjects)
     found = sorted((colour, shape or "") for colour, shape in reading.subjects)
@@ -139,7 +153,7 @@ def seconds_right(film: Film, reading: Reading) -> list[bool]:
     return [
         second["sky"] == film.sky
         and second["ground"] == film.ground
-        and second["colours"] == colours
+        and sorted(colour for colour, _ in second["subjects"]) == colours
         for second in reading.details["seconds"]
     ]
 
@@ -171,7 +185,7 @@ def _averaging(old: int, new: int) -> Image:
 
 def _sample(frame: Image) -> _Sample:
     sky = sky_of(frame)
-    return _Sample(sky, ground_of(frame, sky), find_blobs(frame))
+    return _Sample(sky, ground_of(frame, sky), find_subjects(frame))
 
 
 def sky_of(frame: Image) -> str | None:
@@ -221,58 +235,61 @@ def _most_seen(
 
 
 def _majority(words: Sequence[str | None]) -> str | None:
-    """The word that at least half of a non-empty list has, else None."""
+    """The word that more than half of a non-empty list has, else None."""
     word, count = Counter(words).most_common(1)[0]
-    return word if 2 * count >= len(words) else None
+    return word if 2 * count > len(words) else None
 
 
-@dataclass(frozen=True)
-class _Track:
-    """The blobs of one colour (and rank, should there be two) over the samples."""
-
-    colour: str
-    shape: str | None
-    x: float
-    presence: float
-    overlap: float
-
-
-def _tracks(samples: Sequence[_Sample]) -> list[_Track]:
-    """Subjects in at least half of the samples, left to right."""
-    groups: dict[tuple[str, int], list[Blob]] = {}
-    for sample in samples:
-        ranks: Counter[str] = Counter()
-        for blob in sample.blobs:
-            groups.setdefault((blob.colour, ranks[blob.colour]), []).append(blob)
-            ranks[blob.colour] += 1
-    tracks = []
-    for (colour, _), blobs in groups.items():
-        overlaps = np.mean([blob.overlaps for blob in blobs], axis=0)
-        best = int(overlaps.argmax())
-        shape = SHAPES[best] if overlaps[best] >= SHAPE_OVERLAP else None
-        x = float(np.median([blob.x for blob in blobs]))
-        presence = len(blobs) / len(samples)
-        tracks.append(_Track(colour, shape, x, presence, float(overlaps[best])))
-    return sorted((track for track in tracks if track.presence >= 0.5), key=lambda each: each.x)
-
-
-def _seconds(samples: Sequence[_Sample], fps: float) -> list[Second]:
-    """One entry for each second of the clip that has a sampled frame."""
+def _by_second(samples: Sequence[_Sample], fps: float) -> list[list[_Sample]]:
     groups: dict[int, list[_Sample]] = {}
     for i, sample in enumerate(samples):
         groups.setdefault(int(i * STEP / fps), []).append(sample)
-    return [
-        Second(
-            sky=_majority([sample.sky for sample in group]),
-            ground=_majority([sample.ground for sample in group]),
-            colours=sorted(track.colour for track in _tracks(group)),
-        )
-        for group in groups.values()
-    ]
+    return list(groups.values())
 
 
-def _rounded_path(ways: NDArray[np.float64]) -> list[float | None]:
-    """Where the camera was at each sample; None from a step that could not be read up to the next."""
+def _second(samples: Sequence[_Sample], tracks: Sequence[_Track]) -> Second:
+    return Second(
+        sky=_majority([sample.sky for sample in samples]),
+        ground=_majority([sample.ground for sample in samples]),
+        subjects=[(track.colour, track.shape) for track in tracks],
+    )
+
+
+def _tracks(samples: Sequence[_Sample]) -> list[_Track]:
+    """Subjects that most of the samples show, left to right."""
+    tracks = []
+    for colour, sightings in _ranked([sample.sightings for sample in samples]):
+        overlaps = shape_overlaps([each.window for each in sightings])
+        best = int(overlaps.argmax())
+        if 2 * len(sightings) > len(samples) and overlaps[best] >= FOUND_OVERLAP:
+            shape = SHAPES[best] if overlaps[best] >= SHAPE_OVERLAP else None
+            tracks.append(_Track(colour, shape, float(np.median([each.x for each in sightings]))))
+    return sorted(tracks, key=lambda track: track.x)
+
+
+def _lasting(seconds: Sequence[Sequence[_Track]]) -> list[_Track]:
+    """Subjects that most of the seconds show, left to right."""
+    lasting = []
+    for colour, tracks in _ranked(seconds):
+        if 2 * len(tracks) > len(seconds):
+            shape = _majority([track.shape for track in tracks])
+            lasting.append(_Track(colour, shape, float(np.median([track.x for track in tracks]))))
+    return sorted(lasting, key=lambda track: track.x)
+
+
+def _ranked(groups: Sequence[Sequence[_Coloured]]) -> Iterator[tuple[str, list[_Coloured]]]:
+    """Members of one colour over all groups; should a group have two of it, these stay apart."""
+    ranked: dict[tuple[str, int], list[_Coloured]] = {}
+    for group in groups:
+        ranks: Counter[str] = Counter()
+        for member in group:
+            ranked.setdefault((member.colour, ranks[member.colour]), []).append(member)
+            ranks[member.colour] += 1
+    yield from ((colour, members) for (colour, _), members in ranked.items())
+
+
+def _path(ways: NDArray[np.float64]) -> list[float | None]:
+    """Where the camera was at each sample; None after a step that could not be read."""
     path = np.concatenate([[0.0], np.nancumsum(ways)])
     known = np.concatenate([[True], np.isfinite(ways)])
     return [round(float(place), 2) if k else None for place, k in zip(path, known, strict=True)]

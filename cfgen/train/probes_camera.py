@@ -1,4 +1,4 @@
-"""Tells how the camera moved: how far the near layer went between sampled frames, and in what legs."""
+"""Tells how the camera moved: how far the near layer goes between sampled frames, and its legs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from cfgen.train.probes_subjects import Blob
+from cfgen.train.probes_subjects import Sighting
 from cfgen.train.world import PAN_SPEED
 
 Image = NDArray[np.float32]
@@ -23,13 +23,13 @@ _CLEAR = 0.06  # by what share the best displacement must match better than the 
 _SUBJECT_BOX = (20, 20, 20, 28)  # left, right, up and down from a subject's centre
 
 
-def step_ways(frames: Image, blobs: list[list[Blob]]) -> NDArray[np.float64]:
+def step_ways(frames: Image, sightings: list[list[Sighting]]) -> NDArray[np.float64]:
     """How far the camera went right between neighbours of `frames` [n, 96, W, 3]: [n - 1] pixels.
 
     NaN where no displacement matches clearly better than the others.
     """
     bands = [_band(frame) for frame in frames]
-    seen = [_seen(frame.shape, found) for frame, found in zip(frames, blobs, strict=True)]
+    seen = [_seen(frame.shape, found) for frame, found in zip(frames, sightings, strict=True)]
     pairs = zip(pairwise(bands), pairwise(seen), strict=True)
     return np.asarray([_way(*band, *valid) for band, valid in pairs], np.float64)
 
@@ -48,7 +48,7 @@ def camera_class(ways: NDArray[np.float64], frames: int) -> str | None:
     path = np.concatenate([[0.0], filled.cumsum()])
     legs = path_legs(path)
     pan = PAN_SPEED * frames
-    if np.ptp(path) <= max(8.0, pan / 40):
+    if np.ptp(path) <= max(8.0, pan / 40) and np.mean(np.abs(filled) <= 1) >= 0.75:
         return "still"
     if len(legs) >= 2:
         return "right-left" if legs[0] > 0 else "left-right"
@@ -58,7 +58,7 @@ def camera_class(ways: NDArray[np.float64], frames: int) -> str | None:
 
 
 def path_legs(path: NDArray[np.float64]) -> list[float]:
-    """Signed lengths of the legs between the turning points of a path; wiggles under `LEG` are none."""
+    """Signed lengths between the turning points of a path; what is shorter than `LEG` is no leg."""
     legs: list[float] = []
     low = high = turn = float(path[0])
     direction = 0
@@ -83,12 +83,12 @@ def _band(frame: Image) -> Image:
     return np.asarray(band - np.median(band, axis=1, keepdims=True), np.float32)
 
 
-def _seen(shape: tuple[int, ...], blobs: list[Blob]) -> Image:
+def _seen(shape: tuple[int, ...], sightings: list[Sighting]) -> Image:
     """1 where no subject stands in front of the near rows, else 0."""
     seen = np.ones(shape[:2], np.float32)
     left, right, up, down = _SUBJECT_BOX
-    for blob in blobs:
-        x, y = int(blob.x), int(blob.y)
+    for sighting in sightings:
+        x, y = int(sighting.x), int(sighting.y)
         seen[max(0, y - up) : y + down, max(0, x - left) : x + right] = 0
     return seen[NEAR_ROWS]
 

@@ -1,67 +1,73 @@
-"""Finds the subjects in a frame: blobs of a palette colour that look like one of the world's shapes.
+"""Finds subjects in frames by the palette, and their shapes by comparing silhouettes.
 
-The outlines that blobs are compared with are cut from frames that the world itself renders, so the
-two cannot drift apart.
+The silhouettes compared with are taken, by these same functions, from frames that the world itself
+renders, so the two cannot drift apart.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cfgen.train.world import (
-    COLOUR_RGB,
-    COLOURS,
-    SHAPES,
-    VIEW_HEIGHT,
-    Film,
-    Subject,
-    render,
-    subject_centres,
-)
+from cfgen.train.world import COLOUR_RGB, COLOURS, SHAPES, Film, Subject, render
 
 Image = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 
-#: RGB distance up to which a pixel has a palette colour. The two closest colours, orange and yellow,
-#: are 88 apart, so half-way between two is neither; grass and leaves stay 50 from green.
+#: RGB distance up to which a pixel has a palette colour. The closest two, orange and yellow, are 88
+#: apart, so half-way between two is neither; grass and leaves stay 50 from green.
 COLOUR_RADIUS = 40.0
-#: Overlap (intersection over union) with the closest outline from which a blob is a subject at all.
-FOUND_OVERLAP = 0.35
+#: Overlap with the closest silhouette, at most 1, from which pixels of a colour are a subject.
+FOUND_OVERLAP = 0.45
+#: Overlap with the closest silhouette from which a subject has that shape.
+SHAPE_OVERLAP = 0.7
 
-#: A body is edged in a darker and lit by a lighter shade of its colour; these are their ends.
-_DARK, _LIGHT = 0.55, 0.45
-_SHADE_RADIUS = 40.0
-_EDGE = 3  # pixels that such shades reach beyond the colour itself
-_BOX = (22, 18)  # half height and half width of what is compared, in pixels
-_PER_COLOUR = 2
+_BOX = (24, 20)  # half height and half width of a silhouette's window, in pixels
+_PIXELS = (80, 900)  # of a body's colour: the smallest, a star, shows 200, the largest, a cube, 430
+_PER_COLOUR = 2  # the world never shows two of one colour, so a second is already one too many
+_HEIGHTS = (76, 86, 96, 106, 116)  # of the frames that silhouettes are taken from: a range of sizes
+_SHIFTS = range(-2, 3)
 
 
 @dataclass(frozen=True)
-class Blob:
-    """A subject in one frame: colour, centre in pixels, and overlap with each of `SHAPES`."""
+class Sighting:
+    """What looks like a subject in one frame: its colour, centre, and silhouette in a window."""
 
     colour: str
     x: float
     y: float
-    overlaps: tuple[float, ...]
+    window: Mask
 
 
-def find_blobs(frame: Image) -> list[Blob]:
-    """Every subject-like blob of a palette colour in a frame [96, W, 3] of RGB levels 0..255.
-
-    At most two blobs of one colour are looked for: the world never shows two, so the second is
-    already one too many.
-    """
+def find_subjects(frame: Image) -> list[Sighting]:
+    """Every body of a palette colour in a frame [96, W, 3] of RGB levels 0..255."""
     return [
-        blob
+        sighting
         for colour, mask in zip(COLOURS, colour_masks(frame), strict=True)
-        if mask.any()
-        for blob in _blobs_of(colour, body_mask(frame, colour, mask))
+        for sighting in _bodies(colour, mask)
     ]
+
+
+def shape_overlaps(windows: Sequence[Mask]) -> Image:
+    """How well one subject's silhouettes fit each of `SHAPES`: [shapes] in 0..1.
+
+    The windows are averaged, which evens out pixel edges and compression, and compared as
+    intersection over union with each shape in several sizes.
+    """
+    seen = np.mean(windows, axis=0, dtype=np.float32)
+    best = np.zeros(len(SHAPES), np.float32)
+    stencils = _stencils()
+    for dy in _SHIFTS:
+        for dx in _SHIFTS:
+            moved = np.roll(seen, (dy, dx), (0, 1))
+            shared = np.minimum(stencils, moved).sum((2, 3))
+            union = np.maximum(stencils, moved).sum((2, 3))
+            best = np.maximum(best, (shared / union).max(1))
+    return best
 
 
 def colour_masks(frame: Image) -> Mask:
@@ -69,93 +75,48 @@ def colour_masks(frame: Image) -> Mask:
     palette = np.asarray([COLOUR_RGB[c] for c in COLOURS], np.float32)
     distance = np.linalg.norm(frame[None] - palette[:, None, None], axis=-1)
     nearest = distance.argmin(0)[None] == np.arange(len(COLOURS))[:, None, None]
-    return nearest & (distance < COLOUR_RADIUS)
+    return np.asarray(nearest & (distance < COLOUR_RADIUS))
 
 
-def body_mask(frame: Image, colour: str, core: Mask) -> Mask:
-    """`core`, the pixels of one colour, grown by those beside it that have a shade of that colour."""
-    rgb = np.asarray(COLOUR_RGB[colour], np.float32)
-    light = rgb + (255 - rgb) * np.float32(_LIGHT)
-    shaded = np.minimum(_to_line(frame, rgb * np.float32(_DARK), rgb), _to_line(frame, rgb, light))
-    allowed = shaded < _SHADE_RADIUS
-    body = core
-    for _ in range(_EDGE):
-        body = body | (_widened(body) & allowed)
-    return body
-
-
-def _to_line(pixels: Image, start: Image, end: Image) -> Image:
-    """RGB distance of pixels [..., 3] to the line between two colours."""
-    along = end - start
-    share = np.clip((pixels - start) @ along / (along @ along), 0, 1)
-    return np.asarray(np.linalg.norm(pixels - start - share[..., None] * along, axis=-1))
-
-
-def _widened(mask: Mask) -> Mask:
-    """The mask and its neighbours above, below, left and right."""
-    wide = mask.copy()
-    wide[1:] |= mask[:-1]
-    wide[:-1] |= mask[1:]
-    wide[:, 1:] |= mask[:, :-1]
-    wide[:, :-1] |= mask[:, 1:]
-    return wide
-
-
-def _blobs_of(colour: str, mask: Mask) -> list[Blob]:
-    mask = mask.copy()
-    smallest = FOUND_OVERLAP * min(_outlines()[1])
-    found: list[Blob] = []
-    while len(found) < _PER_COLOUR and mask.sum() >= smallest:
-        overlap = _overlaps(mask)
-        best = overlap.reshape(len(SHAPES), -1).max(1)
-        if best.max() < FOUND_OVERLAP:
+def _bodies(colour: str, mask: Mask) -> list[Sighting]:
+    """Up to two bodies in a colour's mask, the one with more pixels first."""
+    half_y, half_x = _BOX
+    rest = np.pad(mask, ((half_y, half_y), (half_x, half_x)))
+    found: list[Sighting] = []
+    for _ in range(_PER_COLOUR):
+        window = _fullest_window(rest)
+        if rest[window].sum() < _PIXELS[0]:
             break
-        y, x = np.unravel_index(int(overlap[best.argmax()].argmax()), mask.shape)
-        found.append(Blob(colour, float(x), float(y), tuple(float(each) for each in best)))
-        top, left = max(0, int(y) - _BOX[0]), max(0, int(x) - _BOX[1])
-        mask[top : int(y) + _BOX[0] + 1, left : int(x) + _BOX[1] + 1] = False
+        if rest[window].sum() <= _PIXELS[1]:
+            x, y = float(window[1].start), float(window[0].start)
+            found.append(Sighting(colour, x, y, rest[window].copy()))
+        rest[window] = False
     return found
 
 
-def _overlaps(mask: Mask) -> Image:
-    """Intersection over union of the mask with every outline centred at every pixel: [shapes, H, W].
-
-    Only the part of the mask that lies in the outline's box counts.
-    """
-    height, width = mask.shape
-    spectra, areas = _spectra(height, width)
-    size = (height + 2 * _BOX[0], width + 2 * _BOX[1])
-    padded = np.zeros(size)
-    padded[_BOX[0] : -_BOX[0], _BOX[1] : -_BOX[1]] = mask
-    counts = np.fft.irfft2(np.fft.rfft2(padded)[None] * spectra.conj(), s=size, axes=(1, 2))
-    counts = counts[:, :height, :width]
-    shared, inside = counts[:-1], counts[-1]
-    union = areas[:, None, None] + inside[None] - shared
-    return np.asarray(shared / np.maximum(union, 1.0), np.float32)
+def _fullest_window(mask: Mask) -> tuple[slice, slice]:
+    """Where a window holds most of a mask with a margin of `_BOX`, centred on what it holds."""
+    tall, wide = (2 * half + 1 for half in _BOX)
+    sums = np.pad(mask.astype(np.int32).cumsum(0).cumsum(1), ((1, 0), (1, 0)))
+    held = sums[tall:, wide:] - sums[:-tall, wide:] - sums[tall:, :-wide] + sums[:-tall, :-wide]
+    top, left = (int(i) for i in np.unravel_index(int(held.argmax()), held.shape))
+    for _ in range(2):
+        rows, columns = np.nonzero(mask[top : top + tall, left : left + wide])
+        if not len(rows):
+            break
+        top = min(max(round(top + float(rows.mean())) - _BOX[0], 0), held.shape[0] - 1)
+        left = min(max(round(left + float(columns.mean())) - _BOX[1], 0), held.shape[1] - 1)
+    return slice(top, top + tall), slice(left, left + wide)
 
 
 @cache
-def _spectra(height: int, width: int) -> tuple[NDArray[np.complex128], NDArray[np.float64]]:
-    """Spectra of the outlines and of their box, [shapes + 1, ...], and the outlines' areas."""
-    outlines, areas = _outlines()
-    stack = np.zeros((len(SHAPES) + 1, height + 2 * _BOX[0], width + 2 * _BOX[1]))
-    stack[:-1, : 2 * _BOX[0] + 1, : 2 * _BOX[1] + 1] = outlines
-    stack[-1, : 2 * _BOX[0] + 1, : 2 * _BOX[1] + 1] = 1
-    return np.fft.rfft2(stack), np.asarray(areas)
+def _stencils() -> Image:
+    """Average silhouette of each shape in each size: [shapes, sizes, h, w]."""
+    return np.asarray([[_silhouette(shape, height) for height in _HEIGHTS] for shape in SHAPES])
 
 
-@cache
-def _outlines() -> tuple[NDArray[np.float64], tuple[float, ...]]:
-    """What `body_mask` sees of each shape, cut around its centre, and how many pixels that is."""
-    outlines = []
-    for shape in SHAPES:
-        film = Film("night", "snow", (Subject(shape, "red", "hovers"),), "still", seed=0)
-        frame = render(film, 0, 1)[0].astype(np.float32)
-        width = frame.shape[1]
-        x, y = subject_centres(film, np.arange(1), width * VIEW_HEIGHT / len(frame))[0, 0]
-        core = colour_masks(frame)[COLOURS.index("red")]
-        padded = np.pad(body_mask(frame, "red", core), [(side, side) for side in _BOX])
-        top, left = int(y), int(x)
-        outlines.append(padded[top : top + 2 * _BOX[0] + 1, left : left + 2 * _BOX[1] + 1])
-    stack = np.stack(outlines).astype(np.float64)
-    return stack, tuple(float(area) for area in stack.sum((1, 2)))
+def _silhouette(shape: str, height: int) -> Image:
+    film = Film("night", "snow", (Subject(shape, "red", "circles"),), "still", seed=0)
+    frames = [render(film, t, t + 1, width=height, height=height)[0] for t in range(0, 64, 12)]
+    found = [find_subjects(frame.astype(np.float32))[0] for frame in frames]
+    return np.asarray(np.mean([each.window for each in found], axis=0, dtype=np.float32))

@@ -1,4 +1,4 @@
-"""Stage `tokenizer`: learns a small BPE tokenizer from captions and writes the words that the model will know."""
+"""Stage `tokenizer`: a small BPE tokenizer learned from captions, and the words of the model."""
 
 from __future__ import annotations
 
@@ -47,6 +47,6 @@ def _knows() -> str:
         for table in (GROUND_WORDS, SKY_WORDS, CAMERA_WORDS)
     )
     return (
-        f"one or two of {', '.join(SHAPES)}, each in {', '.join(COLOURS)}, that drift, bob, circle or hover; "
-        f"over {grounds}; {skies}; {cameras}"
+        f"one or two of {', '.join(SHAPES)}, each in {', '.join(COLOURS)}, "
+        f"that drift, bob, circle or hover; over {grounds}; {skies}; {cameras}"
     )

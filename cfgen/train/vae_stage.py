@@ -1,4 +1,4 @@
-"""Stage `vae`: the tiny autoencoder learns the film world from small crops, the worst pixels weighed most."""
+"""Stage `vae`: the autoencoder learns the film world from crops, the worst pixels weighed most."""
 
 from __future__ import annotations
 
@@ -36,7 +36,10 @@ class VaeSettings:
 
 
 class VaeStage:
-    """See `loop.Stage`. Latents are kept near zero mean and unit variance, so no scale need be stored."""
+    """See `loop.Stage`.
+
+    Latents are kept near zero mean and unit variance, so no scale need be stored.
+    """
 
     name = "vae"
 
@@ -61,11 +64,12 @@ class VaeStage:
                     module.bias.zero_()
         for module in self.vae.modules():
             if isinstance(module, MemBlock):
-                nn.init.kaiming_normal_(module.conv[0].weight, nonlinearity="relu")
-                nn.init.kaiming_normal_(module.conv[2].weight, nonlinearity="relu")
-                module.conv[4].weight *= 0.1
-        first, out = self.vae.encoder[0], self.vae.decoder[-1]
-        first.bias.copy_(-0.5 * first.weight.sum((1, 2, 3)))
+                first, second, third = (c for c in module.conv if isinstance(c, nn.Conv2d))
+                nn.init.kaiming_normal_(first.weight, nonlinearity="relu")
+                nn.init.kaiming_normal_(second.weight, nonlinearity="relu")
+                third.weight *= 0.1
+        entry, out = self.vae.encoder[0], self.vae.decoder[-1]
+        entry.bias.copy_(-0.5 * entry.weight.sum((1, 2, 3)))
         out.weight *= 0.1
         out.bias.fill_(0.5)
         last = self.vae.encoder[-1]
@@ -88,7 +92,7 @@ class VaeStage:
         ]
 
     def batch(self, step: int) -> Tensor:
-        """Random crops of random films: [films * crops_per_film, frames, 3, crop, crop] in [0, 1]."""
+        """Random crops of random films: [films * crops_per_film, T, 3, crop, crop] in [0, 1]."""
         s = self.settings
         crops = []
         for i in range(s.films):
@@ -104,7 +108,7 @@ class VaeStage:
         return clip.to(next(self.vae.parameters()).device).float() / 255
 
     def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
-        """L1 + squared error + the mean of the worst 2 % of values, and a pull of latents to unit moments."""
+        """L1, squared error, mean of the worst 2 % of values, a pull of latents to unit moments."""
         s = self.settings
         video = self.batch(step)
         latents = self.vae.encode(video)
@@ -135,7 +139,7 @@ class VaeStage:
 
 
 def _moments(latents: Tensor) -> Tensor:
-    """How far the channels of [B, F, C, h, w] are from zero mean, unit variance and no correlation."""
+    """How far channels of [B, F, C, h, w] are from zero mean, unit variance and no correlation."""
     flat = latents.transpose(0, 2).flatten(1)
     mean = flat.mean(1, keepdim=True)
     covariance = (flat - mean) @ (flat - mean).T / flat.shape[1]

@@ -1,11 +1,12 @@
-"""The film world that the embedded model is trained on: procedural, deterministic, in a flat-illustration style.
+"""The film world that the embedded model is trained on: procedural, deterministic, flat and bright.
 
-A film is a pure function of its `Film` description, the frame number and nothing else. The world is a panorama wider
-than the view: a fixed sky, a far layer of clouds and hills that moves at half the camera's speed, a near layer of
-ground and landmarks, and one or two subjects that stay in view. Landmarks never stand in a caption (`captions.py`),
-so a model can only keep them by remembering them.
+A film is a pure function of its `Film` description and the frame number. The world is a panorama
+wider than the view: a fixed sky, a far layer of clouds and hills that moves at half the camera's
+speed, a near layer of ground and landmarks, and one or two subjects that stay in view. Landmarks
+never stand in a caption (`captions.py`), so a model can only keep them by remembering them.
 
-Units: one world unit is one pixel at 96 pixels of height; `render` scales everything by height / 96.
+Units: one world unit is one pixel at 96 pixels of height; `render` scales everything by
+height / 96.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-Image = NDArray[np.float32]
+Image = NDArray[np.float32 | np.float64]
+Number = float | Image
 
 FPS = 16
 PAN_SPEED = 2  # units a frame: one latent cell of the 8x autoencoder a latent frame
@@ -67,7 +69,10 @@ class Subject:
 
 @dataclass(frozen=True)
 class Film:
-    """Everything that a film is made from. `seed` places landmarks, hills, clouds, phases and turning points."""
+    """Everything that a film is made from.
+
+    `seed` places landmarks, hills, clouds, phases and turning points.
+    """
 
     sky: str
     ground: str
@@ -166,7 +171,7 @@ def _paint(rgb: Image, alpha: Image, colour: Image, coverage: Image) -> None:
 
 def _cover(distance: Image, scale: float) -> Image:
     """Anti-aliased coverage of a signed distance in units (negative inside)."""
-    return np.clip(0.5 - distance * scale, 0, 1).astype(np.float32)
+    return np.asarray(np.clip(0.5 - distance * scale, 0, 1), np.float32)
 
 
 def _colour(rgb: tuple[float, ...]) -> Image:
@@ -227,7 +232,7 @@ def _strip_grid(x0: int, x1: int, height: int, scale: float) -> tuple[Image, Ima
 
 
 def _far_strip(film: Film, x0: int, x1: int, height: int, scale: float) -> tuple[Image, Image]:
-    """Clouds and far hills for strip pixels x0..x1-1: colours [height, n, 3] and coverage [height, n]."""
+    """Clouds and far hills for strip pixels x0..x1-1: colours [H, n, 3] and coverage [H, n]."""
     xx, yy = _strip_grid(x0, x1, height, scale)
     rgb, alpha = np.zeros((*xx.shape, 3), np.float32), np.zeros(xx.shape, np.float32)
     top, bottom, light = SKY_RGB[film.sky]
@@ -249,7 +254,7 @@ def _far_strip(film: Film, x0: int, x1: int, height: int, scale: float) -> tuple
 
 
 def _near_strip(film: Film, x0: int, x1: int, height: int, scale: float) -> tuple[Image, Image]:
-    """Ground and landmarks for strip pixels x0..x1-1: colours [height, n, 3] and coverage [height, n]."""
+    """Ground and landmarks for strip pixels x0..x1-1: colours [H, n, 3] and coverage [H, n]."""
     xx, yy = _strip_grid(x0, x1, height, scale)
     rgb, alpha = np.zeros((*xx.shape, 3), np.float32), np.zeros(xx.shape, np.float32)
     light = _colour(SKY_RGB[film.sky][2])
@@ -277,13 +282,14 @@ def _ground_line(film: Film, x: Image | np.float32) -> Image:
     )
 
 
-def _box(xx: Image, yy: Image, cx: float, cy: float, half_w: float, half_h: float) -> Image:
-    return np.maximum(np.abs(xx - cx) - half_w, np.abs(yy - cy) - half_h)
+def _box(xx: Image, yy: Image, cx: float, cy: Number, half_w: float, half_h: float) -> Image:
+    return np.asarray(np.maximum(np.abs(xx - cx) - half_w, np.abs(yy - cy) - half_h))
 
 
-def _triangle(xx: Image, yy: Image, cx: float, base: float, half_w: float, tall: float) -> Image:
+def _triangle(xx: Image, yy: Image, cx: float, base: Number, half_w: float, tall: float) -> Image:
     slope = np.hypot(half_w, tall)
-    return np.maximum((np.abs(xx - cx) * tall - (yy - base + tall) * half_w) / slope, yy - base)
+    edges = (np.abs(xx - cx) * tall - (yy - base + tall) * half_w) / slope
+    return np.asarray(np.maximum(edges, yy - base))
 
 
 def _landmark(
@@ -292,7 +298,7 @@ def _landmark(
     xx: Image,
     yy: Image,
     x: float,
-    base: float,
+    base: Number,
     rng: np.random.Generator,
     light: Image,
     scale: float,
@@ -390,7 +396,7 @@ def _draw_subject(image: Image, subject: Subject, cx: float, cy: float, scale: f
 
 
 def sample_film(seed: int, *, held_out: bool = False) -> Film:
-    """Draw a film. One in ten combinations of sky, ground, colour and shape is kept out of training.
+    """Draw a film; one in ten combinations of sky, ground, colour, shape is kept out of training.
 
     Args:
         seed: any integer; the same seed gives the same film.

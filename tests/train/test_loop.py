@@ -84,6 +84,27 @@ def test_state_of_another_model_is_refused(tmp_path: Path) -> None:
         list(train(Wider(), tmp_path, SETTINGS, minutes=5))
 
 
+def test_state_of_another_width_is_refused(tmp_path: Path) -> None:
+    list(train(Regression(), tmp_path, SETTINGS, minutes=5))
+    with pytest.raises(CheckpointError, match=r"another model.*net\.bias"):
+        list(train(Regression(width=4), tmp_path, SETTINGS, minutes=5))
+
+
+@pytest.mark.parametrize("damage", ["cut off", "missing", "no json"])
+def test_damaged_state_is_refused(tmp_path: Path, damage: str) -> None:
+    list(train(Regression(), tmp_path, SETTINGS, minutes=5))
+    folder = tmp_path / "regression"
+    (shard,) = folder.glob("state-*.safetensors")
+    if damage == "cut off":
+        shard.write_bytes(shard.read_bytes()[:-9])
+    elif damage == "missing":
+        shard.unlink()
+    else:
+        (folder / "state.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"state in .*regression is damaged"):
+        list(train(Regression(), tmp_path, SETTINGS, minutes=5))
+
+
 def test_divergence_stops_the_run(tmp_path: Path) -> None:
     class Broken(Regression):
         def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:

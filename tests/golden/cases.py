@@ -1,0 +1,129 @@
+"""The recorded cases, and what is needed to play them through our own classes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from cfgen.memory.base import Table
+from cfgen.memory.kv_cache import KVCache
+from cfgen.memory.paged import PagedMemory
+from cfgen.memory.window import WindowTable
+from cfgen.model.generator import Generator, Geometry
+from cfgen.ops.reference import Rope
+from cfgen.ops.select import build_ops
+from cfgen.rollout import rollout
+from cfgen.schedule import FewStepSchedule
+
+FOLDER = Path(__file__).parent
+TINY = Geometry(dim=96, ffn_dim=192, num_heads=3, num_layers=3, text_len=16, text_dim=32)
+GRID = (4, 5)
+CHUNK = (1, 3, 16, 8, 10)
+CPU = torch.device("cpu")
+STEPS = FewStepSchedule.from_timesteps((1000, 750, 500, 250))
+
+TABLES: dict[str, Callable[[], Table[Tensor]]] = {
+    "sf_full": lambda: WindowTable(21),
+    "ll_plain": lambda: WindowTable(12, sink=3),
+    "ll_infinity": lambda: WindowTable(12, sink=3, relative=True),
+}
+"""The memory of each causal case."""
+
+
+@dataclass(frozen=True)
+class Case:
+    tensors: dict[str, Tensor]
+    facts: dict
+
+    @property
+    def chunks(self) -> int:
+        return self.facts["chunks"]
+
+
+@dataclass
+class Played:
+    latents: Tensor
+    x0: list[Tensor]
+    memory: PagedMemory = field(repr=False)
+
+    def error(self, case: Case) -> float:
+        return float((self.latents - case.tensors["latents"]).abs().max())
+
+
+class Recorded:
+    """The noise in a golden file."""
+
+    def __init__(self, case: Case) -> None:
+        self._tensors = case.tensors
+
+    def draw(self, chunk: int, step: int, shape: tuple[int, ...]) -> Tensor:
+        if step == 0:
+            return self._tensors["noise"][:, 3 * chunk : 3 * chunk + 3]
+        return self._tensors["renoise"][chunk, step - 1][None]
+
+
+class Traced:
+    """A schedule that keeps every predicted clean chunk."""
+
+    def __init__(self, schedule: FewStepSchedule) -> None:
+        self._schedule = schedule
+        self.sigmas, self.renoise, self.next = schedule.sigmas, schedule.renoise, schedule.next
+        self.x0: list[Tensor] = []
+
+    def clean(self, x: Tensor, flow: Tensor, step: int) -> Tensor:
+        self.x0.append(self._schedule.clean(x, flow, step))
+        return self.x0[-1]
+
+
+def load_case(name: str) -> Case:
+    path = FOLDER / f"{name}.safetensors"
+    with safe_open(path, "pt") as file:
+        facts = json.loads(file.metadata()["golden"])
+    return Case(load_file(path), facts)
+
+
+def tiny_generator() -> Generator:
+    generator = Generator(TINY)
+    generator.load_state_dict(load_file(FOLDER / "tiny_wan.safetensors"))
+    return generator.eval()
+
+
+def paged(
+    table: Callable[[], Table[Tensor]],
+    *,
+    backend: str = "torch",
+    batch: int = 1,
+    dtype: torch.dtype = torch.float32,
+    rope: Rope | None = None,
+) -> PagedMemory:
+    tables = [table() for _ in range(TINY.num_layers)]
+    shape = (batch, GRID[0] * GRID[1], TINY.num_heads, TINY.head_dim)
+    pool = KVCache(TINY.num_layers, tables[0].capacity + 1, shape, dtype=dtype, device=CPU)
+    return PagedMemory(tables, pool, build_ops(backend), rope=rope or Rope(32), grid=GRID)
+
+
+def play(
+    case: Case, generator, memory: PagedMemory, *, noise=None, text=None, steps=STEPS
+) -> Played:
+    """Roll a case out; `generator` may be anything that is called like one."""
+    text = case.tensors["text/A"] if text is None else text
+    schedule = Traced(steps)
+    with torch.inference_mode():
+        chunks = rollout(
+            generator,
+            memory,
+            schedule,
+            noise or Recorded(case),
+            conditioning=generator.condition(text),
+            shape=CHUNK,
+            chunks=range(case.chunks),
+        )
+        latents = torch.cat([chunk.latents for chunk in chunks], 1)
+    return Played(latents, schedule.x0, memory)

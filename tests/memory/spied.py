@@ -1,0 +1,106 @@
+"""A memory whose attention tells what it read: from which latent frame, written when, where.
+
+Values carry (frame, pass that wrote it); keys are the number 1, so their angle is the position.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from cfgen.memory.base import Pass, Table
+from cfgen.memory.kv_cache import KVCache
+from cfgen.memory.paged import PagedMemory
+from cfgen.ops.reference import Rope, rotate
+from cfgen.ops.select import Ops
+
+PASSES = 3
+COMMIT = PASSES - 1
+
+
+class Read(NamedTuple):
+    frame: int
+    written: int
+    position: int
+
+
+class Spied:
+    """One layer of a policy, driven pass by pass.
+
+    `below` is what the policy is told when it asks whether keys are surprising; `asked` counts.
+    """
+
+    def __init__(self, make: Callable[[Callable], Table], pages: int | None = None) -> None:
+        self.table = make(self._decide)
+        shape = (1, 1, 1, 2)
+        pool = KVCache(
+            1,
+            pages or self.table.capacity,
+            shape,
+            dtype=torch.float64,
+            device=torch.device("cpu"),
+        )
+        ops = Ops("spy", rotate, self._attend)
+        self.memory = PagedMemory([self.table], pool, ops, rope=Rope(2), grid=(1, 1))
+        self.below = False
+        self.asked = 0
+        self.start = 0
+        self._frames = 0
+        self._read: list[Read] = []
+
+    def begin(self, frames: int) -> None:
+        self.start, self._frames = self.start + self._frames, frames
+        self._view = self.memory.begin(frames)
+
+    def run(self, pass_: Pass) -> list[Read]:
+        frames = torch.arange(self.start, self.start + self._frames, dtype=torch.float64)
+        k = torch.zeros(1, self._frames, 1, 2, dtype=torch.float64)
+        k[..., 0] = 1
+        v = torch.stack([frames, torch.full_like(frames, pass_.index)], -1)[None, :, None]
+        self._view.at(pass_).attend(0, k, k, v)
+        return self._read
+
+    def commit(self) -> None:
+        self.memory.commit(self._view)
+
+    def chunk(self, frames: int, below: list[bool]) -> list[list[Read]]:
+        """Run a whole chunk; what each of its passes read."""
+        self.begin(frames)
+        reads = []
+        for index, outcome in enumerate(below):
+            self.below = outcome
+            reads.append(self.run(Pass(index, commit=index == len(below) - 1)))
+        self.commit()
+        return reads
+
+    @property
+    def admitted(self) -> int:
+        return self._view.admitted[0]
+
+    @property
+    def pages(self) -> set[int]:
+        return {slot.page for slot in self.table.slots()}
+
+    def _decide(self, _reference: object, _keys: object) -> bool:
+        self.asked += 1
+        return self.below
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        angles = torch.view_as_complex(k[0, :, 0].contiguous()).angle()
+        self._read = []
+        for angle, (frame, written) in zip(angles.tolist(), v[0, :, 0].tolist(), strict=True):
+            position = self._position(angle, near=int(frame), far=self.table.capacity)
+            self._read.append(Read(int(frame), int(written), position))
+        return v[:, -q.shape[1] :]
+
+    @staticmethod
+    def _position(angle: float, *, near: int, far: int) -> int:
+        """The slot number below `far`, or else the frame's own number, that an angle stands for."""
+        turn = 2 * torch.pi
+        for position in (*range(far), near):
+            if abs((angle - position + turn / 2) % turn - turn / 2) < 1e-6:
+                return position
+        raise AssertionError(f"a key of frame {near} is at no known position")

@@ -1,0 +1,84 @@
+"""The generator by itself: geometry is data, noise levels are per frame, dtypes may differ."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import conv3d
+
+from cfgen.model.generator import Generator, Geometry, sinusoid
+from tests.golden.cases import TINY, tiny_generator
+from tests.strategies import random_generator
+
+
+class Alone:
+    """A view in which every token sees itself only."""
+
+    def attend(self, _layer: int, _q: Tensor, _k: Tensor, v: Tensor) -> Tensor:
+        return v
+
+
+def test_parameter_names_are_those_of_wan() -> None:
+    with torch.device("meta"):
+        names = set(Generator(TINY).state_dict())
+    one = {name.removeprefix("blocks.1.") for name in names if name.startswith("blocks.1.")}
+    linear = [f"{a}.{m}" for a in ("self_attn", "cross_attn") for m in "qkvo"] + ["ffn.0", "ffn.2"]
+    parts = {f"{name}.{part}" for name in [*linear, "norm3"] for part in ("weight", "bias")}
+    norms = {f"{a}.norm_{m}.weight" for a in ("self_attn", "cross_attn") for m in "qk"}
+    assert one == parts | norms | {"modulation"}
+    outside = {name for name in names if not name.startswith("blocks.")}
+    embeddings = ["patch_embedding", "head.head", "time_projection.1"]
+    embeddings += [f"{kind}_embedding.{i}" for kind in ("text", "time") for i in (0, 2)]
+    assert outside == {f"{n}.{p}" for n in embeddings for p in ("weight", "bias")} | {
+        "head.modulation"
+    }
+
+
+def test_sizes_of_the_large_model_are_those_of_the_published_file() -> None:
+    with torch.device("meta"):
+        large = Generator(Geometry(dim=1536, ffn_dim=8960, num_heads=12, num_layers=30))
+    assert sum(p.numel() for p in large.parameters()) == 1_418_996_800
+
+
+@pytest.mark.parametrize("patch", [(1, 2, 2), (1, 1, 2), (1, 2, 1)])
+def test_patches_are_those_of_the_strided_convolution(patch: tuple[int, int, int]) -> None:
+    geometry = Geometry(
+        dim=8, ffn_dim=4, num_heads=1, num_layers=1, in_dim=3, text_dim=2, patch_size=patch
+    )
+    generator = random_generator(geometry)
+    x = torch.randn(2, 4, 3, 6, 10)
+    with torch.inference_mode():
+        kernel, bias = generator.patch_embedding.weight, generator.patch_embedding.bias
+        expected = conv3d(x.transpose(1, 2), kernel, bias, stride=patch).flatten(2).transpose(1, 2)
+        torch.testing.assert_close(generator._patches(x), expected)
+
+
+def test_noise_levels_are_per_frame() -> None:
+    generator = tiny_generator()
+    x, text = torch.randn(1, 3, 16, 8, 10), torch.randn(1, 16, 32)
+    with torch.inference_mode():
+        prompt = generator.condition(text)
+        mixed = generator(x, torch.tensor([[1.0, 0.5, 0.0]]), prompt, Alone())
+        for frame, sigma in enumerate((1.0, 0.5, 0.0)):
+            alone = generator(x, sigma, prompt, Alone())
+            torch.testing.assert_close(mixed[:, frame], alone[:, frame])
+            assert float((mixed[:, frame - 1] - alone[:, frame - 1]).abs().max()) > 1e-3
+
+
+def test_flow_keeps_the_dtype_of_the_chunk() -> None:
+    generator = tiny_generator().to(torch.bfloat16)
+    x, text = torch.randn(1, 3, 16, 8, 10), torch.randn(1, 16, 32)
+    with torch.inference_mode():
+        flow = generator(x, 0.5, generator.condition(text), Alone())
+    assert flow.dtype == torch.float32
+    assert flow.shape == x.shape
+
+
+def test_sinusoid_is_the_published_one() -> None:
+    embedding = sinusoid(torch.tensor([0.0, 1.0, 937.5]), 8)
+    frequency = torch.tensor([1, 0.1, 0.01, 0.001], dtype=torch.float64)
+    assert embedding.dtype == torch.float64
+    torch.testing.assert_close(embedding[0], torch.tensor([1.0] * 4 + [0.0] * 4).double())
+    torch.testing.assert_close(embedding[2, :4], torch.cos(937.5 * frequency), rtol=0, atol=1e-12)
+    torch.testing.assert_close(embedding[2, 4:], torch.sin(937.5 * frequency), rtol=0, atol=1e-12)

@@ -1,0 +1,321 @@
+"""From a configuration to objects, with a tiny model: dtypes, prompts, warnings, damaged files."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner, Result
+
+from cfgen import build
+from cfgen.cli.app import app
+from cfgen.cli.plan import plan_of
+from cfgen.config.loader import load
+from cfgen.config.schema import FullMemory, RenderConfig, SlowFastMemory, WindowMemory
+from cfgen.errors import CheckpointError, SetupError
+from cfgen.memory.slow_fast import ReleaseTable, SlowFastTable
+from cfgen.memory.window import WindowTable
+from cfgen.render.run import Film
+from cfgen.render.writer import chain_frames
+from cfgen.train.captions import caption
+from cfgen.train.export import Exporter
+from cfgen.train.vae_stage import VaeSettings, VaeStage
+from cfgen.train.world import sample_film
+
+PROMPT = "a red balloon drifts over snowy hills at sunset, the camera pans right"
+GENERATOR = "diffusion_pytorch_model.safetensors"
+CONFIGS = ("config.json", "text_encoder/config.json")
+WEIGHTS = (GENERATOR, "tae.safetensors", "text_encoder/model.safetensors")
+
+
+@pytest.fixture
+def model(tiny_model: Path, tmp_path: Path) -> Path:
+    """A model folder that may be damaged."""
+    return Path(shutil.copytree(tiny_model, tmp_path / "model"))
+
+
+@pytest.fixture
+def render(tiny_settings: list[str], tmp_path: Path) -> Callable[..., Result]:
+    """Run `cfgen render` with a model folder; the video is `out/clip.mp4`."""
+
+    def run(folder: Path, *settings: str, prompt: str = PROMPT) -> Result:
+        (tmp_path / "out").mkdir(exist_ok=True)
+        values = [*tiny_settings, f"model.path={folder}", *settings]
+        sets = [part for value in values for part in ("--set", value)]
+        output = str(tmp_path / "out" / "clip.mp4")
+        given = ["render", prompt, "--seed", "3", "--duration", "1s", *sets, "-o", output, "-y"]
+        return CliRunner().invoke(app, given)
+
+    return run
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of our own, empty, and the folder of prompts in it."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "cfgen" / "text"
+
+
+def _config(settings: list[str], **flags: str) -> RenderConfig:
+    values = {"prompt": PROMPT, "seed": "3", "output": "unused.mp4", "duration": "1s", **flags}
+    return load(values, assignments=settings).config
+
+
+def _film(settings: list[str], *more: str) -> Film:
+    config = _config([*settings, *more])
+    return build.build_film(config, plan_of(config))
+
+
+def _frames(film: Film) -> npt.NDArray[np.uint8]:
+    return np.concatenate([frames for _, _, frames in film.chunks()])
+
+
+def _refused(result: Result, out: Path) -> str:
+    """The one sentence of a refusal before work, after a look that nothing is left."""
+    assert result.exit_code == 3, result.output
+    assert list(out.iterdir()) == []
+    assert "Traceback" not in result.output
+    (sentence,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    return sentence
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_dtype_is_that_of_matrices_pages_and_decoder(
+    tiny_settings: list[str], dtype: str
+) -> None:
+    film = _film(tiny_settings, f"dtype={dtype}")
+    kind = getattr(torch, dtype)
+    assert film.generator.get_parameter("blocks.0.ffn.0.weight").dtype == kind
+    assert film.generator.get_parameter("head.head.weight").dtype == torch.float32
+    assert {p.dtype for p in film.vae.parameters()} == {kind}
+    pages, layers, tokens, width = 21 + 1, 2, 3 * 2, 24
+    assert film.memory.nbytes == 2 * layers * pages * tokens * width * kind.itemsize
+    frames = _frames(film)
+    assert frames.shape == (16, 32, 48, 3)
+    assert len(np.unique(frames)) > 100
+
+
+def test_bfloat16_makes_nearly_the_film_of_float32(tiny_settings: list[str]) -> None:
+    exact, coarse = (
+        _frames(_film(tiny_settings, f"dtype={dtype}")).astype(int)
+        for dtype in ("float32", "bfloat16")
+    )
+    assert not np.array_equal(exact, coarse)
+    assert np.abs(exact - coarse).mean() < 2
+
+
+def test_backends_agree(tiny_settings: list[str]) -> None:
+    fast, reference = (
+        _frames(_film(tiny_settings, "dtype=float32", f"backend={name}")).astype(int)
+        for name in ("torch", "reference")
+    )
+    assert np.abs(fast - reference).max() <= 1
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_sidecar_tells_how_to_make_the_video_again(
+    render: Callable[..., Result], model: Path, tmp_path: Path, dtype: str
+) -> None:
+    assert render(model, f"dtype={dtype}").exit_code == 0
+    told = json.loads((tmp_path / "out" / "clip.mp4.json").read_text())["metadata"]
+    assert (told["prompt"], told["seed"], told["preset"]) == (PROMPT, "3", "mini")
+    assert (told["dtype"], told["threads"]) == (dtype, "1")
+    assert told["generator_sha256"] == build.file_digest(model / GENERATOR)
+    assert told["vae_sha256"] == build.file_digest(model / "tae.safetensors")
+
+
+def test_threads_are_pinned(tiny_settings: list[str]) -> None:
+    for threads in (2, 1):
+        _film(tiny_settings, f"threads={threads}")
+        assert torch.get_num_threads() == threads
+
+
+@pytest.mark.parametrize(
+    ("config", "kind", "capacity"),
+    [
+        (FullMemory(), WindowTable, 30),
+        (WindowMemory(sink=3, size=12), WindowTable, 12),
+        (SlowFastMemory(variant="release"), ReleaseTable, 21),
+        (SlowFastMemory(variant="paper", slow=4), SlowFastTable, 13),
+        (SlowFastMemory(variant="cfgen", slow=0), SlowFastTable, 9),
+    ],
+)
+def test_each_policy_has_its_table(config: object, kind: type, capacity: int) -> None:
+    table = build.build_table(config, 30)  # type: ignore[arg-type]
+    assert type(table) is kind
+    assert table.capacity == capacity
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_device_that_is_not_there_is_refused(tiny_settings: list[str]) -> None:
+    with pytest.raises(SetupError, match="device cuda:1 is not there") as caught:
+        _film(tiny_settings, "device=cuda:1")
+    assert caught.value.exit_code == 3
+
+
+def _no_encoder(*_arguments: object, **_named: object) -> None:
+    raise AssertionError("the text encoder was loaded")
+
+
+def test_a_prompt_is_encoded_once(
+    tiny_settings: list[str], cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = _frames(_film(tiny_settings))
+    assert len(list(cache.iterdir())) == 1
+    monkeypatch.setattr(build, "load_text_encoder", _no_encoder)
+    assert chain_frames(_frames(_film(tiny_settings))) == chain_frames(first)
+    with pytest.raises(AssertionError, match="the text encoder was loaded"):
+        build.encoded(Path(tiny_settings[0].removeprefix("model.path=")), "another prompt")
+
+
+@pytest.mark.parametrize("part", ["text_encoder/model.safetensors", "tokenizer/tokenizer.json"])
+def test_another_encoder_does_not_take_the_cached_prompt(
+    model: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    build.encoded(model, PROMPT)
+    with (model / part).open("ab") as file:
+        file.write(b" ")
+    monkeypatch.setattr(build, "load_text_encoder", _no_encoder)
+    with pytest.raises(AssertionError, match="the text encoder was loaded"):
+        build.encoded(model, PROMPT)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a safetensors file"])
+def test_a_damaged_cache_is_made_anew(model: Path, cache: Path, content: bytes) -> None:
+    before = build.encoded(model, PROMPT)
+    (file,) = cache.iterdir()
+    file.write_bytes(content)
+    assert torch.equal(build.encoded(model, PROMPT), before)
+    assert torch.equal(load_file(file)["embedding"], before)
+
+
+def test_a_cache_that_cannot_be_written_does_not_stop_a_render(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert build.encoded(model, PROMPT).shape == (1, 64, 16)
+
+
+def test_unknown_words_are_named_with_what_the_model_knows(
+    render: Callable[..., Result], model: Path
+) -> None:
+    result = render(model, prompt="a zebra and a red balloon, ZEBRA, by the café at sunset")
+    assert result.exit_code == 0
+    warning, hint = (
+        next(line for line in result.stderr.splitlines() if line.startswith(start))
+        for start in ("warning:", "hint:")
+    )
+    assert warning == "warning: the model has never seen 'zebra', 'café' and may ignore it"
+    assert hint.startswith("hint: it knows: one or two of balloon, kite, star, cube, heart")
+
+
+@pytest.mark.parametrize("held_out", [False, True])
+def test_captions_have_no_unknown_words(tiny_model: Path, held_out: bool) -> None:
+    for seed in range(200):
+        text = caption(sample_film(seed, held_out=held_out), seed)
+        assert build.unknown_words(tiny_model, text) == (), text
+
+
+def test_a_model_that_does_not_tell_its_words_warns_of_none(model: Path) -> None:
+    (model / "mini.json").unlink()
+    assert build.unknown_words(model, "a zebra") == ()
+
+
+@pytest.mark.parametrize("name", [*CONFIGS, *WEIGHTS, "tokenizer/tokenizer.json"])
+@pytest.mark.parametrize("damage", ["missing", "empty", "cut off"])
+def test_a_missing_or_damaged_file_is_refused(
+    render: Callable[..., Result], model: Path, tmp_path: Path, cache: Path, name: str, damage: str
+) -> None:
+    file = model / name
+    content = file.read_bytes()
+    file.unlink()
+    if damage != "missing":
+        file.write_bytes(content[: len(content) // 2] if damage == "cut off" else b"")
+    assert str(file) in _refused(render(model), tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+@pytest.mark.parametrize("change", ["lacks one", "has one more", "has another shape"])
+def test_weights_that_do_not_fit_are_refused(
+    render: Callable[..., Result], model: Path, tmp_path: Path, cache: Path, name: str, change: str
+) -> None:
+    tensors = load_file(model / name)
+    chosen = next(key for key in sorted(tensors) if tensors[key].ndim == 1)
+    if change == "lacks one":
+        del tensors[chosen]
+    elif change == "has one more":
+        chosen = "extra.weight"
+        tensors[chosen] = torch.zeros(3)
+    else:
+        tensors[chosen] = torch.zeros(1)
+    save_file(tensors, model / name)
+    sentence = _refused(render(model), tmp_path / "out")
+    assert str(model / name) in sentence
+    assert chosen in sentence
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("config.json", {"text_len": "long"}, "text_len must be a whole number above 0"),
+        ("config.json", {"num_heads": 5}, "num_heads"),
+        ("text_encoder/config.json", {"vocab_size": 8}, "tokenizer"),
+        ("mini.json", {"words": None}, "must tell the model's words"),
+    ],
+)
+def test_a_value_that_cannot_be_is_refused(
+    render: Callable[..., Result],
+    model: Path,
+    tmp_path: Path,
+    cache: Path,
+    name: str,
+    content: dict[str, object],
+    told: str,
+) -> None:
+    facts = json.loads((model / name).read_text())
+    (model / name).write_text(json.dumps(facts | content))
+    assert told in _refused(render(model), tmp_path / "out")
+
+
+def test_a_damaged_list_of_words_is_refused(
+    render: Callable[..., Result], model: Path, tmp_path: Path
+) -> None:
+    (model / "mini.json").write_text('{"words": [')
+    assert "mini.json is not JSON" in _refused(render(model), tmp_path / "out")
+
+
+def test_parts_of_different_models_are_refused(tiny_settings: list[str], model: Path) -> None:
+    widths = VaeSettings(
+        latent_channels=4, encoder_width=8, decoder_widths=(8, 8, 8, 8), crop=32, frames=5, films=1
+    )
+    vae = VaeStage(widths, model)
+    vae.export(dict(vae.modules.named_parameters()))
+    with pytest.raises(CheckpointError, match="16 and 4 latent channels, the plan 16"):
+        _film(tiny_settings, f"model.path={model}")
+
+
+def test_a_missing_ffmpeg_is_found_before_the_model_is_read(
+    render: Callable[..., Result], model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CFGEN_FFMPEG", str(tmp_path / "no-ffmpeg"))
+    shutil.rmtree(model / "text_encoder")
+    assert "CFGEN_FFMPEG names" in _refused(render(model), tmp_path / "out")
+
+
+def test_what_is_exported_is_what_is_loaded(tiny_settings: list[str], tmp_path: Path) -> None:
+    """A second export of the loaded weights gives the same int8 values."""
+    film = _film(tiny_settings, "dtype=float32")
+    weights = {f"generator.{name}": p for name, p in film.generator.named_parameters()}
+    Exporter(tmp_path)(film.generator.geometry, {}, weights)
+    again = load_file(tmp_path / GENERATOR)
+    model = Path(tiny_settings[0].removeprefix("model.path="))
+    for name, tensor in load_file(model / GENERATOR).items():
+        assert torch.equal(again[name], tensor), name

@@ -1,0 +1,140 @@
+"""The loop that makes chunks: its passes, its noise, what it keeps."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from cfgen.memory.base import Pass
+from cfgen.memory.window import WindowTable
+from cfgen.model.generator import Conditioning
+from cfgen.rollout import inference, rollout
+from cfgen.schedule import FewStepSchedule, KeyedNoise
+from tests.golden.cases import CHUNK, STEPS, paged, tiny_generator
+
+PROMPT = Conditioning(())
+SHAPE = (1, 2, 1, 1, 1)
+
+
+class Recorder:
+    """A generator and a memory that write down how they are called; the flow is 1."""
+
+    device = torch.device("cpu")
+
+    def __init__(self) -> None:
+        self.calls: list[tuple] = []
+
+    def __call__(self, x: Tensor, sigma: float, text: Conditioning, view: tuple) -> Tensor:
+        assert text is PROMPT
+        self.calls.append((*view, sigma, x.flatten().tolist()))
+        return torch.ones_like(x)
+
+    def begin(self, frames: int) -> Recorder:
+        assert frames == SHAPE[1]
+        self.calls.append(("begin",))
+        return self
+
+    def at(self, pass_: Pass) -> tuple:
+        return (pass_.index, pass_.commit)
+
+    def commit(self, view: Recorder) -> None:
+        assert view is self
+        self.calls.append(("commit",))
+
+
+class Counted:
+    """Noise that tells its chunk and step."""
+
+    def draw(self, chunk: int, step: int, shape: tuple[int, ...]) -> Tensor:
+        return torch.full(shape, 10.0 * chunk + step)
+
+
+def made(recorder: Recorder, schedule: FewStepSchedule, chunks: range) -> list:
+    return list(
+        rollout(
+            recorder,
+            recorder,
+            schedule,
+            Counted(),
+            conditioning=PROMPT,
+            shape=SHAPE,
+            chunks=chunks,
+        )
+    )
+
+
+def test_passes_of_a_chunk() -> None:
+    recorder = Recorder()
+    (chunk,) = made(recorder, FewStepSchedule((1.0, 0.5)), range(3, 4))
+    first = 30.0
+    clean = first - 1.0
+    second = 0.5 * clean + 0.5 * 31.0
+    clean = second - 0.5
+    assert recorder.calls == [
+        ("begin",),
+        (0, False, 1.0, [first] * 2),
+        (1, False, 0.5, [second] * 2),
+        (2, True, 0.0, [clean] * 2),
+        ("commit",),
+    ]
+    assert chunk.index == 3
+    assert chunk.latents.flatten().tolist() == [clean] * 2
+
+
+def test_predicted_noise_draws_only_the_start() -> None:
+    recorder = Recorder()
+    (chunk,) = made(recorder, FewStepSchedule((1.0, 0.5, 0.25), renoise="predicted"), range(1))
+    levels = [call[3][0] for call in recorder.calls[1:-1]]
+    assert levels == [0.0, -0.5, -0.75, -1.0]
+    assert chunk.latents.flatten().tolist() == [-1.0] * 2
+
+
+def test_chunks_come_as_they_are_asked_for() -> None:
+    recorder = Recorder()
+    chunks = rollout(
+        recorder,
+        recorder,
+        FewStepSchedule((1.0,)),
+        Counted(),
+        conditioning=PROMPT,
+        shape=SHAPE,
+        chunks=range(10**9),
+    )
+    assert next(chunks).index == 0
+    assert recorder.calls.count(("commit",)) == 1
+    assert next(chunks).index == 1
+
+
+@pytest.fixture(scope="module")
+def generator():
+    return tiny_generator()
+
+
+def clip(generator, chunks: int, seed: int = 4) -> list[Tensor]:
+    with torch.no_grad():
+        prompt = generator.condition(torch.zeros(1, 16, 32))
+    run = rollout(
+        generator,
+        paged(lambda: WindowTable(6, sink=1, relative=True)),
+        STEPS,
+        KeyedNoise(seed),
+        conditioning=prompt,
+        shape=CHUNK,
+        chunks=range(chunks),
+    )
+    return [chunk.latents for chunk in inference(run)]
+
+
+def test_a_longer_clip_starts_like_the_shorter_one(generator) -> None:
+    short, long = clip(generator, 3), clip(generator, 5)
+    assert all(torch.equal(a, b) for a, b in zip(short, long, strict=False))
+    assert len(long) == 5
+    assert not torch.equal(short[0], clip(generator, 1, seed=5)[0])
+
+
+def test_no_gradient_is_kept_while_rendering(generator) -> None:
+    latents = clip(generator, 2)[-1]
+    assert latents.is_inference()
+    assert not latents.requires_grad
+    assert not torch.is_inference_mode_enabled()
