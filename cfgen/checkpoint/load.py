@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +26,9 @@ GENERATOR_FILE = "diffusion_pytorch_model.safetensors"
 CONFIG_FILE = "config.json"
 TEXT_ENCODER_FILE = "model.safetensors"
 
+SHARED, TWIN = "shared.weight", "encoder.embed_tokens.weight"
+"""Two names of a text encoder's one embedding table; files need to hold the first only."""
+
 MATRICES = re.compile(r"blocks\.\d+\.((self|cross)_attn\.[qkvo]|ffn\.[02])\.(weight|bias)")
 """Linear layers of a generator's blocks; `F.linear` wants the biases in the weights' dtype."""
 
@@ -39,7 +42,8 @@ def load_state(path: Path, *, dtype: torch.dtype = torch.float32) -> dict[str, T
     """Tensors of a safetensors file under native names.
 
     Quantized layers are decoded, prefixes that tools put before every name come off, and diffusers'
-    names of a Wan transformer become Wan's own.
+    names of a Wan transformer become Wan's own. Plain tensors are views of the file: it must not
+    change while they live.
 
     Args:
         path: the file.
@@ -145,8 +149,15 @@ def load_text_encoder(
             "give the tokenizer that belongs to the encoder",
         )
     state = load_state(weights, dtype=dtype)
-    _tie_embedding(state, weights)
-    _fill(encoder.model, state, path=weights, dtype_of=lambda _name: dtype, device=device)
+    _drop_twin(state, weights)
+    _fill(
+        encoder.model,
+        state,
+        path=weights,
+        dtype_of=lambda _name: dtype,
+        device=device,
+        tied={TWIN: SHARED},
+    )
     return encoder.eval()
 
 
@@ -169,14 +180,13 @@ def _load_state(path: Path, dtype_of: Callable[[str], torch.dtype]) -> dict[str,
     return quantized.decode(tensors, contents.metadata, path, native=native, dtype_of=dtype_of)
 
 
-def _tie_embedding(state: dict[str, Tensor], path: Path) -> None:
-    """Give the two names of the one embedding table the same tensor."""
-    shared, twin = "shared.weight", "encoder.embed_tokens.weight"
-    if shared not in state:
-        raise CheckpointError(f"{path} holds no UMT5 encoder: {shared} is missing")
-    if twin in state and not torch.equal(state[twin], state[shared]):
-        raise CheckpointError(f"{path}: {twin} differs from {shared}, which must be the same table")
-    state[twin] = state[shared]
+def _drop_twin(state: dict[str, Tensor], path: Path) -> None:
+    """Take the second name of the embedding table out, if it is there."""
+    if SHARED not in state:
+        raise CheckpointError(f"{path} holds no UMT5 encoder: {SHARED} is missing")
+    twin = state.pop(TWIN, state[SHARED])
+    if not torch.equal(twin, state[SHARED]):
+        raise CheckpointError(f"{path}: {TWIN} differs from {SHARED}, which must be the same table")
 
 
 def _fill(
@@ -186,9 +196,23 @@ def _fill(
     path: Path,
     dtype_of: Callable[[str], torch.dtype],
     device: torch.device,
+    tied: Mapping[str, str] | None = None,
 ) -> None:
-    """Put weights into a network made on the meta device; one tensor under two names stays one."""
-    expected = module.state_dict()
+    """Put weights into a network made on the meta device.
+
+    Args:
+        module: the network.
+        state: its weights, taken out one by one.
+        path: where they come from, for messages.
+        dtype_of: dtype of each, by its name.
+        device: where they go.
+        tied: names that are not in `state`, and the name whose parameter each shares.
+
+    Raises:
+        CheckpointError: a tensor is missing, unknown or of another shape.
+    """
+    tied = tied or {}
+    expected = {name: t for name, t in module.state_dict().items() if name not in tied}
     missing = [name for name in expected if name not in state]
     unused = [name for name in state if name not in expected]
     other = [
@@ -206,12 +230,13 @@ def _fill(
             f"{path} does not fit: it {'; it '.join(problems)}",
             "take a complete file of this very model",
         )
-    ready: dict[int, Tensor] = {}
-    for name, tensor in state.items():
-        if id(tensor) not in ready:
-            moved = tensor.to(device=device, dtype=dtype_of(name))
-            ready[id(tensor)] = nn.Parameter(moved, requires_grad=False)
-    module.load_state_dict({name: ready[id(t)] for name, t in state.items()}, assign=True)
+    # Copied, because what safetensors gives is the file itself; and moved, to hold nothing twice.
+    loaded: dict[str, Tensor] = {}
+    for name in list(state):
+        copy = state.pop(name).to(device=device, dtype=dtype_of(name), copy=True)
+        loaded[name] = nn.Parameter(copy, requires_grad=False)
+    loaded |= {twin: loaded[name] for twin, name in tied.items()}
+    module.load_state_dict(loaded, assign=True)
     module.eval().requires_grad_(False)
 
 

@@ -46,9 +46,10 @@ def train(
     quiet: options.Quiet = False,
     debug: options.Debug = False,
 ) -> None:
-    """Train a model of our own, in slices: the same command again goes on where it stopped.
+    """Train a model of our own, in slices of minutes.
 
-    The model folder is FOLDER/model: render with it by --set model.path=FOLDER/model.
+    The same command again goes on where the last one stopped. The model folder is FOLDER/model:
+    render with it by --set model.path=FOLDER/model.
 
     \b
     Examples:

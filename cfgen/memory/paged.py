@@ -81,7 +81,7 @@ class PagedMemory:
         return self.pool.nbytes
 
     def figures(self) -> dict[str, float]:
-        """Slots a layer, key frames that the last chunk admitted in all layers, bytes of the pool."""
+        """Slots a layer, key frames that the last chunk admitted over all layers, bytes held."""
         slots = sum(len(table.slots()) for table in self.tables) / len(self.tables)
         return {"slots": slots, "admitted": self._admitted, "nbytes": self.nbytes}
 

@@ -16,8 +16,8 @@ def attend(q_BLND: Tensor, k_BSND: Tensor, v_BSND: Tensor) -> Tensor:
 def attend_by_products(q_BLND: Tensor, k_BSND: Tensor, v_BSND: Tensor) -> Tensor:  # noqa: N803
     """The same by two matrix products: scores are rounded to the inputs' dtype.
 
-    For training on CPUs: a step of the embedded model's base stage in bf16 took 1.75 s instead of 2.0 s
-    (two cores of an AMD EPYC with avx512_bf16, torch 2.13).
+    For training on CPUs: a step of the embedded model's base stage in bf16 took 1.75 s instead of
+    2.0 s (two cores of an AMD EPYC with avx512_bf16, torch 2.13).
     """
     dtype = q_BLND.dtype
     q, k, v = (x.to(dtype).transpose(1, 2) for x in (q_BLND, k_BSND, v_BSND))

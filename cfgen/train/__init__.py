@@ -1,0 +1,1 @@
+"""Training recipes, the film world and its probes: nothing that a render needs."""

@@ -113,6 +113,8 @@ CAMERA_WORDS = {
     ),
 }
 _ARTICLES = ("a", "a", "a", "one", "a single", "a bright", "a big")
+_EMPTY_WORDS = ("are", "as", "in", "is", "it", "its", "of", "on", "there", "to", "with")
+"""Words that say nothing of what is to be seen; a warning about them would be noise."""
 
 
 def caption(film: Film, seed: int, *, complete: bool = False) -> str:
@@ -169,10 +171,10 @@ def _subjects(subjects: tuple[Subject, ...], rng: np.random.Generator) -> str:
 
 
 def vocabulary() -> list[str]:
-    """Every word that a caption can hold, sorted."""
+    """Every word that a caption can hold, and words without a meaning of their own, sorted."""
     tables = (COLOUR_WORDS, SHAPE_WORDS, MOTION_WORDS, GROUND_WORDS, SKY_WORDS, CAMERA_WORDS)
     phrases = [phrase for table in tables for phrases in table.values() for phrase in phrases]
-    phrases += [*_ARTICLES, "an", "and", "while", "over", "above"]
+    phrases += [*_ARTICLES, *_EMPTY_WORDS, "an", "and", "while", "over", "above"]
     return sorted({word for phrase in phrases for word in words_of(phrase)})
 
 

@@ -17,6 +17,7 @@ NEAR_ROWS = slice(62, 96)
 #: A leg of a sweep shows when it is at least half of the shortest one (2 s at 32 pixels/s).
 LEG = 32.0
 
+_STILL = 8.0  # pixels that a resting camera may seem to wander
 _REACH = 16  # pixels either way that a step is looked for in
 _CAP = 32.0  # levels; a pixel that differs by more (a subject, something uncovered) counts as this
 _CLEAR = 0.06  # by what share the best displacement must match better than the usual one
@@ -48,7 +49,7 @@ def camera_class(ways: NDArray[np.float64], frames: int) -> str | None:
     path = np.concatenate([[0.0], filled.cumsum()])
     legs = path_legs(path)
     pan = PAN_SPEED * frames
-    if np.ptp(path) <= max(8.0, pan / 40) and np.mean(np.abs(filled) <= 1) >= 0.75:
+    if np.ptp(path) <= _STILL and np.mean(np.abs(filled) <= 1) >= 0.75:
         return "still"
     if len(legs) >= 2:
         return "right-left" if legs[0] > 0 else "left-right"

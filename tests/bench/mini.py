@@ -44,8 +44,9 @@ SHEET_CLIPS, SHEET_FRAMES = 6, 5
 RESULTS = Path(__file__).parent / "results"
 #: What decides a clip's pixels or their reading, besides the configuration and the model's files.
 SOURCES = (
-    *("train/world.py", "train/captions.py", "train/probes*.py", "rollout.py", "schedule.py"),
-    *("model/*.py", "memory/*.py", "ops/*.py", "checkpoint/*.py", "render/run.py", "build.py"),
+    *("train/world.py", "train/drawing.py", "train/captions.py", "train/probes*.py"),
+    *("rollout.py", "schedule.py", "model/*.py", "memory/*.py", "ops/*.py"),
+    *("checkpoint/*.py", "render/run.py", "build.py"),
 )
 
 Frames = np.ndarray
@@ -204,8 +205,7 @@ def save_sheet(lines: list[Line], strips: list[Path], file: Path) -> None:
     images = [PIL.Image.open(strip) for strip in strips]
     width, rows = images[0].width, [image.height + 34 for image in images]
     sheet = PIL.Image.new("RGB", (width, sum(rows)), "white")
-    pen = PIL.ImageDraw.Draw(sheet)
-    top = 0
+    pen, top = PIL.ImageDraw.Draw(sheet), 0
     for line, image, tall in zip(lines, images, rows, strict=True):
         read = line["read"]
         subjects = ", ".join(f"{colour} {shape or '?'}" for colour, shape in read["subjects"])
@@ -267,6 +267,7 @@ def table_of(figures: Line, title: str) -> Table:
 
 
 def report_of(settings: Line, figures: Line, lines: list[Line]) -> Line:
+    missed = [line for line in lines if not all(line["right"].values())]
     packages, kept = ("cfgen", "numpy", "torch"), ("seed", "prompt", "right", "read")
     return {
         "measured": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -274,7 +275,7 @@ def report_of(settings: Line, figures: Line, lines: list[Line]) -> Line:
         "versions": {"python": platform.python_version(), **{p: version(p) for p in packages}},
         "machine": {"system": platform.system(), "cpus": os.cpu_count()},
         "figures": figures,
-        "clips": [{key: line[key] for key in kept} for line in lines],
+        "wrong": [{key: line[key] for key in kept} for line in missed],
     }
 
 

@@ -214,6 +214,13 @@ def test_missing_config_is_refused(folder: Folder, state: dict[str, Tensor]) -> 
         load_generator(path)
 
 
+def test_loaded_weights_do_not_hang_on_the_file(folder: Folder, state: dict[str, Tensor]) -> None:
+    path = folder(state)
+    found = load_generator(path).state_dict()
+    (path / FILE).write_bytes(b"")
+    assert all(torch.equal(found[name], tensor) for name, tensor in state.items())
+
+
 def test_loaded_generator_computes_what_the_saved_one_did(
     folder: Folder, state: dict[str, Tensor], generator: Generator
 ) -> None:
