@@ -38,7 +38,7 @@ from cfgen.ops.select import build_ops
 from cfgen.render.events import Loaded, Warned
 from cfgen.render.ffmpeg import find_ffmpeg
 from cfgen.render.plan import Plan
-from cfgen.render.run import Film, Render
+from cfgen.render.run import FrameSource, Render
 from cfgen.render.writer import VideoWriter
 from cfgen.schedule import FewStepSchedule, KeyedNoise, Noise, ReferenceNoise
 
@@ -69,15 +69,15 @@ def build_render(config: RenderConfig, plan: Plan) -> Render:
         quality=config.encode.quality,
         metadata=_metadata(config, digests),
     )
-    film = build_film(config, plan)
-    backend = f"{film.memory.ops.name} on {device_of(config)}, {_dtype_words(config)}"
+    source = build_source(config, plan)
+    backend = f"{source.memory.ops.name} on {device_of(config)}, {_dtype_words(config)}"
     loaded = Loaded(model=config.model.path, backend=backend, seconds=time.monotonic() - began)
     return Render(
-        film=film, writer=writer, loaded=loaded, warnings=unknown_words(folder, config.prompt)
+        source=source, writer=writer, loaded=loaded, warnings=unknown_words(folder, config.prompt)
     )
 
 
-def build_film(config: RenderConfig, plan: Plan) -> Film:
+def build_source(config: RenderConfig, plan: Plan) -> FrameSource:
     """Load a model and put together all that makes frames. Pins the threads of this process."""
     torch.set_num_threads(config.threads or min(MOST_THREADS, os.cpu_count() or 1))
     device, dtype = device_of(config), dtype_of(config)
@@ -95,7 +95,7 @@ def build_film(config: RenderConfig, plan: Plan) -> Film:
         )
     with torch.inference_mode():
         conditioning = generator.condition(text.to(device))
-    return Film(
+    return FrameSource(
         generator=generator,
         memory=build_memory(config.memory, generator, plan, dtype=dtype, backend=ops.name),
         schedule=FewStepSchedule.from_timesteps(

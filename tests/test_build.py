@@ -22,7 +22,7 @@ from cfgen.config.schema import FullMemory, RenderConfig, SlowFastMemory, Window
 from cfgen.errors import CheckpointError, SetupError
 from cfgen.memory.slow_fast import ReleaseTable, SlowFastTable
 from cfgen.memory.window import WindowTable
-from cfgen.render.run import Film
+from cfgen.render.run import FrameSource
 from cfgen.render.writer import chain_frames
 from cfgen.train.captions import caption
 from cfgen.train.export import Exporter
@@ -68,12 +68,12 @@ def _config(settings: list[str], **flags: str) -> RenderConfig:
     return load(values, assignments=settings).config
 
 
-def _film(settings: list[str], *more: str) -> Film:
+def _film(settings: list[str], *more: str) -> FrameSource:
     config = _config([*settings, *more])
-    return build.build_film(config, plan_of(config))
+    return build.build_source(config, plan_of(config))
 
 
-def _frames(film: Film) -> npt.NDArray[np.uint8]:
+def _frames(film: FrameSource) -> npt.NDArray[np.uint8]:
     return np.concatenate([frames for _, _, frames in film.chunks()])
 
 

@@ -185,7 +185,7 @@ def _drop_twin(state: dict[str, Tensor], path: Path) -> None:
     if SHARED not in state:
         raise CheckpointError(f"{path} holds no UMT5 encoder: {SHARED} is missing")
     twin = state.pop(TWIN, state[SHARED])
-    if not torch.equal(twin, state[SHARED]):
+    if not torch.equal(twin.to(state[SHARED].dtype), state[SHARED]):
         raise CheckpointError(f"{path}: {TWIN} differs from {SHARED}, which must be the same table")
 
 
@@ -213,6 +213,19 @@ def _fill(
     """
     tied = tied or {}
     expected = {name: t for name, t in module.state_dict().items() if name not in tied}
+    _compare(expected, state, path)
+    # Copied, because what safetensors gives is the file itself; and moved, to hold nothing twice.
+    loaded: dict[str, Tensor] = {}
+    for name in list(state):
+        copy = state.pop(name).to(device=device, dtype=dtype_of(name), copy=True)
+        loaded[name] = nn.Parameter(copy, requires_grad=False)
+    loaded |= {twin: loaded[name] for twin, name in tied.items()}
+    module.load_state_dict(loaded, assign=True)
+    module.eval().requires_grad_(False)
+
+
+def _compare(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], path: Path) -> None:
+    """Refuse weights whose names or shapes are not exactly the expected ones."""
     missing = [name for name in expected if name not in state]
     unused = [name for name in state if name not in expected]
     other = [
@@ -230,14 +243,6 @@ def _fill(
             f"{path} does not fit: it {'; it '.join(problems)}",
             "take a complete file of this very model",
         )
-    # Copied, because what safetensors gives is the file itself; and moved, to hold nothing twice.
-    loaded: dict[str, Tensor] = {}
-    for name in list(state):
-        copy = state.pop(name).to(device=device, dtype=dtype_of(name), copy=True)
-        loaded[name] = nn.Parameter(copy, requires_grad=False)
-    loaded |= {twin: loaded[name] for twin, name in tied.items()}
-    module.load_state_dict(loaded, assign=True)
-    module.eval().requires_grad_(False)
 
 
 def _some(names: Iterable[str]) -> str:

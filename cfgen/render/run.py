@@ -24,7 +24,7 @@ Frames = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Film:
+class FrameSource:
     """Everything that makes frames.
 
     Attributes:
@@ -81,16 +81,16 @@ def to_pixels(video: Tensor) -> Frames:
 
 @dataclass(frozen=True, kw_only=True)
 class Render:
-    """A film and the writer that it goes to.
+    """A source of frames and the writer that it goes to.
 
     Attributes:
-        film: What makes the frames.
+        source: What makes the frames.
         writer: Where they go.
         loaded: Told before the first chunk.
         warnings: Told after it.
     """
 
-    film: Film
+    source: FrameSource
     writer: VideoWriter
     loaded: Loaded
     warnings: tuple[Warned, ...] = ()
@@ -100,10 +100,10 @@ class Render:
         yield self.loaded
         yield from self.warnings
         began = time.monotonic()
-        plan = self.film.plan
+        plan = self.source.plan
         frames_done = 0
         with self.writer as writer:
-            for planned, chunk, frames in self.film.chunks():
+            for planned, chunk, frames in self.source.chunks():
                 writer.write(frames)
                 frames_done += len(frames)
                 yield ChunkDone(
@@ -112,7 +112,7 @@ class Render:
                     frames_done=frames_done,
                     frames_total=plan.frames,
                     elapsed_s=time.monotonic() - began,
-                    memory=self.film.memory.figures(),
+                    memory=self.source.memory.figures(),
                 )
                 if planned.ends_segment:
                     segment = writer.end_segment()

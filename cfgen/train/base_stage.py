@@ -190,9 +190,7 @@ class BaseStage:
         ]
         grid = self.geometry.grid(shape[3], shape[4])
         rope = Rope(self.geometry.head_dim)
-        return PagedMemory(
-            tables, GraphCache(s.num_layers), _OPS, rope=rope, grid=grid
-        )
+        return PagedMemory(tables, GraphCache(s.num_layers), _OPS, rope=rope, grid=grid)
 
     def export(self, weights: Mapping[str, Tensor]) -> None:
         """Write generator and text encoder of the model folder."""

@@ -85,7 +85,7 @@ class Source:
 
 def model_source(preset: str, assignments: list[str]) -> Source:
     """cfgen's own pipeline, without the video file."""
-    from cfgen.build import build_film
+    from cfgen.build import build_source
     from cfgen.cli.plan import plan_of
     from cfgen.config.catalog import model_folder
     from cfgen.config.loader import load
@@ -103,7 +103,7 @@ def model_source(preset: str, assignments: list[str]) -> Source:
 
     def frames(clip: Clip, duration_s: float) -> Iterator[Frames]:
         config = configured(clip.prompt, duration_s, clip.seed)
-        for _, _, made in build_film(config, plan_of(config)).chunks():
+        for _, _, made in build_source(config, plan_of(config)).chunks():
             yield made
 
     config = configured("a prompt", 1, 0)

@@ -18,7 +18,7 @@ from pathlib import Path
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from cfgen.build import build_film
+from cfgen.build import build_source
 from cfgen.cli.plan import plan_of
 from cfgen.config.loader import load
 from cfgen.config.schema import SlowFastMemory
@@ -57,7 +57,7 @@ def note_film(seed: int, duration: str, assignments: list[str]) -> tuple[list[No
     memory = config.memory
     if not isinstance(memory, SlowFastMemory):
         sys.exit("tau belongs to slow_fast memory")
-    film = build_film(config, plan_of(config))
+    film = build_source(config, plan_of(config))
     sizes = film.generator.geometry
     notes = [Notes(memory.tau) for _ in range(sizes.num_layers)]
     tables = [

@@ -16,7 +16,7 @@ import pytest
 import torch
 from typer.testing import CliRunner, Result
 
-from cfgen.build import build_film, build_render
+from cfgen.build import build_render, build_source
 from cfgen.cli.app import app
 from cfgen.cli.console import Console
 from cfgen.cli.plan import plan_of
@@ -83,7 +83,7 @@ def _chunks(settings: Sequence[str], **flags: str) -> Iterator[Frames]:
     """The frames of each chunk, before encoding."""
     values = {"prompt": PROMPT, "seed": "3", "output": "unused.mp4", **flags}
     config = load(values, assignments=settings).config
-    for planned, chunk, frames in build_film(config, plan_of(config)).chunks():
+    for planned, chunk, frames in build_source(config, plan_of(config)).chunks():
         assert planned.index == chunk.index
         assert len(frames) == planned.frames
         yield frames
