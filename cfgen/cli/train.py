@@ -41,6 +41,14 @@ def train(
     work: Annotated[
         Path, typer.Option("--work", metavar="FOLDER", help="Where state and model are kept.")
     ] = Path("mini-training"),
+    start: Annotated[
+        Path | None,
+        typer.Option(
+            "--start",
+            metavar="FOLDER",
+            help="Begin from the weights of this model folder; a run under way goes on as it is.",
+        ),
+    ] = None,
     assignments: options.Set = None,
     json_lines: options.Json = False,
     quiet: options.Quiet = False,
@@ -68,7 +76,7 @@ def train(
         console.result(str(model), {"model": str(model), "vocabulary": size})
         return
     last = None
-    for last in _slice(stage, settings, work, minutes):
+    for last in _slice(stage, settings, work, minutes, start):
         _show(console, stage, last)
     step = last.step if last else 0
     _plot(console, work / stage)
@@ -85,22 +93,34 @@ class _Settings:
     base_loop: LoopSettings
 
 
-def _slice(stage: str, settings: _Settings, work: Path, minutes: float) -> Iterator[Progress]:
+def _slice(
+    stage: str, settings: _Settings, work: Path, minutes: float, start: Path | None
+) -> Iterator[Progress]:
     """Build a stage and train it for a while."""
     from cfgen.train.loop import train
     from cfgen.train.vae_stage import VaeStage
 
     model = work / "model"
+    loop = settings.vae_loop if stage == "vae" else settings.base_loop
+    made: VaeStage | BaseStage
     if stage == "vae":
-        yield from train(VaeStage(settings.vae, model), work, settings.vae_loop, minutes=minutes)
-        return
+        made = VaeStage(settings.vae, model)
+    else:
+        _need_earlier_stages(model, work)
+        made = _base_stage(settings, work)
+    if start is not None and not (work / stage / "state.json").exists():
+        made.begin_from(start)
+    yield from train(made, work, loop, minutes=minutes)
+
+
+def _need_earlier_stages(model: Path, work: Path) -> None:
+    """Refuse stage `base` where what it stands on is missing."""
     for part, earlier in (("tae.safetensors", "vae"), ("tokenizer/tokenizer.json", "tokenizer")):
         if not (model / part).is_file():
             raise CheckpointError(
                 f"{model / part} is missing: stage base needs it",
                 f"make it first: cfgen train mini --stage {earlier} --work {work}",
             )
-    yield from train(_base_stage(settings, work), work, settings.base_loop, minutes=minutes)
 
 
 def _base_stage(settings: _Settings, work: Path) -> BaseStage:

@@ -10,12 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
+from cfgen.checkpoint.load import load_generator, load_text_encoder
+from cfgen.errors import CheckpointError
 from cfgen.memory.base import Pass
 from cfgen.memory.kv_cache import GraphCache
 from cfgen.memory.paged import PagedMemory
@@ -106,6 +109,27 @@ class BaseStage:
         nn.init.xavier_uniform_(self.generator.patch_embedding.weight.flatten(1))
         nn.init.zeros_(self.generator.get_parameter("time_projection.1.weight"))
         nn.init.zeros_(self.generator.head.head.weight)
+
+    def begin_from(self, folder: Path) -> None:
+        """Take the weights of a model folder instead of random ones.
+
+        Raises:
+            CheckpointError: the folder is incomplete, or its model has other sizes.
+        """
+        generator = load_generator(folder)
+        encoder = load_text_encoder(
+            folder / "text_encoder",
+            folder / "tokenizer" / "tokenizer.json",
+            text_len=self.settings.text_len,
+        )
+        try:
+            self.generator.load_state_dict(generator.state_dict())
+            self.text_encoder.load_state_dict(encoder.state_dict())
+        except RuntimeError as error:  # torch's word for other names or shapes
+            raise CheckpointError(
+                f"the model in {folder} has other sizes than the settings of stage base ask for",
+                "leave out --start, or set the sizes of that model",
+            ) from error
 
     def optimizers(self) -> list[torch.optim.Optimizer]:
         """Muon for the matrices of blocks and text encoder; AdamW for everything else."""

@@ -11,6 +11,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from cfgen.checkpoint.load import load_vae
+from cfgen.errors import CheckpointError
 from cfgen.model.vae import MemBlock, TinyAutoencoder
 from cfgen.train.muon import Muon
 from cfgen.train.world import render, rng_for, sample_film
@@ -78,6 +80,21 @@ class VaeStage:
             scale = flat.std(1)
             last.weight /= scale[:, None, None, None]
             last.bias.copy_((last.bias - flat.mean(1)) / scale)
+
+    def begin_from(self, folder: Path) -> None:
+        """Take the autoencoder of a model folder instead of a random one.
+
+        Raises:
+            CheckpointError: it is missing, damaged or of other widths.
+        """
+        vae = load_vae(folder / "tae.safetensors", dtype=torch.float32)
+        try:
+            self.vae.load_state_dict(vae.state_dict())
+        except RuntimeError as error:  # torch's word for other names or shapes
+            raise CheckpointError(
+                f"the autoencoder in {folder} has other widths than the settings of stage vae",
+                "leave out --start, or set the widths of that autoencoder",
+            ) from error
 
     def optimizers(self) -> list[torch.optim.Optimizer]:
         """Muon for the inner convolutions; AdamW for biases and the layers that touch pixels."""

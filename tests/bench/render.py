@@ -2,7 +2,6 @@
 
     python tests/bench/render.py speed    a 60 s clip: seconds of video per second
     python tests/bench/render.py memory   10 s against 10 min: peak memory, pace at both ends
-    python tests/bench/render.py help     `cfgen --help`
 
 Each writes its figures, with versions and machine, to tests/bench/results/render-NAME.json.
 """
@@ -81,24 +80,14 @@ def memory() -> dict[str, Any]:
     }
 
 
-def help_() -> dict[str, Any]:
-    """Seven runs of `cfgen --help`; the median counts."""
-    times = []
-    for _ in range(7):
-        began = time.monotonic()
-        subprocess.run([sys.executable, "-m", "cfgen", "--help"], check=True, capture_output=True)
-        times.append(time.monotonic() - began)
-    return {"seconds": times, "median": statistics.median(times)}
-
-
 def main() -> None:
     """Run one benchmark, print and keep its figures."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("name", choices=("speed", "memory", "help"))
+    parser.add_argument("name", choices=("speed", "memory"))
     name = parser.parse_args().name
-    figures = {"speed": speed, "memory": memory, "help": help_}[name]()
+    figures = {"speed": speed, "memory": memory}[name]()
     figures["machine"] = f"{platform.machine()}, {os.cpu_count()} cores"
     figures["versions"] = {p: version(p) for p in ("cfgen", "torch")} | {
         "python": platform.python_version()

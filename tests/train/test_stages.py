@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from cfgen.checkpoint.load import load_generator
+from cfgen.errors import CheckpointError
 from cfgen.model.vae import TinyAutoencoder
 from cfgen.train.base_stage import BaseSettings, BaseStage
 from cfgen.train.export import Exporter
@@ -138,3 +141,38 @@ def test_tokenizer_is_the_same_every_time_and_knows_its_words(tmp_path: Path) ->
         (tmp_path / "a" / n).read_bytes() == (tmp_path / "b" / n).read_bytes() for n in names
     )
     assert one.encode("Balloon").tokens == ["balloon"]
+
+
+def test_a_stage_begins_from_a_model_folder(base_stage: BaseStage, tmp_path: Path) -> None:
+    base_stage.export(dict(base_stage.modules.named_parameters()))
+    train_tokenizer(tmp_path, captions=300)
+    with torch.no_grad():
+        for parameter in base_stage.modules.parameters():
+            parameter.zero_()
+    exported = load_generator(tmp_path).state_dict()
+    base_stage.begin_from(tmp_path)
+    begun = base_stage.generator.state_dict()
+    assert all(torch.equal(begun[name], tensor) for name, tensor in exported.items())
+    assert begun["blocks.0.self_attn.q.weight"].any()
+
+
+def test_a_model_of_other_sizes_is_no_start(base_stage: BaseStage, tmp_path: Path) -> None:
+    base_stage.export(dict(base_stage.modules.named_parameters()))
+    train_tokenizer(tmp_path, captions=300)
+    wider = dataclasses.replace(BASE, ffn_dim=48)
+    other = BaseStage(
+        wider, base_stage.store, base_stage.text_encoder.tokenizer, Exporter(tmp_path)
+    )
+    with pytest.raises(CheckpointError, match="has other sizes"):
+        other.begin_from(tmp_path)
+
+
+def test_an_autoencoder_is_trained_on(tmp_path: Path) -> None:
+    stage = VaeStage(VAE, tmp_path)
+    stage.export(dict(stage.modules.named_parameters()))
+    other = VaeStage(VAE, tmp_path)
+    with torch.no_grad():
+        for parameter in other.vae.parameters():
+            parameter.zero_()
+    other.begin_from(tmp_path)
+    assert (other.vae.decoder[1].weight - stage.vae.decoder[1].weight).abs().max() < 0.01
