@@ -90,12 +90,12 @@ def _refused(result: Result, out: Path) -> str:
 def test_a_dtype_is_that_of_matrices_pages_and_decoder(
     tiny_settings: list[str], dtype: str
 ) -> None:
-    film = _film(tiny_settings, f"dtype={dtype}")
+    film = _film(tiny_settings, f"dtype={dtype}", "memory.slow=12")
     kind = getattr(torch, dtype)
     assert film.generator.get_parameter("blocks.0.ffn.0.weight").dtype == kind
     assert film.generator.get_parameter("head.head.weight").dtype == torch.float32
     assert {p.dtype for p in film.vae.parameters()} == {kind}
-    pages, layers, tokens, width = 21 + 1, 2, 3 * 2, 24
+    pages, layers, tokens, width = 3 + 12 + 6 + 1, 2, 3 * 2, 24
     assert film.memory.nbytes == 2 * layers * pages * tokens * width * kind.itemsize
     frames = _frames(film)
     assert frames.shape == (16, 32, 48, 3)
