@@ -170,6 +170,7 @@ def test_saved_weights_come_back_within_half_a_step(
     weight[0] = 0
     path = tmp_path_factory.getbasetemp() / "saved.safetensors"
     save_quantized({"m.weight": weight, "m.bias": weight[:, 0]}, path, lambda _n, t: t.ndim == 2)
+    assert (container.read(path).tensors["m.weight_scale"] > 0).all()
     state = load_state(path)
     step = weight.float().abs().amax(1, keepdim=True) / 127
     assert ((state["m.weight"] - weight.float()).abs() <= 0.5001 * step).all()
