@@ -79,7 +79,7 @@ def build_render(config: RenderConfig, plan: Plan) -> Render:
 
 def build_source(config: RenderConfig, plan: Plan) -> FrameSource:
     """Load a model and put together all that makes frames. Pins the threads of this process."""
-    torch.set_num_threads(config.threads or min(MOST_THREADS, os.cpu_count() or 1))
+    torch.set_num_threads(threads_of(config))
     device, dtype = device_of(config), dtype_of(config)
     folder = model_folder(config.model.path)
     ops = build_ops(config.backend)
@@ -238,10 +238,17 @@ def device_of(config: RenderConfig) -> torch.device:
     return torch.device(config.device)
 
 
+def threads_of(config: RenderConfig) -> int:
+    """CPU threads of a render: what is asked for, else one a core, up to `MOST_THREADS`."""
+    return config.threads or min(MOST_THREADS, os.cpu_count() or 1)
+
+
 def dtype_of(config: RenderConfig) -> torch.dtype:
     """The number type of matrices: what is asked for, else bfloat16 where the device has it."""
     if config.dtype == "auto":
-        native = device_of(config).type == "cuda" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        native = device_of(config).type == "cuda" or (
+            torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        )
         return torch.bfloat16 if native else torch.float32
     return torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
 
@@ -263,6 +270,6 @@ def _metadata(config: RenderConfig, digests: dict[str, str]) -> dict[str, str]:
         "cfgen_version": __version__,
         "torch_version": torch.__version__,
         "machine": platform.machine(),
-        "threads": str(config.threads or min(MOST_THREADS, os.cpu_count() or 1)),
+        "threads": str(threads_of(config)),
         "dtype": _dtype_words(config),
     }

@@ -39,7 +39,7 @@ _OPS = Ops("products", rotate, attend_by_products)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BaseSettings:
-    """Values of the stage. `batch` and `chunks` are paired: long clips come in small batches."""
+    """Values of the stage. `batches` and `chunks` are paired: long clips come in small batches."""
 
     dim: int = 256
     ffn_dim: int = 1024
@@ -49,18 +49,18 @@ class BaseSettings:
     text_dim: int = 192
     text_layers: int = 3
     text_ffn: int = 384
-    lr: float = 1e-3
+    lr: float = 1.7e-3
     batches: tuple[int, ...] = (8, 3)
     chunks: tuple[int, ...] = (4, 10)
     long_share: float = 0.25
-    films: int = 6000
+    films: int = 2500
     sink: int = 3
     slow: int = 6
     fast: int = 6
     shift: float = 2.0
-    first_draws: int = 2
+    first_draws: int = 3
     first_weight: float = 2.0
-    subject_weight: float = 3.0
+    subject_weight: float = 6.0
     corrupt_noise: float = 0.25
     corrupt_own: float = 0.2
     drop_text: float = 0.05
