@@ -247,7 +247,7 @@ def dtype_of(config: RenderConfig) -> torch.dtype:
     """The number type of matrices: what is asked for, else bfloat16 where the device has it."""
     if config.dtype == "auto":
         native = device_of(config).type == "cuda" or (
-            torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+            torch._C._has_mkldnn and torch.ops.mkldnn._is_mkldnn_bf16_supported()
         )
         return torch.bfloat16 if native else torch.float32
     return torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
