@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import UMT5Config, UMT5EncoderModel
 
-from cfgen.errors import CheckpointError
+from cfgen.errors import CheckpointError, UsageError
 
 
 class TextEncoder(nn.Module):
@@ -43,9 +43,21 @@ class TextEncoder(nn.Module):
         self._end: int = end
 
     def tokens(self, prompt: str) -> list[int]:
-        """Token numbers of a prompt, cut to `text_len`, the end token last."""
-        numbers: list[int] = self.tokenizer.encode(clean(prompt), add_special_tokens=False).ids
-        return [*numbers[: self.text_len - 1], self._end]
+        """Token numbers of a prompt, the end token last.
+
+        Raises:
+            UsageError: they are more than `text_len`.
+        """
+        text = clean(prompt)
+        encoding = self.tokenizer.encode(text, add_special_tokens=False)
+        room = self.text_len - 1
+        if len(encoding.ids) > room:
+            read = text[: encoding.offsets[room - 1][1]]
+            raise UsageError(
+                f"the prompt is too long: {len(encoding.ids)} tokens, and this model reads {room}",
+                f'shorten it; the model would read up to "...{read[-30:]}"',
+            )
+        return [*encoding.ids, self._end]
 
     def forward(self, prompts: Sequence[str]) -> Tensor:
         """Embeddings [len(prompts), text_len, d_model]; zero past each prompt's tokens."""

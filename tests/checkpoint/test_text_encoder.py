@@ -14,7 +14,7 @@ from tokenizers.pre_tokenizers import Whitespace
 
 from cfgen.checkpoint.load import load_text_encoder
 from cfgen.checkpoint.quantized import save_quantized
-from cfgen.errors import CheckpointError
+from cfgen.errors import CheckpointError, UsageError
 from cfgen.model.text_encoder import TextEncoder
 
 CONFIG = {
@@ -79,10 +79,17 @@ def test_padding_is_zero_and_does_not_change_the_text(encoder: TextEncoder) -> N
         torch.testing.assert_close(encoder(["w4"])[0], both[1])
 
 
-def test_long_prompts_are_cut_and_keep_their_end(encoder: TextEncoder) -> None:
+def test_tokens_end_with_the_end(encoder: TextEncoder) -> None:
     assert encoder.tokens("w1 w2") == [4, 5, 1]
-    assert encoder.tokens("w1 w2 w3 w4 w5 w6 w1") == [4, 5, 6, 7, 8, 1]
+    assert encoder.tokens("w1 w2 w3 w4 w5") == [4, 5, 6, 7, 8, 1]
     assert encoder.tokens("  w1 \n&amp;nbsp; zebra ") == [4, 2, 1]
+
+
+def test_a_prompt_is_never_cut(encoder: TextEncoder) -> None:
+    with pytest.raises(UsageError, match="6 tokens, and this model reads 5") as caught:
+        encoder.tokens("w1 w2 w3  w4 w5 w6")
+    assert caught.value.hint
+    assert 'up to "...w1 w2 w3 w4 w5"' in caught.value.hint
 
 
 def test_quantized_and_narrow_encoders_are_loaded(folder: Path, encoder: TextEncoder) -> None:
