@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cfgen.memory.base import View
+from cfgen.ops.torch_backend import attend
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -112,9 +113,7 @@ class CrossAttention(nn.Module):
     def forward(self, x: Tensor, keys_values: tuple[Tensor, Tensor]) -> Tensor:
         """[B, L, E] to [B, L, E]."""
         q = self.norm_q(self.q(x)).unflatten(-1, (self.heads, -1))
-        k, v = keys_values
-        q, k, v = (y.to(q.dtype).transpose(1, 2) for y in (q, k, v))
-        out: Tensor = self.o(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(-2))
+        out: Tensor = self.o(attend(q, *keys_values).flatten(-2))
         return out
 
 

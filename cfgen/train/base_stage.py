@@ -25,21 +25,41 @@ from cfgen.memory.paged import PagedMemory
 from cfgen.memory.slow_fast import SlowFastTable
 from cfgen.model.generator import Conditioning, Generator, Geometry
 from cfgen.model.text_encoder import TextEncoder
-from cfgen.ops.reference import Rope, rotate
-from cfgen.ops.select import Ops
-from cfgen.ops.torch_backend import attend_by_products
+from cfgen.ops.reference import Rope
+from cfgen.ops.select import build_ops
 from cfgen.train.captions import caption
 from cfgen.train.export import Exporter, text_config
 from cfgen.train.latents import LatentStore
 from cfgen.train.muon import Muon
 from cfgen.train.world import rng_for, sample_film
 
-_OPS = Ops("products", rotate, attend_by_products)
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BaseSettings:
-    """Values of the stage. `batches` and `chunks` are paired: long clips come in small batches."""
+    """Values of the stage.
+
+    Attributes:
+        dim: width of the generator; `ffn_dim`, `num_heads`, `num_layers`, `text_len` and `text_dim`
+            as in `Geometry`.
+        text_layers: layers of the text encoder.
+        text_ffn: width of its feed-forward layers.
+        lr: peak learning rate of both optimizers.
+        films: how many films there are; each is encoded when it is first drawn.
+        batches: clips of a step, short ones and long ones.
+        chunks: chunks of a clip, short ones and long ones.
+        long_share: share of the steps that play long clips.
+        chunk_frames: latent frames of a chunk.
+        sink: latent frames of the memory's attention sink; `slow` and `fast` likewise.
+        shift: noise levels are shift u / (1 + (shift - 1) u) for u even in [0, 1].
+        first_draws: noise draws of a clip's first chunk; it has the text to go by and nothing else.
+        first_weight: weight of the first chunk's loss, where any other chunk's is 1.
+        subject_weight: weight of latent cells near a subject, where any other cell's is 1.
+        noise_share: share of the chunks that are committed with noise on them.
+        noise_strength: highest standard deviation of that noise.
+        own_share: share of the chunks that are committed as the model made them in one step.
+        own_below: highest noise level from which that is done.
+        drop_text: share of the prompts that are replaced by the empty one.
+    """
 
     dim: int = 256
     ffn_dim: int = 1024
@@ -50,20 +70,32 @@ class BaseSettings:
     text_layers: int = 3
     text_ffn: int = 384
     lr: float = 1.7e-3
-    batches: tuple[int, ...] = (8, 3)
-    chunks: tuple[int, ...] = (4, 10)
-    long_share: float = 0.25
     films: int = 2500
+    batches: tuple[int, int] = (8, 3)
+    chunks: tuple[int, int] = (4, 10)
+    long_share: float = 0.25
+    chunk_frames: int = 3
     sink: int = 3
     slow: int = 6
     fast: int = 6
     shift: float = 2.0
     first_draws: int = 3
     first_weight: float = 2.0
-    subject_weight: float = 6.0
-    corrupt_noise: float = 0.25
-    corrupt_own: float = 0.2
-    drop_text: float = 0.05
+    subject_weight: float = 4.0
+    noise_share: float = 0.4
+    noise_strength: float = 0.25
+    own_share: float = 0.2
+    own_below: float = 0.7
+    drop_text: float = 0.08
+
+
+@dataclass(frozen=True, slots=True)
+class _Clips:
+    """A batch: `latents` [B, F, C, H, W], `weight` of every cell [B, F, 1, H, W], a prompt each."""
+
+    latents: Tensor
+    weight: Tensor
+    prompts: list[str]
 
 
 class BaseStage:
@@ -150,54 +182,61 @@ class BaseStage:
     def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
         """Mean squared error of the flow over a batch of clips, subjects weighed more."""
         s = self.settings
-        rng = rng_for("base", step)
+        rng, noise = rng_for("base", step), torch.Generator().manual_seed(step)
+        clips = self._clips(rng)
+        batch, frames = clips.latents.shape[:2]
+        conditioning = self.generator.condition(self.text_encoder(clips.prompts))
+        memory = self._memory(rng, clips.latents.shape)
+        losses: list[Tensor] = []
+        for start in range(0, frames, s.chunk_frames):
+            draws = 1 if start else s.first_draws
+            span = slice(start, start + s.chunk_frames)
+            x0 = clips.latents[:, span].repeat(draws, 1, 1, 1, 1)
+            eps = torch.randn(x0.shape, generator=noise).to(x0)
+            level = self._levels(len(x0), noise).to(x0)
+            view = memory.begin(s.chunk_frames)
+            x = (1 - level) * x0 + level * eps
+            text = repeated(conditioning, draws)
+            flow = self.generator(x, level[:, :, 0, 0, 0], text, view.at(Pass(0)))
+            error = (flow - (eps - x0)).square()
+            losses.append((clips.weight[:, span].repeat(draws, 1, 1, 1, 1) * error).mean())
+            if span.stop < frames:
+                own = (x - level * flow).detach()
+                chunk = self._corrupt(x0[:batch], own[:batch], level[:batch], noise)
+                self.generator(chunk, 0.0, conditioning, view.at(Pass(1, commit=True)))
+                memory.commit(view)
+        first, later = losses[0], torch.stack(losses[1:]).mean()
+        share = s.first_weight / (s.first_weight + len(losses) - 1)
+        figures = {"first": float(first.detach()), "later": float(later.detach())}
+        return share * first + (1 - share) * later, figures
+
+    def _clips(self, rng: np.random.Generator) -> _Clips:
+        s = self.settings
         long = int(rng.uniform() < s.long_share)
-        batch, chunks = s.batches[long], s.chunks[long]
-        ids = [int(i) for i in rng.integers(0, s.films, batch)]
-        latents, subjects = self.store.clips(ids, 3 * chunks)
-        latents, subjects = latents.to(self.generator.device), subjects.to(self.generator.device)
+        ids = [int(i) for i in rng.integers(0, s.films, s.batches[long])]
+        latents, subjects = self.store.clips(ids, s.chunk_frames * s.chunks[long])
         prompts = [
             "" if rng.uniform() < s.drop_text else caption(sample_film(i), int(rng.integers(2**62)))
             for i in ids
         ]
-        conditioning = self.generator.condition(self.text_encoder(prompts))
-        noise = torch.Generator().manual_seed(step)
-        memory = self._memory(rng, latents.shape)
         weight = 1 + (s.subject_weight - 1) * subjects[:, :, None]
-        losses: list[Tensor] = []
-        for c in range(chunks):
-            span = slice(3 * c, 3 * c + 3)
-            draws = 1 if c else s.first_draws
-            x0 = latents[:, span].repeat(draws, 1, 1, 1, 1)
-            eps = torch.randn(x0.shape, generator=noise).to(x0)
-            uniform = torch.rand(batch * draws, 1, generator=noise)
-            sigma = (s.shift * uniform / (1 + (s.shift - 1) * uniform)).to(x0)
-            level = sigma[:, :, None, None, None]
-            view = memory.begin(3)
-            x = (1 - level) * x0 + level * eps
-            flow = self.generator(x, sigma, repeated(conditioning, draws), view.at(Pass(0)))
-            error = weight[:, span].repeat(draws, 1, 1, 1, 1) * (flow - (eps - x0)).square()
-            losses.append(error.mean())
-            if c + 1 < chunks:
-                predicted = (x - level * flow).detach()[:batch]
-                clean = self._corrupt(x0[:batch], predicted, level[:batch], noise)
-                self.generator(clean, 0.0, conditioning, view.at(Pass(1, commit=True)))
-                memory.commit(view)
-        later = torch.stack(losses[1:]).mean()
-        share = s.first_weight / (s.first_weight + chunks - 1)
-        total = share * losses[0] + (1 - share) * later
-        return total, {"first": float(losses[0].detach()), "later": float(later.detach())}
+        device = self.generator.device
+        return _Clips(latents.to(device), weight.to(device), prompts)
 
-    def _corrupt(
-        self, x0: Tensor, predicted: Tensor, level: Tensor, noise: torch.Generator
-    ) -> Tensor:
+    def _levels(self, count: int, noise: torch.Generator) -> Tensor:
+        """Noise levels [count, 1, 1, 1, 1] in [0, 1]."""
+        shift = self.settings.shift
+        even = torch.rand(count, 1, 1, 1, 1, generator=noise)
+        return shift * even / (1 + (shift - 1) * even)
+
+    def _corrupt(self, x0: Tensor, own: Tensor, level: Tensor, noise: torch.Generator) -> Tensor:
         """What is committed: the clean chunk, now and then with noise, or what was made of it."""
         s = self.settings
         coin = torch.rand(2, len(x0), 1, 1, 1, 1, generator=noise).to(x0)
-        strength = s.corrupt_noise * torch.rand(len(x0), 1, 1, 1, 1, generator=noise).to(x0)
-        noisy = x0 + (coin[0] < 0.4) * strength * torch.randn(x0.shape, generator=noise).to(x0)
-        own = (coin[1] < s.corrupt_own) & (level < 0.7)
-        return torch.where(own, predicted, noisy)
+        strength = s.noise_strength * torch.rand(len(x0), 1, 1, 1, 1, generator=noise).to(x0)
+        strength = strength * (coin[0] < s.noise_share)
+        noisy = x0 + strength * torch.randn(x0.shape, generator=noise).to(x0)
+        return torch.where((coin[1] < s.own_share) & (level < s.own_below), own, noisy)
 
     def _memory(self, rng: np.random.Generator, shape: torch.Size) -> PagedMemory:
         """Slow-fast memory that admits by chance, so that training sees every filling."""
@@ -214,7 +253,9 @@ class BaseStage:
         ]
         grid = self.geometry.grid(shape[3], shape[4])
         rope = Rope(self.geometry.head_dim)
-        return PagedMemory(tables, GraphCache(s.num_layers), _OPS, rope=rope, grid=grid)
+        return PagedMemory(
+            tables, GraphCache(s.num_layers), build_ops("torch"), rope=rope, grid=grid
+        )
 
     def export(self, weights: Mapping[str, Tensor]) -> None:
         """Write generator and text encoder of the model folder."""

@@ -57,6 +57,24 @@ def test_attention(backend: str, tokens: tuple[int, int], heads: int, width: int
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_attention_and_its_gradients(backend: str, dtype: torch.dtype) -> None:
+    inputs = [draw(2, n, 3, 22, dtype=dtype).requires_grad_() for n in (63, 100, 101)]
+    q, k, v = inputs[0], inputs[1], inputs[2][:, :100]
+    found = build_ops(backend).attend(q, k, v)
+    expected = attend_by_hand(q, k, v)
+    weight = draw(*found.shape, dtype=dtype)
+    tolerance = 1e-12 if dtype == torch.float64 else 1e-5
+    pairs = zip(
+        (found, *torch.autograd.grad((found * weight).sum(), inputs)),
+        (expected, *torch.autograd.grad((expected * weight).sum(), inputs)),
+        strict=True,
+    )
+    for out, right in pairs:
+        torch.testing.assert_close(out, right, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_attention_does_not_see_what_lies_around_its_inputs(backend: str) -> None:
     """Inputs cut out of larger buffers whose other values are NaN."""
     ops = build_ops(backend)
