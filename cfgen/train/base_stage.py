@@ -45,6 +45,7 @@ class BaseSettings:
         text_ffn: width of its feed-forward layers.
         lr: peak learning rate of both optimizers.
         films: how many films there are; each is encoded when it is first drawn.
+        pair_share: share of the drawn films that have two subjects (of all films one in five do).
         batches: clips of a step, short ones and long ones.
         chunks: chunks of a clip, short ones and long ones.
         long_share: share of the steps that play long clips.
@@ -71,6 +72,7 @@ class BaseSettings:
     text_ffn: int = 384
     lr: float = 1.7e-3
     films: int = 2500
+    pair_share: float = 0.35
     batches: tuple[int, int] = (8, 3)
     chunks: tuple[int, int] = (4, 10)
     long_share: float = 0.25
@@ -108,6 +110,10 @@ class BaseStage:
     ) -> None:
         s = self.settings = settings
         self.store, self.exporter = store, exporter
+        pair = np.array([len(sample_film(i).subjects) == 2 for i in range(s.films)])
+        single = (1 - s.pair_share) / max(1, (~pair).sum())
+        chance = np.where(pair, s.pair_share / max(1, pair.sum()), single)
+        self._chance = chance / chance.sum()
         torch.manual_seed(2)
         self.geometry = Geometry(
             dim=s.dim,
@@ -213,7 +219,7 @@ class BaseStage:
     def _clips(self, rng: np.random.Generator) -> _Clips:
         s = self.settings
         long = int(rng.uniform() < s.long_share)
-        ids = [int(i) for i in rng.integers(0, s.films, s.batches[long])]
+        ids = [int(i) for i in rng.choice(s.films, s.batches[long], p=self._chance)]
         latents, subjects = self.store.clips(ids, s.chunk_frames * s.chunks[long])
         prompts = [
             "" if rng.uniform() < s.drop_text else caption(sample_film(i), int(rng.integers(2**62)))
