@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 import platform
 import re
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -24,6 +29,7 @@ from cfgen.config.schema import (
     SlowFastMemory,
     WindowMemory,
     digest,
+    to_mapping,
 )
 from cfgen.errors import CheckpointError, SetupError
 from cfgen.memory.base import Table
@@ -33,12 +39,16 @@ from cfgen.memory.slow_fast import ReleaseTable, SlowFastTable
 from cfgen.memory.window import WindowTable
 from cfgen.model.generator import Generator
 from cfgen.model.prompts import Encode, embeddings
+from cfgen.model.vae import TinyAutoencoder
 from cfgen.ops.reference import Rope
 from cfgen.ops.select import build_ops
 from cfgen.render.events import Loaded, Warned
 from cfgen.render.ffmpeg import find_ffmpeg
+from cfgen.render.folder import RunRecord
+from cfgen.render.output import run_of
 from cfgen.render.plan import Plan
-from cfgen.render.run import FrameSource, Render
+from cfgen.render.run import Render
+from cfgen.render.source import FrameSource
 from cfgen.render.writer import VideoWriter
 from cfgen.schedule import FewStepSchedule, KeyedNoise, Noise, ReferenceNoise
 
@@ -48,18 +58,48 @@ MOST_THREADS = 8
 """CPU threads by default, at most: what fixes the pixels should differ little between machines."""
 
 
-def build_render(config: RenderConfig, plan: Plan) -> Render:
+@dataclass
+class Models:
+    """The generator and decoder that were loaded last; a batch renders many clips with them."""
+
+    key: tuple[object, ...] = ()
+    loaded: tuple[Generator, TinyAutoencoder] | None = None
+
+    def load(
+        self, folder: Path, *, dtype: torch.dtype, device: torch.device
+    ) -> tuple[Generator, TinyAutoencoder]:
+        """Those of a model folder, read again only if another was asked for before."""
+        key = (folder, dtype, device)
+        if self.loaded is None or self.key != key:
+            self.loaded = None  # both at once may be more than fits
+            generator = load_generator(folder / GENERATOR_FILE, dtype=dtype, device=device)
+            vae = load_vae(folder / VAE_FILE, dtype=dtype).to(device)
+            self.key, self.loaded = key, (generator, vae)
+        return self.loaded
+
+
+def build_render(
+    config: RenderConfig, plan: Plan, *, overwrite: bool = False, models: Models | None = None
+) -> Render:
     """Build a render: the writer first, so that a missing ffmpeg is found before any model loads.
+
+    Args:
+        config: What to render.
+        plan: Its plan.
+        overwrite: Whether the video may replace a file.
+        models: Where loaded models are kept from one render to the next.
 
     Raises:
         CfgenError: Something that the configuration names is missing, damaged or cannot run here.
     """
-    if config.output is None or config.seed is None:
-        raise ValueError("a render needs an output and a seed")
     ffmpeg = find_ffmpeg()
     began = time.monotonic()
+    config = settled(config)
+    if config.output is None or config.seed is None:
+        raise ValueError("a render needs an output and a seed")
     folder = model_folder(config.model.path)
-    digests = {name: file_digest(folder / name) for name in (GENERATOR_FILE, VAE_FILE)}
+    facts = _facts(folder)
+    path = run_of(config.output)
     writer = VideoWriter(
         config.output,
         width=plan.geometry.width,
@@ -67,25 +107,39 @@ def build_render(config: RenderConfig, plan: Plan) -> Render:
         fps=plan.geometry.fps,
         ffmpeg=ffmpeg,
         quality=config.encode.quality,
-        metadata=_metadata(config, digests),
+        metadata={**_words(config), **facts},
+        parts=path / "segments",
     )
-    source = build_source(config, plan)
+    source = build_source(config, plan, models)
     backend = f"{source.memory.ops.name} on {device_of(config)}, {_dtype_words(config)}"
-    loaded = Loaded(model=config.model.path, backend=backend, seconds=time.monotonic() - began)
     return Render(
-        source=source, writer=writer, loaded=loaded, warnings=unknown_words(folder, config.prompt)
+        source=source,
+        writer=writer,
+        path=path,
+        record=RunRecord(
+            output=config.output.name,
+            overwrite=overwrite,
+            config=to_mapping(config),
+            fingerprint=facts
+            | {"backend": source.memory.ops.name, "ffmpeg_version": ffmpeg.version},
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+        ),
+        mode=config.snapshot.mode,
+        budget_nbytes=config.snapshot.disk_budget,
+        clean=config.snapshot.clean,
+        loaded=Loaded(model=config.model.path, backend=backend, seconds=time.monotonic() - began),
+        warnings=unknown_words(folder, config.prompt),
     )
 
 
-def build_source(config: RenderConfig, plan: Plan) -> FrameSource:
+def build_source(config: RenderConfig, plan: Plan, models: Models | None = None) -> FrameSource:
     """Load a model and put together all that makes frames. Pins the threads of this process."""
     torch.set_num_threads(threads_of(config))
     device, dtype = device_of(config), dtype_of(config)
     folder = model_folder(config.model.path)
     ops = build_ops(config.backend)
-    text = encoded(folder, config.prompt)
-    generator = load_generator(folder / GENERATOR_FILE, dtype=dtype, device=device)
-    vae = load_vae(folder / VAE_FILE, dtype=dtype).to(device)
+    text = encoded(folder, [config.prompt])[config.prompt]
+    generator, vae = (models or Models()).load(folder, dtype=dtype, device=device)
     geometry = plan.geometry
     if generator.geometry.in_dim != geometry.channels or vae.latent_channels != geometry.channels:
         raise CheckpointError(
@@ -167,11 +221,13 @@ def build_noise(config: RenderConfig, plan: Plan) -> Noise:
         case "reference":
             g = plan.geometry
             shape = (1, plan.latent_frames, g.channels, g.latent_height, g.latent_width)
-            return ReferenceNoise(config.seed, shape)
+            fresh = config.schedule.renoise == "fresh"
+            draws = len(config.schedule.timesteps) - 1 if fresh else 0
+            return ReferenceNoise(config.seed, shape, draws=draws)
 
 
-def encoded(folder: Path, prompt: str) -> Tensor:
-    """The embedded prompt, [1, text_len, text_dim] float32; the encoder is freed afterwards."""
+def encoded(folder: Path, prompts: Sequence[str]) -> dict[str, Tensor]:
+    """Embedded prompts, [1, text_len, text_dim] float32 each; the encoder is freed afterwards."""
     parts = [folder / "text_encoder" / "config.json", folder / "text_encoder" / "model.safetensors"]
     parts += [folder / "tokenizer" / "tokenizer.json", folder / "config.json"]
     key = hashlib.sha256("".join(file_digest(part) for part in parts).encode()).hexdigest()
@@ -189,9 +245,7 @@ def encoded(folder: Path, prompt: str) -> Tensor:
         )
         return encoder.eval()
 
-    return embeddings([prompt], encoder=key, load=load_encoder, folder=cache_folder() / "text")[
-        prompt
-    ]
+    return embeddings(prompts, encoder=key, load=load_encoder, folder=cache_folder() / "text")
 
 
 def cache_folder() -> Path:
@@ -221,6 +275,16 @@ def unknown_words(folder: Path, prompt: str) -> tuple[Warned, ...]:
             hint=f"it knows: {knows}",
         ),
     )
+
+
+def settled(config: RenderConfig) -> RenderConfig:
+    """The configuration with what `auto` and None mean on this machine."""
+    device = device_of(config)
+    kind = device.type if device.index is None else f"{device.type}:{device.index}"
+    dtype: Literal["float32", "bfloat16"] = (
+        "bfloat16" if dtype_of(config) is torch.bfloat16 else "float32"
+    )
+    return dataclasses.replace(config, device=kind, dtype=dtype, threads=threads_of(config))
 
 
 def device_of(config: RenderConfig) -> torch.device:
@@ -257,19 +321,25 @@ def _dtype_words(config: RenderConfig) -> str:
     return str(dtype_of(config)).removeprefix("torch.")
 
 
-def _metadata(config: RenderConfig, digests: dict[str, str]) -> dict[str, str]:
-    """Texts for the container and the sidecar: what is needed to make the video again."""
+def _words(config: RenderConfig) -> dict[str, str]:
+    """What the video is, for the container and the sidecar."""
     return {
         "title": config.prompt,
         "prompt": config.prompt,
         "seed": str(config.seed),
         "preset": config.preset,
         "config_sha256": digest(config),
-        "generator_sha256": digests[GENERATOR_FILE],
-        "vae_sha256": digests[VAE_FILE],
+        "threads": str(config.threads),
+        "dtype": config.dtype,
+    }
+
+
+def _facts(folder: Path) -> dict[str, str]:
+    """What fixes the frames besides the configuration, by name."""
+    return {
+        "generator_sha256": file_digest(folder / GENERATOR_FILE),
+        "vae_sha256": file_digest(folder / VAE_FILE),
         "cfgen_version": __version__,
         "torch_version": torch.__version__,
         "machine": platform.machine(),
-        "threads": str(threads_of(config)),
-        "dtype": _dtype_words(config),
     }

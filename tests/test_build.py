@@ -22,7 +22,7 @@ from cfgen.config.schema import FullMemory, RenderConfig, SlowFastMemory, Window
 from cfgen.errors import CheckpointError, SetupError
 from cfgen.memory.slow_fast import ReleaseTable, SlowFastTable
 from cfgen.memory.window import WindowTable
-from cfgen.render.run import FrameSource
+from cfgen.render.source import FrameSource
 from cfgen.render.writer import chain_frames
 from cfgen.train.captions import caption
 from cfgen.train.export import Exporter

@@ -17,6 +17,11 @@ from cfgen.errors import CfgenError, Interrupted
 
 _COMMANDS = {
     "render": "cfgen.cli.render",
+    "resume": "cfgen.cli.resume",
+    "branch": "cfgen.cli.branch",
+    "retry": "cfgen.cli.retry",
+    "batch": "cfgen.cli.batch",
+    "jobs": "cfgen.cli.jobs",
     "plan": "cfgen.cli.plan",
     "presets": "cfgen.cli.presets",
     "doctor": "cfgen.cli.doctor",

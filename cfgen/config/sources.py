@@ -79,13 +79,25 @@ def read_yaml(
         detail = getattr(error, "problem", None) or "it cannot be parsed"
         problems.append(Problem(key="", where=where, reason=f"is not valid YAML: {detail}"))
         return {}
-    entries: Entries = {}
     if node is None:
-        return entries
+        return {}
     if not isinstance(node, yaml.MappingNode):
         reason = "must hold keys and values, such as `duration: 10s`"
         problems.append(Problem(key="", where=label, reason=reason))
-        return entries
+        return {}
+    return flatten(node, kind, label=label, known=known, problems=problems)
+
+
+def flatten(
+    node: yaml.MappingNode,
+    kind: Kind,
+    *,
+    label: str,
+    known: frozenset[str],
+    problems: list[Problem],
+) -> Entries:
+    """Read a YAML mapping into entries; arguments as those of `read_yaml`."""
+    entries: Entries = {}
     _flatten(node, "", _Reading(kind, label, known, problems), entries)
     return entries
 

@@ -1,27 +1,21 @@
-"""The files around an output: their names, a check before any work, and writes that last.
-
-Nothing takes its final name before it is complete and on the disk.
-"""
+"""The files around an output: their names, and a check before any work."""
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import os
-from collections.abc import Iterator
 from pathlib import Path
 
-from cfgen.errors import OutputRefused, UsageError, WriterError
-
-
-def part_of(path: Path) -> Path:
-    """Return the temporary name of a file: ``clip.mp4`` is ``clip.part.mp4`` until it is good."""
-    return path.with_name(f"{path.stem}.part{path.suffix}")
+from cfgen.errors import OutputRefused, UsageError
+from cfgen.render.disk import part_of
 
 
 def sidecar_of(output: Path) -> Path:
     """Return where the facts of a video are kept: ``clip.mp4`` has ``clip.mp4.json``."""
     return output.with_name(f"{output.name}.json")
+
+
+def run_of(output: Path) -> Path:
+    """Return the run folder of a video: ``clip.mp4`` has ``clip.cfgen``."""
+    return output.with_suffix(".cfgen")
 
 
 def parts_of(output: Path) -> Path:
@@ -57,42 +51,3 @@ def check_output(output: Path) -> None:
     except (OSError, ValueError) as exc:
         reason = exc.strerror if isinstance(exc, OSError) else exc
         raise OutputRefused(f"cannot write {str(output)!r}: {reason}", hint) from exc
-
-
-@contextlib.contextmanager
-def disk_errors(path: Path) -> Iterator[None]:
-    """Turn an OSError of the block into a WriterError that names the file."""
-    try:
-        yield
-    except OSError as exc:
-        raise WriterError(
-            f"could not write {path}: {exc.strerror}", "check the disk and run the command again"
-        ) from exc
-
-
-def sha256_of(path: Path) -> str:
-    """Return the hexadecimal SHA-256 digest of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def publish(*paths: Path) -> None:
-    """Give complete files their final names, first making sure that all of them are on the disk.
-
-    Args:
-        paths: Final names, all in one folder; each file stands under its `part_of` name.
-
-    Raises:
-        OSError: The disk refused.
-    """
-    for path in paths:
-        with part_of(path).open("rb+") as file:
-            os.fsync(file.fileno())
-    for path in paths:
-        os.replace(part_of(path), path)
-    if os.name == "posix":
-        descriptor = os.open(paths[0].parent, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

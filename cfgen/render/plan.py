@@ -157,6 +157,20 @@ class Plan:
             ends_segment=last or (index + 1) % self.segment_chunks == 0,
         )
 
+    def chunk_at(self, seconds: float) -> int:
+        """Return the chunk that is playing `seconds` after the start.
+
+        Raises:
+            UsageError: The video is not that long.
+        """
+        frame = math.floor(seconds * self.geometry.fps)
+        if not 0 <= frame < self.frames:
+            raise UsageError(
+                f"the video is {_number(self.seconds)} s long, got {_number(seconds)} s"
+            )
+        latent = self.geometry.latent_frames_for(frame + 1) - 1
+        return latent // self.geometry.chunk_latent_frames
+
     def __iter__(self) -> Iterator[ChunkPlan]:
         """Yield every chunk in order."""
         return (self.chunk(index) for index in range(self.chunks))

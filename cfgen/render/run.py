@@ -1,127 +1,337 @@
-"""The render itself: chunks are made, decoded, trimmed to the plan and handed to the writer."""
+"""The render itself: chunks are made, kept, decoded and encoded, and nothing finished is lost.
+
+Each chunk's latents go to the run folder before its frames go to the encoder, and a line of the
+journal comes last; snapshots of the memory are taken as often as the disk allows. A render that was
+stopped, however it was stopped, goes on from there and gives the film that would have been.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import os
+import socket
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-import torch
-from torch import Tensor
-
-from cfgen.memory.paged import PagedMemory
-from cfgen.model.generator import Conditioning, Generator
-from cfgen.model.vae import TinyAutoencoder
-from cfgen.render.events import ChunkDone, Encoded, Event, Finished, Loaded, Warned
-from cfgen.render.plan import ChunkPlan, Plan
+from cfgen.errors import (
+    CfgenError,
+    Interrupted,
+    OutputRefused,
+    SetupError,
+)
+from cfgen.model.vae import State
+from cfgen.render.disk import disk_errors, sync_file
+from cfgen.render.events import (
+    ChunkDone,
+    Encoded,
+    Event,
+    Finished,
+    Loaded,
+    Resumed,
+    Saved,
+    Warned,
+)
+from cfgen.render.folder import LOCK, RunFolder, RunRecord, remove, resume_command
+from cfgen.render.journal import ChunkLine, SegmentLine, SessionLine, VideoLine
+from cfgen.render.lock import Lock
+from cfgen.render.plan import Plan
+from cfgen.render.resume import Ground, pass_again, require_same, survey, way_back
+from cfgen.render.snapshot import SnapshotStore, tensor_blocks
+from cfgen.render.source import Frames, FrameSource
 from cfgen.render.writer import VideoWriter
-from cfgen.rollout import Chunk, inference, rollout
-from cfgen.schedule import FewStepSchedule, Noise
 
-Frames = npt.NDArray[np.uint8]
+SNAPSHOT_SHARE = 0.02
+"""Share of the time that snapshots may take."""
+FIRST_GUESS_BYTES_PER_S = 100e6
+"""Speed of the disk until the first snapshot has measured it."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class FrameSource:
-    """Everything that makes frames.
+class Pace:
+    """Says when a snapshot is due: when its cost is a small share of the time since the last one.
 
-    Attributes:
-        generator: The causal model.
-        memory: Its memory, empty.
-        schedule: Noise levels of a chunk.
-        noise: Where noise comes from.
-        conditioning: The encoded prompt.
-        vae: The decoder.
-        plan: What to make.
+    Args:
+        nbytes: Size of the memory, for a first guess.
     """
 
-    generator: Generator
-    memory: PagedMemory
-    schedule: FewStepSchedule
-    noise: Noise
-    conditioning: Conditioning
-    vae: TinyAutoencoder
-    plan: Plan
+    def __init__(self, nbytes: int) -> None:
+        self._cost_s = nbytes / FIRST_GUESS_BYTES_PER_S
+        self._since = time.monotonic()
 
-    def chunks(self) -> Iterator[tuple[ChunkPlan, Chunk, Frames]]:
-        """Yield each chunk with its frames, uint8 [n, height, width, 3], RGB; nothing is kept."""
-        geometry = self.plan.geometry
-        shape = (
-            1,
-            geometry.chunk_latent_frames,
-            geometry.channels,
-            geometry.latent_height,
-            geometry.latent_width,
-        )
-        made = rollout(
-            self.generator,
-            self.memory,
-            self.schedule,
-            self.noise,
-            conditioning=self.conditioning,
-            shape=shape,
-            chunks=range(self.plan.chunks),
-        )
-        state = self.vae.start()
-        dtype = next(self.vae.parameters()).dtype
-        for chunk in inference(made):
-            planned = self.plan.chunk(chunk.index)
-            with torch.inference_mode():
-                video = self.vae.decode(chunk.latents.to(dtype), state)
-                yield planned, chunk, to_pixels(video[0])[: planned.frames]
+    @property
+    def due(self) -> bool:
+        """Whether a snapshot is due now."""
+        return time.monotonic() - self._since >= self._cost_s / SNAPSHOT_SHARE
+
+    def taken(self, seconds: float) -> None:
+        """A snapshot was taken and cost this."""
+        self._cost_s = seconds
+        self._since = time.monotonic()
 
 
-def to_pixels(video: Tensor) -> Frames:
-    """Frames [T, 3, H, W] in [0, 1] as uint8 [T, H, W, 3]; what lies outside is clamped."""
-    levels = video.float().clamp(0, 1).mul(255).round().to(torch.uint8)
-    return np.ascontiguousarray(levels.permute(0, 2, 3, 1).cpu().numpy())
-
-
-@dataclass(frozen=True, kw_only=True)
 class Render:
-    """A source of frames and the writer that it goes to.
+    """A source of frames, the writer that they go to, and the run folder that keeps them.
 
-    Attributes:
+    Args:
         source: What makes the frames.
-        writer: Where they go.
+        writer: Where they go; its parts folder is that of the run.
+        path: The run folder.
+        record: What the render is, with the fingerprint of this machine.
+        mode: What is kept, as in `SnapshotConfig`.
+        budget_nbytes: Disk for snapshots.
+        clean: Whether the run folder goes when the video is finished.
         loaded: Told before the first chunk.
         warnings: Told after it.
     """
 
-    source: FrameSource
-    writer: VideoWriter
-    loaded: Loaded
-    warnings: tuple[Warned, ...] = ()
+    def __init__(
+        self,
+        *,
+        source: FrameSource,
+        writer: VideoWriter,
+        path: Path,
+        record: RunRecord,
+        mode: str,
+        budget_nbytes: int,
+        clean: bool,
+        loaded: Loaded,
+        warnings: tuple[Warned, ...] = (),
+    ) -> None:
+        self.source, self.writer = source, writer
+        self._path, self._record = path, record
+        self._mode, self._budget, self._clean = mode, budget_nbytes, clean
+        self._loaded, self._warnings = loaded, warnings
+        self._stop: str | None = None
+        self._exit_code = 130
+        self._keeping_s, self._snapshots_nbytes = 0.0, 0
+        self._resume = self._worth_keeping = False
+        self._allow_changed: frozenset[str] = frozenset()
+
+    @property
+    def record(self) -> RunRecord:
+        """What the render is, here and now."""
+        return self._record
+
+    @property
+    def plan(self) -> Plan:
+        """What is made."""
+        return self.source.plan
+
+    def resume(self, allow_changed: frozenset[str] = frozenset()) -> None:
+        """Before `run`: go on with what is in the run folder, instead of emptying it.
+
+        Args:
+            allow_changed: Names in the fingerprint that may differ.
+        """
+        self._resume = self._worth_keeping = True
+        self._allow_changed = allow_changed
+
+    def stop(self, why: str, *, exit_code: int) -> None:
+        """Stop after the chunk that is being made, leaving everything ready to go on.
+
+        Args:
+            why: What stopped it, such as ``interrupted``.
+            exit_code: That of the `Interrupted` that `run` will raise.
+        """
+        self._stop, self._exit_code = why, exit_code
 
     def run(self) -> Iterator[Event]:
-        """Render, yielding what happens. Whatever stops it, the output is complete or untouched."""
-        yield self.loaded
-        yield from self.warnings
-        began = time.monotonic()
-        plan = self.source.plan
-        frames_done = 0
-        with self.writer as writer:
-            for planned, chunk, frames in self.source.chunks():
-                writer.write(frames)
-                frames_done += len(frames)
-                yield ChunkDone(
-                    index=chunk.index,
-                    chunks=plan.chunks,
-                    frames_done=frames_done,
-                    frames_total=plan.frames,
-                    elapsed_s=time.monotonic() - began,
-                    memory=self.source.memory.figures(),
+        """Render, yielding what happens. Whatever stops it, the output is complete or untouched.
+
+        Raises:
+            CfgenError: It cannot go on; `Interrupted` after `stop`.
+        """
+        yield self._loaded
+        yield from self._warnings
+        with disk_errors(self._path):
+            self._path.mkdir(exist_ok=True)
+        with Lock(self._path / LOCK) as lock:
+            self._lock = lock
+            try:
+                yield from self._locked()
+            finally:
+                if self._mode == "off" or not self._worth_keeping:
+                    with contextlib.suppress(CfgenError, OSError):
+                        remove(self._path)
+        if self._clean and self._path.is_dir():
+            remove(self._path)
+
+    def _locked(self) -> Iterator[Event]:
+        if self._resume:
+            self._folder = RunFolder(self._path)
+            self._folder.expect(self._record.fingerprint, allow_changed=self._allow_changed)
+        else:
+            self._folder = RunFolder.create(self._path, self._record)
+        if self._resume and self._folder.output.exists() and not self._folder.record.overwrite:
+            raise OutputRefused(
+                f"{self._folder.output} is there and is not the video of this render",
+                "move it away, then resume",
+            )
+        digest = self._folder.record.digest
+        self._store = SnapshotStore(
+            self._folder.snapshots,
+            digest,
+            budget_nbytes=self._budget,
+            base=self._folder.record.base,
+        )
+        ground = survey(self._folder, self.plan)
+        self.writer.go_on(ground.segments)
+        self._pace = Pace(self.source.memory.nbytes)
+        self._began = time.monotonic()
+        self._before_s = ground.lines[-1].elapsed_s if ground.lines else 0.0
+        self._synced = len(ground.lines)
+        self._folder.journal.append(_session(len(ground.lines)))
+        with self.writer:
+            state = self.source.vae.start()
+            if self._resume:
+                yield from self._go_back(ground, state)
+            yield from self._go_on(len(ground.lines), state)
+            yield self._finish()
+
+    def _go_back(self, ground: Ground, state: State) -> Iterator[Event]:
+        """Bring memory, decoder and encoder to where they were after the last chunk."""
+        way = way_back(
+            ground,
+            self.plan,
+            self._store,
+            warm_up=self.source.warm_up,
+            replayable=self.source.memory.replayable,
+        )
+        decode_from, encode_from = way.decode_from or 0, way.encode_from or 0
+        for problem in [*ground.problems, *self._store.problems]:
+            yield Warned(message=f"{problem}; it is made again from what is whole")
+        self._store.forget(after=way.until)
+        done = sum(line.frames for line in ground.lines)
+        yield Resumed(
+            chunk=way.until,
+            chunks=self.plan.chunks,
+            frames_done=done,
+            frames_total=self.plan.frames,
+            elapsed_s=self._before_s,
+            snapshot=way.snapshot,
+            replayed=way.until - way.memory_from - len(way.again),
+            made_again=len(way.again),
+            encoded_again=sum(line.frames for line in ground.lines[encode_from:]),
+        )
+        for chunk in pass_again(self.source, self._folder, ground, way):
+            if chunk.index >= decode_from:
+                frames = self.source.decode(chunk, state)
+                if chunk.index >= encode_from:
+                    yield from self._encode(chunk.index, frames)
+                    line = ground.lines[chunk.index]
+                    require_same(self._folder, line.frames_sha256, self.writer.frames_sha256)
+
+    def _go_on(self, first: int, state: State) -> Iterator[Event]:
+        """Make the chunks that are still to be made."""
+        for chunk in self.source.make(range(first, self.plan.chunks)):
+            frames = self.source.decode(chunk, state)
+            began = time.monotonic()
+            blocks = list(tensor_blocks({"latents": chunk.latents}))
+            sha256 = self._folder.keep_latents(chunk.index, blocks)
+            self._keeping_s += time.monotonic() - began
+            yield from self._encode(chunk.index, frames, latents_sha256=sha256)
+            last = chunk.index + 1 == self.plan.chunks
+            if not last and self._mode == "full" and (self._stop or self._pace.due):
+                yield self._snapshot(chunk.index + 1)
+            if self._stop and not last:
+                raise Interrupted(
+                    f"{self._stop} after chunk {chunk.index + 1} of {self.plan.chunks}",
+                    f"go on with `{resume_command(self._path)}`",
+                    exit_code=self._exit_code,
                 )
-                if planned.ends_segment:
-                    segment = writer.end_segment()
-                    yield Encoded(path=segment.path, segment=segment.index, frames=segment.frames)
-            facts = writer.finish()
-        yield Finished(
+
+    def _encode(
+        self, index: int, frames: Frames, *, latents_sha256: str | None = None
+    ) -> Iterator[Event]:
+        """Hand a chunk's frames to the encoder; a chunk that is new gets its line and its event."""
+        planned = self.plan.chunk(index)
+        self.writer.write(frames)
+        if latents_sha256 is not None:
+            elapsed_s = self._before_s + time.monotonic() - self._began
+            line = ChunkLine(
+                index=index,
+                frames=len(frames),
+                frames_sha256=self.writer.frames_sha256,
+                latents_sha256=latents_sha256,
+                elapsed_s=round(elapsed_s, 3),
+                memory=self.source.memory.figures(),
+            )
+            self._folder.journal.append(line)
+            self._worth_keeping = True
+            yield ChunkDone(
+                index=index,
+                chunks=self.plan.chunks,
+                frames_done=planned.frame_start + len(frames),
+                frames_total=self.plan.frames,
+                elapsed_s=elapsed_s,
+                memory=line.memory,
+            )
+        if planned.ends_segment:
+            yield self._end_segment()
+
+    def _end_segment(self) -> Encoded:
+        self._require_lock()
+        segment = self.writer.end_segment()
+        self._folder.journal.append(
+            SegmentLine(
+                index=segment.index,
+                frames=segment.frames,
+                nbytes=segment.nbytes,
+                sha256=segment.sha256,
+                frames_sha256=segment.frames_sha256,
+            ),
+            sync=True,
+        )
+        return Encoded(path=segment.path, segment=segment.index, frames=segment.frames)
+
+    def _snapshot(self, chunk: int) -> Saved:
+        """Write the memory as it is before `chunk`, after the latents that belong to it."""
+        self._require_lock()
+        began = time.monotonic()
+        for index in range(self._synced, chunk):
+            with disk_errors(self._folder.latents(index)):
+                sync_file(self._folder.latents(index))
+        self._synced = chunk
+        facts = self._store.save(chunk, self.source.memory.state())
+        seconds = time.monotonic() - began
+        self._pace.taken(seconds)
+        self._keeping_s += seconds
+        self._snapshots_nbytes += facts.nbytes
+        return Saved(chunk=chunk, nbytes=facts.nbytes, seconds=seconds)
+
+    def _finish(self) -> Finished:
+        self._require_lock()
+        facts = self.writer.join()
+        self._folder.journal.append(
+            VideoLine(
+                frames=facts.frames,
+                nbytes=facts.nbytes,
+                sha256=facts.sha256,
+                frames_sha256=facts.frames_sha256,
+            ),
+            sync=True,
+        )
+        self.writer.publish()
+        return Finished(
             output=facts.path,
             frames=facts.frames,
             seconds=facts.duration_s,
-            elapsed_s=time.monotonic() - began,
+            elapsed_s=self._before_s + time.monotonic() - self._began,
             sidecar=facts.sidecar,
+            keeping_s=self._keeping_s,
+            snapshots_nbytes=self._snapshots_nbytes,
         )
+
+    def _require_lock(self) -> None:
+        if not self._lock.held:
+            raise SetupError(
+                f"{self._path} was taken over by another process while this one slept",
+                "let that one finish",
+            )
+
+
+def _session(chunk: int) -> SessionLine:
+    """The line that a process writes when it begins to work."""
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    return SessionLine(chunk=chunk, began=now, host=socket.gethostname(), pid=os.getpid())

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cfgen.errors import OutputRefused, WriterError
+from cfgen.render.disk import disk_errors, part_of, publish, sha256_of
 from cfgen.render.encoding import (
     ENCODER,
     Encoding,
@@ -29,15 +30,7 @@ from cfgen.render.encoding import (
     ffmetadata,
 )
 from cfgen.render.ffmpeg import Ffmpeg, FfmpegRun, Measured, measure, require_encoder
-from cfgen.render.output import (
-    check_output,
-    disk_errors,
-    part_of,
-    parts_of,
-    publish,
-    sha256_of,
-    sidecar_of,
-)
+from cfgen.render.output import check_output, parts_of, sidecar_of
 
 SIDECAR_VERSION = 1
 _LISTING = "segments.ffconcat"
@@ -112,9 +105,10 @@ def chain_frames(frames: npt.NDArray[np.uint8], before: str = "") -> str:
 class VideoWriter:
     """Encodes frames to an H.264 mp4: yuv420p, bt709, constant frame rate, no B-frames.
 
-    Use it in a ``with`` block. Until `finish` returns, the output is untouched and everything lives
-    in the parts folder and under ``NAME.part.mp4``; leaving the block removes both, whatever
+    Use it in a ``with`` block. Until `publish` returns, the output is untouched and everything
+    lives in the parts folder and under ``NAME.part.mp4``; leaving the block removes both, whatever
     happened. Only a process that is killed outright leaves them, and the next run clears them.
+    In a parts folder of the caller's, finished segments stay until `publish`, to `go_on` after.
     """
 
     def __init__(
@@ -152,18 +146,26 @@ class VideoWriter:
         self._metadata = dict(metadata)
         self._output = output.absolute()
         self._parts = (parts or parts_of(output)).absolute()
+        self._keep = parts is not None
         self._made_parts = self._open = False
         self._run: FfmpegRun | None = None
         self._frames = self._frames_in_segment = 0
         self._segments: list[SegmentFacts] = []
         self._frames_sha256 = ""
+        self._joined: VideoFacts | None = None
+
+    def go_on(self, segments: Sequence[SegmentFacts]) -> None:
+        """Before the block: stand after finished segments of the parts folder."""
+        self._segments = list(segments)
+        self._frames = sum(segment.frames for segment in segments)
+        self._frames_sha256 = segments[-1].frames_sha256 if segments else ""
 
     def __enter__(self) -> Self:
         check_output(self._output)
         try:
             self._made_parts = parts_of(self._output) == self._parts or not self._parts.exists()
             self._parts.mkdir(exist_ok=True)
-            self._remove_own_files()
+            self._remove_own_files({segment.path.name for segment in self._segments})
         except OSError as exc:
             raise OutputRefused(
                 f"cannot keep the segments in {self._parts}: {exc.strerror}",
@@ -232,11 +234,26 @@ class VideoWriter:
         self._segments.append(facts)
         return facts
 
+    @property
+    def frames_sha256(self) -> str:
+        """`chain_frames` over all frames so far."""
+        return self._frames_sha256
+
     def finish(self) -> VideoFacts:
         """Join the segments, verify the video and give it its name, replacing what was there.
 
         Returns:
             The facts of the video; the sidecar has them too, with the metadata.
+
+        Raises:
+            WriterError: No frame was written, ffmpeg failed, or the result is not as planned.
+        """
+        facts = self.join()
+        self.publish()
+        return facts
+
+    def join(self) -> VideoFacts:
+        """Join the segments and verify the video, which still has its temporary name.
 
         Raises:
             WriterError: No frame was written, ffmpeg failed, or the result is not as planned.
@@ -253,9 +270,22 @@ class VideoWriter:
                 self._verify(part, self._frames, decode=decode)
             facts = self._facts(part)
             part_of(sidecar).write_text(self._sidecar_text(facts), encoding="utf-8")
-            publish(self._output, sidecar)
-        self.abort()
+        self._joined = facts
         return facts
+
+    def publish(self) -> None:
+        """Give the joined video its name, replacing what was there, and remove the segments.
+
+        Raises:
+            WriterError: The disk refused.
+        """
+        self._require_open()
+        if self._joined is None:
+            raise ValueError("the segments are not joined yet")
+        with disk_errors(self._output):
+            publish(self._output, sidecar_of(self._output))
+        self._keep = False
+        self.abort()
 
     def abort(self) -> None:
         """Stop ffmpeg and remove the segments and temporary files; harmless after `finish`."""
@@ -269,8 +299,9 @@ class VideoWriter:
             with contextlib.suppress(OSError):
                 part_of(path).unlink(missing_ok=True)
         with contextlib.suppress(OSError):
-            self._remove_own_files()
-            if self._made_parts:
+            kept = {segment.path.name for segment in self._segments} if self._keep else set()
+            self._remove_own_files(kept)
+            if self._made_parts and not self._keep:
                 self._parts.rmdir()
 
     def _require_open(self) -> None:
@@ -280,10 +311,11 @@ class VideoWriter:
     def _segment(self, index: int) -> Path:
         return self._parts / f"segment-{index:06d}.mp4"
 
-    def _remove_own_files(self) -> None:
+    def _remove_own_files(self, keep: set[str]) -> None:
         for pattern in _OWN_FILES:
             for path in self._parts.glob(pattern):
-                path.unlink()
+                if path.name not in keep:
+                    path.unlink()
 
     def _start_segment(self) -> FfmpegRun:
         index = len(self._segments)

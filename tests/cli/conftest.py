@@ -49,7 +49,9 @@ class FakeBuild:
     fails_with: BaseException | None = None
     warns: bool = False
 
-    def build_render(self, config: RenderConfig, plan: Plan) -> FakeBuild:
+    def build_render(
+        self, config: RenderConfig, plan: Plan, *, overwrite: bool = False
+    ) -> FakeBuild:
         self.configs.append(config)
         self._plan = plan
         return self

@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 
 from cfgen.errors import OutputRefused, UsageError
-from cfgen.render.output import check_output, part_of, parts_of, publish, sidecar_of
+from cfgen.render.disk import part_of, publish
+from cfgen.render.output import check_output, parts_of, sidecar_of
 
 
 def test_names_around_an_output() -> None:

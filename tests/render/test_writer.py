@@ -13,8 +13,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from cfgen.render.disk import part_of
 from cfgen.render.ffmpeg import Ffmpeg, measure
-from cfgen.render.output import part_of, parts_of, sidecar_of
+from cfgen.render.output import parts_of, sidecar_of
 from cfgen.render.writer import VideoFacts, VideoWriter, chain_frames
 
 Frames = npt.NDArray[np.uint8]

@@ -237,10 +237,10 @@ def test_disk_that_fails_at_the_last_rename_is_reported(
 
     def fail_for_outputs(source: Path, target: Path) -> None:
         if target.suffix == ".mp4" and target.parent == tmp_path:
-            raise OSError(28, "No space left on device")
+            raise OSError(5, "Input/output error")
         replace(source, target)
 
     monkeypatch.setattr(os, "replace", fail_for_outputs)
-    with pytest.raises(WriterError, match=r"could not write .*clip\.mp4: No space left"):
+    with pytest.raises(WriterError, match=r"could not write .*clip\.mp4: Input/output error"):
         render(tmp_path / "clip.mp4", ffmpeg, [2])
     assert_only(tmp_path)

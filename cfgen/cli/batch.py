@@ -1,0 +1,290 @@
+"""`cfgen batch`: a list of clips, left alone overnight."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cfgen.cli import options
+from cfgen.cli.console import Console
+from cfgen.cli.naming import slug
+from cfgen.cli.plan import plan_of
+from cfgen.cli.progress import clock
+from cfgen.cli.render import check_place
+from cfgen.cli.resume import go_on_with
+from cfgen.cli.work import gentle_signals
+from cfgen.config.batchlist import Clip, read_list
+from cfgen.config.catalog import model_folder
+from cfgen.config.schema import RenderConfig, digest
+from cfgen.errors import BudgetError, CfgenError, OutputRefused, UsageError
+from cfgen.render.batch import Batch, ClipBegun, ClipEnded, Item, Waiting
+from cfgen.render.disk import disk_errors, sha256_of, write_file
+from cfgen.render.folder import RunFolder, is_run
+from cfgen.render.journal import ChunkLine
+from cfgen.render.output import run_of, sidecar_of
+
+if TYPE_CHECKING:
+    from cfgen.build import Models
+    from cfgen.render.run import Render
+
+app = options.command_app()
+
+REPORT_VERSION = 1
+
+List = Annotated[
+    Path,
+    typer.Argument(
+        metavar="LIST",
+        help="A YAML list, or a text with a prompt a line; - reads it from stdin.",
+        allow_dash=True,
+    ),
+]
+FailFast = Annotated[bool, typer.Option("--fail-fast", help="Stop at the first clip that fails.")]
+Attempts = Annotated[
+    int,
+    typer.Option(
+        "--attempts",
+        metavar="N",
+        min=1,
+        help="How often a clip is tried without getting any further; a crash counts.",
+    ),
+]
+RetryFailed = Annotated[
+    bool, typer.Option("--retry-failed", help="Try clips again that failed in an earlier run.")
+]
+
+
+@app.command()
+def batch(
+    ctx: typer.Context,
+    clips: List,
+    fail_fast: FailFast = False,
+    attempts: Attempts = 2,
+    retry_failed: RetryFailed = False,
+    overwrite: options.Yes = False,
+    dry_run: options.DryRun = False,
+    json_lines: options.Json = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+    debug: options.Debug = False,
+) -> None:
+    """Render a list of clips.
+
+    The videos go beside the list. The same command goes on after any interruption: finished clips
+    are verified and skipped, interrupted ones resumed. Any number of processes may work on one
+    list, on one machine or on several that share the folder.
+
+    \b
+    A list:
+      version: 1
+      defaults: {duration: 20s, seed: 7}
+      clips:
+        - a red balloon drifts over snowy hills
+        - {name: kite, prompt: a yellow kite bobs by day, seed: 12, duration: 1m}
+
+    \b
+    Examples:
+      cfgen batch tonight.yaml
+      cfgen batch prompts.txt --dry-run
+    """
+    console = options.console_of(ctx)
+    console.configure(json=json_lines, quiet=quiet, verbose=verbose, debug=debug)
+    text, label, folder = _read(clips)
+    listed = read_list(text, label=label, folder=folder, environ=os.environ, slug=slug)
+    if dry_run:
+        _show_plan(console, listed)
+        return
+    state = folder / f"{_stem(clips, text)}.cfgen-batch"
+    night = Night(console, listed, overwrite=overwrite)
+    work = Batch(
+        night.items,
+        state,
+        make=night.make,
+        progress=night.progress,
+        verified=night.verified,
+        attempts=attempts,
+        fail_fast=fail_fast,
+    )
+    if retry_failed:
+        work.forgive()
+    try:
+        with gentle_signals(console, night.stop):
+            night.encode_prompts()
+            for event in work.run():
+                night.show(event)
+    finally:
+        _report(console, work, listed, folder / f"{_stem(clips, text)}.report.json")
+    if any(work.fate(item).state != "done" for item in work.items):
+        raise typer.Exit(1)
+
+
+class Night:
+    """The clips of a list, and the render that is at work."""
+
+    def __init__(self, console: Console, clips: list[Clip], *, overwrite: bool) -> None:
+        self._console, self._overwrite = console, overwrite
+        self._configs = {clip.name: clip.config for clip in clips}
+        self._render: Render | None = None
+        self._stopped: tuple[str, int] | None = None
+        self._models: Models | None = None
+        self.items = [
+            Item(name=clip.name, output=_output_of(clip.config), digest=digest(clip.config))
+            for clip in clips
+        ]
+
+    def encode_prompts(self) -> None:
+        """Embed all prompts before anything else, so that each text encoder is loaded once."""
+        from cfgen.build import Models, encoded
+
+        self._models = Models()
+        by_model: dict[str, list[str]] = {}
+        for config in self._configs.values():
+            by_model.setdefault(config.model.path, []).append(config.prompt)
+        for path, prompts in by_model.items():
+            try:
+                encoded(model_folder(path), prompts)
+            except CfgenError:
+                continue  # the clip that it belongs to will say so
+
+    def make(self, item: Item) -> Render:
+        """Build the render of a clip; one that was begun goes on."""
+        from cfgen.build import build_render
+
+        config = _on_own_gpu(self._configs[item.name])
+        path = run_of(item.output)
+        with disk_errors(item.output):
+            item.output.parent.mkdir(parents=True, exist_ok=True)
+        if is_run(path) and not self._overwrite:
+            config = go_on_with(RunFolder(path), config)
+            render = build_render(config, plan_of(config), models=self._models)
+            render.resume()
+        else:
+            drawn = plan_of(config)
+            try:
+                check_place(config, drawn, overwrite=self._overwrite)
+            except BudgetError as error:
+                raise OutputRefused(error.message, error.hint) from None
+            render = build_render(config, drawn, overwrite=self._overwrite, models=self._models)
+        if self._stopped is not None:
+            render.stop(self._stopped[0], exit_code=self._stopped[1])
+        self._render = render
+        self._console.start(fps=config.playback_fps)
+        return render
+
+    def progress(self, item: Item) -> int:
+        """Chunks that are made of a clip."""
+        try:
+            return len(RunFolder(run_of(item.output)).journal.of(ChunkLine))
+        except CfgenError:
+            return 0
+
+    def verified(self, item: Item) -> bool:
+        """Whether a clip's video is there and whole."""
+        try:
+            facts = json.loads(sidecar_of(item.output).read_text(encoding="utf-8"))["facts"]
+            return bool(sha256_of(item.output) == facts["sha256"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+
+    def stop(self, why: str, *, exit_code: int) -> None:
+        """Stop after the chunk that is being made."""
+        self._stopped = (why, exit_code)
+        if self._render is not None:
+            self._render.stop(why, exit_code=exit_code)
+
+    def show(self, event: object) -> None:
+        """Show one event of the batch."""
+        console = self._console
+        match event:
+            case ClipBegun(item=item, attempt=attempt):
+                again = f", attempt {attempt}" if attempt > 1 else ""
+                place = self.items.index(item) + 1
+                seed = self._configs[item.name].seed
+                console.note(f"clip {place} of {len(self.items)}: {item.name}, seed {seed}{again}")
+                console.event("clip", {"name": item.name, "attempt": attempt, "seed": seed})
+            case ClipEnded(item=item, fate=fate, again=again):
+                console.close()
+                if fate.state != "done":
+                    later = "; it will be tried again" if again else ""
+                    console.warn(f"{item.name} failed: {fate.error}{later}", fate.hint or None)
+                console.event("clip-end", {"name": item.name, **dataclasses.asdict(fate)})
+            case Waiting(names=names):
+                console.note(f"waiting for other processes: {', '.join(names)}")
+            case _:
+                console.show(event)  # type: ignore[arg-type]
+
+
+def _read(path: Path) -> tuple[str, str, Path]:
+    """Text, label and output folder of a list."""
+    if str(path) == "-":
+        return sys.stdin.read(), "stdin", Path()
+    try:
+        return path.read_text(encoding="utf-8"), str(path), path.parent
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UsageError(f"cannot read the list {path}: {reason}") from None
+
+
+def _stem(path: Path, text: str) -> str:
+    if str(path) == "-":
+        return f"stdin-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    return path.stem
+
+
+def _output_of(config: RenderConfig) -> Path:
+    assert config.output is not None
+    return config.output
+
+
+def _on_own_gpu(config: RenderConfig) -> RenderConfig:
+    """Where a launcher started one process a GPU, take this process's own."""
+    import torch
+
+    rank = os.environ.get("LOCAL_RANK", "")
+    if config.device != "auto" or not rank.isdigit() or not torch.cuda.is_available():
+        return config
+    return dataclasses.replace(config, device=f"cuda:{int(rank) % torch.cuda.device_count()}")
+
+
+def _show_plan(console: Console, clips: list[Clip]) -> None:
+    plans = [(clip, plan_of(clip.config)) for clip in clips]
+    lines = [
+        f"{clip.name:{max(len(each.name) for each in clips)}}  seed {clip.config.seed:<11} "
+        f"{clock(plan.seconds):>8}  {plan.chunks:5} chunks  {clip.config.output}"
+        for clip, plan in plans
+    ]
+    total = sum(plan.seconds for _, plan in plans)
+    listed = [
+        {"name": c.name, "seed": c.config.seed, "frames": p.frames, "output": str(c.config.output)}
+        for c, p in plans
+    ]
+    summary = f"{len(clips)} clips, {clock(total)} of video"
+    console.result("\n".join([*lines, summary]), {"clips": listed, "seconds": total})
+
+
+def _report(console: Console, work: Batch, clips: list[Clip], file: Path) -> None:
+    """Write the report and show the summary."""
+    rows = []
+    for clip, item in zip(clips, work.items, strict=True):
+        fate = work.fate(item)
+        named = {"name": clip.name, "seed": clip.config.seed, "output": str(item.output)}
+        rows.append({**named, **dataclasses.asdict(fate)})
+    done = sum(row["state"] == "done" for row in rows)
+    facts: dict[str, object] = {"version": REPORT_VERSION, "done": done, "clips": rows}
+    with disk_errors(file):
+        write_file(file, [(json.dumps(facts, ensure_ascii=False, indent=1) + "\n").encode()])
+    width = max(len(str(row["name"])) for row in rows)
+    lines = []
+    for row in rows:
+        state = str(row["state"])
+        detail = row["output"] if state == "done" else row["error"] or "not begun"
+        lines.append(f"{state:8} {row['name']:{width}}  {detail}")
+    lines.append(f"{done} of {len(rows)} clips done; the report is {file}")
+    console.result("\n".join(lines), facts)

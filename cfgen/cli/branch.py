@@ -1,0 +1,166 @@
+"""`cfgen branch`: another continuation of a render, as a video of its own."""
+
+from __future__ import annotations
+
+import dataclasses
+import secrets
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cfgen.cli import options
+from cfgen.cli.console import Console
+from cfgen.cli.plan import plan_of
+from cfgen.cli.progress import clock
+from cfgen.cli.render import check_place
+from cfgen.cli.resume import run_folder
+from cfgen.cli.work import carry_out, tell_result
+from cfgen.config.loader import from_mapping
+from cfgen.config.schema import RenderConfig, to_mapping
+from cfgen.config.values import parse_duration
+from cfgen.errors import UsageError
+from cfgen.render.folder import LOCK, RunFolder, RunRecord
+from cfgen.render.lock import Lock
+from cfgen.render.output import run_of
+from cfgen.render.plan import Plan, count
+
+if TYPE_CHECKING:
+    from cfgen.render.branch import Branching
+
+app = options.command_app()
+
+At = Annotated[
+    str, typer.Option("--at", metavar="TIME", help="Where the new continuation begins: 40s, 1:12.")
+]
+NewPrompt = Annotated[
+    str | None, typer.Option("--prompt", metavar="TEXT", help="What the video shows from there on.")
+]
+Parent = Annotated[
+    Path, typer.Argument(metavar="RUN", help="The run folder (NAME.cfgen) or the video it made.")
+]
+
+
+@app.command()
+def branch(
+    ctx: typer.Context,
+    run: Parent,
+    at: At,
+    output: options.Output,
+    prompt: NewPrompt = None,
+    seed: options.Seed = None,
+    duration: options.Duration = None,
+    overwrite: options.Yes = False,
+    json_lines: options.Json = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+    debug: options.Debug = False,
+) -> None:
+    """Render another continuation of a video, from a moment of it.
+
+    Up to there the new video has the frames of the old one, which stays as it is. With the same
+    prompt and seed and a longer duration it is the old video, extended.
+
+    \b
+    Examples:
+      cfgen branch a.mp4 --at 1:12 --prompt "a red kite at night" -o b.mp4
+      cfgen branch a.cfgen --at 40s --seed 8 -o c.mp4
+    """
+    console = options.console_of(ctx)
+    console.configure(json=json_lines, quiet=quiet, verbose=verbose, debug=debug)
+    path = run_folder(run)
+    folder = RunFolder(path)
+    parent = config_of(folder)
+    changes = {"prompt": prompt, "seed": seed, "duration_s": duration}
+    child = changed(parent, changes)
+    if output is None or run_of(Path(output)).absolute() == path.absolute():
+        raise UsageError("a branch needs an output of its own", "name it with -o")
+    child = dataclasses.replace(child, output=Path(output))
+    drawn = plan_of(child)
+    check_place(child, drawn, overwrite=overwrite)
+    chunk = chunk_of(at, plan_of(parent), drawn)
+    with Lock(path / LOCK):
+        _branch(console, path, child, chunk)
+    finished = carry_out(console, child, drawn, resume=True)
+    tell_result(console, finished, child.seed)
+
+
+def config_of(folder: RunFolder) -> RenderConfig:
+    """The configuration of a run, with the video's place."""
+    config = from_mapping(folder.record.config, label=str(folder.path / "run.json"))
+    return dataclasses.replace(config, output=folder.output)
+
+
+def changed(config: RenderConfig, changes: dict[str, str | None]) -> RenderConfig:
+    """`config` with other values, given as text; None changes nothing.
+
+    Raises:
+        PresetError: A value cannot be used.
+    """
+    mapping = to_mapping(config)
+    for name, text in changes.items():
+        if text is not None:
+            mapping["duration" if name == "duration_s" else name] = text
+    return from_mapping(mapping, label="command line")
+
+
+def prepare(console: Console, folder: RunFolder, chunk: int) -> tuple[Branching, RunRecord]:
+    """Load the model of a run and find the way to the memory before `chunk`, telling which."""
+    from cfgen.build import build_render
+    from cfgen.render.branch import find_way
+
+    config = config_of(folder)
+    drawn = plan_of(config)
+    console.note(f"loading the model of {folder.path}")
+    render = build_render(config, drawn)
+    folder.expect(render.record.fingerprint, allow_changed=())
+    point = find_way(folder, render.source, drawn, chunk)
+    starts = drawn.chunk(chunk).frame_start / drawn.geometry.fps
+    steps = len(config.schedule.timesteps)
+    lines = point.ground.lines
+    chunk_s = lines[-1].elapsed_s / len(lines) if lines else 0.0
+    cost_s = chunk_s * (point.replayed / (steps + 1) + len(point.way.again))
+    words = f"the snapshot at chunk {point.way.snapshot}" if point.way.snapshot else "the start"
+    work = [
+        f"{count(number, 'chunk')} {what}"
+        for number, what in (
+            (point.replayed, "to commit again"),
+            (len(point.way.again), "to denoise again"),
+        )
+        if number
+    ]
+    console.note(
+        f"going on at chunk {chunk + 1}, {clock(starts)}, from {words}"
+        + (f": {', '.join(work)}, about {clock(cost_s)}" if work else "")
+    )
+    return point, render.record
+
+
+def _branch(console: Console, path: Path, child: RenderConfig, chunk: int) -> None:
+    from cfgen.render.branch import branch_off
+
+    point, record = prepare(console, RunFolder(path), chunk)
+    assert child.output is not None
+    record = dataclasses.replace(record, output=child.output.name, config=to_mapping(child))
+    for _ in branch_off(point, run_of(child.output), record):
+        pass
+
+
+def new_seed() -> str:
+    """A seed chosen at random."""
+    return str(secrets.randbelow(2**31))
+
+
+def chunk_of(at: str, parent: Plan, child: Plan) -> int:
+    """The chunk that both plans have at a time.
+
+    Raises:
+        UsageError: `at` is no time, or one of the videos is not that long.
+    """
+    try:
+        seconds = parse_duration(at)
+    except ValueError as error:
+        raise UsageError(f"--at: {error}") from None
+    chunk = parent.chunk_at(seconds)
+    child.chunk_at(seconds)
+    return chunk

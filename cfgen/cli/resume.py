@@ -1,0 +1,183 @@
+"""`cfgen resume`: go on with a render that was interrupted."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cfgen.cli import options
+from cfgen.cli.console import Console
+from cfgen.cli.plan import plan_of
+from cfgen.cli.work import carry_out, tell_result
+from cfgen.config.loader import from_mapping
+from cfgen.config.schema import RenderConfig, to_mapping
+from cfgen.errors import SnapshotError, SnapshotMismatch, UsageError
+from cfgen.render.events import Finished
+from cfgen.render.folder import RunFolder, is_run, resume_command
+from cfgen.render.journal import VideoLine
+from cfgen.render.output import run_of, sidecar_of
+
+app = options.command_app()
+
+_FREE = ("output", "snapshot", "threads", "dtype", "device")
+"""Keys that may differ: they do not change a frame, or the machine's own value stands for them."""
+
+Run = Annotated[
+    Path | None,
+    typer.Argument(
+        metavar="[RUN]",
+        help="The run folder (NAME.cfgen) or the video it makes. Without it, the one interrupted "
+        "render of this folder.",
+        show_default=False,
+    ),
+]
+AllowChanged = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--allow-changed",
+        metavar="NAME",
+        help="Go on although cfgen_version or ffmpeg_version is another; may be repeated.",
+    ),
+]
+
+
+@app.command()
+def resume(
+    ctx: typer.Context,
+    run: Run = None,
+    allow_changed: AllowChanged = None,
+    json_lines: options.Json = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+    debug: options.Debug = False,
+) -> None:
+    """Go on with an interrupted render.
+
+    The film is the one that would have been: what is on the disk is verified first, and what is
+    damaged is made again. A render that was finished is verified.
+
+    \b
+    Examples:
+      cfgen resume
+      cfgen resume balloon.cfgen
+      cfgen resume balloon.mp4
+    """
+    console = options.console_of(ctx)
+    console.configure(json=json_lines, quiet=quiet, verbose=verbose, debug=debug)
+    path = _the_one_here() if run is None else run_folder(run)
+    go_on(console, path, allow_changed=frozenset(allow_changed or ()))
+
+
+def go_on(
+    console: Console,
+    path: Path,
+    *,
+    asked: RenderConfig | None = None,
+    allow_changed: frozenset[str] = frozenset(),
+) -> None:
+    """Go on with the render in a run folder and show the video.
+
+    Args:
+        console: Where to show it.
+        path: The run folder.
+        asked: What the command line asks for, if it may differ from what the run is.
+        allow_changed: Names in the fingerprint that may differ.
+
+    Raises:
+        SnapshotMismatch: `asked` is another render; tells every difference.
+        CfgenError: It cannot go on.
+    """
+    folder = RunFolder(path)
+    config = go_on_with(folder, asked)
+    console.note(f"{path} is for {config.prompt!r}, seed {config.seed}")
+    drawn, video = plan_of(config), folder.finished
+    if video is not None:
+        console.note(f"{folder.output} is finished, and whole: {video.frames} frames")
+        finished = Finished(
+            output=folder.output,
+            frames=video.frames,
+            seconds=drawn.seconds,
+            elapsed_s=0.0,
+            sidecar=sidecar_of(folder.output),
+        )
+    else:
+        finished = carry_out(console, config, drawn, resume=True, allow_changed=allow_changed)
+    tell_result(console, finished, config.seed)
+
+
+def go_on_with(folder: RunFolder, asked: RenderConfig | None) -> RenderConfig:
+    """The configuration that a run began with, and its video's place.
+
+    Raises:
+        SnapshotMismatch: `asked` is another render; tells every difference.
+    """
+    stored = from_mapping(folder.record.config, label=str(folder.path / "run.json"))
+    if asked is not None:
+        _require_same(folder.path, stored, asked)
+        stored = dataclasses.replace(stored, snapshot=asked.snapshot)
+    return dataclasses.replace(stored, output=folder.output)
+
+
+def run_folder(given: Path) -> Path:
+    """The run folder that a person means by its own name or by that of its video.
+
+    Raises:
+        SnapshotError: There is none.
+    """
+    path = given if given.suffix == ".cfgen" else run_of(given)
+    if not is_run(path):
+        raise SnapshotError(
+            f"there is no render to resume at {given}: {path} is no run folder",
+            "`cfgen jobs list` shows what there is",
+        )
+    return path
+
+
+def _the_one_here() -> Path:
+    interrupted = []
+    for path in sorted(path for path in Path().iterdir() if is_run(path)):
+        try:
+            if not RunFolder(path).journal.of(VideoLine):
+                interrupted.append(path)
+        except SnapshotError:
+            interrupted.append(path)
+    if len(interrupted) == 1:
+        return interrupted[0]
+    if not interrupted:
+        raise UsageError("no render was interrupted in this folder", "name the run to resume")
+    listed = "".join(f"\n  {resume_command(path)}" for path in interrupted)
+    raise UsageError(f"{len(interrupted)} renders were interrupted in this folder:{listed}")
+
+
+def _require_same(path: Path, stored: RenderConfig, asked: RenderConfig) -> None:
+    """Refuse to go on with one render by the command of another."""
+    if asked.seed is None:
+        asked = dataclasses.replace(asked, seed=stored.seed)
+    before, now = (dict(_leaves(to_mapping(config), "")) for config in (stored, asked))
+    differing = [
+        key
+        for key in {**before, **now}
+        if before.get(key) != now.get(key) and key.split(".")[0] not in _FREE
+    ]
+    if differing:
+        listed = "".join(
+            f"\n  {key}: began with {before.get(key)}, now {now.get(key)}" for key in differing
+        )
+        raise SnapshotMismatch(
+            f"{path} is another render:{listed}",
+            f"go on with it: `{resume_command(path)}`, or begin again with -y",
+        )
+
+
+def _leaves(mapping: Mapping[str, object], prefix: str) -> list[tuple[str, object]]:
+    leaves: list[tuple[str, object]] = []
+    for key, value in mapping.items():
+        if isinstance(value, dict):
+            leaves += _leaves(value, f"{prefix}{key}.")
+        else:
+            leaves.append((f"{prefix}{key}", value))
+    return leaves

@@ -1,0 +1,254 @@
+"""Many clips, one after another, by one process or by several that share a folder.
+
+What became of each clip stands in a small file of its own, and a lock says who works on it. A clip
+that fails or brings the process down is tried again, but not for ever, and never keeps the others
+from being made. A clip that a dead process left is taken over and resumed.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+from cfgen.errors import BudgetError, CfgenError, Interrupted, SetupError
+from cfgen.render.disk import disk_errors, write_file
+from cfgen.render.events import Event, Finished
+from cfgen.render.lock import PATIENCE_S, Lock, Owner, owner_of
+
+POLL_S = 1.0
+"""Seconds between two looks at clips that other processes work on."""
+
+
+class Rendering(Protocol):
+    """What the batch needs of a `Render`."""
+
+    def run(self) -> Iterator[Event]:
+        """Render, yielding what happens."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Item:
+    """One clip of a batch.
+
+    Attributes:
+        name: What tells it from the others, fit for a file name.
+        output: The video.
+        digest: What fixes the video; another one is another clip.
+    """
+
+    name: str
+    output: Path
+    digest: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Fate:
+    """What became of a clip so far.
+
+    Attributes:
+        state: waiting, started, done or failed.
+        digest: The digest of the clip that this is about.
+        attempts: How often it was begun since it last got any further.
+        chunk: How far it was when it was begun last.
+        error: Why it failed last, or empty.
+        hint: What to do about it, or empty.
+        frames: Frames of the finished video.
+        seconds: Seconds spent on it, over all attempts of the last process.
+    """
+
+    state: str = "waiting"
+    digest: str = ""
+    attempts: int = 0
+    chunk: int = 0
+    error: str = ""
+    hint: str = ""
+    frames: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClipBegun:
+    """Work on a clip begins."""
+
+    item: Item
+    attempt: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClipEnded:
+    """Work on a clip ended: it is done, failed for good, or will be tried again."""
+
+    item: Item
+    fate: Fate
+    again: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Waiting:
+    """Nothing is left but clips that other processes work on."""
+
+    names: tuple[str, ...]
+
+
+class Batch:
+    """The clips of one list.
+
+    Args:
+        items: The clips, in order.
+        folder: Where their fates and locks stand; it is made if need be.
+        make: Builds the render of a clip, resuming what is there of it.
+        progress: Tells how many chunks of a clip are made.
+        verified: Tells whether a clip's video is there, whole, and made as the list says.
+        attempts: How often a clip is begun without getting any further.
+        fail_fast: Whether the first failed clip ends the batch.
+    """
+
+    def __init__(
+        self,
+        items: Sequence[Item],
+        folder: Path,
+        *,
+        make: Callable[[Item], Rendering],
+        progress: Callable[[Item], int],
+        verified: Callable[[Item], bool],
+        attempts: int = 2,
+        fail_fast: bool = False,
+    ) -> None:
+        self.items = tuple(items)
+        self._folder = folder
+        self._make, self._progress, self._verified = make, progress, verified
+        self._attempts, self._fail_fast = attempts, fail_fast
+        self._seen: dict[str, tuple[Owner, float]] = {}
+
+    def fate(self, item: Item) -> Fate:
+        """What the disk says of a clip; an unreadable file counts as none."""
+        try:
+            facts = json.loads(self._file(item).read_text(encoding="utf-8"))
+            fate = Fate(**facts)
+        except (OSError, ValueError, TypeError, RecursionError):
+            return Fate(digest=item.digest)
+        return fate if fate.digest == item.digest else Fate(digest=item.digest)
+
+    def forgive(self) -> None:
+        """Let clips that failed be tried again."""
+        for item in self.items:
+            fate = self.fate(item)
+            if fate.state == "failed":
+                self._write(item, replace(fate, state="waiting", attempts=0))
+
+    def run(self) -> Iterator[Event | ClipBegun | ClipEnded | Waiting]:
+        """Make every clip that is not made, yielding what happens.
+
+        Raises:
+            Interrupted: A signal came; everything can be resumed.
+            BudgetError, WriterError: The disk refused to keep the state.
+        """
+        with disk_errors(self._folder):
+            self._folder.mkdir(parents=True, exist_ok=True)
+        checked: set[str] = set()
+        while True:
+            taken: list[str] = []
+            open_items = [item for item in self.items if not self._settled(item, checked)]
+            for item in open_items:
+                lock = self._claim(item)
+                if lock is None:
+                    taken.append(item.name)
+                    continue
+                with lock:
+                    if self._settled(item, checked):
+                        continue
+                    failed = yield from self._one(item)
+                if failed and self._fail_fast:
+                    return
+            if not open_items:
+                return
+            if len(taken) == len(open_items):
+                yield Waiting(names=tuple(taken))
+                time.sleep(POLL_S)
+
+    def _settled(self, item: Item, checked: set[str]) -> bool:
+        """Whether nothing is left to do for a clip; a finished one is verified once."""
+        fate = self.fate(item)
+        if fate.state == "failed":
+            return True
+        if fate.state == "done" and item.name not in checked:
+            checked.add(item.name)
+            if not self._verified(item):
+                self._write(item, Fate(digest=item.digest))
+                return False
+        return fate.state == "done"
+
+    def _claim(self, item: Item) -> Lock | None:
+        """The lock of a clip, or None while another process works on it."""
+        path = self._folder / f"{item.name}.lock"
+        owner = owner_of(path)
+        if owner is not None:
+            before = self._seen.get(item.name)
+            if before is None or before[0] != owner:
+                self._seen[item.name] = (owner, time.monotonic())
+                return None
+            if time.monotonic() - before[1] < PATIENCE_S:
+                return None
+        lock = Lock(path, patience_s=0.0)
+        try:
+            lock.acquire()
+        except SetupError:
+            return None
+        return lock
+
+    def _one(self, item: Item) -> Generator[Event | ClipBegun | ClipEnded, None, bool]:
+        """Try a clip once; returns whether it failed for good."""
+        before = self.fate(item)
+        chunk = self._progress(item)
+        crashes = before.attempts if before.state == "started" and chunk <= before.chunk else 0
+        attempts = max(crashes, before.attempts if chunk <= before.chunk else 0) + 1
+        if attempts > self._attempts:
+            why = before.error or "the process died every time it was tried"
+            fate = replace(before, state="failed", error=why)
+            self._write(item, fate)
+            yield ClipEnded(item=item, fate=fate, again=False)
+            return True
+        started = Fate(state="started", digest=item.digest, attempts=attempts, chunk=chunk)
+        self._write(item, started)
+        yield ClipBegun(item=item, attempt=attempts)
+        began = time.monotonic()
+        try:
+            frames = 0
+            for event in self._make(item).run():
+                yield event
+                if isinstance(event, Finished):
+                    frames = event.frames
+            fate = replace(started, state="done", frames=frames)
+        except Interrupted:
+            self._write(item, replace(before, state="waiting"))
+            raise
+        except BudgetError as error:
+            self._write(item, replace(before, state="waiting", error=str(error)))
+            raise
+        except CfgenError as error:
+            fate = _failed(started, error, for_good=attempts >= self._attempts)
+        except Exception as error:  # whatever one clip does, the night goes on
+            fate = _failed(started, error, for_good=attempts >= self._attempts)
+        fate = replace(fate, seconds=round(time.monotonic() - began, 3))
+        self._write(item, fate)
+        again = fate.state == "waiting"
+        yield ClipEnded(item=item, fate=fate, again=again)
+        return fate.state == "failed"
+
+    def _file(self, item: Item) -> Path:
+        return self._folder / f"{item.name}.json"
+
+    def _write(self, item: Item, fate: Fate) -> None:
+        text = json.dumps(asdict(fate), ensure_ascii=False) + "\n"
+        with disk_errors(self._file(item)):
+            write_file(self._file(item), [text.encode()])
+
+
+def _failed(fate: Fate, error: Exception, *, for_good: bool) -> Fate:
+    said = str(error) if isinstance(error, CfgenError) else f"{type(error).__name__}: {error}"
+    hint = (error.hint or "") if isinstance(error, CfgenError) else ""
+    return replace(fate, state="failed" if for_good else "waiting", error=said, hint=hint)

@@ -1,0 +1,257 @@
+"""The run folder of a render: everything that is needed to go on with it, or to branch off from it.
+
+NAME.cfgen/
+  run.json       the configuration, and what fixes the pixels: written once
+  journal.jsonl  a line for everything that was finished
+  latents/       one file a chunk
+  segments/      encoded pieces of the video, until it is joined
+  snapshots/     the memory between two chunks
+  lock           while a process works on it
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shlex
+import shutil
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from cfgen.errors import SnapshotCorrupt, SnapshotError, SnapshotMismatch, UsageError
+from cfgen.render.disk import Block, disk_errors, sha256_of, write_file
+from cfgen.render.journal import Journal, VideoLine
+
+VERSION = 1
+RECORD = "run.json"
+JOURNAL = "journal.jsonl"
+LOCK = "lock"
+HARMLESS = ("cfgen_version", "ffmpeg_version")
+"""Names in a fingerprint that a person may let differ: the frames are compared all the same."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunRecord:
+    """What a render is, fixed when it began.
+
+    Attributes:
+        output: The video, relative to the folder that the run folder is in.
+        overwrite: Whether the video may replace a file that was there before.
+        config: The resolved configuration as plain values.
+        fingerprint: Everything that fixes the frames, by name, in words.
+        created: When, in ISO 8601.
+        base: The chunk that this render branched off at, or 0; what comes before is another's.
+        take: Counts how often the render was done over from some chunk, in place.
+    """
+
+    output: str
+    overwrite: bool
+    config: Mapping[str, object]
+    fingerprint: Mapping[str, str]
+    created: str
+    base: int = 0
+    take: int = 1
+
+    @property
+    def digest(self) -> str:
+        """What tells this render from any other."""
+        text = json.dumps([self.config, self.fingerprint], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+class RunFolder:
+    """A run folder that exists.
+
+    Attributes:
+        path: The folder.
+        record: What the render is.
+        journal: What was finished.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Open a run folder.
+
+        Raises:
+            SnapshotError: It is none.
+            SnapshotCorrupt: Its record is damaged.
+        """
+        self.path = path
+        self.record = _read_record(path)
+        file = path / self._taken(JOURNAL)
+        try:
+            self.journal = Journal(file)
+        except OSError as error:
+            raise SnapshotCorrupt(f"cannot read {file}: {error.strerror}") from None
+
+    @classmethod
+    def create(cls, path: Path, record: RunRecord) -> RunFolder:
+        """Make a run folder; one that is there already is emptied first.
+
+        Raises:
+            BudgetError, WriterError: The disk refused.
+        """
+        with disk_errors(path):
+            path.mkdir(exist_ok=True)
+            clear(path, keep={LOCK})
+            for name in ("latents", "segments"):
+                (path / name).mkdir()
+        write_record(path, record)
+        return cls(path)
+
+    @property
+    def output(self) -> Path:
+        """The video."""
+        return self.path.parent / self.record.output
+
+    @property
+    def segments(self) -> Path:
+        """The folder of encoded segments."""
+        return self.path / "segments"
+
+    @property
+    def snapshots(self) -> Path:
+        """The folder of snapshots."""
+        return self.path / self._taken("snapshots")
+
+    @property
+    def finished(self) -> VideoLine | None:
+        """What the journal tells of the video, if that is in its place and whole."""
+        lines = self.journal.of(VideoLine)
+        with contextlib.suppress(OSError):
+            if lines and sha256_of(self.output) == lines[-1].sha256:
+                return lines[-1]
+        return None
+
+    def _taken(self, name: str) -> str:
+        """The name of what each take has of its own, so that one file switches between them."""
+        stem, dot, ending = name.partition(".")
+        return name if self.record.take == 1 else f"{stem}-{self.record.take}{dot}{ending}"
+
+    def latents(self, chunk: int) -> Path:
+        """The file of a chunk's latents."""
+        return self.path / "latents" / f"{chunk:06d}.safetensors"
+
+    def keep_latents(self, chunk: int, blocks: list[Block]) -> str:
+        """Write a chunk's latents, without waiting for the disk; return the digest of the file.
+
+        Raises:
+            BudgetError, WriterError: The disk refused.
+        """
+        path = self.latents(chunk)
+        with disk_errors(path):
+            return write_file(path, blocks, sync=False)
+
+    def has_latents(self, chunk: int, sha256: str) -> bool:
+        """Whether a chunk's latents are there and whole."""
+        try:
+            return sha256_of(self.latents(chunk)) == sha256
+        except OSError:
+            return False
+
+    def expect(self, fingerprint: Mapping[str, str], *, allow_changed: Collection[str]) -> None:
+        """Refuse to go on where the frames would be others.
+
+        Args:
+            fingerprint: What fixes the frames here and now.
+            allow_changed: Names in it that may differ, of those in `HARMLESS`.
+
+        Raises:
+            UsageError: One of `allow_changed` may never differ.
+            SnapshotMismatch: The fingerprint is another; tells every difference.
+        """
+        for name in allow_changed:
+            if name not in HARMLESS:
+                raise UsageError(f"{name!r} may not change; what may is {', '.join(HARMLESS)}")
+        before = self.record.fingerprint
+        names = [
+            name
+            for name in {**before, **fingerprint}
+            if before.get(name) != fingerprint.get(name) and name not in allow_changed
+        ]
+        if names:
+            listed = "".join(
+                f"\n  {name}: began with {before.get(name)}, now {fingerprint.get(name)}"
+                for name in names
+            )
+            raise SnapshotMismatch(
+                f"{self.path} cannot be resumed here, the frames would be others:{listed}",
+                "restore what changed, or render again from the start with -y",
+            )
+
+
+def write_record(path: Path, record: RunRecord) -> None:
+    """Make `record` that of a run folder, at once and for good.
+
+    Raises:
+        BudgetError, WriterError: The disk refused.
+    """
+    facts = {"version": VERSION, **asdict(record)}
+    text = json.dumps(facts | {"check": _checksum(facts)}, ensure_ascii=False, indent=1)
+    with disk_errors(path / RECORD):
+        write_file(path / RECORD, [text.encode() + b"\n"])
+
+
+def is_run(path: Path) -> bool:
+    """Whether a folder looks like a run folder."""
+    return path.suffix == ".cfgen" and (path / RECORD).is_file()
+
+
+def clear(path: Path, *, keep: set[str]) -> None:
+    """Remove what a run folder holds, its record first, so that a half-removed run is none."""
+    with contextlib.suppress(FileNotFoundError):
+        (path / RECORD).unlink()
+    for entry in sorted(path.iterdir()):
+        if entry.name not in keep:
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
+
+
+def remove(path: Path) -> None:
+    """Remove a run folder.
+
+    Raises:
+        BudgetError, WriterError: The disk refused.
+    """
+    with disk_errors(path):
+        clear(path, keep=set())
+        path.rmdir()
+
+
+def _read_record(path: Path) -> RunRecord:
+    file = path / RECORD
+    begin_again = "render again from the start with -y, or remove the folder"
+    try:
+        facts = json.loads(file.read_text(encoding="utf-8"))
+        if facts.pop("check") != _checksum(facts):
+            raise ValueError("its checksum does not match")
+        version = facts.pop("version")
+        if version != VERSION:
+            raise SnapshotError(
+                f"{file} has version {version}, this cfgen reads version {VERSION}",
+                "resume it with the cfgen that began it",
+            )
+        record = RunRecord(**facts)
+        if Path(record.output).name != record.output:
+            raise ValueError("its output is not a plain file name")
+        return record
+    except FileNotFoundError:
+        raise SnapshotError(f"{path} is no run of cfgen: it has no {RECORD}") from None
+    except OSError as error:
+        raise SnapshotError(f"cannot read {file}: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise SnapshotCorrupt(f"{file} is damaged: {error}", begin_again) from None
+
+
+def _checksum(facts: Mapping[str, object]) -> str:
+    text = json.dumps(facts, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def resume_command(path: Path) -> str:
+    """The command that goes on with a run, as a person types it."""
+    return f"cfgen resume {shlex.quote(os.path.relpath(path))}"

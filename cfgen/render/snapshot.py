@@ -1,0 +1,258 @@
+"""Snapshots: what a memory holds between two chunks, on disk, for a render to go on from there.
+
+Pages never change once they are committed, so a snapshot writes the pages that no file has yet and
+a manifest that says where each page is. A file most of whose pages are forgotten counts as not
+having them: what is still needed from it is written again and the file goes, so that the disk holds
+little more than what the snapshots need.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import re
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from cfgen.errors import SnapshotCorrupt
+from cfgen.memory.base import MemoryState
+from cfgen.render.disk import disk_errors, sha256_of, write_file
+
+VERSION = 1
+KEPT = 2
+"""Newest snapshots that always stay."""
+LIVE_SHARE = 0.25
+"""A file with a smaller share of needed bytes is given up."""
+
+_TENSORS = re.compile(r"[0-9]{6,}-[0-9]+\.safetensors")
+_DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.uint8: "U8",
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SnapshotFacts:
+    """A snapshot as it was written.
+
+    Attributes:
+        chunk: The chunk that a render goes on with.
+        nbytes: Bytes that were written for it.
+        seconds: Time that it took.
+    """
+
+    chunk: int
+    nbytes: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    sha256: str
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Manifest:
+    chunk: int
+    scalars: dict[str, object]
+    where: dict[str, str]  # tensor -> file
+    files: dict[str, _File]
+
+
+class SnapshotStore:
+    """The snapshots of one render, in a folder of their own.
+
+    Args:
+        folder: The folder; it is made when the first snapshot is.
+        run: Digest of what fixes the render; snapshots of another one are not taken.
+        budget_nbytes: Disk that snapshots may use; the last `KEPT` stay even beyond it.
+        base: The chunk that the render branched off at, whose snapshot always stays, or 0.
+    """
+
+    def __init__(self, folder: Path, run: str, *, budget_nbytes: int, base: int = 0) -> None:
+        self.folder, self.base = folder, base
+        self._run, self._budget = run, budget_nbytes
+        self._manifests: dict[int, _Manifest] = {}
+        self.problems: list[str] = []
+        for path in sorted(folder.glob("*.json")) if folder.is_dir() else []:
+            try:
+                manifest = self._read(path)
+                self._manifests[manifest.chunk] = manifest
+            except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+                self.problems.append(f"snapshot {path.name} is damaged: {error}")
+
+    @property
+    def chunks(self) -> list[int]:
+        """The chunks that there are snapshots for, in order."""
+        return sorted(self._manifests)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all files of tensors."""
+        files = {name: f for m in self._manifests.values() for name, f in m.files.items()}
+        return sum(file.nbytes for file in files.values())
+
+    def save(self, chunk: int, state: MemoryState) -> SnapshotFacts:
+        """Write the state before chunk `chunk`; the new manifest is the last thing written.
+
+        Raises:
+            BudgetError, WriterError: The disk refused; the snapshots before are as they were.
+        """
+        began = time.perf_counter()
+        name = self._free_name(chunk)
+        held = self._held(state.pages)
+        fresh: dict[str, Tensor] = {f"tensor.{key}": t for key, t in state.tensors.items()}
+        fresh |= {f"page.{key}": page for key, page in state.pages.items() if key not in held}
+        with disk_errors(self.folder / name):
+            self.folder.mkdir(exist_ok=True)
+            digest = write_file(self.folder / name, tensor_blocks(fresh))
+            own = _File(digest, (self.folder / name).stat().st_size)
+            files = {file: known for _, (file, known) in held.items()} | {name: own}
+            where = dict.fromkeys(fresh, name)
+            where |= {f"page.{key}": file for key, (file, _) in held.items()}
+            manifest = _Manifest(chunk, state.scalars, where, files)
+            block = self._text(manifest)
+            write_file(self.folder / f"{chunk:06d}.json", [block])
+        self._manifests[chunk] = manifest
+        self._thin()
+        nbytes = own.nbytes + len(block)
+        return SnapshotFacts(chunk=chunk, nbytes=nbytes, seconds=time.perf_counter() - began)
+
+    def newest(self, *, before: int) -> Iterator[tuple[int, MemoryState]]:
+        """The sound snapshots for chunk `before` or an earlier one, the newest first.
+
+        What is found damaged on the way is told in `problems`.
+        """
+        for chunk in reversed([chunk for chunk in self.chunks if chunk <= before]):
+            try:
+                yield chunk, self._load(self._manifests[chunk])
+            except SnapshotCorrupt as error:
+                self.problems.append(str(error))
+                del self._manifests[chunk]
+
+    def forget(self, *, after: int) -> None:
+        """Remove the snapshots for chunks after `after`, and everything that nothing points at."""
+        self._manifests = {c: m for c, m in self._manifests.items() if c <= after}
+        self.collect()
+
+    def collect(self) -> None:
+        """Remove every file of the folder that no snapshot needs."""
+        needed = {f"{chunk:06d}.json" for chunk in self._manifests}
+        needed |= {name for manifest in self._manifests.values() for name in manifest.files}
+        for path in self.folder.iterdir() if self.folder.is_dir() else []:
+            if path.name not in needed:
+                with contextlib.suppress(OSError):
+                    path.unlink()
+
+    def _free_name(self, chunk: int) -> str:
+        """A name that no file has: another snapshot may need pages of an earlier try."""
+        names = (f"{chunk:06d}-{attempt}.safetensors" for attempt in count())
+        return next(name for name in names if not (self.folder / name).exists())
+
+    def _held(self, pages: Mapping[str, Tensor]) -> dict[str, tuple[str, _File]]:
+        """Which of the pages are in a file that is worth keeping, and in which."""
+        held: dict[str, tuple[str, _File]] = {}
+        for _, manifest in sorted(self._manifests.items()):
+            for key, file in manifest.where.items():
+                page = key.removeprefix("page.")
+                if key.startswith("page.") and page in pages:
+                    held[page] = (file, manifest.files[file])
+        live: dict[str, int] = {}
+        for page, (file, _) in held.items():
+            live[file] = live.get(file, 0) + pages[page].nbytes
+        return {
+            page: (file, known)
+            for page, (file, known) in held.items()
+            if live[file] >= LIVE_SHARE * known.nbytes
+        }
+
+    def _thin(self) -> None:
+        """Drop the snapshot that leaves the smallest gap, until the budget holds; then collect."""
+        while self.nbytes > self._budget:
+            chunks = [self.base, *(chunk for chunk in self.chunks if chunk > self.base)]
+            gaps = {chunks[i]: chunks[i + 1] - chunks[i - 1] for i in range(1, len(chunks) - KEPT)}
+            if not gaps:
+                break
+            del self._manifests[min(gaps, key=lambda chunk: (gaps[chunk], chunk))]
+        self.collect()
+
+    def _text(self, manifest: _Manifest) -> bytes:
+        facts = {
+            "version": VERSION,
+            "run": self._run,
+            "chunk": manifest.chunk,
+            "scalars": manifest.scalars,
+            "where": manifest.where,
+            "files": {n: [file.sha256, file.nbytes] for n, file in manifest.files.items()},
+        }
+        return (json.dumps(facts | {"check": _checksum(facts)}) + "\n").encode()
+
+    def _read(self, path: Path) -> _Manifest:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        if facts.pop("check") != _checksum(facts):
+            raise ValueError("its checksum does not match")
+        if (facts["version"], facts["run"]) != (VERSION, self._run):
+            raise ValueError("it belongs to another render or another version of cfgen")
+        if path.name != f"{facts['chunk']:06d}.json":
+            raise ValueError("it has the name of another snapshot")
+        files = {name: _File(sha, nbytes) for name, (sha, nbytes) in facts["files"].items()}
+        if not all(_TENSORS.fullmatch(name) for name in files):
+            raise ValueError("it names a file that is not one of the folder")
+        return _Manifest(facts["chunk"], facts["scalars"], facts["where"], files)
+
+    def _load(self, manifest: _Manifest) -> MemoryState:
+        label = f"snapshot {manifest.chunk:06d}.json"
+        tensors: dict[str, Tensor] = {}
+        for name, file in manifest.files.items():
+            path = self.folder / name
+            wanted = [key for key, place in manifest.where.items() if place == name]
+            try:
+                if path.stat().st_size != file.nbytes or sha256_of(path) != file.sha256:
+                    raise SnapshotCorrupt(f"{label}: its file {name} is damaged")
+                with safe_open(path, "pt") as opened:
+                    tensors |= {key: opened.get_tensor(key) for key in wanted}
+            except (OSError, SafetensorError) as error:
+                raise SnapshotCorrupt(f"{label}: its file {name} cannot be read: {error}") from None
+        parts = {
+            kind: {key.removeprefix(kind): t for key, t in tensors.items() if key.startswith(kind)}
+            for kind in ("tensor.", "page.")
+        }
+        return MemoryState(manifest.scalars, parts["tensor."], parts["page."])
+
+
+def tensor_blocks(tensors: Mapping[str, Tensor]) -> Iterator[memoryview | bytes]:
+    """The content of a safetensors file, tensor by tensor, so that it is never held as a whole."""
+    header: dict[str, object] = {}
+    end = 0
+    for name, tensor in tensors.items():
+        start, end = end, end + tensor.nbytes
+        shape = list(tensor.shape)
+        header[name] = {
+            "dtype": _DTYPES[tensor.dtype],
+            "shape": shape,
+            "data_offsets": [start, end],
+        }
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    yield len(text).to_bytes(8, "little") + text
+    for tensor in tensors.values():
+        flat = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+        yield flat.numpy().data
+
+
+def _checksum(facts: Mapping[str, object]) -> str:
+    text = json.dumps(facts, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
