@@ -82,7 +82,7 @@ def branch(
     with Lock(path / LOCK):
         _branch(console, path, child, chunk)
     finished = carry_out(console, child, drawn, resume=True)
-    tell_result(console, finished, child.seed)
+    tell_result(console, finished, child)
 
 
 def config_of(folder: RunFolder) -> RenderConfig:

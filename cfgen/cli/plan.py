@@ -75,6 +75,8 @@ def needs_of(config: RenderConfig, drawn: Plan) -> Estimate:
         quality=config.encode.quality,
         kv=_kv_shape(config, drawn),
         frames_per_s=config.model.cpu_frames_per_s,
+        snapshot=config.snapshot.mode,
+        budget_nbytes=config.snapshot.disk_budget,
     )
 
 
@@ -140,7 +142,11 @@ def _text(config: RenderConfig, drawn: Plan, needs: Estimate, every_chunk: bool)
     yield f"memory    {_memory_words(needs)}"
     yield (
         f"disk      {bytes_words(needs.output_nbytes)} for the video, "
-        f"{bytes_words(needs.disk_nbytes)} while it is joined (estimates)"
+        f"{bytes_words(needs.disk_nbytes)} while it is made (estimates):"
+    )
+    yield (
+        f"{'':10}{bytes_words(needs.latents_nbytes)} of latents and "
+        f"{bytes_words(needs.snapshots_nbytes)} of snapshots to resume with"
     )
     yield f"time      {_time_words(config, needs)}"
     yield ""

@@ -94,7 +94,7 @@ def render(
         show_plan(console, config, drawn, every_chunk=verbose)
     else:
         finished = carry_out(console, config, drawn, overwrite=overwrite)
-        tell_result(console, finished, config.seed)
+        tell_result(console, finished, config)
 
 
 def _prompt_text(prompt: str | None) -> str | None:

@@ -106,7 +106,7 @@ def go_on(
         )
     else:
         finished = carry_out(console, config, drawn, resume=True, allow_changed=allow_changed)
-    tell_result(console, finished, config.seed)
+    tell_result(console, finished, config)
 
 
 def go_on_with(folder: RunFolder, asked: RenderConfig | None) -> RenderConfig:

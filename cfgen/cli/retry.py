@@ -70,4 +70,4 @@ def retry(
     if seed is None:
         console.note(f"seed {new.seed} (chosen at random)")
     finished = carry_out(console, new, drawn, resume=True)
-    tell_result(console, finished, new.seed)
+    tell_result(console, finished, new)

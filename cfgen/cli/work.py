@@ -96,14 +96,14 @@ def gentle_signals(console: Console, stop_work: Stop) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def tell_result(console: Console, finished: Finished, seed: int | None) -> None:
-    """Show the video as the result of a command."""
+def tell_result(console: Console, finished: Finished, config: RenderConfig) -> None:
+    """Show the video, by the name that it was given, as the result of a command."""
     facts = {
         "output": str(finished.output.absolute()),
         "sidecar": str(finished.sidecar.absolute()),
         "frames": finished.frames,
         "seconds": finished.seconds,
         "elapsed_s": finished.elapsed_s,
-        "seed": seed,
+        "seed": config.seed,
     }
-    console.result(str(finished.output), facts)
+    console.result(str(config.output or finished.output), facts)

@@ -204,8 +204,7 @@ class Batch:
         """Try a clip once; returns whether it failed for good."""
         before = self.fate(item)
         chunk = self._progress(item)
-        crashes = before.attempts if before.state == "started" and chunk <= before.chunk else 0
-        attempts = max(crashes, before.attempts if chunk <= before.chunk else 0) + 1
+        attempts = before.attempts + 1 if chunk <= before.chunk else 1
         if attempts > self._attempts:
             why = before.error or "the process died every time it was tried"
             fate = replace(before, state="failed", error=why)
@@ -229,10 +228,9 @@ class Batch:
         except BudgetError as error:
             self._write(item, replace(before, state="waiting", error=str(error)))
             raise
-        except CfgenError as error:
-            fate = _failed(started, error, for_good=attempts >= self._attempts)
         except Exception as error:  # whatever one clip does, the night goes on
-            fate = _failed(started, error, for_good=attempts >= self._attempts)
+            stuck = attempts >= self._attempts and self._progress(item) <= chunk
+            fate = _failed(started, error, for_good=stuck)
         fate = replace(fate, seconds=round(time.monotonic() - began, 3))
         self._write(item, fate)
         again = fate.state == "waiting"

@@ -80,6 +80,8 @@ def survey(folder: RunFolder, plan: Plan) -> Ground:
     """
     journal = folder.journal
     problems = [journal.problem] if journal.problem else []
+    if not journal.lines and not problems:
+        problems.append(f"{journal.path.name} is missing or empty")
     lines = tuple(journal.of(ChunkLine))
     if len(lines) > plan.chunks or any(
         line.frames != plan.chunk(line.index).frames for line in lines

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import socket
 import time
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from cfgen.errors import (
+    BudgetError,
     CfgenError,
     Interrupted,
     OutputRefused,
@@ -177,6 +179,7 @@ class Render:
         )
         ground = survey(self._folder, self.plan)
         self.writer.go_on(ground.segments)
+        self._segments_nbytes = sum(segment.nbytes for segment in ground.segments)
         self._pace = Pace(self.source.memory.nbytes)
         self._began = time.monotonic()
         self._before_s = ground.lines[-1].elapsed_s if ground.lines else 0.0
@@ -283,7 +286,22 @@ class Render:
             ),
             sync=True,
         )
+        self._segments_nbytes += segment.nbytes
+        self._require_disk()
         return Encoded(path=segment.path, segment=segment.index, frames=segment.frames)
+
+    def _require_disk(self) -> None:
+        """Stop while there is still room to join what is encoded and to write what is left."""
+        plan, done = self.plan, self.writer.frames
+        to_come = self._segments_nbytes * plan.frames // done - self._segments_nbytes
+        needed = 2 * to_come + self._segments_nbytes
+        free = shutil.disk_usage(self._path).free
+        if free < needed:
+            raise BudgetError(
+                f"the disk of {self._path} has {free / 1e6:.1f} MB free, and the rest of the video "
+                f"needs about {needed / 1e6:.1f} MB",
+                f"free some space, then go on with `{resume_command(self._path)}`",
+            )
 
     def _snapshot(self, chunk: int) -> Saved:
         """Write the memory as it is before `chunk`, after the latents that belong to it."""

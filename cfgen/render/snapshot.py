@@ -25,10 +25,9 @@ from torch import Tensor
 from cfgen.errors import SnapshotCorrupt
 from cfgen.memory.base import MemoryState
 from cfgen.render.disk import disk_errors, sha256_of, write_file
+from cfgen.render.plan import KEPT_SNAPSHOTS
 
 VERSION = 1
-KEPT = 2
-"""Newest snapshots that always stay."""
 LIVE_SHARE = 0.25
 """A file with a smaller share of needed bytes is given up."""
 
@@ -78,7 +77,7 @@ class SnapshotStore:
     Args:
         folder: The folder; it is made when the first snapshot is.
         run: Digest of what fixes the render; snapshots of another one are not taken.
-        budget_nbytes: Disk that snapshots may use; the last `KEPT` stay even beyond it.
+        budget_nbytes: Disk that snapshots may use; the last two stay even beyond it.
         base: The chunk that the render branched off at, whose snapshot always stays, or 0.
     """
 
@@ -183,7 +182,10 @@ class SnapshotStore:
         """Drop the snapshot that leaves the smallest gap, until the budget holds; then collect."""
         while self.nbytes > self._budget:
             chunks = [self.base, *(chunk for chunk in self.chunks if chunk > self.base)]
-            gaps = {chunks[i]: chunks[i + 1] - chunks[i - 1] for i in range(1, len(chunks) - KEPT)}
+            gaps = {
+                chunks[i]: chunks[i + 1] - chunks[i - 1]
+                for i in range(1, len(chunks) - KEPT_SNAPSHOTS)
+            }
             if not gaps:
                 break
             del self._manifests[min(gaps, key=lambda chunk: (gaps[chunk], chunk))]

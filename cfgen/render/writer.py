@@ -235,6 +235,11 @@ class VideoWriter:
         return facts
 
     @property
+    def frames(self) -> int:
+        """Frames written so far, those that it went on after included."""
+        return self._frames
+
+    @property
     def frames_sha256(self) -> str:
         """`chain_frames` over all frames so far."""
         return self._frames_sha256

@@ -140,7 +140,7 @@ def test_estimates_follow_the_shapes() -> None:
     assert needs.kv_nbytes == 2 * 2 * 64 * 60 * 21 * 4
     assert needs.render_s == 5.0
     assert needs.latents_nbytes == 4 * 16 * 20 * 12 * plan.latent_frames
-    assert needs.disk_nbytes == 2 * needs.output_nbytes
+    assert needs.disk_nbytes == 2 * needs.output_nbytes + needs.latents_nbytes
 
 
 def test_what_is_not_known_is_not_guessed() -> None:

@@ -1,0 +1,209 @@
+"""Kills renders of `mini` at random moments, resumes them, and compares the films frame by frame.
+
+    python tests/bench/resume.py kill --kills 100 --duration 60     every policy
+    python tests/bench/resume.py kill --policy release --kills 20   one of them
+    python tests/bench/resume.py cost --duration 600                snapshots: time, bytes, resume
+
+A kill is SIGKILL to the process that renders; the next one is started with `cfgen resume`. A film
+passes if its video is the very file of the render that nobody disturbed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import platform
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+from rich.console import Console
+
+from cfgen.render.ffmpeg import find_ffmpeg
+
+PROMPT = "a red balloon drifts over snowy hills at sunset, the camera pans right"
+POLICIES = {
+    "full": ["memory.policy=full"],
+    "window-absolute": ["memory.policy=window", "memory.positions=absolute"],
+    "window-relative": ["memory.policy=window"],
+    "release": ["memory.variant=release", "memory.tau=0.99"],
+    "paper": ["memory.variant=paper", "memory.tau=0.99"],
+    "cfgen": ["memory.variant=cfgen", "memory.tau=0.99"],
+}
+RESULTS = Path(__file__).parent / "results"
+shown = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def cfgen(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "cfgen", *arguments],
+        cwd=cwd,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def render_arguments(name: str, policy: str, duration_s: float) -> list[str]:
+    sets = [part for value in POLICIES[policy] for part in ("--set", value)]
+    return ["render", PROMPT, "--seed", "5", "--duration", f"{duration_s}s", "-o", name, *sets]
+
+
+def finished(process: subprocess.Popen[str]) -> str:
+    _, stderr = process.communicate()
+    if process.returncode:
+        raise SystemExit(f"cfgen failed with {process.returncode}:\n{stderr}")
+    return stderr
+
+
+def framemd5(video: Path) -> str:
+    """Digest of ffmpeg's MD5 of every decoded frame."""
+    command = [str(find_ffmpeg().path), "-v", "error", "-i", str(video), "-f", "framemd5", "-"]
+    made = subprocess.run(command, capture_output=True, check=True).stdout
+    return hashlib.sha256(made).hexdigest()
+
+
+def killed(policy: str, kills: int, duration_s: float, work: Path) -> dict[str, object]:
+    """One film, killed `kills` times along its life."""
+    folder = work / policy
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    began = time.monotonic()
+    finished(cfgen(*render_arguments("whole.mp4", policy, duration_s), cwd=folder))
+    whole_s = time.monotonic() - began
+    chance = random.Random(policy)
+    done = starts = 0
+    moments: dict[str, int] = {}
+    arguments = render_arguments("cut.mp4", policy, duration_s)
+    while True:
+        starts += 1
+        process = cfgen(*arguments, "--json", cwd=folder)
+        left = kills - done
+        # Its start-up, then a piece of the film; the last life is not disturbed.
+        seconds = 2.0 + chance.uniform(0, 2 * whole_s / max(1, kills))
+        try:
+            if left > 0:
+                wait_for_start(process)
+                process.wait(timeout=seconds - 2.0)
+            else:
+                process.communicate()
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+            done += 1
+            last = last_line(folder / "cut.cfgen")
+            moments[last] = moments.get(last, 0) + 1
+            arguments = ["resume", "cut.cfgen"]
+            if done % 10 == 0:
+                shown.print(f"{policy}: killed {done} times, now after {last}")
+            continue
+        if process.returncode not in (0, -9):
+            raise SystemExit(f"{policy}: ended with {process.returncode}")
+        break
+    same = (folder / "whole.mp4").read_bytes() == (folder / "cut.mp4").read_bytes()
+    facts = {
+        "policy": policy,
+        "kills": done,
+        "same_file": same,
+        "same_framemd5": framemd5(folder / "whole.mp4") == framemd5(folder / "cut.mp4"),
+        "whole_s": round(whole_s, 1),
+        "killed_after": moments,
+    }
+    shown.print(f"{policy}: {facts}")
+    return facts
+
+
+def wait_for_start(process: subprocess.Popen[str]) -> None:
+    """Until the model is loaded; what dies before has nothing to lose."""
+    assert process.stdout is not None
+    for line in process.stdout:
+        if '"type": "load"' in line:
+            return
+
+
+def last_line(run: Path) -> str:
+    try:
+        text = (run / "journal.jsonl").read_text(encoding="utf-8").splitlines()[-1]
+        return str(json.loads(text)["kind"])
+    except (OSError, IndexError, ValueError, KeyError):
+        return "nothing"
+
+
+def cost(duration_s: float, work: Path) -> dict[str, object]:
+    """What snapshots cost by the run's own timers, and how soon a resumed render makes a chunk."""
+    folder = work / "cost"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    process = cfgen(*render_arguments("a.mp4", "cfgen", duration_s), "--json", cwd=folder)
+    stdout, stderr = process.communicate()
+    if process.returncode:
+        raise SystemExit(stderr)
+    events = [json.loads(line) for line in stdout.splitlines()]
+    (done,) = [event for event in events if event["type"] == "done"]
+    saved = [event["nbytes"] for event in events if event["type"] == "snapshot"]
+    process = cfgen(*render_arguments("b.mp4", "cfgen", duration_s), "--json", cwd=folder)
+    assert process.stdout is not None
+    for line in process.stdout:
+        event = json.loads(line)
+        if event["type"] == "chunk" and event["index"] > 0.9 * event["chunks"]:
+            process.kill()
+            break
+    process.communicate()
+    began = time.monotonic()
+    process = cfgen("resume", "b.cfgen", "--json", cwd=folder)
+    for line in process.stdout:
+        if json.loads(line)["type"] == "chunk":
+            resumed_s = time.monotonic() - began
+            break
+    process.communicate()
+    return {
+        "duration_s": duration_s,
+        "elapsed_s": round(done["elapsed_s"], 1),
+        "keeping_s": round(done["keeping_s"], 2),
+        "keeping_share": round(done["keeping_s"] / done["elapsed_s"], 4),
+        "snapshots": len(saved),
+        "bytes_per_snapshot": round(sum(saved) / max(1, len(saved))),
+        "first_chunk_after_resume_s": round(resumed_s, 2),
+        "same_file": (folder / "a.mp4").read_bytes() == (folder / "b.mp4").read_bytes(),
+    }
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", choices=("kill", "cost"))
+    parser.add_argument("--policy", choices=POLICIES)
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--duration", type=float, default=60.0, help="seconds of film")
+    parser.add_argument("--work", type=Path, default=Path("runs/bench-resume"))
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    options = parser.parse_args(arguments)
+    options.results.mkdir(parents=True, exist_ok=True)
+    if options.what == "cost":
+        facts: object = cost(options.duration, options.work)
+    else:
+        names = [options.policy] if options.policy else list(POLICIES)
+        facts = [killed(n, options.kills, options.duration, options.work) for n in names]
+    report = {
+        "measured": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": f"python tests/bench/resume.py {' '.join(arguments)}",
+        "versions": {"python": platform.python_version(), "torch": version("torch")},
+        "machine": {"system": platform.system(), "cpus": os.cpu_count()},
+        "facts": facts,
+    }
+    text = json.dumps(report, indent=1) + "\n"
+    (options.results / f"resume-{options.what}.json").write_text(text, encoding="utf-8")
+    Console(highlight=False).print_json(data=facts)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

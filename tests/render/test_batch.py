@@ -1,0 +1,215 @@
+"""A batch makes every clip that can be made, whatever the others do."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from cfgen.errors import BudgetError, CheckpointError, Interrupted
+from cfgen.render.batch import Batch, ClipBegun, ClipEnded, Item, Waiting
+from cfgen.render.events import Event, Finished
+from tests.render.test_lock import elsewhere
+
+
+@dataclass
+class Fake:
+    """Renders of three chunks. `fails` has for each clip what each try does: at a chunk, what."""
+
+    folder: Path
+    fails: dict[str, list[tuple[int, BaseException] | None]] = field(default_factory=dict)
+    chunks: dict[str, int] = field(default_factory=dict)
+    tries: list[str] = field(default_factory=list)
+
+    def items(self, *names: str) -> list[Item]:
+        return [Item(name=n, output=self.folder / f"{n}.mp4", digest=f"digest {n}") for n in names]
+
+    def batch(self, *names: str, **options: object) -> Batch:
+        return Batch(
+            self.items(*names),
+            self.folder / "state",
+            make=self.make,
+            progress=lambda item: self.chunks.get(item.name, 0),
+            verified=lambda item: item.output.is_file(),
+            **options,
+        )
+
+    def make(self, item: Item) -> Fake._Render:
+        self.tries.append(item.name)
+        plans = self.fails.get(item.name, [])
+        return self._Render(self, item, plans.pop(0) if plans else None)
+
+    @dataclass
+    class _Render:
+        fake: Fake
+        item: Item
+        fails: tuple[int, BaseException] | None
+
+        def run(self) -> Iterator[Event]:
+            name = self.item.name
+            for chunk in range(self.fake.chunks.get(name, 0), 3):
+                if self.fails is not None and self.fails[0] == chunk:
+                    raise self.fails[1]
+                self.fake.chunks[name] = chunk + 1
+            self.item.output.write_bytes(b"video")
+            yield Finished(
+                output=self.item.output,
+                frames=33,
+                seconds=2.0,
+                elapsed_s=1.0,
+                sidecar=self.item.output,
+            )
+
+
+@pytest.fixture
+def fake(tmp_path: Path) -> Fake:
+    return Fake(tmp_path)
+
+
+def states(batch: Batch) -> dict[str, str]:
+    return {item.name: batch.fate(item).state for item in batch.items}
+
+
+def test_all_clips_are_made_in_order_and_skipped_the_next_time(fake: Fake) -> None:
+    events = list(fake.batch("a", "b", "c").run())
+    begun = [event.item.name for event in events if isinstance(event, ClipBegun)]
+    assert begun == ["a", "b", "c"]
+    assert states(fake.batch("a", "b", "c")) == dict.fromkeys("abc", "done")
+    assert list(fake.batch("a", "b", "c").run()) == []
+    list(fake.batch("d", "b").run())
+    assert fake.tries == ["a", "b", "c", "d"]
+    assert not list((fake.folder / "state").glob("*.lock"))
+
+
+def test_a_clip_that_fails_is_tried_again_after_the_others_and_then_given_up(fake: Fake) -> None:
+    fake.fails["b"] = [(0, CheckpointError("broken", "mend it")), (0, ValueError("again"))]
+    events = list(fake.batch("a", "b", "c").run())
+    assert fake.tries == ["a", "b", "c", "b"]
+    ended = [event for event in events if isinstance(event, ClipEnded) and event.item.name == "b"]
+    assert [(event.again, event.fate.error) for event in ended] == [
+        (True, "broken"),
+        (False, "ValueError: again"),
+    ]
+    assert states(fake.batch("a", "b", "c")) == {"a": "done", "b": "failed", "c": "done"}
+    list(fake.batch("a", "b", "c").run())
+    assert fake.tries == ["a", "b", "c", "b"]
+    again = fake.batch("a", "b", "c")
+    again.forgive()
+    list(again.run())
+    assert states(again)["b"] == "done"
+
+
+def test_a_clip_that_gets_further_each_time_is_not_given_up(fake: Fake) -> None:
+    fake.fails["a"] = [(1, ValueError()), (2, ValueError())]
+    batch = fake.batch("a", attempts=1)
+    list(batch.run())
+    assert states(batch)["a"] == "done"
+    fake.fails["b"] = [(1, ValueError()), (1, ValueError("stuck"))]
+    batch = fake.batch("b", attempts=1)
+    list(batch.run())
+    assert states(batch)["b"] == "failed"
+    assert batch.fate(batch.items[0]).error == "ValueError: stuck"
+
+
+class Killed(BaseException):
+    """The process is gone."""
+
+
+@pytest.mark.parametrize("attempts", [1, 2, 3])
+def test_a_clip_that_brings_the_process_down_is_given_up(fake: Fake, attempts: int) -> None:
+    fake.fails["b"] = [(0, Killed())] * 9
+    for _ in range(attempts):
+        batch = fake.batch("a", "b", "c", attempts=attempts)
+        with pytest.raises(Killed):
+            list(batch.run())
+    batch = fake.batch("a", "b", "c", attempts=attempts)
+    list(batch.run())
+    assert states(batch) == {"a": "done", "b": "failed", "c": "done"}
+    assert fake.tries.count("b") == attempts
+    assert "the process died" in batch.fate(batch.items[1]).error
+
+
+def test_a_process_that_dies_further_on_each_time_does_not_count(fake: Fake) -> None:
+    fake.fails["a"] = [(1, Killed()), (2, Killed())]
+    for _ in range(2):
+        with pytest.raises(Killed):
+            list(fake.batch("a", attempts=1).run())
+    list(fake.batch("a", attempts=1).run())
+    assert states(fake.batch("a")) == {"a": "done"}
+
+
+@pytest.mark.parametrize("error", [Interrupted("stopped"), BudgetError("the disk is full")])
+def test_a_signal_or_a_full_disk_ends_the_batch_and_counts_for_nothing(
+    fake: Fake, error: Exception
+) -> None:
+    fake.fails["a"] = [(1, error)] * 4
+    for _ in range(4):
+        with pytest.raises(type(error)):
+            list(fake.batch("a", "b", attempts=1).run())
+    assert states(fake.batch("a", "b")) == {"a": "waiting", "b": "waiting"}
+    list(fake.batch("a", "b", attempts=1).run())
+    assert states(fake.batch("a", "b")) == {"a": "done", "b": "done"}
+
+
+def test_fail_fast_ends_at_the_first_failure(fake: Fake) -> None:
+    fake.fails["a"] = [(0, ValueError())] * 2
+    batch = fake.batch("a", "b", attempts=1, fail_fast=True)
+    list(batch.run())
+    assert states(batch) == {"a": "failed", "b": "waiting"}
+
+
+def test_a_clip_that_was_changed_is_another_clip(fake: Fake) -> None:
+    list(fake.batch("a").run())
+    changed = Item(name="a", output=fake.folder / "a.mp4", digest="another")
+    batch = fake.batch("a")
+    batch.items = (changed,)
+    assert batch.fate(changed).state == "waiting"
+
+
+def test_a_video_that_is_gone_is_made_again(fake: Fake) -> None:
+    list(fake.batch("a").run())
+    (fake.folder / "a.mp4").unlink()
+    fake.chunks.clear()
+    list(fake.batch("a").run())
+    assert (fake.folder / "a.mp4").exists()
+
+
+@pytest.mark.parametrize("content", ["", "\0\0", "[]", '{"state": 3, "x": 1}', "null"])
+def test_a_damaged_state_counts_as_none(fake: Fake, content: str) -> None:
+    list(fake.batch("a").run())
+    (fake.folder / "state" / "a.json").write_text(content)
+    list(fake.batch("a").run())
+    assert states(fake.batch("a")) == {"a": "done"}
+
+
+def test_a_clip_of_a_living_process_is_left_alone_and_waited_for(
+    fake: Fake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cfgen.render.batch.PATIENCE_S", 0.5)
+    monkeypatch.setattr("cfgen.render.batch.POLL_S", 0.1)
+    (fake.folder / "state").mkdir()
+    lock = fake.folder / "state" / "a.lock"
+    elsewhere(lock)
+    waits = 0
+    order = []
+    for event in fake.batch("a", "b").run():
+        if isinstance(event, ClipBegun):
+            order.append(event.item.name)
+        if isinstance(event, Waiting):
+            assert event.names == ("a",)
+            waits += 1
+            if waits < 8:
+                elsewhere(lock, beat=waits)
+    assert order == ["b", "a"]
+    assert waits >= 8
+    assert states(fake.batch("a", "b")) == {"a": "done", "b": "done"}
+
+
+def test_the_state_of_a_clip_is_plain(fake: Fake) -> None:
+    list(fake.batch("a").run())
+    facts = json.loads((fake.folder / "state" / "a.json").read_text())
+    assert facts["state"] == "done"
+    assert facts["frames"] == 33
