@@ -94,7 +94,7 @@ def build_render(
     """
     ffmpeg = find_ffmpeg()
     began = time.monotonic()
-    config = settled(config)
+    recorded = settled(config)
     if config.output is None or config.seed is None:
         raise ValueError("a render needs an output and a seed")
     folder = model_folder(config.model.path)
@@ -107,7 +107,7 @@ def build_render(
         fps=plan.geometry.fps,
         ffmpeg=ffmpeg,
         quality=config.encode.quality,
-        metadata={**_words(config), **facts},
+        metadata={**_words(recorded), **facts},
         parts=path / "segments",
     )
     source = build_source(config, plan, models)
@@ -119,9 +119,14 @@ def build_render(
         record=RunRecord(
             output=config.output.name,
             overwrite=overwrite,
-            config=to_mapping(config),
-            fingerprint=facts
-            | {"backend": source.memory.ops.name, "ffmpeg_version": ffmpeg.version},
+            config=to_mapping(recorded),
+            fingerprint={
+                **facts,
+                "text_sha256": _text_digest(folder),
+                "processor": _processor(device_of(config)),
+                "backend": source.memory.ops.name,
+                "ffmpeg_version": ffmpeg.version,
+            },
             created=datetime.now(UTC).isoformat(timespec="seconds"),
         ),
         mode=config.snapshot.mode,
@@ -228,9 +233,7 @@ def build_noise(config: RenderConfig, plan: Plan) -> Noise:
 
 def encoded(folder: Path, prompts: Sequence[str]) -> dict[str, Tensor]:
     """Embedded prompts, [1, text_len, text_dim] float32 each; the encoder is freed afterwards."""
-    parts = [folder / "text_encoder" / "config.json", folder / "text_encoder" / "model.safetensors"]
-    parts += [folder / "tokenizer" / "tokenizer.json", folder / "config.json"]
-    key = hashlib.sha256("".join(file_digest(part) for part in parts).encode()).hexdigest()
+    key = _text_digest(folder)
 
     def load_encoder() -> Encode:
         text_len = read_json(folder / "config.json").get("text_len", 512)
@@ -246,6 +249,13 @@ def encoded(folder: Path, prompts: Sequence[str]) -> dict[str, Tensor]:
         return encoder.eval()
 
     return embeddings(prompts, encoder=key, load=load_encoder, folder=cache_folder() / "text")
+
+
+def _text_digest(folder: Path) -> str:
+    """Digest of everything that an embedded prompt depends on besides its text."""
+    parts = [folder / "text_encoder" / "config.json", folder / "text_encoder" / "model.safetensors"]
+    parts += [folder / "tokenizer" / "tokenizer.json", folder / "config.json"]
+    return hashlib.sha256("".join(file_digest(part) for part in parts).encode()).hexdigest()
 
 
 def cache_folder() -> Path:
@@ -278,12 +288,11 @@ def unknown_words(folder: Path, prompt: str) -> tuple[Warned, ...]:
 
 
 def settled(config: RenderConfig) -> RenderConfig:
-    """The configuration with what `auto` and None mean on this machine."""
-    device = device_of(config)
-    kind = device.type if device.index is None else f"{device.type}:{device.index}"
+    """The configuration with what `auto` and None mean on this machine, its device by kind."""
     dtype: Literal["float32", "bfloat16"] = (
         "bfloat16" if dtype_of(config) is torch.bfloat16 else "float32"
     )
+    kind = device_of(config).type
     return dataclasses.replace(config, device=kind, dtype=dtype, threads=threads_of(config))
 
 
@@ -343,3 +352,10 @@ def _facts(folder: Path) -> dict[str, str]:
         "torch_version": torch.__version__,
         "machine": platform.machine(),
     }
+
+
+def _processor(device: torch.device) -> str:
+    """What computes: another kind gives other last bits."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"

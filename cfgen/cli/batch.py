@@ -23,7 +23,7 @@ from cfgen.cli.work import gentle_signals
 from cfgen.config.batchlist import Clip, read_list
 from cfgen.config.catalog import model_folder
 from cfgen.config.schema import RenderConfig, digest
-from cfgen.errors import BudgetError, CfgenError, OutputRefused, UsageError
+from cfgen.errors import BudgetError, CfgenError, OutputRefused, SnapshotError, UsageError
 from cfgen.render.batch import Batch, ClipBegun, ClipEnded, Item, Waiting
 from cfgen.render.disk import disk_errors, sha256_of, write_file
 from cfgen.render.folder import RunFolder, is_run
@@ -78,8 +78,9 @@ def batch(
     """Render a list of clips.
 
     The videos go beside the list. The same command goes on after any interruption: finished clips
-    are verified and skipped, interrupted ones resumed. Any number of processes may work on one
-    list, on one machine or on several that share the folder.
+    are verified and skipped, interrupted ones resumed, failed ones left alone unless --retry-failed
+    is given. Any number of processes may work on one list, on one machine or on several that share
+    the folder.
 
     \b
     A list:
@@ -103,7 +104,7 @@ def batch(
         return
     state = folder / f"{_stem(clips, text)}.cfgen-batch"
     night = Night(console, listed, overwrite=overwrite)
-    work = Batch(
+    work = night.batch = Batch(
         night.items,
         state,
         make=night.make,
@@ -134,6 +135,7 @@ class Night:
         self._render: Render | None = None
         self._stopped: tuple[str, int] | None = None
         self._models: Models | None = None
+        self.batch: Batch | None = None
         self.items = [
             Item(name=clip.name, output=_output_of(clip.config), digest=digest(clip.config))
             for clip in clips
@@ -161,9 +163,10 @@ class Night:
         path = run_of(item.output)
         with disk_errors(item.output):
             item.output.parent.mkdir(parents=True, exist_ok=True)
-        if is_run(path) and not self._overwrite:
-            config = go_on_with(RunFolder(path), config)
-            render = build_render(config, plan_of(config), models=self._models)
+        self._render = None  # its memory goes before the next is made
+        begun = self._begun(path, config)
+        if begun is not None:
+            render = build_render(begun, plan_of(begun), models=self._models)
             render.resume()
         else:
             drawn = plan_of(config)
@@ -177,6 +180,21 @@ class Night:
         self._render = render
         self._console.start(fps=config.playback_fps)
         return render
+
+    def _begun(self, path: Path, config: RenderConfig) -> RenderConfig | None:
+        """The configuration that a clip was begun with, or None if it is to be begun.
+
+        Raises:
+            SnapshotError: What is there is another render, or damaged, and may not be overwritten.
+        """
+        if not is_run(path):
+            return None
+        try:
+            return go_on_with(RunFolder(path), config)
+        except SnapshotError:
+            if self._overwrite:
+                return None
+            raise
 
     def progress(self, item: Item) -> int:
         """Chunks that are made of a clip."""
@@ -196,6 +214,8 @@ class Night:
     def stop(self, why: str, *, exit_code: int) -> None:
         """Stop after the chunk that is being made."""
         self._stopped = (why, exit_code)
+        if self.batch is not None:
+            self.batch.stop(why, exit_code=exit_code)
         if self._render is not None:
             self._render.stop(why, exit_code=exit_code)
 
@@ -235,7 +255,7 @@ def _read(path: Path) -> tuple[str, str, Path]:
 def _stem(path: Path, text: str) -> str:
     if str(path) == "-":
         return f"stdin-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
-    return path.stem
+    return path.name
 
 
 def _output_of(config: RenderConfig) -> Path:

@@ -80,7 +80,7 @@ def branch(
     check_place(child, drawn, overwrite=overwrite)
     chunk = chunk_of(at, plan_of(parent), drawn)
     with Lock(path / LOCK):
-        _branch(console, path, child, chunk)
+        _branch(console, path, child, chunk, overwrite=overwrite)
     finished = carry_out(console, child, drawn, resume=True)
     tell_result(console, finished, child)
 
@@ -113,7 +113,7 @@ def prepare(console: Console, folder: RunFolder, chunk: int) -> tuple[Branching,
     drawn = plan_of(config)
     console.note(f"loading the model of {folder.path}")
     render = build_render(config, drawn)
-    folder.expect(render.record.fingerprint, allow_changed=())
+    folder.expect(render.record, allow_changed=())
     point = find_way(folder, render.source, drawn, chunk)
     starts = drawn.chunk(chunk).frame_start / drawn.geometry.fps
     steps = len(config.schedule.timesteps)
@@ -136,12 +136,16 @@ def prepare(console: Console, folder: RunFolder, chunk: int) -> tuple[Branching,
     return point, render.record
 
 
-def _branch(console: Console, path: Path, child: RenderConfig, chunk: int) -> None:
+def _branch(
+    console: Console, path: Path, child: RenderConfig, chunk: int, *, overwrite: bool
+) -> None:
     from cfgen.render.branch import branch_off
 
     point, record = prepare(console, RunFolder(path), chunk)
     assert child.output is not None
-    record = dataclasses.replace(record, output=child.output.name, config=to_mapping(child))
+    record = dataclasses.replace(
+        record, output=child.output.name, overwrite=overwrite, config=to_mapping(child)
+    )
     for _ in branch_off(point, run_of(child.output), record):
         pass
 

@@ -57,6 +57,7 @@ class Job:
         elapsed_s: Seconds spent.
         nbytes: Disk used by the run folder.
         changed: When something was last finished, in seconds since 1970.
+        base: The chunk that it branched off at, or 0.
     """
 
     path: Path
@@ -71,6 +72,7 @@ class Job:
     elapsed_s: float = 0.0
     nbytes: int = 0
     changed: float = 0.0
+    base: int = 0
 
     def data(self) -> dict[str, object]:
         """Plain values for `--json`."""
@@ -212,6 +214,7 @@ def job_of(path: Path) -> Job:
         total_s=plan.seconds,
         elapsed_s=lines[-1].elapsed_s if lines else 0.0,
         nbytes=_size(path),
+        base=folder.record.base,
         changed=file.stat().st_mtime if file.exists() else 0.0,
     )
 
@@ -220,7 +223,8 @@ def _targets(jobs: list[Job]) -> Iterator[Path]:
     """What may go, in the order in which it should."""
     finished = sorted((job for job in jobs if job.state == "finished"), key=lambda job: job.changed)
     for job in finished:
-        yield from sorted(job.path.glob("snapshots*"))
+        if not job.base:  # what branched off can only go on from its first snapshot
+            yield from sorted(job.path.glob("snapshots*"))
     yield from (job.path for job in finished)
 
 
@@ -228,6 +232,8 @@ def _clear_away(target: Path, console: Console) -> bool:
     run = target if is_run(target) else target.parent
     try:
         with Lock(run / LOCK), disk_errors(target):
+            if RunFolder(run).finished is None:
+                return False
             if target == run:
                 remove(run)
             else:

@@ -19,9 +19,9 @@ from cfgen.cli.resume import go_on
 from cfgen.cli.work import carry_out, tell_result
 from cfgen.config.loader import Resolved, load
 from cfgen.config.schema import RenderConfig
-from cfgen.errors import BudgetError, OutputRefused, UsageError
-from cfgen.render.folder import is_run, resume_command
-from cfgen.render.output import check_output, run_of, sidecar_of
+from cfgen.errors import BudgetError, UsageError
+from cfgen.render.folder import is_run
+from cfgen.render.output import check_output, refuse_existing, run_of
 from cfgen.render.plan import Plan
 
 _SPARE_DISK_NBYTES = 16_000_000
@@ -84,7 +84,12 @@ def render(
     resolved = load(flags, assignments=assignments or (), run_file=config_file)
     config = _completed(resolved.config)
     assert config.output is not None
-    if resume and is_run(run_of(config.output)):
+    if resume and resolved.config.output is None and resolved.config.seed is None:
+        raise UsageError(
+            "--resume must know which render is meant",
+            "name its video with -o, or give its --seed; `cfgen resume` finds the one in a folder",
+        )
+    if resume and is_run(run_of(config.output)) and not dry_run:
         go_on(console, run_of(config.output), asked=resolved.config)
         return
     drawn = plan_of(config)
@@ -133,16 +138,7 @@ def check_place(config: RenderConfig, drawn: Plan, *, overwrite: bool) -> None:
     assert output is not None
     check_output(output)
     if not overwrite:
-        for path in (output, sidecar_of(output)):
-            if path.exists():
-                raise OutputRefused(
-                    f"{path} exists already", hint="overwrite it with -y, or choose another with -o"
-                )
-        if run_of(output).exists():
-            raise OutputRefused(
-                f"{run_of(output)} holds an earlier render of {output.name}",
-                hint=f"go on with it: `{resume_command(run_of(output))}`, or begin again with -y",
-            )
+        refuse_existing(output, run_of(output))
     needed = needs_of(config, drawn).disk_nbytes + _SPARE_DISK_NBYTES
     free = shutil.disk_usage(output.absolute().parent).free
     if free < needed:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,14 +18,17 @@ from cfgen.config.loader import from_mapping
 from cfgen.config.schema import RenderConfig, to_mapping
 from cfgen.errors import SnapshotError, SnapshotMismatch, UsageError
 from cfgen.render.events import Finished
-from cfgen.render.folder import RunFolder, is_run, resume_command
+from cfgen.render.folder import LOCK, RunFolder, is_run
 from cfgen.render.journal import VideoLine
-from cfgen.render.output import run_of, sidecar_of
+from cfgen.render.lock import owner_of
+from cfgen.render.output import resume_command, run_of, sidecar_of
 
 app = options.command_app()
 
-_FREE = ("output", "snapshot", "threads", "dtype", "device")
-"""Keys that may differ: they do not change a frame, or the machine's own value stands for them."""
+_FREE = ("output", "snapshot")
+"""Keys that may differ: they do not change a frame."""
+_SETTLED = ("threads", "dtype", "device")
+"""Keys that a run holds as the machine settled them."""
 
 Run = Annotated[
     Path | None,
@@ -118,7 +122,8 @@ def go_on_with(folder: RunFolder, asked: RenderConfig | None) -> RenderConfig:
     stored = from_mapping(folder.record.config, label=str(folder.path / "run.json"))
     if asked is not None:
         _require_same(folder.path, stored, asked)
-        stored = dataclasses.replace(stored, snapshot=asked.snapshot)
+        device = stored.device if asked.device == "auto" else asked.device
+        stored = dataclasses.replace(stored, snapshot=asked.snapshot, device=device)
     return dataclasses.replace(stored, output=folder.output)
 
 
@@ -140,10 +145,11 @@ def run_folder(given: Path) -> Path:
 def _the_one_here() -> Path:
     interrupted = []
     for path in sorted(path for path in Path().iterdir() if is_run(path)):
-        try:
-            if not RunFolder(path).journal.of(VideoLine):
-                interrupted.append(path)
-        except SnapshotError:
+        if owner_of(path / LOCK) is None:
+            with contextlib.suppress(SnapshotError):
+                folder = RunFolder(path)
+                if folder.journal.of(VideoLine) and folder.output.exists():
+                    continue
             interrupted.append(path)
     if len(interrupted) == 1:
         return interrupted[0]
@@ -161,7 +167,9 @@ def _require_same(path: Path, stored: RenderConfig, asked: RenderConfig) -> None
     differing = [
         key
         for key in {**before, **now}
-        if before.get(key) != now.get(key) and key.split(".")[0] not in _FREE
+        if before.get(key) != now.get(key)
+        and key.split(".")[0] not in _FREE
+        and not (key in _SETTLED and now.get(key) in ("auto", None))
     ]
     if differing:
         listed = "".join(

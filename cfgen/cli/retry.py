@@ -67,6 +67,7 @@ def retry(
         point, record = prepare(console, folder, chunk_of(begin, drawn, drawn))
         for _ in do_over(point, dataclasses.replace(record, config=to_mapping(new))):
             pass
+        del point  # and the model with it, before it is loaded for the new take
     if seed is None:
         console.note(f"seed {new.seed} (chosen at random)")
     finished = carry_out(console, new, drawn, resume=True)

@@ -10,8 +10,10 @@ import hashlib
 import json
 import re
 import string
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path, PurePosixPath
 
 import yaml
@@ -28,6 +30,7 @@ NAME_NBYTES = 100
 _TOP = frozenset({"version", "defaults", "clips"})
 _FIELDS = frozenset({"name", "seed", "preset"})
 _RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
+_PART = re.compile(r"\.part(\.mp4)?$", re.IGNORECASE)  # what a video is called until it is good
 _FRAMES = "frames"  # musubi counts frames; a duration follows once the playback rate is known
 _MUSUBI = {"w": "width", "h": "height", "f": "frames", "d": "seed"}
 
@@ -52,6 +55,8 @@ class _Raw:
     where: str
     name: str | None
     entries: Entries
+    numbered: bool = False
+    """Whether a second clip of the same name gets a number: its list cannot name clips."""
 
 
 def read_list(
@@ -75,22 +80,36 @@ def read_list(
         PresetError: Something is wrong; lists everything that is.
     """
     problems: list[Problem] = []
-    defaults, raws = _parsed(text, label, problems)
+    try:
+        defaults, raws = _parsed(text.removeprefix("\ufeff"), label, problems)
+    except RecursionError:
+        raise PresetError([Problem(key="", where=label, reason="is nested too deeply")]) from None
     clips: list[Clip] = []
-    seen: dict[str, str] = {}
+    names: dict[str, str] = {}
+    outputs: dict[str, str] = {}
     for raw in raws:
         entries = defaults | raw.entries
         prompt = entries["prompt"].tree if "prompt" in entries else ""
         name = raw.name if raw.name is not None else slug(str(prompt), NAME_NBYTES)
-        clash = seen.setdefault(name.lower(), raw.where)
+        if raw.numbered and _same(name) in names:
+            name = next(n for i in count(2) if _same(n := f"{name}-{i}") not in names)
         if (reason := _bad_name(name)) is not None:
             problems.append(Problem(key="name", where=raw.where, reason=reason))
-        elif clash != raw.where:
-            reason = f"{name!r} is also the name of the clip at {clash}; give each a name"
+            continue
+        if _same(name) in names:
+            reason = f"{name!r} is also the name of the clip at {names[_same(name)]}; name each"
             problems.append(Problem(key="name", where=raw.where, reason=reason))
-        else:
-            clip = _clip(raw, name, entries, defaults, folder, environ, problems)
-            clips += [clip] if clip is not None else []
+            continue
+        names[_same(name)] = raw.where
+        clip = _clip(raw, name, entries, defaults, folder, environ, problems)
+        if clip is None:
+            continue
+        output = _same(str((clip.config.output or folder).with_suffix("")))
+        if output in outputs:
+            reason = f"is also the output of the clip at {outputs[output]}"
+            problems.append(Problem(key="output", where=raw.where, reason=reason))
+        outputs[output] = raw.where
+        clips.append(clip)
     if not raws and not problems:
         problems.append(Problem(key="clips", where=label, reason="there is no clip in the list"))
     if problems:
@@ -126,9 +145,14 @@ def _clip(  # noqa: PLR0913 - the parts of a list
             config = replace(config, duration_s=frames / config.playback_fps)
         if not config.prompt.strip():
             raise PresetError([Problem(key="prompt", where=raw.where, reason="is empty")])
+        config.prompt.encode()
         output = _output(template, name, config, folder)
     except PresetError as error:
         problems += [replace(p, where=p.where or raw.where) for p in error.problems]
+        return None
+    except UnicodeEncodeError:
+        reason = "is not valid Unicode text"
+        problems.append(Problem(key="prompt", where=raw.where, reason=reason))
         return None
     except ValueError as error:
         problems.append(Problem(key="output", where=raw.where, reason=str(error)))
@@ -144,16 +168,24 @@ def _bad_name(name: str) -> str | None:
         return f'must hold no / \\ : * ? " < > | and nothing unprintable, got {name!r}'
     if len(name.encode("utf-8", "surrogatepass")) > NAME_NBYTES:
         return f"must be at most {NAME_NBYTES} bytes long, got {name[:30]!r}..."
-    if _RESERVED.fullmatch(name) or name[-1] in " ." or name[0] in " .":
+    if _RESERVED.fullmatch(name) or name[-1] in " ." or name[0] in " ." or _PART.search(name):
         return f"is no file name on every system, got {name!r}"
     return None
+
+
+def _same(name: str) -> str:
+    """What two names have in common that are one file on some file system."""
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def _output(template: str, name: str, config: RenderConfig, folder: Path) -> Path:
     """The video's place in `folder`. ValueError if the template leads out of it or is none."""
     values = {"name": name, "seed": str(config.seed), "preset": config.preset}
     try:
-        fields = {field for _, field, _, _ in string.Formatter().parse(template) if field}
+        parsed = list(string.Formatter().parse(template))
+        if any(spec or conversion for _, _, spec, conversion in parsed):
+            raise ValueError("takes fields without a format, such as {name}")
+        fields = {field for _, field, _, _ in parsed if field is not None}
         unknown = fields - _FIELDS
         if unknown:
             known = ", ".join(sorted(_FIELDS))
@@ -172,8 +204,10 @@ def _output(template: str, name: str, config: RenderConfig, folder: Path) -> Pat
 
 def _parsed(text: str, label: str, problems: list[Problem]) -> tuple[Entries, list[_Raw]]:
     lines = [line for line in text.splitlines() if line.strip()]
-    if lines and lines[0].lstrip().startswith("{"):
+    if lines and re.match(r"\s*\{\s*\"prompts", lines[0]):
         return {}, list(_longlive(text, label, problems))
+    if lines and lines[0].lstrip().startswith("{"):
+        return _yaml(text, label, problems)
     if re.search(r"^(version|defaults|clips)\s*:", text, re.MULTILINE):
         return _yaml(text, label, problems)
     return {}, list(_plain(text, label, problems))
@@ -205,7 +239,9 @@ def _yaml(text: str, label: str, problems: list[Problem]) -> tuple[Entries, list
         reason = f"must be {VERSION}" + ("" if version is None else f", got {version.value!r}")
         problems.append(Problem(key="version", where=label, reason=reason))
     defaults = _mapping(top.get("defaults"), label, problems)
-    defaults.pop("name", None)
+    if (name := defaults.pop("name", None)) is not None:
+        reason = "belongs to a clip, not to the defaults"
+        problems.append(Problem(key="name", where=name.origin.where, reason=reason))
     listed = top.get("clips")
     if not isinstance(listed, yaml.SequenceNode):
         problems.append(Problem(key="clips", where=label, reason="must be a list of clips"))
@@ -244,7 +280,7 @@ def _plain(text: str, label: str, problems: list[Problem]) -> Iterator[_Raw]:
             continue
         prompt, *options = re.split(r"\s+--(?=[a-z])", words)
         entries = {"prompt": _entry(prompt, where)}
-        yield _Raw(where, None, entries | _musubi(options, where, problems))
+        yield _Raw(where, None, entries | _musubi(options, where, problems), numbered=True)
 
 
 def _musubi(options: Iterable[str], where: str, problems: list[Problem]) -> Entries:
@@ -287,7 +323,7 @@ def _longlive(text: str, label: str, problems: list[Problem]) -> Iterator[_Raw]:
             reason = f"has {len(prompts)} prompts, and a clip of cfgen has one"
             problems.append(Problem(key="prompts_list", where=where, reason=reason))
         else:
-            yield _Raw(where, None, {"prompt": _entry(prompts[0], where)})
+            yield _Raw(where, None, {"prompt": _entry(prompts[0], where)}, numbered=True)
 
 
 def _entry(text: str, where: str) -> Entry:

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
-from cfgen.errors import BudgetError, CfgenError, Interrupted, SetupError
+from cfgen.errors import BudgetError, CfgenError, Interrupted, LockHeld
 from cfgen.render.disk import disk_errors, write_file
 from cfgen.render.events import Event, Finished
 from cfgen.render.lock import PATIENCE_S, Lock, Owner, owner_of
@@ -57,7 +57,7 @@ class Fate:
         error: Why it failed last, or empty.
         hint: What to do about it, or empty.
         frames: Frames of the finished video.
-        seconds: Seconds spent on it, over all attempts of the last process.
+        seconds: Seconds that the last attempt took.
     """
 
     state: str = "waiting"
@@ -123,6 +123,7 @@ class Batch:
         self._make, self._progress, self._verified = make, progress, verified
         self._attempts, self._fail_fast = attempts, fail_fast
         self._seen: dict[str, tuple[Owner, float]] = {}
+        self._stopped: Interrupted | None = None
 
     def fate(self, item: Item) -> Fate:
         """What the disk says of a clip; an unreadable file counts as none."""
@@ -150,6 +151,7 @@ class Batch:
         with disk_errors(self._folder):
             self._folder.mkdir(parents=True, exist_ok=True)
         checked: set[str] = set()
+        waiting: list[str] = []
         while True:
             taken: list[str] = []
             open_items = [item for item in self.items if not self._settled(item, checked)]
@@ -159,28 +161,45 @@ class Batch:
                     taken.append(item.name)
                     continue
                 with lock:
-                    if self._settled(item, checked):
-                        continue
-                    failed = yield from self._one(item)
-                if failed and self._fail_fast:
-                    return
+                    if not self._settled(item, checked, locked=True):
+                        try:
+                            failed = yield from self._one(item, lock)
+                        except LockHeld:  # somebody resumes it by hand
+                            taken.append(item.name)
+                            continue
+                        if failed and self._fail_fast:
+                            return
             if not open_items:
                 return
             if len(taken) == len(open_items):
-                yield Waiting(names=tuple(taken))
-                time.sleep(POLL_S)
+                if taken != waiting:
+                    yield Waiting(names=tuple(taken))
+                waiting = taken
+                self._sleep()
 
-    def _settled(self, item: Item, checked: set[str]) -> bool:
+    def stop(self, why: str, *, exit_code: int) -> None:
+        """While it waits for other processes: stop. A render is stopped by itself."""
+        self._stopped = Interrupted(
+            why, "the same command goes on with the list", exit_code=exit_code
+        )
+
+    def _sleep(self) -> None:
+        ends = time.monotonic() + POLL_S
+        while time.monotonic() < ends:
+            if self._stopped is not None:
+                raise self._stopped
+            time.sleep(min(POLL_S, 0.1))
+
+    def _settled(self, item: Item, checked: set[str], *, locked: bool = False) -> bool:
         """Whether nothing is left to do for a clip; a finished one is verified once."""
         fate = self.fate(item)
-        if fate.state == "failed":
-            return True
         if fate.state == "done" and item.name not in checked:
-            checked.add(item.name)
             if not self._verified(item):
-                self._write(item, Fate(digest=item.digest))
+                if locked:
+                    self._write(item, Fate(digest=item.digest))
                 return False
-        return fate.state == "done"
+            checked.add(item.name)
+        return fate.state in ("done", "failed")
 
     def _claim(self, item: Item) -> Lock | None:
         """The lock of a clip, or None while another process works on it."""
@@ -195,12 +214,12 @@ class Batch:
                 return None
         lock = Lock(path, patience_s=0.0)
         try:
-            lock.acquire()
-        except SetupError:
+            lock.acquire(dead=owner)
+        except LockHeld:
             return None
         return lock
 
-    def _one(self, item: Item) -> Generator[Event | ClipBegun | ClipEnded, None, bool]:
+    def _one(self, item: Item, lock: Lock) -> Generator[Event | ClipBegun | ClipEnded, None, bool]:
         """Try a clip once; returns whether it failed for good."""
         before = self.fate(item)
         chunk = self._progress(item)
@@ -211,7 +230,8 @@ class Batch:
             self._write(item, fate)
             yield ClipEnded(item=item, fate=fate, again=False)
             return True
-        started = Fate(state="started", digest=item.digest, attempts=attempts, chunk=chunk)
+        furthest = max(chunk, before.chunk)
+        started = Fate(state="started", digest=item.digest, attempts=attempts, chunk=furthest)
         self._write(item, started)
         yield ClipBegun(item=item, attempt=attempts)
         began = time.monotonic()
@@ -222,8 +242,9 @@ class Batch:
                 if isinstance(event, Finished):
                     frames = event.frames
             fate = replace(started, state="done", frames=frames)
-        except Interrupted:
-            self._write(item, replace(before, state="waiting"))
+        except (Interrupted, LockHeld):
+            if lock.held:
+                self._write(item, replace(before, state="waiting"))
             raise
         except BudgetError as error:
             self._write(item, replace(before, state="waiting", error=str(error)))
@@ -232,6 +253,8 @@ class Batch:
             stuck = attempts >= self._attempts and self._progress(item) <= chunk
             fate = _failed(started, error, for_good=stuck)
         fate = replace(fate, seconds=round(time.monotonic() - began, 3))
+        if not lock.held:
+            raise LockHeld(f"{item.name} was taken over by another process while this one slept")
         self._write(item, fate)
         again = fate.state == "waiting"
         yield ClipEnded(item=item, fate=fate, again=again)

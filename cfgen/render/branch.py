@@ -34,6 +34,7 @@ class Branching:
         plan: Its plan.
         chunk: The first chunk that is to be another.
         ground: What of the render can be trusted.
+        store: Its snapshots.
         way: The way to the memory before `chunk`.
     """
 
@@ -42,6 +43,7 @@ class Branching:
     plan: Plan
     chunk: int
     ground: Ground
+    store: SnapshotStore
     way: Way
 
     @property
@@ -68,7 +70,7 @@ def find_way(folder: RunFolder, source: FrameSource, plan: Plan, chunk: int) -> 
         raise UsageError(
             f"{folder.path} branched off at chunk {folder.record.base}, and chunk {chunk} lies "
             "before that",
-            "branch off from the render that it came from",
+            "take a later time, or branch off from the render that it came from",
         )
     store = SnapshotStore(
         folder.snapshots, folder.record.digest, budget_nbytes=2**62, base=folder.record.base
@@ -81,7 +83,9 @@ def find_way(folder: RunFolder, source: FrameSource, plan: Plan, chunk: int) -> 
         snapshot_before=min([chunk, *unsound]),
         replayable=source.memory.replayable,
     )
-    return Branching(folder=folder, source=source, plan=plan, chunk=chunk, ground=ground, way=way)
+    return Branching(
+        folder=folder, source=source, plan=plan, chunk=chunk, ground=ground, store=store, way=way
+    )
 
 
 def branch_off(point: Branching, path: Path, record: RunRecord) -> Iterator[int]:
@@ -98,7 +102,7 @@ def branch_off(point: Branching, path: Path, record: RunRecord) -> Iterator[int]
         path.mkdir(exist_ok=True)
     with Lock(path / LOCK):
         with disk_errors(path):
-            clear(path, keep={LOCK})
+            clear(path)
             for name in ("latents", "segments"):
                 (path / name).mkdir()
             for index in range(point.chunk):
@@ -121,7 +125,10 @@ def do_over(point: Branching, record: RunRecord) -> Iterator[int]:
         record: What the render becomes; its base and take are set here.
     """
     before = point.folder.record
-    record = replace(record, base=point.chunk, take=before.take + 1, overwrite=True)
+    # With the same prompt, what comes before can still be committed again from its latents.
+    same = before.config["prompt"] == record.config["prompt"] and point.source.memory.replayable
+    base = before.base if same else point.chunk
+    record = replace(record, base=base, take=before.take + 1, overwrite=True)
     yield from _pass(point)
     path = point.folder.path
     stem, _, ending = JOURNAL.partition(".")
@@ -138,7 +145,8 @@ def do_over(point: Branching, record: RunRecord) -> Iterator[int]:
 
 
 def _pass(point: Branching) -> Iterator[int]:
-    for chunk in pass_again(point.source, point.folder, point.ground, point.way):
+    passed = pass_again(point.source, point.folder, point.store, point.ground, point.way)
+    for chunk in passed:
         yield chunk.index
 
 
@@ -153,7 +161,7 @@ def _lines(point: Branching) -> list[Line]:
     ends = point.chunk // point.plan.segment_chunks
     return [
         line
-        for line in point.folder.journal.lines
+        for line in point.ground.journal
         if (isinstance(line, ChunkLine) and line.index < point.chunk)
         or (isinstance(line, SegmentLine) and line.index < min(ends, len(point.ground.segments)))
     ]

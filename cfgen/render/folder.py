@@ -14,21 +14,27 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
-import shlex
+import re
 import shutil
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from cfgen.errors import SnapshotCorrupt, SnapshotError, SnapshotMismatch, UsageError
-from cfgen.render.disk import Block, disk_errors, sha256_of, write_file
+from cfgen.errors import (
+    OutputRefused,
+    SnapshotCorrupt,
+    SnapshotError,
+    SnapshotMismatch,
+    UsageError,
+)
+from cfgen.render.disk import Block, disk_errors, sha256_of, sync_folder, write_file
 from cfgen.render.journal import Journal, VideoLine
 
 VERSION = 1
 RECORD = "run.json"
 JOURNAL = "journal.jsonl"
 LOCK = "lock"
+_OWN = re.compile(r"(run|journal|lock|latents|segments|snapshots|log)[-.0-9a-z]*")
 HARMLESS = ("cfgen_version", "ffmpeg_version")
 """Names in a fingerprint that a person may let differ: the frames are compared all the same."""
 
@@ -95,9 +101,10 @@ class RunFolder:
         """
         with disk_errors(path):
             path.mkdir(exist_ok=True)
-            clear(path, keep={LOCK})
+            clear(path)
             for name in ("latents", "segments"):
                 (path / name).mkdir()
+            sync_folder(path.parent)
         write_record(path, record)
         return cls(path)
 
@@ -151,11 +158,11 @@ class RunFolder:
         except OSError:
             return False
 
-    def expect(self, fingerprint: Mapping[str, str], *, allow_changed: Collection[str]) -> None:
+    def expect(self, record: RunRecord, *, allow_changed: Collection[str]) -> None:
         """Refuse to go on where the frames would be others.
 
         Args:
-            fingerprint: What fixes the frames here and now.
+            record: What would be rendered here and now.
             allow_changed: Names in it that may differ, of those in `HARMLESS`.
 
         Raises:
@@ -165,7 +172,12 @@ class RunFolder:
         for name in allow_changed:
             if name not in HARMLESS:
                 raise UsageError(f"{name!r} may not change; what may is {', '.join(HARMLESS)}")
-        before = self.record.fingerprint
+        unseen = {"output", "snapshot"}
+        if {k: v for k, v in record.config.items() if k not in unseen} != {
+            k: v for k, v in self.record.config.items() if k not in unseen
+        }:
+            raise SnapshotMismatch(f"{self.path} became another render meanwhile", "try again")
+        before, fingerprint = self.record.fingerprint, record.fingerprint
         names = [
             name
             for name in {**before, **fingerprint}
@@ -199,26 +211,36 @@ def is_run(path: Path) -> bool:
     return path.suffix == ".cfgen" and (path / RECORD).is_file()
 
 
-def clear(path: Path, *, keep: set[str]) -> None:
-    """Remove what a run folder holds, its record first, so that a half-removed run is none."""
-    with contextlib.suppress(FileNotFoundError):
-        (path / RECORD).unlink()
-    for entry in sorted(path.iterdir()):
-        if entry.name not in keep:
-            if entry.is_dir() and not entry.is_symlink():
-                shutil.rmtree(entry)
-            else:
-                entry.unlink()
+def clear(path: Path) -> None:
+    """Remove what a run folder holds but its lock, the record first: a half-removed run is none.
+
+    Raises:
+        OSError: The disk refused.
+        OutputRefused: Something in the folder is not of cfgen.
+    """
+    entries = sorted(path.iterdir(), key=lambda entry: entry.name != RECORD)
+    for entry in entries:
+        if not _OWN.fullmatch(entry.name):
+            raise OutputRefused(f"{path} holds {entry.name}, which is not of cfgen", "move it away")
+    for entry in entries:
+        if entry.name == LOCK:
+            continue
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
 
 
 def remove(path: Path) -> None:
-    """Remove a run folder.
+    """Remove a run folder; the caller holds its lock, which goes last.
 
     Raises:
         BudgetError, WriterError: The disk refused.
+        OutputRefused: Something in the folder is not of cfgen.
     """
     with disk_errors(path):
-        clear(path, keep=set())
+        clear(path)
+        (path / LOCK).unlink(missing_ok=True)
         path.rmdir()
 
 
@@ -250,8 +272,3 @@ def _read_record(path: Path) -> RunRecord:
 def _checksum(facts: Mapping[str, object]) -> str:
     text = json.dumps(facts, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def resume_command(path: Path) -> str:
-    """The command that goes on with a run, as a person types it."""
-    return f"cfgen resume {shlex.quote(os.path.relpath(path))}"

@@ -1,9 +1,9 @@
 """One process at a time works on a render: a lock file that its owner keeps fresh.
 
 The owner writes a new count into the file every few seconds. Who finds the file waits to see the
-count change, by a clock of its own, so clocks that differ or are set back do no harm. On the same
-machine a dead owner is told by its process number at once. An owner writes to the file that it
-made and never by name, so one that slept too long cannot push out its successor.
+count change, by a clock of its own, so clocks that differ or are set back do no harm. A process of
+the same running system that is dead is told at once. An owner writes to the file that it made and
+never by name, so one that slept too long cannot push out its successor.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from cfgen.errors import SetupError
+from cfgen.errors import LockHeld
 from cfgen.render.disk import disk_errors
 
 BEAT_S = 5.0
 """Seconds between two signs of life."""
-PATIENCE_S = 20.0
-"""Seconds without one after which an owner on another machine counts as dead."""
+PATIENCE_S = 30.0
+"""Seconds without one after which an owner that cannot be looked up counts as dead."""
+_LOOK_S = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,14 +35,16 @@ class Owner:
     """Who holds a lock.
 
     Attributes:
-        host: Name of the machine.
-        pid: Number of the process.
-        born: What tells the process from a later one with the same number, or empty.
+        host: Name of the machine, for people.
+        system: What tells a running system from any other, empty where that is unknown.
+        pid: Number of the process in that system.
+        born: What tells the process from a later one with the same number.
         token: Random, one for each taking of a lock.
         beat: Count of signs of life.
     """
 
     host: str
+    system: str
     pid: int
     born: str
     token: str
@@ -50,17 +53,19 @@ class Owner:
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}"
 
+    @property
+    def gone(self) -> bool:
+        """Whether it is surely dead: a process of this very system that is there no more."""
+        return bool(self.system) and self.system == this_system() and self.born != born_of(self.pid)
+
 
 class Lock:
     """A lock file. Use it in a ``with`` block.
 
     Args:
         path: The file; its folder must exist.
-        patience_s: Seconds to watch an owner on another machine for.
+        patience_s: Seconds to watch an owner for that cannot be looked up.
         beat_s: Seconds between two signs of life of ours.
-
-    Raises:
-        SetupError: On entry, if another process holds it.
     """
 
     def __init__(
@@ -86,21 +91,21 @@ class Lock:
     ) -> None:
         self.release()
 
-    def acquire(self) -> None:
+    def acquire(self, *, dead: Owner | None = None) -> None:
         """Take the lock, from a dead owner too.
 
+        Args:
+            dead: An owner that the caller watched for long enough.
+
         Raises:
-            SetupError: A living process holds it.
+            LockHeld: A living process holds it.
             BudgetError, WriterError: The disk refused.
         """
         with disk_errors(self.path):
             while not self._create():
                 owner = read_owner(self.path)
-                if owner is not None and not self._dead(owner):
-                    raise SetupError(
-                        f"{self.path.parent} is in use by {owner}",
-                        "wait until it is done, or stop it",
-                    )
+                if not (owner is not None and (owner == dead or owner.gone)):
+                    owner = self._watched(owner)
                 self._remove(owner)
         self._stop.clear()
         self._thread = threading.Thread(target=self._beat, daemon=True)
@@ -109,8 +114,13 @@ class Lock:
     @property
     def held(self) -> bool:
         """Whether it is still ours: another may take it from a process that slept too long."""
-        owner = read_owner(self.path)
-        return owner is not None and self._mine is not None and owner.token == self._mine.token
+        if self._mine is None:
+            return False
+        try:
+            named, own = self.path.stat(), os.fstat(self._file)
+        except OSError:
+            return False
+        return (named.st_dev, named.st_ino) == (own.st_dev, own.st_ino)
 
     def release(self) -> None:
         """Give the lock back, if it is still ours."""
@@ -119,20 +129,24 @@ class Lock:
         self._stop.set()
         if self._thread is not None:
             self._thread.join()
-        if self.held:
-            with contextlib.suppress(OSError):
-                self.path.unlink()
+        held = self.held
         os.close(self._file)
         self._mine = None
+        if held:
+            with contextlib.suppress(OSError):
+                self.path.unlink()
 
     def _create(self) -> bool:
         pid = os.getpid()
-        mine = Owner(socket.gethostname(), pid, born_of(pid), secrets.token_hex(8), 0)
+        mine = Owner(
+            socket.gethostname(), this_system(), pid, born_of(pid), secrets.token_hex(8), 0
+        )
         # Complete before it has its name: a lock that others can see can be read.
         written = self.path.with_name(f"{self.path.name}.{mine.token}")
         file = os.open(written, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
         try:
             os.write(file, _text(mine))
+            os.fsync(file)
             os.link(written, self.path)
         except BaseException as error:
             os.close(file)
@@ -144,15 +158,25 @@ class Lock:
         self._mine, self._file = mine, file
         return True
 
-    def _dead(self, owner: Owner) -> bool:
-        if owner.host == socket.gethostname() and os.name == "posix":
-            return _gone(owner)
+    def _watched(self, owner: Owner | None) -> Owner | None:
+        """Watch an owner, None for one that cannot be read, and return it if it is dead.
+
+        Raises:
+            LockHeld: It gave a sign of life, or is not given the time to.
+        """
         ends = time.monotonic() + self._patience_s
-        while time.monotonic() < ends:
-            time.sleep(min(0.2, self._patience_s))
+        known = owner is not None and owner.system and owner.system == this_system()
+        while not known and time.monotonic() < ends:
+            time.sleep(min(_LOOK_S, self._patience_s))
             if read_owner(self.path) != owner:
-                return False
-        return True
+                break
+        else:
+            if not known and self._patience_s > 0:
+                return owner
+        raise LockHeld(
+            f"{self.path.parent} is in use by {read_owner(self.path) or 'another process'}",
+            f"wait until it is done, or stop it; if it surely runs no more, remove {self.path}",
+        )
 
     def _remove(self, dead: Owner | None) -> None:
         """Put a dead owner's file away; only one of several that try finds it under its name."""
@@ -171,7 +195,9 @@ class Lock:
             if self._mine is not None:
                 self._mine = replace(self._mine, beat=self._mine.beat + 1)
                 with contextlib.suppress(OSError):
-                    os.pwrite(self._file, _text(self._mine), 0)
+                    os.lseek(self._file, 0, os.SEEK_SET)
+                    os.write(self._file, _text(self._mine))
+                    os.fsync(self._file)
 
 
 def read_owner(path: Path) -> Owner | None:
@@ -179,47 +205,39 @@ def read_owner(path: Path) -> Owner | None:
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
         return Owner(
-            str(facts["host"]),
-            int(facts["pid"]),
-            str(facts["born"]),
-            str(facts["token"]),
-            int(facts["beat"]),
+            host=str(facts["host"]),
+            system=str(facts["system"]),
+            pid=int(facts["pid"]),
+            born=str(facts["born"]),
+            token=str(facts["token"]),
+            beat=int(facts["beat"]),
         )
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
 def owner_of(path: Path) -> Owner | None:
-    """Who holds a lock; None if nobody does or, as far as this machine can tell, a dead process."""
+    """Who holds a lock; None if nobody does or surely a dead process."""
     owner = read_owner(path)
-    return None if owner is None or _gone(owner) else owner
+    return None if owner is None or owner.gone else owner
+
+
+def this_system() -> str:
+    """What tells this running system, or the container in it, from any other."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
+        return f"{boot}/{os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return ""
 
 
 def born_of(pid: int) -> str:
-    """What tells a process from a later one with the same number; empty where that is unknown."""
+    """When a process of this system was started, in its own ticks; empty if there is none."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
     except OSError:
         return ""
-    return f"{boot}/{stat.rpartition(')')[2].split()[19]}"
-
-
-def _gone(owner: Owner) -> bool:
-    """Whether the owner is surely dead: a process of this machine that is not there any more."""
-    if owner.host != socket.gethostname() or os.name != "posix":
-        return False
-    return owner.born != born_of(owner.pid) or not _runs(owner.pid)
-
-
-def _runs(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+    return stat.rpartition(")")[2].split()[19]
 
 
 def _text(owner: Owner) -> bytes:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import shlex
 from pathlib import Path
 
 from cfgen.errors import OutputRefused, UsageError
@@ -46,8 +49,32 @@ def check_output(output: Path) -> None:
             if path.is_dir():
                 raise OutputRefused(f"{path} is a folder, not a file", hint)
         for path in (part_of(output), part_of(sidecar_of(output))):
-            path.touch()
-            path.unlink()
+            with contextlib.suppress(FileExistsError):  # a render may be at work on it
+                path.touch(exist_ok=False)
+                path.unlink()
     except (OSError, ValueError) as exc:
         reason = exc.strerror if isinstance(exc, OSError) else exc
         raise OutputRefused(f"cannot write {str(output)!r}: {reason}", hint) from exc
+
+
+def refuse_existing(output: Path, run: Path) -> None:
+    """Refuse to put a video where one is, or where an earlier render can be gone on with.
+
+    Raises:
+        OutputRefused: Something is there.
+    """
+    for path in (output, sidecar_of(output)):
+        if path.exists():
+            raise OutputRefused(
+                f"{path} exists already", "overwrite it with -y, or choose another with -o"
+            )
+    if (run / "run.json").exists():
+        raise OutputRefused(
+            f"{run} holds an earlier render of {output.name}",
+            f"go on with it: `{resume_command(run)}`, or begin again with -y",
+        )
+
+
+def resume_command(run: Path) -> str:
+    """The command that goes on with a run, as a person types it."""
+    return f"cfgen resume {shlex.quote(os.path.relpath(run))}"

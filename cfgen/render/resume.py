@@ -14,10 +14,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from cfgen.errors import SnapshotCorrupt, SnapshotMismatch
-from cfgen.memory.base import MemoryState
 from cfgen.render.disk import sha256_of
 from cfgen.render.folder import RunFolder
-from cfgen.render.journal import ChunkLine, SegmentLine, SessionLine, VideoLine
+from cfgen.render.journal import ChunkLine, Line, SegmentLine, SessionLine, VideoLine
 from cfgen.render.plan import Plan
 from cfgen.render.snapshot import SnapshotStore, tensor_blocks
 from cfgen.render.source import FrameSource
@@ -34,12 +33,14 @@ class Ground:
         sound: For each of them, whether its latents are there and whole.
         segments: The segments that are there and whole, up to the first that is not.
         problems: What was found damaged, in sentences.
+        journal: Every line that still holds, in order.
     """
 
     lines: tuple[ChunkLine, ...]
     sound: tuple[bool, ...]
     segments: tuple[SegmentFacts, ...]
     problems: tuple[str, ...]
+    journal: tuple[Line, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,8 +48,7 @@ class Way:
     """How to get back to where the render stopped.
 
     Attributes:
-        snapshot: Chunk that the memory's state is from; 0 with no state is the empty memory.
-        state: The memory's state, or None where the memory is empty or not needed at all.
+        snapshot: Chunk that the memory's state is from; 0 is the empty memory.
         memory_from: First chunk that must pass through the memory again.
         until: The chunk after the last.
         again: Chunks that must be denoised again.
@@ -57,7 +57,6 @@ class Way:
     """
 
     snapshot: int
-    state: MemoryState | None
     memory_from: int
     until: int
     again: frozenset[int]
@@ -72,11 +71,10 @@ class Way:
 
 
 def survey(folder: RunFolder, plan: Plan) -> Ground:
-    """Look at everything that the journal tells of, and correct the journal to what is there.
+    """Look at everything that the journal tells of; nothing is changed.
 
     Raises:
         SnapshotCorrupt: The journal tells of another plan.
-        BudgetError, WriterError: The disk refused.
     """
     journal = folder.journal
     problems = [journal.problem] if journal.problem else []
@@ -94,31 +92,39 @@ def survey(folder: RunFolder, plan: Plan) -> Ground:
     damaged = [line.index for line, good in zip(lines, sound, strict=True) if not good]
     if damaged:
         problems.append(f"the latents of {_chunks(damaged)} are missing or damaged")
+    segments = _sound_segments(folder)
+    if len(segments) < len(journal.of(SegmentLine)) and not journal.of(VideoLine):
+        problems.append(f"segment {len(segments) + 1} is missing or damaged")
+    return Ground(
+        lines=lines,
+        sound=sound,
+        segments=segments,
+        problems=tuple(problems),
+        journal=tuple(
+            line
+            for line in journal.lines
+            if isinstance(line, SessionLine | ChunkLine)
+            or (isinstance(line, SegmentLine) and line.index < len(segments))
+        ),
+    )
+
+
+def _sound_segments(folder: RunFolder) -> tuple[SegmentFacts, ...]:
+    """The segments that are whole, up to the first that is not."""
     segments: list[SegmentFacts] = []
-    for line in journal.of(SegmentLine):
+    for line in folder.journal.of(SegmentLine):
         path = folder.segments / f"segment-{line.index:06d}.mp4"
         try:
-            whole = path.stat().st_size == line.nbytes and sha256_of(path) == line.sha256
+            if path.stat().st_size != line.nbytes or sha256_of(path) != line.sha256:
+                break
         except OSError:
-            whole = False
-        if not whole:
-            if not journal.of(VideoLine):
-                problems.append(f"{path.name} is missing or damaged")
             break
         segments.append(
             SegmentFacts(
                 line.index, path, line.frames, line.nbytes, line.sha256, line.frames_sha256
             )
         )
-    correct = [
-        line
-        for line in journal.lines
-        if isinstance(line, SessionLine | ChunkLine)
-        or (isinstance(line, SegmentLine) and line.index < len(segments))
-    ]
-    if journal.problem or len(correct) < len(journal.lines):
-        journal.rewrite(correct)
-    return Ground(lines=lines, sound=sound, segments=tuple(segments), problems=tuple(problems))
+    return tuple(segments)
 
 
 def way_back(
@@ -139,7 +145,7 @@ def way_back(
     decode_from = until if done else max(0, encode_from - warm_up)
     damaged = [chunk for chunk in range(decode_from, until) if not ground.sound[chunk]]
     if until == plan.chunks and not damaged:
-        memory = Way(snapshot=0, state=None, memory_from=until, again=frozenset(), until=until)
+        memory = Way(snapshot=0, memory_from=until, again=frozenset(), until=until)
     else:
         first = min([until, *damaged])
         memory = way_to(until, ground, store, snapshot_before=first, replayable=replayable)
@@ -167,7 +173,7 @@ def way_to(
         SnapshotCorrupt: There is no way: the render began with a snapshot, and that is damaged.
     """
     before = chunk if snapshot_before is None else snapshot_before
-    snapshot, state = next(store.newest(before=before), (0, None))
+    snapshot = store.newest(before=before)
     if snapshot < store.base:
         raise SnapshotCorrupt(
             f"{store.folder} has no sound snapshot, and this render branched off at chunk "
@@ -177,18 +183,27 @@ def way_to(
     again = frozenset(
         index for index in range(snapshot, chunk) if not (replayable and ground.sound[index])
     )
-    return Way(snapshot=snapshot, state=state, memory_from=snapshot, until=chunk, again=again)
+    return Way(snapshot=snapshot, memory_from=snapshot, until=chunk, again=again)
 
 
-def pass_again(source: FrameSource, folder: RunFolder, ground: Ground, way: Way) -> Iterator[Chunk]:
+def pass_again(
+    source: FrameSource, folder: RunFolder, store: SnapshotStore, ground: Ground, way: Way
+) -> Iterator[Chunk]:
     """Go a way: restore the memory, then yield its chunks, each after it passed the memory.
 
     Raises:
         SnapshotMismatch: A chunk that is denoised again is another than it was.
         SnapshotCorrupt: Latents changed since they were verified.
     """
-    if way.state is not None:
-        source.memory.restore(way.state)
+    if way.snapshot:
+        try:
+            source.memory.restore(store.load(way.snapshot))
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+            raise SnapshotCorrupt(
+                f"the snapshot at chunk {way.snapshot} in {store.folder} is of another memory: "
+                f"{error}",
+                f"remove {store.folder}, then resume",
+            ) from None
     for index in way.chunks:
         if index in way.again:
             (chunk,) = source.make(range(index, index + 1))

@@ -20,11 +20,11 @@ from cfgen.errors import (
     BudgetError,
     CfgenError,
     Interrupted,
+    LockHeld,
     OutputRefused,
-    SetupError,
 )
 from cfgen.model.vae import State
-from cfgen.render.disk import disk_errors, sync_file
+from cfgen.render.disk import disk_errors, sync_file, sync_folder
 from cfgen.render.events import (
     ChunkDone,
     Encoded,
@@ -35,9 +35,10 @@ from cfgen.render.events import (
     Saved,
     Warned,
 )
-from cfgen.render.folder import LOCK, RunFolder, RunRecord, remove, resume_command
+from cfgen.render.folder import LOCK, RunFolder, RunRecord, remove
 from cfgen.render.journal import ChunkLine, SegmentLine, SessionLine, VideoLine
 from cfgen.render.lock import Lock
+from cfgen.render.output import refuse_existing, resume_command, sidecar_of
 from cfgen.render.plan import Plan
 from cfgen.render.resume import Ground, pass_again, require_same, survey, way_back
 from cfgen.render.snapshot import SnapshotStore, tensor_blocks
@@ -150,34 +151,34 @@ class Render:
             self._path.mkdir(exist_ok=True)
         with Lock(self._path / LOCK) as lock:
             self._lock = lock
+            done = False
             try:
                 yield from self._locked()
+                done = True
             finally:
-                if self._mode == "off" or not self._worth_keeping:
-                    with contextlib.suppress(CfgenError, OSError):
-                        remove(self._path)
-        if self._clean and self._path.is_dir():
-            remove(self._path)
+                self._leave(done)
+
+    def _leave(self, done: bool) -> None:
+        """Remove the run folder where nothing in it is of use to anybody."""
+        useless = self._clean or self._mode == "off" if done else not self._worth_keeping
+        if useless and self._lock.held:
+            with contextlib.suppress(CfgenError):
+                remove(self._path)
 
     def _locked(self) -> Iterator[Event]:
-        if self._resume:
-            self._folder = RunFolder(self._path)
-            self._folder.expect(self._record.fingerprint, allow_changed=self._allow_changed)
-        else:
-            self._folder = RunFolder.create(self._path, self._record)
-        if self._resume and self._folder.output.exists() and not self._folder.record.overwrite:
-            raise OutputRefused(
-                f"{self._folder.output} is there and is not the video of this render",
-                "move it away, then resume",
-            )
-        digest = self._folder.record.digest
+        self._folder = self._opened()
+        if self._folder.finished is not None:
+            yield self._finished(self._folder.finished)
+            return
         self._store = SnapshotStore(
             self._folder.snapshots,
-            digest,
+            self._folder.record.digest,
             budget_nbytes=self._budget,
             base=self._folder.record.base,
         )
         ground = survey(self._folder, self.plan)
+        if ground.journal != tuple(self._folder.journal.lines) or self._folder.journal.problem:
+            self._folder.journal.rewrite(ground.journal)
         self.writer.go_on(ground.segments)
         self._segments_nbytes = sum(segment.nbytes for segment in ground.segments)
         self._pace = Pace(self.source.memory.nbytes)
@@ -191,6 +192,39 @@ class Render:
                 yield from self._go_back(ground, state)
             yield from self._go_on(len(ground.lines), state)
             yield self._finish()
+
+    def _opened(self) -> RunFolder:
+        """The run folder, made anew or as it is; the lock is ours.
+
+        Raises:
+            CfgenError: What is there is not what this render may go on with, or replace.
+        """
+        if not self._resume:
+            if not self._record.overwrite:
+                refuse_existing(self._path.parent / self._record.output, self._path)
+            return RunFolder.create(self._path, self._record)
+        folder = RunFolder(self._path)
+        folder.expect(self._record, allow_changed=self._allow_changed)
+        if folder.output.exists() and not folder.record.overwrite and folder.finished is None:
+            raise OutputRefused(
+                f"{folder.output} is there and is not the video of this render",
+                "move it away, then resume",
+            )
+        return folder
+
+    def _finished(self, line: VideoLine) -> Finished:
+        """What there is to tell of a video that is in its place; what it was made from may go."""
+        with disk_errors(self._folder.segments):
+            for path in self._folder.segments.glob("*"):
+                path.unlink()
+        chunks = self._folder.journal.of(ChunkLine)
+        return Finished(
+            output=self._folder.output,
+            frames=line.frames,
+            seconds=self.plan.seconds,
+            elapsed_s=chunks[-1].elapsed_s if chunks else 0.0,
+            sidecar=sidecar_of(self._folder.output),
+        )
 
     def _go_back(self, ground: Ground, state: State) -> Iterator[Event]:
         """Bring memory, decoder and encoder to where they were after the last chunk."""
@@ -217,7 +251,8 @@ class Render:
             made_again=len(way.again),
             encoded_again=sum(line.frames for line in ground.lines[encode_from:]),
         )
-        for chunk in pass_again(self.source, self._folder, ground, way):
+        for chunk in pass_again(self.source, self._folder, self._store, ground, way):
+            self._stop_here(way.until)
             if chunk.index >= decode_from:
                 frames = self.source.decode(chunk, state)
                 if chunk.index >= encode_from:
@@ -229,20 +264,30 @@ class Render:
         """Make the chunks that are still to be made."""
         for chunk in self.source.make(range(first, self.plan.chunks)):
             frames = self.source.decode(chunk, state)
+            self._require_lock()
             began = time.monotonic()
             blocks = list(tensor_blocks({"latents": chunk.latents}))
             sha256 = self._folder.keep_latents(chunk.index, blocks)
             self._keeping_s += time.monotonic() - began
             yield from self._encode(chunk.index, frames, latents_sha256=sha256)
-            last = chunk.index + 1 == self.plan.chunks
-            if not last and self._mode == "full" and (self._stop or self._pace.due):
-                yield self._snapshot(chunk.index + 1)
-            if self._stop and not last:
-                raise Interrupted(
-                    f"{self._stop} after chunk {chunk.index + 1} of {self.plan.chunks}",
-                    f"go on with `{resume_command(self._path)}`",
-                    exit_code=self._exit_code,
-                )
+            if chunk.index + 1 < self.plan.chunks:
+                if self._mode == "full" and (self._stop or self._pace.due):
+                    yield self._snapshot(chunk.index + 1)
+                self._stop_here(chunk.index + 1)
+
+    def _stop_here(self, chunk: int) -> None:
+        """Stop before `chunk` if a signal came.
+
+        Raises:
+            Interrupted: It did.
+        """
+        if self._stop:
+            hint = f"go on with `{resume_command(self._path)}`"
+            raise Interrupted(
+                f"{self._stop} after chunk {chunk} of {self.plan.chunks}",
+                "nothing was kept: --snapshot off" if self._mode == "off" else hint,
+                exit_code=self._exit_code,
+            )
 
     def _encode(
         self, index: int, frames: Frames, *, latents_sha256: str | None = None
@@ -261,7 +306,7 @@ class Render:
                 memory=self.source.memory.figures(),
             )
             self._folder.journal.append(line)
-            self._worth_keeping = True
+            self._worth_keeping = self._mode != "off"
             yield ChunkDone(
                 index=index,
                 chunks=self.plan.chunks,
@@ -310,6 +355,9 @@ class Render:
         for index in range(self._synced, chunk):
             with disk_errors(self._folder.latents(index)):
                 sync_file(self._folder.latents(index))
+        with disk_errors(self._folder.path):
+            sync_folder(self._folder.path / "latents")
+            sync_file(self._folder.journal.path)
         self._synced = chunk
         facts = self._store.save(chunk, self.source.memory.state())
         seconds = time.monotonic() - began
@@ -343,8 +391,9 @@ class Render:
 
     def _require_lock(self) -> None:
         if not self._lock.held:
-            raise SetupError(
-                f"{self._path} was taken over by another process while this one slept",
+            self.writer.let_go()
+            raise LockHeld(
+                f"{self._path} was removed, or taken over by another process while this one slept",
                 "let that one finish",
             )
 

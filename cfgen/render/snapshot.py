@@ -32,6 +32,8 @@ LIVE_SHARE = 0.25
 """A file with a smaller share of needed bytes is given up."""
 
 _TENSORS = re.compile(r"[0-9]{6,}-[0-9]+\.safetensors")
+_NONSENSE = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
+"""What reading a file of nonsense may raise."""
 _DTYPES = {
     torch.float64: "F64",
     torch.float32: "F32",
@@ -84,25 +86,27 @@ class SnapshotStore:
     def __init__(self, folder: Path, run: str, *, budget_nbytes: int, base: int = 0) -> None:
         self.folder, self.base = folder, base
         self._run, self._budget = run, budget_nbytes
-        self._manifests: dict[int, _Manifest] = {}
+        self._files: dict[int, dict[str, _File]] = {}
+        self._where: dict[str, str] = {}  # of the newest: what it has not is on no disk
         self.problems: list[str] = []
         for path in sorted(folder.glob("*.json")) if folder.is_dir() else []:
             try:
                 manifest = self._read(path)
-                self._manifests[manifest.chunk] = manifest
-            except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+                self._files[manifest.chunk] = manifest.files
+                self._where = manifest.where
+            except (OSError, *_NONSENSE) as error:
                 self.problems.append(f"snapshot {path.name} is damaged: {error}")
 
     @property
     def chunks(self) -> list[int]:
         """The chunks that there are snapshots for, in order."""
-        return sorted(self._manifests)
+        return sorted(self._files)
 
     @property
     def nbytes(self) -> int:
         """Bytes of all files of tensors."""
-        files = {name: f for m in self._manifests.values() for name, f in m.files.items()}
-        return sum(file.nbytes for file in files.values())
+        distinct = {name: file for files in self._files.values() for name, file in files.items()}
+        return sum(file.nbytes for file in distinct.values())
 
     def save(self, chunk: int, state: MemoryState) -> SnapshotFacts:
         """Write the state before chunk `chunk`; the new manifest is the last thing written.
@@ -124,37 +128,65 @@ class SnapshotStore:
             where |= {f"page.{key}": file for key, (file, _) in held.items()}
             manifest = _Manifest(chunk, state.scalars, where, files)
             block = self._text(manifest)
-            write_file(self.folder / f"{chunk:06d}.json", [block])
-        self._manifests[chunk] = manifest
+            write_file(self._manifest(chunk), [block])
+        self._files[chunk], self._where = files, where
         self._thin()
         nbytes = own.nbytes + len(block)
         return SnapshotFacts(chunk=chunk, nbytes=nbytes, seconds=time.perf_counter() - began)
 
-    def newest(self, *, before: int) -> Iterator[tuple[int, MemoryState]]:
-        """The sound snapshots for chunk `before` or an earlier one, the newest first.
+    def newest(self, *, before: int) -> int:
+        """The newest sound snapshot for chunk `before` or an earlier one, 0 if there is none.
 
         What is found damaged on the way is told in `problems`.
         """
         for chunk in reversed([chunk for chunk in self.chunks if chunk <= before]):
             try:
-                yield chunk, self._load(self._manifests[chunk])
+                self._verify(chunk)
             except SnapshotCorrupt as error:
                 self.problems.append(str(error))
-                del self._manifests[chunk]
+                del self._files[chunk]
+            else:
+                return chunk
+        return 0
+
+    def load(self, chunk: int) -> MemoryState:
+        """The state of a snapshot that `newest` gave.
+
+        Raises:
+            SnapshotCorrupt: It changed since.
+        """
+        path = self._manifest(chunk)
+        tensors: dict[str, Tensor] = {}
+        try:
+            manifest = self._read(path)
+            for name in manifest.files:
+                wanted = [key for key, place in manifest.where.items() if place == name]
+                with safe_open(self.folder / name, "pt") as opened:
+                    tensors |= {key: opened.get_tensor(key) for key in wanted}
+        except (OSError, SafetensorError, *_NONSENSE) as error:
+            raise SnapshotCorrupt(f"cannot read snapshot {path}: {error}", "resume again") from None
+        parts = {
+            kind: {key.removeprefix(kind): t for key, t in tensors.items() if key.startswith(kind)}
+            for kind in ("tensor.", "page.")
+        }
+        return MemoryState(manifest.scalars, parts["tensor."], parts["page."])
 
     def forget(self, *, after: int) -> None:
         """Remove the snapshots for chunks after `after`, and everything that nothing points at."""
-        self._manifests = {c: m for c, m in self._manifests.items() if c <= after}
+        self._files = {chunk: files for chunk, files in self._files.items() if chunk <= after}
         self.collect()
 
     def collect(self) -> None:
         """Remove every file of the folder that no snapshot needs."""
-        needed = {f"{chunk:06d}.json" for chunk in self._manifests}
-        needed |= {name for manifest in self._manifests.values() for name in manifest.files}
+        needed = {self._manifest(chunk).name for chunk in self._files}
+        needed |= {name for files in self._files.values() for name in files}
         for path in self.folder.iterdir() if self.folder.is_dir() else []:
             if path.name not in needed:
                 with contextlib.suppress(OSError):
                     path.unlink()
+
+    def _manifest(self, chunk: int) -> Path:
+        return self.folder / f"{chunk:06d}.json"
 
     def _free_name(self, chunk: int) -> str:
         """A name that no file has: another snapshot may need pages of an earlier try."""
@@ -163,12 +195,12 @@ class SnapshotStore:
 
     def _held(self, pages: Mapping[str, Tensor]) -> dict[str, tuple[str, _File]]:
         """Which of the pages are in a file that is worth keeping, and in which."""
-        held: dict[str, tuple[str, _File]] = {}
-        for _, manifest in sorted(self._manifests.items()):
-            for key, file in manifest.where.items():
-                page = key.removeprefix("page.")
-                if key.startswith("page.") and page in pages:
-                    held[page] = (file, manifest.files[file])
+        newest = self._files[self.chunks[-1]] if self._files else {}
+        held = {
+            page: (name, newest[name])
+            for page in pages
+            if (name := self._where.get(f"page.{page}", "")) in newest
+        }
         live: dict[str, int] = {}
         for page, (file, _) in held.items():
             live[file] = live.get(file, 0) + pages[page].nbytes
@@ -188,7 +220,7 @@ class SnapshotStore:
             }
             if not gaps:
                 break
-            del self._manifests[min(gaps, key=lambda chunk: (gaps[chunk], chunk))]
+            del self._files[min(gaps, key=lambda chunk: (gaps[chunk], chunk))]
         self.collect()
 
     def _text(self, manifest: _Manifest) -> bytes:
@@ -204,6 +236,8 @@ class SnapshotStore:
 
     def _read(self, path: Path) -> _Manifest:
         facts = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(facts, dict):
+            raise TypeError("it is no mapping")
         if facts.pop("check") != _checksum(facts):
             raise ValueError("its checksum does not match")
         if (facts["version"], facts["run"]) != (VERSION, self._run):
@@ -215,24 +249,17 @@ class SnapshotStore:
             raise ValueError("it names a file that is not one of the folder")
         return _Manifest(facts["chunk"], facts["scalars"], facts["where"], files)
 
-    def _load(self, manifest: _Manifest) -> MemoryState:
-        label = f"snapshot {manifest.chunk:06d}.json"
-        tensors: dict[str, Tensor] = {}
-        for name, file in manifest.files.items():
+    def _verify(self, chunk: int) -> None:
+        for name, file in self._files[chunk].items():
             path = self.folder / name
-            wanted = [key for key, place in manifest.where.items() if place == name]
             try:
-                if path.stat().st_size != file.nbytes or sha256_of(path) != file.sha256:
-                    raise SnapshotCorrupt(f"{label}: its file {name} is damaged")
-                with safe_open(path, "pt") as opened:
-                    tensors |= {key: opened.get_tensor(key) for key in wanted}
-            except (OSError, SafetensorError) as error:
-                raise SnapshotCorrupt(f"{label}: its file {name} cannot be read: {error}") from None
-        parts = {
-            kind: {key.removeprefix(kind): t for key, t in tensors.items() if key.startswith(kind)}
-            for kind in ("tensor.", "page.")
-        }
-        return MemoryState(manifest.scalars, parts["tensor."], parts["page."])
+                whole = path.stat().st_size == file.nbytes and sha256_of(path) == file.sha256
+            except OSError:
+                whole = False
+            if not whole:
+                raise SnapshotCorrupt(
+                    f"the snapshot at chunk {chunk} is damaged: {name} is not what was written"
+                )
 
 
 def tensor_blocks(tensors: Mapping[str, Tensor]) -> Iterator[memoryview | bytes]:

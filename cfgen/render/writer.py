@@ -288,7 +288,8 @@ class VideoWriter:
         if self._joined is None:
             raise ValueError("the segments are not joined yet")
         with disk_errors(self._output):
-            publish(self._output, sidecar_of(self._output))
+            # The sidecar first: where the video is new, so is what is said of it.
+            publish(sidecar_of(self._output), self._output)
         self._keep = False
         self.abort()
 
@@ -308,6 +309,13 @@ class VideoWriter:
             self._remove_own_files(kept)
             if self._made_parts and not self._keep:
                 self._parts.rmdir()
+
+    def let_go(self) -> None:
+        """Stop ffmpeg and touch no file any more: they are another process's now."""
+        self._open = False
+        if self._run is not None:
+            self._run.kill()
+            self._run = None
 
     def _require_open(self) -> None:
         if not self._open:

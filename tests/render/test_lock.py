@@ -54,9 +54,9 @@ def test_the_lock_of_a_killed_process_is_taken_at_once(path: Path) -> None:
     assert time.monotonic() - began < 2
 
 
-def elsewhere(path: Path, beat: int = 0) -> None:
-    facts = {"host": "elsewhere", "pid": 1, "born": "x", "token": "t", "beat": str(beat)}
-    path.write_text(json.dumps(facts))
+def elsewhere(path: Path, beat: int = 0, system: str = "another") -> None:
+    facts = {"host": "elsewhere", "system": system, "pid": 1, "born": "x", "token": "t"}
+    path.write_text(json.dumps(facts | {"beat": str(beat)}))
 
 
 def test_an_owner_on_another_machine_is_dead_when_it_is_silent(path: Path) -> None:
@@ -115,11 +115,32 @@ def test_an_owner_that_slept_too_long_knows_and_does_no_harm(path: Path) -> None
 
 
 @pytest.mark.parametrize("content", [b"", b"\0\0\0", b"{}", b"[1]", b"\xff", b'{"host": 3}'])
-def test_a_damaged_lock_is_nobodys(path: Path, content: bytes) -> None:
+def test_a_damaged_lock_is_taken_when_it_stays_so(path: Path, content: bytes) -> None:
     path.write_bytes(content)
     assert read_owner(path) is None
-    with Lock(path) as lock:
+    began = time.monotonic()
+    with Lock(path, patience_s=0.4) as lock:
         assert lock.held
+    assert time.monotonic() - began > 0.3
+
+
+def test_a_system_that_cannot_be_named_is_watched(path: Path) -> None:
+    elsewhere(path, system="")
+    assert owner_of(path) is not None
+    with Lock(path, patience_s=0.4) as lock:
+        assert lock.held
+
+
+def test_a_watched_owner_is_replaced_only_while_it_is_the_one(path: Path) -> None:
+    elsewhere(path, beat=3)
+    watched = read_owner(path)
+    elsewhere(path, beat=4)
+    with pytest.raises(SetupError):
+        Lock(path, patience_s=0).acquire(dead=watched)
+    lock = Lock(path, patience_s=0)
+    lock.acquire(dead=read_owner(path))
+    assert lock.held
+    lock.release()
 
 
 def test_only_one_of_many_takes_a_dead_owners_lock(path: Path) -> None:
