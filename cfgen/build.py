@@ -7,6 +7,7 @@ import os
 import platform
 import re
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -40,6 +41,7 @@ from cfgen.render.ffmpeg import find_ffmpeg
 from cfgen.render.plan import Plan
 from cfgen.render.run import FrameSource, Render
 from cfgen.render.writer import VideoWriter
+from cfgen.rollout import Guidance
 from cfgen.schedule import FewStepSchedule, KeyedNoise, Noise, ReferenceNoise
 
 GENERATOR_FILE = "diffusion_pytorch_model.safetensors"
@@ -83,7 +85,8 @@ def build_source(config: RenderConfig, plan: Plan) -> FrameSource:
     device, dtype = device_of(config), dtype_of(config)
     folder = model_folder(config.model.path)
     ops = build_ops(config.backend)
-    text = encoded(folder, config.prompt)
+    scale = config.schedule.guidance
+    text = encoded(folder, [config.prompt] if scale == 1 else [config.prompt, ""])
     generator = load_generator(folder / GENERATOR_FILE, dtype=dtype, device=device)
     vae = load_vae(folder / VAE_FILE, dtype=dtype).to(device)
     geometry = plan.geometry
@@ -94,7 +97,7 @@ def build_source(config: RenderConfig, plan: Plan) -> FrameSource:
             "use files that belong together",
         )
     with torch.inference_mode():
-        conditioning = generator.condition(text.to(device))
+        read = {prompt: generator.condition(text[prompt].to(device)) for prompt in text}
     return FrameSource(
         generator=generator,
         memory=build_memory(config.memory, generator, plan, dtype=dtype, backend=ops.name),
@@ -105,9 +108,10 @@ def build_source(config: RenderConfig, plan: Plan) -> FrameSource:
             renoise=config.schedule.renoise,
         ),
         noise=build_noise(config, plan),
-        conditioning=conditioning,
+        conditioning=read[config.prompt],
         vae=vae,
         plan=plan,
+        guidance=None if scale == 1 else Guidance(read[""], scale),
     )
 
 
@@ -170,8 +174,8 @@ def build_noise(config: RenderConfig, plan: Plan) -> Noise:
             return ReferenceNoise(config.seed, shape)
 
 
-def encoded(folder: Path, prompt: str) -> Tensor:
-    """The embedded prompt, [1, text_len, text_dim] float32; the encoder is freed afterwards."""
+def encoded(folder: Path, prompts: Sequence[str]) -> dict[str, Tensor]:
+    """Embedded prompts, [1, text_len, text_dim] float32 each; the encoder is freed afterwards."""
     parts = [folder / "text_encoder" / "config.json", folder / "text_encoder" / "model.safetensors"]
     parts += [folder / "tokenizer" / "tokenizer.json", folder / "config.json"]
     key = hashlib.sha256("".join(file_digest(part) for part in parts).encode()).hexdigest()
@@ -189,9 +193,7 @@ def encoded(folder: Path, prompt: str) -> Tensor:
         )
         return encoder.eval()
 
-    return embeddings([prompt], encoder=key, load=load_encoder, folder=cache_folder() / "text")[
-        prompt
-    ]
+    return embeddings(prompts, encoder=key, load=load_encoder, folder=cache_folder() / "text")
 
 
 def cache_folder() -> Path:

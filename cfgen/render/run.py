@@ -17,7 +17,7 @@ from cfgen.model.vae import TinyAutoencoder
 from cfgen.render.events import ChunkDone, Encoded, Event, Finished, Loaded, Warned
 from cfgen.render.plan import ChunkPlan, Plan
 from cfgen.render.writer import VideoWriter
-from cfgen.rollout import Chunk, inference, rollout
+from cfgen.rollout import Chunk, Guidance, inference, rollout
 from cfgen.schedule import FewStepSchedule, Noise
 
 Frames = npt.NDArray[np.uint8]
@@ -35,6 +35,7 @@ class FrameSource:
         conditioning: The encoded prompt.
         vae: The decoder.
         plan: What to make.
+        guidance: How strongly the prompt is followed, None for as it stands.
     """
 
     generator: Generator
@@ -44,6 +45,7 @@ class FrameSource:
     conditioning: Conditioning
     vae: TinyAutoencoder
     plan: Plan
+    guidance: Guidance | None = None
 
     def chunks(self) -> Iterator[tuple[ChunkPlan, Chunk, Frames]]:
         """Yield each chunk with its frames, uint8 [n, height, width, 3], RGB; nothing is kept."""
@@ -63,6 +65,7 @@ class FrameSource:
             conditioning=self.conditioning,
             shape=shape,
             chunks=range(self.plan.chunks),
+            guidance=self.guidance,
         )
         state = self.vae.start()
         dtype = next(self.vae.parameters()).dtype
