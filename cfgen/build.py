@@ -50,6 +50,7 @@ from cfgen.render.plan import Plan
 from cfgen.render.run import Render
 from cfgen.render.source import FrameSource
 from cfgen.render.writer import VideoWriter
+from cfgen.rollout import Guidance
 from cfgen.schedule import FewStepSchedule, KeyedNoise, Noise, ReferenceNoise
 
 GENERATOR_FILE = "diffusion_pytorch_model.safetensors"
@@ -143,7 +144,8 @@ def build_source(config: RenderConfig, plan: Plan, models: Models | None = None)
     device, dtype = device_of(config), dtype_of(config)
     folder = model_folder(config.model.path)
     ops = build_ops(config.backend)
-    text = encoded(folder, [config.prompt])[config.prompt]
+    scale = config.schedule.guidance
+    text = encoded(folder, [config.prompt] if scale == 1 else [config.prompt, ""])
     generator, vae = (models or Models()).load(folder, dtype=dtype, device=device)
     geometry = plan.geometry
     if generator.geometry.in_dim != geometry.channels or vae.latent_channels != geometry.channels:
@@ -153,7 +155,7 @@ def build_source(config: RenderConfig, plan: Plan, models: Models | None = None)
             "use files that belong together",
         )
     with torch.inference_mode():
-        conditioning = generator.condition(text.to(device))
+        read = {prompt: generator.condition(text[prompt].to(device)) for prompt in text}
     return FrameSource(
         generator=generator,
         memory=build_memory(config.memory, generator, plan, dtype=dtype, backend=ops.name),
@@ -164,9 +166,10 @@ def build_source(config: RenderConfig, plan: Plan, models: Models | None = None)
             renoise=config.schedule.renoise,
         ),
         noise=build_noise(config, plan),
-        conditioning=conditioning,
+        conditioning=read[config.prompt],
         vae=vae,
         plan=plan,
+        guidance=None if scale == 1 else Guidance(read[""], scale),
     )
 
 

@@ -21,6 +21,21 @@ class Chunk:
     latents: Tensor
 
 
+@dataclass(frozen=True, slots=True)
+class Guidance:
+    """Classifier-free guidance: the flow is pushed away from what it were without the prompt.
+
+    Source: arXiv 2207.12598, equation 6, with `scale` = 1 + w.
+
+    Attributes:
+        unconditional: the empty prompt, encoded.
+        scale: 1 changes nothing; each denoising pass runs twice.
+    """
+
+    unconditional: Conditioning
+    scale: float
+
+
 def rollout(
     generator: Generator,
     memory: Memory[V],
@@ -30,6 +45,7 @@ def rollout(
     conditioning: Conditioning,
     shape: tuple[int, ...],
     chunks: range,
+    guidance: Guidance | None = None,
 ) -> Iterator[Chunk]:
     """Generate chunks: denoise through the schedule, then commit.
 
@@ -41,6 +57,7 @@ def rollout(
         conditioning: encoded prompt.
         shape: [B, F, C, H, W] of a chunk.
         chunks: indices to generate, in order.
+        guidance: how strongly to follow the prompt; not for a memory that watches denoising passes.
 
     Yields:
         each chunk after its commit pass.
@@ -51,6 +68,9 @@ def rollout(
         x = noise.draw(index, 0, shape).to(device)
         for step, sigma in enumerate(schedule.sigmas):
             flow = generator(x, sigma, conditioning, view.at(Pass(step)))
+            if guidance is not None:
+                free = generator(x, sigma, guidance.unconditional, view.at(Pass(step)))
+                flow = free + guidance.scale * (flow - free)
             x0 = schedule.clean(x, flow, step)
             if step + 1 < len(schedule.sigmas):
                 fresh = (

@@ -90,6 +90,7 @@ def tiny_settings(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> list[str
         f"model.path={tiny_model}",
         "model.sizes=[48x32, 160x96]",
         "schedule.timesteps=[1000, 500]",
+        "schedule.guidance=1",
         "threads=1",
     ]
 

@@ -172,27 +172,27 @@ def test_a_prompt_is_encoded_once(
     monkeypatch.setattr(build, "load_text_encoder", _no_encoder)
     assert chain_frames(_frames(_film(tiny_settings))) == chain_frames(first)
     with pytest.raises(AssertionError, match="the text encoder was loaded"):
-        build.encoded(Path(tiny_settings[0].removeprefix("model.path=")), "another prompt")
+        build.encoded(Path(tiny_settings[0].removeprefix("model.path=")), ["another prompt"])
 
 
 @pytest.mark.parametrize("part", ["text_encoder/model.safetensors", "tokenizer/tokenizer.json"])
 def test_another_encoder_does_not_take_the_cached_prompt(
     model: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, part: str
 ) -> None:
-    build.encoded(model, PROMPT)
+    build.encoded(model, [PROMPT])[PROMPT]
     with (model / part).open("ab") as file:
         file.write(b" ")
     monkeypatch.setattr(build, "load_text_encoder", _no_encoder)
     with pytest.raises(AssertionError, match="the text encoder was loaded"):
-        build.encoded(model, PROMPT)
+        build.encoded(model, [PROMPT])[PROMPT]
 
 
 @pytest.mark.parametrize("content", [b"", b"not a safetensors file"])
 def test_a_damaged_cache_is_made_anew(model: Path, cache: Path, content: bytes) -> None:
-    before = build.encoded(model, PROMPT)
+    before = build.encoded(model, [PROMPT])[PROMPT]
     (file,) = cache.iterdir()
     file.write_bytes(content)
-    assert torch.equal(build.encoded(model, PROMPT), before)
+    assert torch.equal(build.encoded(model, [PROMPT])[PROMPT], before)
     assert torch.equal(load_file(file)["embedding"], before)
 
 
@@ -201,7 +201,7 @@ def test_a_cache_that_cannot_be_written_does_not_stop_a_render(
 ) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    assert build.encoded(model, PROMPT).shape == (1, 64, 16)
+    assert build.encoded(model, [PROMPT])[PROMPT].shape == (1, 64, 16)
 
 
 def test_unknown_words_are_named_with_what_the_model_knows(

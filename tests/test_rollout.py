@@ -9,7 +9,7 @@ from torch import Tensor
 from cfgen.memory.base import Pass
 from cfgen.memory.window import WindowTable
 from cfgen.model.generator import Conditioning
-from cfgen.rollout import inference, rollout
+from cfgen.rollout import Guidance, inference, rollout
 from cfgen.schedule import FewStepSchedule, KeyedNoise
 from tests.golden.cases import CHUNK, STEPS, paged, tiny_generator
 
@@ -88,6 +88,38 @@ def test_predicted_noise_draws_only_the_start() -> None:
     levels = [call[3][0] for call in recorder.calls[1:-1]]
     assert levels == [0.0, -0.5, -0.75, -1.0]
     assert chunk.latents.flatten().tolist() == [-1.0] * 2
+
+
+class Torn(Recorder):
+    """As a recorder; the flow is 1 for the prompt and 0.25 without it."""
+
+    def __call__(self, x: Tensor, sigma: float, text: Conditioning, view: tuple) -> Tensor:
+        self.calls.append((*view, text is FREE))
+        return torch.full_like(x, 0.25 if text is FREE else 1.0)
+
+
+FREE = Conditioning(((torch.zeros(1), torch.zeros(1)),))
+
+
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_guidance_pushes_away_from_the_empty_prompt(scale: float) -> None:
+    torn = Torn()
+    (chunk,) = rollout(
+        torn,
+        torn,
+        FewStepSchedule((1.0, 0.5), renoise="predicted"),
+        Counted(),
+        conditioning=PROMPT,
+        shape=SHAPE,
+        chunks=range(1),
+        guidance=Guidance(FREE, scale),
+    )
+    assert torn.calls[1:-1] == [
+        *[(step, False, free) for step in (0, 1) for free in (False, True)],
+        (2, True, False),
+    ]
+    flow = 0.25 + scale * 0.75
+    assert chunk.latents.flatten().tolist() == [-flow] * 2
 
 
 def test_chunks_come_as_they_are_asked_for() -> None:

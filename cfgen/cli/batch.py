@@ -148,7 +148,8 @@ class Night:
         self._models = Models()
         by_model: dict[str, list[str]] = {}
         for config in self._configs.values():
-            by_model.setdefault(config.model.path, []).append(config.prompt)
+            empty = [] if config.schedule.guidance == 1 else [""]
+            by_model.setdefault(config.model.path, []).extend([config.prompt, *empty])
         for path, prompts in by_model.items():
             try:
                 encoded(model_folder(path), prompts)

@@ -81,12 +81,15 @@ class ScheduleConfig:
         shift: Shift of the flow-matching schedule that `warp` applies.
         warp: Whether `timesteps` index the shifted schedule instead of being taken as they stand.
         renoise: Noise between steps: drawn afresh, or the noise that the prediction implies.
+        guidance: Scale of classifier-free guidance. 1 is none, which distilled models need; above
+            it each step runs the model twice.
     """
 
     timesteps: tuple[float, ...] = (1000.0, 750.0, 500.0, 250.0)
     shift: Annotated[float, Range(above=0)] = 5.0
     warp: bool = True
     renoise: Literal["fresh", "predicted"] = "fresh"
+    guidance: Annotated[float, Range(low=1, high=20)] = 1.0
 
     def __post_init__(self) -> None:
         steps = self.timesteps
@@ -263,6 +266,9 @@ class RenderConfig:
             case SlowFastMemory(fast=fast) if fast < chunk:
                 reason = f"must hold a chunk of {chunk}, got {fast}"
                 more.append(Problem(key="memory.fast", reason=reason))
+            case SlowFastMemory(variant="release") if self.schedule.guidance != 1:
+                reason = "must be 1: variant release decides in every pass, guidance doubles them"
+                more.append(Problem(key="schedule.guidance", reason=reason))
         _check(self, *more)
 
     @property

@@ -39,10 +39,10 @@ def embeddings(
     missing = [prompt for prompt in paths if prompt not in found]
     if missing:
         encode = load()
-        with torch.inference_mode():
-            encoded = encode(missing)
-        for i, prompt in enumerate(missing):
-            found[prompt] = encoded[i : i + 1].float().cpu().contiguous()
+        for prompt in missing:
+            # One at a time: beside a longer one, padding would change its last bits.
+            with torch.inference_mode():
+                found[prompt] = encode([prompt]).float().cpu().contiguous()
             _write(paths[prompt], found[prompt])
     return found
 

@@ -14,7 +14,7 @@ from cfgen.memory.paged import PagedMemory
 from cfgen.model.generator import Conditioning, Generator
 from cfgen.model.vae import State, TinyAutoencoder
 from cfgen.render.plan import ChunkPlan, Plan
-from cfgen.rollout import Chunk, inference, recommit, rollout
+from cfgen.rollout import Chunk, Guidance, inference, recommit, rollout
 from cfgen.schedule import FewStepSchedule, Noise
 
 Frames = npt.NDArray[np.uint8]
@@ -32,6 +32,7 @@ class FrameSource:
         conditioning: The encoded prompt.
         vae: The decoder.
         plan: What to make.
+        guidance: How strongly the prompt is followed, None for as it stands.
     """
 
     generator: Generator
@@ -41,6 +42,7 @@ class FrameSource:
     conditioning: Conditioning
     vae: TinyAutoencoder
     plan: Plan
+    guidance: Guidance | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -69,6 +71,7 @@ class FrameSource:
             conditioning=self.conditioning,
             shape=self.shape,
             chunks=chunks,
+            guidance=self.guidance,
         )
         return inference(made)
 

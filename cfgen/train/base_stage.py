@@ -55,6 +55,10 @@ class BaseSettings:
         first_draws: noise draws of a clip's first chunk; it has the text to go by and nothing else.
         first_weight: weight of the first chunk's loss, where any other chunk's is 1.
         subject_weight: weight of latent cells near a subject, where any other cell's is 1.
+        motion_weight: weight of the error's change from one latent frame to the next, where the
+            error's own is 1: most of a chunk's error is its layout, hardly any its motion.
+        stall_share: share of the clips in which the film stands still for a chunk, which is
+            committed and not learned: where the past stands still, the text must get it going.
         noise_share: share of the chunks that are committed with noise on them.
         noise_strength: highest standard deviation of that noise.
         own_share: share of the chunks that are committed as the model made them in one step.
@@ -84,6 +88,8 @@ class BaseSettings:
     first_draws: int = 3
     first_weight: float = 2.0
     subject_weight: float = 4.0
+    motion_weight: float = 2.0
+    stall_share: float = 0.25
     noise_share: float = 0.4
     noise_strength: float = 0.25
     own_share: float = 0.2
@@ -204,8 +210,8 @@ class BaseStage:
             x = (1 - level) * x0 + level * eps
             text = repeated(conditioning, draws)
             flow = self.generator(x, level[:, :, 0, 0, 0], text, view.at(Pass(0)))
-            error = (flow - (eps - x0)).square()
-            losses.append((clips.weight[:, span].repeat(draws, 1, 1, 1, 1) * error).mean())
+            weight = clips.weight[:, span].repeat(draws, 1, 1, 1, 1)
+            losses.append(self._squares(flow - (eps - x0), weight))
             if span.stop < frames:
                 own = (x - level * flow).detach()
                 chunk = self._corrupt(x0[:batch], own[:batch], level[:batch], noise)
@@ -226,8 +232,22 @@ class BaseStage:
             for i in ids
         ]
         weight = 1 + (s.subject_weight - 1) * subjects[:, :, None]
+        for clip in range(len(ids)):
+            if rng.uniform() < s.stall_share:
+                at = s.chunk_frames * int(rng.integers(s.chunks[long] - 1))
+                order = stalled(latents.shape[1], at, s.chunk_frames)
+                latents[clip], weight[clip] = latents[clip, order], weight[clip, order]
+                weight[clip, at : at + s.chunk_frames] = 0
         device = self.generator.device
         return _Clips(latents.to(device), weight.to(device), prompts)
+
+    def _squares(self, error: Tensor, weight: Tensor) -> Tensor:
+        """Weighted mean square of an error [B, F, C, H, W], and of its change over time."""
+        change = (error[:, 1:] - error[:, :-1]).square() / 2
+        squares = (weight * error.square()).mean() + self.settings.motion_weight * (
+            weight[:, 1:] * change
+        ).mean()
+        return squares / (1 + self.settings.motion_weight)
 
     def _levels(self, count: int, noise: torch.Generator) -> Tensor:
         """Noise levels [count, 1, 1, 1, 1] in [0, 1]."""
@@ -266,6 +286,13 @@ class BaseStage:
     def export(self, weights: Mapping[str, Tensor]) -> None:
         """Write generator and text encoder of the model folder."""
         self.exporter(self.geometry, self.text_encoder.model.config.to_diff_dict(), weights)
+
+
+def stalled(frames: int, at: int, chunk_frames: int) -> list[int]:
+    """Order of latent frames in which the one before `at`, or the first, stands for a chunk."""
+    held = max(0, at - 1)
+    after = range(max(1, at), frames)
+    return [*range(at), *[held] * chunk_frames, *after][:frames]
 
 
 def repeated(conditioning: Conditioning, times: int) -> Conditioning:

@@ -192,6 +192,14 @@ def test_every_memory_makes_a_film_of_its_own(tiny_settings: list[str]) -> None:
     assert len(set(films.values())) == len(MEMORIES), films
 
 
+def test_guidance_makes_a_film_of_its_own(tiny_settings: list[str]) -> None:
+    digests = {
+        scale: chain_frames(_film([*tiny_settings, f"schedule.guidance={scale}"], duration="2s"))
+        for scale in ("1", "1.0", "3")
+    }
+    assert digests["1"] == digests["1.0"] != digests["3"]
+
+
 def test_reference_noise_is_repeatable_and_another_than_keyed(tiny_settings: list[str]) -> None:
     films = [_film(tiny_settings, duration="2s", rng=rng) for rng in ("keyed", *["reference"] * 2)]
     assert np.array_equal(films[1], films[2])

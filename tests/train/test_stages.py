@@ -12,11 +12,12 @@ from safetensors.torch import load_file
 from cfgen.checkpoint.load import load_generator
 from cfgen.errors import CheckpointError
 from cfgen.model.vae import TinyAutoencoder
-from cfgen.train.base_stage import BaseSettings, BaseStage
+from cfgen.train.base_stage import BaseSettings, BaseStage, stalled
 from cfgen.train.export import Exporter
 from cfgen.train.latents import LatentStore
 from cfgen.train.tokenizer_stage import train_tokenizer
 from cfgen.train.vae_stage import VaeSettings, VaeStage
+from cfgen.train.world import rng_for
 
 VAE = VaeSettings(
     latent_channels=4, encoder_width=8, decoder_widths=(8, 8, 8, 8), crop=32, frames=5, films=1
@@ -121,6 +122,34 @@ def test_later_chunks_train_the_commit_pass(base_stage: BaseStage) -> None:
     assert denoise.grad is not None
     assert commit.grad is not None
     assert commit.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize(
+    ("at", "order"),
+    [(0, [0, 0, 0, 1, 2, 3, 4, 5, 6]), (3, [0, 1, 2, 2, 2, 2, 3, 4, 5]), (6, [*range(6), 5, 5, 5])],
+)
+def test_a_stalled_film_goes_on_where_it_stood(at: int, order: list[int]) -> None:
+    assert stalled(9, at, 3) == order
+
+
+def test_a_stall_is_committed_and_not_learned(base_stage: BaseStage) -> None:
+    base_stage.settings = dataclasses.replace(BASE, stall_share=1.0, drop_text=0.0)
+    clips = base_stage._clips(rng_for("stall", 0))
+    for latents, weight in zip(clips.latents, clips.weight, strict=True):
+        still = [i for i in range(1, len(latents)) if latents[i].equal(latents[i - 1])]
+        unlearned = [i for i in range(len(latents)) if not weight[i].any()]
+        assert len(unlearned) == 3
+        assert unlearned[0] % 3 == 0
+        assert set(still) <= set(unlearned)
+        assert len(still) >= 2
+
+
+def test_the_change_of_an_error_over_time_counts(base_stage: BaseStage) -> None:
+    weight = torch.ones(1, 2, 1, 1, 1)
+    level, moving = torch.ones(1, 2, 4, 1, 1), torch.ones(1, 2, 4, 1, 1)
+    moving[:, 1] = -1
+    assert float(base_stage._squares(level, weight)) == pytest.approx(1 / 3)
+    assert float(base_stage._squares(moving, weight)) == pytest.approx((1 + 2 * 2) / 3)
 
 
 def test_latent_store_reads_back_what_it_encoded(tmp_path: Path) -> None:
