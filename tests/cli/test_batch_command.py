@@ -45,7 +45,7 @@ def night(tiny_model: Path, tiny_settings: list[str], tmp_path: Path) -> Path:
     settings = {
         "duration": "2s",
         "model": {"path": str(tiny_model), "sizes": "[48x32]"},
-        "schedule": {"timesteps": "[1000, 500]"},
+        "schedule": {"timesteps": "[1000, 500]", "guidance": "1"},
         "threads": "1",
     }
     listed = {"version": 1, "defaults": settings, "clips": clips}
