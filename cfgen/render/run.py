@@ -8,23 +8,18 @@ stopped, however it was stopped, goes on from there and gives the film that woul
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
-import socket
-import time
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 
 from cfgen.errors import (
     BudgetError,
     CfgenError,
     Interrupted,
-    LockHeld,
     OutputRefused,
 )
 from cfgen.model.vae import State
-from cfgen.render.disk import disk_errors, sync_file, sync_folder
+from cfgen.render.disk import disk_errors
 from cfgen.render.events import (
     ChunkDone,
     Encoded,
@@ -32,45 +27,18 @@ from cfgen.render.events import (
     Finished,
     Loaded,
     Resumed,
-    Saved,
     Warned,
 )
 from cfgen.render.folder import LOCK, RunFolder, RunRecord, remove
-from cfgen.render.journal import ChunkLine, SegmentLine, SessionLine, VideoLine
+from cfgen.render.journal import ChunkLine, VideoLine
+from cfgen.render.ledger import Ledger
 from cfgen.render.lock import Lock
 from cfgen.render.output import refuse_existing, resume_command, sidecar_of
 from cfgen.render.plan import Plan
 from cfgen.render.resume import Ground, pass_again, require_same, survey, way_back
-from cfgen.render.snapshot import SnapshotStore, tensor_blocks
+from cfgen.render.snapshot import SnapshotStore
 from cfgen.render.source import Frames, FrameSource
 from cfgen.render.writer import VideoWriter
-
-SNAPSHOT_SHARE = 0.02
-"""Share of the time that snapshots may take."""
-FIRST_GUESS_BYTES_PER_S = 100e6
-"""Speed of the disk until the first snapshot has measured it."""
-
-
-class Pace:
-    """Says when a snapshot is due: when its cost is a small share of the time since the last one.
-
-    Args:
-        nbytes: Size of the memory, for a first guess.
-    """
-
-    def __init__(self, nbytes: int) -> None:
-        self._cost_s = nbytes / FIRST_GUESS_BYTES_PER_S
-        self._since = time.monotonic()
-
-    @property
-    def due(self) -> bool:
-        """Whether a snapshot is due now."""
-        return time.monotonic() - self._since >= self._cost_s / SNAPSHOT_SHARE
-
-    def taken(self, seconds: float) -> None:
-        """A snapshot was taken and cost this."""
-        self._cost_s = seconds
-        self._since = time.monotonic()
 
 
 class Render:
@@ -107,7 +75,6 @@ class Render:
         self._loaded, self._warnings = loaded, warnings
         self._stop: str | None = None
         self._exit_code = 130
-        self._keeping_s, self._snapshots_nbytes = 0.0, 0
         self._resume = self._worth_keeping = False
         self._allow_changed: frozenset[str] = frozenset()
 
@@ -181,17 +148,17 @@ class Render:
             self._folder.journal.rewrite(ground.journal)
         self.writer.go_on(ground.segments)
         self._segments_nbytes = sum(segment.nbytes for segment in ground.segments)
-        self._pace = Pace(self.source.memory.nbytes)
-        self._began = time.monotonic()
-        self._before_s = ground.lines[-1].elapsed_s if ground.lines else 0.0
-        self._synced = len(ground.lines)
-        self._folder.journal.append(_session(len(ground.lines)))
+        self._ledger = Ledger(self._folder, self._store, self._lock, self.source.memory)
         with self.writer:
-            state = self.source.vae.start()
-            if self._resume:
-                yield from self._go_back(ground, state)
-            yield from self._go_on(len(ground.lines), state)
-            yield self._finish()
+            try:
+                state = self.source.vae.start()
+                if self._resume:
+                    yield from self._go_back(ground, state)
+                yield from self._go_on(len(ground.lines), state)
+                yield self._finish()
+            except LockHeld:
+                self.writer.let_go()
+                raise
 
     def _opened(self) -> RunFolder:
         """The run folder, made anew or as it is; the lock is ours.
@@ -245,7 +212,7 @@ class Render:
             chunks=self.plan.chunks,
             frames_done=done,
             frames_total=self.plan.frames,
-            elapsed_s=self._before_s,
+            elapsed_s=ground.lines[-1].elapsed_s if ground.lines else 0.0,
             snapshot=way.snapshot,
             replayed=way.until - way.memory_from - len(way.again),
             made_again=len(way.again),
@@ -264,15 +231,11 @@ class Render:
         """Make the chunks that are still to be made."""
         for chunk in self.source.make(range(first, self.plan.chunks)):
             frames = self.source.decode(chunk, state)
-            self._require_lock()
-            began = time.monotonic()
-            blocks = list(tensor_blocks({"latents": chunk.latents}))
-            sha256 = self._folder.keep_latents(chunk.index, blocks)
-            self._keeping_s += time.monotonic() - began
+            sha256 = self._ledger.latents(chunk.index, chunk.latents)
             yield from self._encode(chunk.index, frames, latents_sha256=sha256)
             if chunk.index + 1 < self.plan.chunks:
-                if self._mode == "full" and (self._stop or self._pace.due):
-                    yield self._snapshot(chunk.index + 1)
+                if self._mode == "full" and (self._stop or self._ledger.snapshot_due):
+                    yield self._ledger.snapshot(chunk.index + 1)
                 self._stop_here(chunk.index + 1)
 
     def _stop_here(self, chunk: int) -> None:
@@ -296,44 +259,28 @@ class Render:
         planned = self.plan.chunk(index)
         self.writer.write(frames)
         if latents_sha256 is not None:
-            elapsed_s = self._before_s + time.monotonic() - self._began
-            line = ChunkLine(
-                index=index,
-                frames=len(frames),
+            line = self._ledger.chunk(
+                index,
+                len(frames),
                 frames_sha256=self.writer.frames_sha256,
                 latents_sha256=latents_sha256,
-                elapsed_s=round(elapsed_s, 3),
-                memory=self.source.memory.figures(),
             )
-            self._folder.journal.append(line)
             self._worth_keeping = self._mode != "off"
             yield ChunkDone(
                 index=index,
                 chunks=self.plan.chunks,
                 frames_done=planned.frame_start + len(frames),
                 frames_total=self.plan.frames,
-                elapsed_s=elapsed_s,
+                elapsed_s=line.elapsed_s,
                 memory=line.memory,
             )
         if planned.ends_segment:
-            yield self._end_segment()
-
-    def _end_segment(self) -> Encoded:
-        self._require_lock()
-        segment = self.writer.end_segment()
-        self._folder.journal.append(
-            SegmentLine(
-                index=segment.index,
-                frames=segment.frames,
-                nbytes=segment.nbytes,
-                sha256=segment.sha256,
-                frames_sha256=segment.frames_sha256,
-            ),
-            sync=True,
-        )
-        self._segments_nbytes += segment.nbytes
-        self._require_disk()
-        return Encoded(path=segment.path, segment=segment.index, frames=segment.frames)
+            self._ledger.require_lock()
+            segment = self.writer.end_segment()
+            self._ledger.segment(segment)
+            self._segments_nbytes += segment.nbytes
+            self._require_disk()
+            yield Encoded(path=segment.path, segment=segment.index, frames=segment.frames)
 
     def _require_disk(self) -> None:
         """Stop while there is still room to join what is encoded and to write what is left."""
@@ -348,57 +295,17 @@ class Render:
                 f"free some space, then go on with `{resume_command(self._path)}`",
             )
 
-    def _snapshot(self, chunk: int) -> Saved:
-        """Write the memory as it is before `chunk`, after the latents that belong to it."""
-        self._require_lock()
-        began = time.monotonic()
-        for index in range(self._synced, chunk):
-            with disk_errors(self._folder.latents(index)):
-                sync_file(self._folder.latents(index))
-        with disk_errors(self._folder.path):
-            sync_folder(self._folder.path / "latents")
-            sync_file(self._folder.journal.path)
-        self._synced = chunk
-        facts = self._store.save(chunk, self.source.memory.state())
-        seconds = time.monotonic() - began
-        self._pace.taken(seconds)
-        self._keeping_s += seconds
-        self._snapshots_nbytes += facts.nbytes
-        return Saved(chunk=chunk, nbytes=facts.nbytes, seconds=seconds)
-
     def _finish(self) -> Finished:
-        self._require_lock()
+        self._ledger.require_lock()
         facts = self.writer.join()
-        self._folder.journal.append(
-            VideoLine(
-                frames=facts.frames,
-                nbytes=facts.nbytes,
-                sha256=facts.sha256,
-                frames_sha256=facts.frames_sha256,
-            ),
-            sync=True,
-        )
+        self._ledger.video(facts)
         self.writer.publish()
         return Finished(
             output=facts.path,
             frames=facts.frames,
             seconds=facts.duration_s,
-            elapsed_s=self._before_s + time.monotonic() - self._began,
+            elapsed_s=self._ledger.elapsed_s,
             sidecar=facts.sidecar,
-            keeping_s=self._keeping_s,
-            snapshots_nbytes=self._snapshots_nbytes,
+            keeping_s=self._ledger.keeping_s,
+            snapshots_nbytes=self._ledger.snapshots_nbytes,
         )
-
-    def _require_lock(self) -> None:
-        if not self._lock.held:
-            self.writer.let_go()
-            raise LockHeld(
-                f"{self._path} was removed, or taken over by another process while this one slept",
-                "let that one finish",
-            )
-
-
-def _session(chunk: int) -> SessionLine:
-    """The line that a process writes when it begins to work."""
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    return SessionLine(chunk=chunk, began=now, host=socket.gethostname(), pid=os.getpid())

@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-import cfgen.render.run as run_module
 from cfgen.build import build_render
 from cfgen.cli.app import app
 from cfgen.cli.plan import plan_of
@@ -21,6 +20,7 @@ from cfgen.errors import CfgenError, Interrupted
 from cfgen.render.events import ChunkDone, Event, Finished, Resumed, Saved, Warned
 from cfgen.render.folder import RunFolder
 from cfgen.render.journal import ChunkLine, Journal, SegmentLine
+from cfgen.render.ledger import Ledger
 from tests.render.crash import Crash, dying
 from tests.render.test_run import MEMORIES, PROMPT
 
@@ -93,11 +93,11 @@ def small_segments(monkeypatch: pytest.MonkeyPatch) -> None:
         plan_module, "make_plan", lambda *given, **named: make_plan(*given, segment_chunks=3)
     )
 
-    def due(pace: object) -> bool:
-        vars(pace)["asked"] = vars(pace).get("asked", 0) + 1
-        return vars(pace)["asked"] % 2 == 0
+    def due(ledger: object) -> bool:
+        vars(ledger)["asked"] = vars(ledger).get("asked", 0) + 1
+        return vars(ledger)["asked"] % 2 == 0
 
-    monkeypatch.setattr(run_module.Pace, "due", property(due))
+    monkeypatch.setattr(Ledger, "snapshot_due", property(due))
 
 
 @pytest.fixture
