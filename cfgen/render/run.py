@@ -16,6 +16,7 @@ from cfgen.errors import (
     BudgetError,
     CfgenError,
     Interrupted,
+    LockHeld,
     OutputRefused,
 )
 from cfgen.model.vae import State
