@@ -179,12 +179,12 @@ def test_a_prompt_is_encoded_once(
 def test_another_encoder_does_not_take_the_cached_prompt(
     model: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, part: str
 ) -> None:
-    build.encoded(model, [PROMPT])[PROMPT]
+    build.encoded(model, [PROMPT])
     with (model / part).open("ab") as file:
         file.write(b" ")
     monkeypatch.setattr(build, "load_text_encoder", _no_encoder)
     with pytest.raises(AssertionError, match="the text encoder was loaded"):
-        build.encoded(model, [PROMPT])[PROMPT]
+        build.encoded(model, [PROMPT])
 
 
 @pytest.mark.parametrize("content", [b"", b"not a safetensors file"])

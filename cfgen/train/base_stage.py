@@ -57,8 +57,9 @@ class BaseSettings:
         subject_weight: weight of latent cells near a subject, where any other cell's is 1.
         motion_weight: weight of the error's change from one latent frame to the next, where the
             error's own is 1: most of a chunk's error is its layout, hardly any its motion.
-        stall_share: share of the clips in which the film stands still for a chunk, which is
+        stall_share: share of the clips in which the film stands still for a few chunks, which are
             committed and not learned: where the past stands still, the text must get it going.
+        stall_chunks: how many chunks that is at most.
         noise_share: share of the chunks that are committed with noise on them.
         noise_strength: highest standard deviation of that noise.
         own_share: share of the chunks that are committed as the model made them in one step.
@@ -79,7 +80,7 @@ class BaseSettings:
     pair_share: float = 0.35
     batches: tuple[int, int] = (8, 3)
     chunks: tuple[int, int] = (4, 10)
-    long_share: float = 0.25
+    long_share: float = 0.5
     chunk_frames: int = 3
     sink: int = 3
     slow: int = 6
@@ -89,7 +90,8 @@ class BaseSettings:
     first_weight: float = 2.0
     subject_weight: float = 4.0
     motion_weight: float = 2.0
-    stall_share: float = 0.25
+    stall_share: float = 0.35
+    stall_chunks: int = 3
     noise_share: float = 0.4
     noise_strength: float = 0.25
     own_share: float = 0.2
@@ -234,10 +236,13 @@ class BaseStage:
         weight = 1 + (s.subject_weight - 1) * subjects[:, :, None]
         for clip in range(len(ids)):
             if rng.uniform() < s.stall_share:
-                at = s.chunk_frames * int(rng.integers(s.chunks[long] - 1))
-                order = stalled(latents.shape[1], at, s.chunk_frames)
+                at = int(rng.integers(s.chunks[long] - 1))
+                most = min(s.stall_chunks, s.chunks[long] - 1 - at)
+                held = s.chunk_frames * int(rng.integers(1, most + 1))
+                at *= s.chunk_frames
+                order = stalled(latents.shape[1], at, held)
                 latents[clip], weight[clip] = latents[clip, order], weight[clip, order]
-                weight[clip, at : at + s.chunk_frames] = 0
+                weight[clip, at : at + held] = 0
         device = self.generator.device
         return _Clips(latents.to(device), weight.to(device), prompts)
 
@@ -288,11 +293,11 @@ class BaseStage:
         self.exporter(self.geometry, self.text_encoder.model.config.to_diff_dict(), weights)
 
 
-def stalled(frames: int, at: int, chunk_frames: int) -> list[int]:
-    """Order of latent frames in which the one before `at`, or the first, stands for a chunk."""
+def stalled(frames: int, at: int, count: int) -> list[int]:
+    """Order of latent frames in which the one before `at`, or the first, stands for `count`."""
     held = max(0, at - 1)
     after = range(max(1, at), frames)
-    return [*range(at), *[held] * chunk_frames, *after][:frames]
+    return [*range(at), *[held] * count, *after][:frames]
 
 
 def repeated(conditioning: Conditioning, times: int) -> Conditioning:

@@ -240,3 +240,8 @@ def test_shipped_presets_resolve() -> None:
         assert load({"preset": name}, environ={}).config.preset == name
         assert catalog.preset_description(name)
         assert len(catalog.preset_file(name).read_text().splitlines()) <= 60
+
+
+def test_guidance_is_refused_where_every_pass_decides() -> None:
+    with pytest.raises(PresetError, match=r"schedule\.guidance: must be 1: variant release"):
+        load(assignments=["memory.variant=release", "schedule.guidance=2"], environ={})
