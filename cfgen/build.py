@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 import os
 import platform
 import re
@@ -14,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
+import psutil
 import torch
 from torch import Tensor
 
@@ -31,7 +33,7 @@ from cfgen.config.schema import (
     digest,
     to_mapping,
 )
-from cfgen.errors import CheckpointError, SetupError
+from cfgen.errors import BudgetError, CheckpointError, SetupError
 from cfgen.memory.base import Table
 from cfgen.memory.kv_cache import KVCache
 from cfgen.memory.paged import PagedMemory, Surprise
@@ -182,8 +184,28 @@ def build_memory(
     tables = [build_table(config, plan.latent_frames) for _ in range(sizes.num_layers)]
     shape = (1, grid[0] * grid[1], sizes.num_heads, sizes.head_dim)
     pages = tables[0].capacity + 1  # a released table copies a page before it drops one
+    needed = 2 * sizes.num_layers * pages * math.prod(shape) * dtype.itemsize
+    _require_memory(needed, generator.device)
     pool = KVCache(sizes.num_layers, pages, shape, dtype=dtype, device=generator.device)
     return PagedMemory(tables, pool, build_ops(backend), rope=Rope(sizes.head_dim), grid=grid)
+
+
+def _require_memory(needed: int, device: torch.device) -> None:
+    """Refuse a KV cache that does not fit, while nothing is lost by it.
+
+    Raises:
+        BudgetError: It is larger than what is free.
+    """
+    if device.type == "cuda":
+        free, place = torch.cuda.mem_get_info(device)[0], str(device)
+    else:
+        free, place = psutil.virtual_memory().available, "this machine"
+    if needed > free:
+        raise BudgetError(
+            f"the KV cache takes {needed / 1e9:.2f} GB and {place} has {free / 1e9:.2f} GB free",
+            "choose --memory slow_fast or window, whose cache does not grow with the clip, or make "
+            "the memory's sizes or --duration smaller",
+        )
 
 
 def build_table(config: MemoryConfig, latent_frames: int) -> Table[Tensor]:

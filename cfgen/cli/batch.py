@@ -23,7 +23,7 @@ from cfgen.cli.work import gentle_signals
 from cfgen.config.batchlist import Clip, read_list
 from cfgen.config.catalog import model_folder
 from cfgen.config.schema import RenderConfig, digest
-from cfgen.errors import BudgetError, CfgenError, OutputRefused, SnapshotError, UsageError
+from cfgen.errors import BudgetError, CfgenError, SetupError, SnapshotError, UsageError
 from cfgen.render.batch import Batch, ClipBegun, ClipEnded, Item, Waiting
 from cfgen.render.disk import disk_errors, sha256_of, write_file
 from cfgen.render.folder import RunFolder, is_run
@@ -166,16 +166,16 @@ class Night:
             item.output.parent.mkdir(parents=True, exist_ok=True)
         self._render = None  # its memory goes before the next is made
         begun = self._begun(path, config)
-        if begun is not None:
-            render = build_render(begun, plan_of(begun), models=self._models)
-            render.resume()
-        else:
-            drawn = plan_of(config)
-            try:
+        try:
+            if begun is not None:
+                render = build_render(begun, plan_of(begun), models=self._models)
+                render.resume()
+            else:
+                drawn = plan_of(config)
                 check_place(config, drawn, overwrite=self._overwrite)
-            except BudgetError as error:
-                raise OutputRefused(error.message, error.hint) from None
-            render = build_render(config, drawn, overwrite=self._overwrite, models=self._models)
+                render = build_render(config, drawn, overwrite=self._overwrite, models=self._models)
+        except BudgetError as error:  # this clip is too large, which says nothing of the others
+            raise SetupError(error.message, error.hint) from None
         if self._stopped is not None:
             render.stop(self._stopped[0], exit_code=self._stopped[1])
         self._render = render

@@ -181,7 +181,7 @@ class Console:
             f"from the snapshot at chunk {event.snapshot}" if event.snapshot else "from the start"
         )
         if parts:
-            self.detail(f"{start}: {', '.join(parts)}")
+            self.note(f"{start}: {', '.join(parts)}")
 
     def _chunk(self, event: ChunkDone) -> None:
         words = self._last_words = chunk_words(event, self._fps, self._pace)

@@ -49,6 +49,14 @@ Resume = Annotated[
     bool,
     typer.Option("--resume", help="Go on with this render if it was interrupted, else begin it."),
 ]
+AllowChanged = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--allow-changed",
+        metavar="NAME",
+        help="Resume although cfgen_version or ffmpeg_version is another; may be repeated.",
+    ),
+]
 Snapshot = Annotated[
     str | None,
     typer.Option(

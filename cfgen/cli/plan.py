@@ -148,6 +148,8 @@ def _text(config: RenderConfig, drawn: Plan, needs: Estimate, every_chunk: bool)
         f"{'':10}{bytes_words(needs.latents_nbytes)} of latents and "
         f"{bytes_words(needs.snapshots_nbytes)} of snapshots to resume with"
     )
+    if config.snapshot.mode == "latents":
+        yield f"resuming  {replay_words(config)}"
     yield f"time      {_time_words(config, needs)}"
     yield ""
     yield "chunk  frames            seconds             latent frames  segment"
@@ -158,6 +160,15 @@ def _text(config: RenderConfig, drawn: Plan, needs: Estimate, every_chunk: bool)
             yield f"  ...  {count(skipped, 'more chunk')}; -v lists all"
         if not (skipped and head <= index < head + skipped):
             yield _row(drawn, index)
+
+
+def replay_words(config: RenderConfig) -> str:
+    """What it costs to resume from latents alone."""
+    passes = len(config.schedule.timesteps) * (1 if config.schedule.guidance == 1 else 2)
+    return (
+        "without snapshots, every chunk that was made is committed again first: one pass of the "
+        f"{passes + 1} that it took"
+    )
 
 
 def _row(drawn: Plan, index: int) -> str:

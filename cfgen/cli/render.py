@@ -45,6 +45,7 @@ def render(
     config_file: options.Config = None,
     overwrite: options.Yes = False,
     resume: options.Resume = False,
+    allow_changed: options.AllowChanged = None,
     snapshot: options.Snapshot = None,
     disk_budget: options.DiskBudget = None,
     clean: options.Clean = False,
@@ -84,13 +85,16 @@ def render(
     resolved = load(flags, assignments=assignments or (), run_file=config_file)
     config = _completed(resolved.config)
     assert config.output is not None
+    if allow_changed and not resume:
+        raise UsageError("--allow-changed goes with --resume", "add --resume, or leave it out")
     if resume and resolved.config.output is None and resolved.config.seed is None:
         raise UsageError(
             "--resume must know which render is meant",
             "name its video with -o, or give its --seed; `cfgen resume` finds the one in a folder",
         )
     if resume and is_run(run_of(config.output)) and not dry_run:
-        go_on(console, run_of(config.output), asked=resolved.config)
+        allowed = frozenset(allow_changed or ())
+        go_on(console, run_of(config.output), asked=resolved.config, allow_changed=allowed)
         return
     drawn = plan_of(config)
     check_place(config, drawn, overwrite=overwrite)

@@ -39,21 +39,13 @@ Run = Annotated[
         show_default=False,
     ),
 ]
-AllowChanged = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--allow-changed",
-        metavar="NAME",
-        help="Go on although cfgen_version or ffmpeg_version is another; may be repeated.",
-    ),
-]
 
 
 @app.command()
 def resume(
     ctx: typer.Context,
     run: Run = None,
-    allow_changed: AllowChanged = None,
+    allow_changed: options.AllowChanged = None,
     json_lines: options.Json = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,

@@ -10,7 +10,7 @@ from types import FrameType
 from typing import Protocol
 
 from cfgen.cli.console import Console
-from cfgen.cli.plan import needs_of, plan_data
+from cfgen.cli.plan import needs_of, plan_data, replay_words
 from cfgen.config.schema import RenderConfig
 from cfgen.errors import Interrupted
 from cfgen.render.events import Finished
@@ -39,6 +39,8 @@ def carry_out(
     for line in drawn.lines():
         console.detail(line)
     console.event("plan", {**plan_data(drawn, needs_of(config, drawn)), "seed": config.seed})
+    if config.snapshot.mode == "latents" and not resume:
+        console.note(f"to resume {replay_words(config)}")
     console.note(f"{drawn.frames} frames in {drawn.chunks} chunks; loading the model")
     console.start(fps=drawn.geometry.fps)
     finished: Finished | None = None

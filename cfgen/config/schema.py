@@ -269,6 +269,13 @@ class RenderConfig:
             case SlowFastMemory(variant="release") if self.schedule.guidance != 1:
                 reason = "must be 1: variant release decides in every pass, guidance doubles them"
                 more.append(Problem(key="schedule.guidance", reason=reason))
+        match self.memory, self.snapshot.mode:
+            case SlowFastMemory(variant="release"), "latents":
+                reason = (
+                    "must be full or off: variant release decides in every pass, so its memory "
+                    "cannot be worked out again from latents"
+                )
+                more.append(Problem(key="snapshot.mode", reason=reason))
         _check(self, *more)
 
     @property

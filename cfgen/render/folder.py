@@ -6,6 +6,7 @@ NAME.cfgen/
   latents/       one file a chunk
   segments/      encoded pieces of the video, until it is joined
   snapshots/     the memory between two chunks
+  log.txt        what happened, for people: begun, resumed, stopped, and why
   lock           while a process works on it
 """
 
@@ -18,6 +19,7 @@ import re
 import shutil
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from cfgen.errors import (
@@ -34,6 +36,7 @@ VERSION = 1
 RECORD = "run.json"
 JOURNAL = "journal.jsonl"
 LOCK = "lock"
+LOG = "log.txt"
 _OWN = re.compile(r"(run|journal|lock|latents|segments|snapshots|log)[-.0-9a-z]*")
 HARMLESS = ("cfgen_version", "ffmpeg_version")
 """Names in a fingerprint that a person may let differ: the frames are compared all the same."""
@@ -140,6 +143,16 @@ class RunFolder:
     def latents(self, chunk: int) -> Path:
         """The file of a chunk's latents."""
         return self.path / "latents" / f"{chunk:06d}.safetensors"
+
+    def log(self, text: str) -> None:
+        """Add a line to the log.
+
+        Raises:
+            BudgetError, WriterError: The disk refused.
+        """
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        with disk_errors(self.path / LOG), (self.path / LOG).open("a", encoding="utf-8") as file:
+            file.write(f"{now} {text}\n")
 
     def keep_latents(self, chunk: int, blocks: list[Block]) -> str:
         """Write a chunk's latents, without waiting for the disk; return the digest of the file.

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 
 from cfgen.errors import (
@@ -121,10 +122,27 @@ class Render:
             self._lock = lock
             done = False
             try:
-                yield from self._locked()
+                self._folder = self._opened()
+                yield from self._logged()
                 done = True
             finally:
                 self._leave(done)
+
+    def _logged(self) -> Iterator[Event]:
+        """The work, with a log for people; the journal has the chunks."""
+        try:
+            for event in self._locked():
+                if self._lock.held and not isinstance(event, ChunkDone):
+                    facts = (
+                        f"{field.name} {getattr(event, field.name)}" for field in fields(event)
+                    )
+                    self._folder.log(f"{type(event).__name__}: {', '.join(facts)}")
+                yield event
+        except CfgenError as error:
+            with contextlib.suppress(CfgenError):  # the disk may be what stopped it
+                if self._lock.held:
+                    self._folder.log(f"stopped: {error}")
+            raise
 
     def _leave(self, done: bool) -> None:
         """Remove the run folder where nothing in it is of use to anybody."""
@@ -134,7 +152,6 @@ class Render:
                 remove(self._path)
 
     def _locked(self) -> Iterator[Event]:
-        self._folder = self._opened()
         if self._folder.finished is not None:
             yield self._finished(self._folder.finished)
             return
