@@ -237,14 +237,17 @@ def _yaml(text: str, label: str, problems: list[Problem]) -> tuple[Entries, list
     version = top.get("version")
     if version is None or str(version.value) != VERSION:
         reason = f"must be {VERSION}" + ("" if version is None else f", got {version.value!r}")
-        problems.append(Problem(key="version", where=label, reason=reason))
+        line = (version or node).start_mark.line + 1
+        problems.append(Problem(key="version", where=f"{label}:{line}", reason=reason))
     defaults = _mapping(top.get("defaults"), label, problems)
     if (name := defaults.pop("name", None)) is not None:
         reason = "belongs to a clip, not to the defaults"
         problems.append(Problem(key="name", where=name.origin.where, reason=reason))
     listed = top.get("clips")
     if not isinstance(listed, yaml.SequenceNode):
-        problems.append(Problem(key="clips", where=label, reason="must be a list of clips"))
+        line = (listed or node).start_mark.line + 1
+        reason = "must be a list of clips"
+        problems.append(Problem(key="clips", where=f"{label}:{line}", reason=reason))
         return defaults, []
     return defaults, [raw for item in listed.value for raw in _item(item, label, problems)]
 

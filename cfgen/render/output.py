@@ -21,11 +21,6 @@ def run_of(output: Path) -> Path:
     return output.with_suffix(".cfgen")
 
 
-def parts_of(output: Path) -> Path:
-    """Return the folder of a video's segments: ``clip.mp4`` has ``.clip.mp4.parts``."""
-    return output.with_name(f".{output.name}.parts")
-
-
 def check_output(output: Path) -> None:
     """Refuse an output that could not be written, before any work is done.
 

@@ -30,7 +30,7 @@ from cfgen.render.encoding import (
     ffmetadata,
 )
 from cfgen.render.ffmpeg import Ffmpeg, FfmpegRun, Measured, measure, require_encoder
-from cfgen.render.output import check_output, parts_of, sidecar_of
+from cfgen.render.output import check_output, sidecar_of
 
 SIDECAR_VERSION = 1
 _LISTING = "segments.ffconcat"
@@ -106,9 +106,9 @@ class VideoWriter:
     """Encodes frames to an H.264 mp4: yuv420p, bt709, constant frame rate, no B-frames.
 
     Use it in a ``with`` block. Until `publish` returns, the output is untouched and everything
-    lives in the parts folder and under ``NAME.part.mp4``; leaving the block removes both, whatever
-    happened. Only a process that is killed outright leaves them, and the next run clears them.
-    In a parts folder of the caller's, finished segments stay until `publish`, to `go_on` after.
+    lives in the parts folder and under ``NAME.part.mp4``. Leaving the block before that removes
+    all but the finished segments, to `go_on` after. Only a process that is killed outright leaves
+    more, and the next run clears it away.
     """
 
     def __init__(
@@ -121,7 +121,7 @@ class VideoWriter:
         ffmpeg: Ffmpeg,
         quality: str,
         metadata: Mapping[str, str],
-        parts: Path | None = None,
+        parts: Path,
     ) -> None:
         """Check everything that can be checked without touching the disk.
 
@@ -133,7 +133,7 @@ class VideoWriter:
             ffmpeg: The ffmpeg to use.
             quality: ``draft``, ``good`` or ``best``.
             metadata: Texts for the container and the sidecar, such as title, comment and seed.
-            parts: Folder for the segments; ``.NAME.mp4.parts`` beside the output if None.
+            parts: Folder for the segments; it is made if need be.
 
         Raises:
             UsageError: A value cannot be used.
@@ -145,9 +145,8 @@ class VideoWriter:
         self._ffmpeg = ffmpeg
         self._metadata = dict(metadata)
         self._output = output.absolute()
-        self._parts = (parts or parts_of(output)).absolute()
-        self._keep = parts is not None
-        self._made_parts = self._open = False
+        self._parts = parts.absolute()
+        self._open = False
         self._run: FfmpegRun | None = None
         self._frames = self._frames_in_segment = 0
         self._segments: list[SegmentFacts] = []
@@ -163,7 +162,6 @@ class VideoWriter:
     def __enter__(self) -> Self:
         check_output(self._output)
         try:
-            self._made_parts = parts_of(self._output) == self._parts or not self._parts.exists()
             self._parts.mkdir(exist_ok=True)
             self._remove_own_files({segment.path.name for segment in self._segments})
         except OSError as exc:
@@ -183,7 +181,7 @@ class VideoWriter:
         left_open = self._open
         self.abort()
         if left_open and exc_type is None:
-            raise RuntimeError("the block of a VideoWriter ended without finish() or abort()")
+            raise RuntimeError("the block of a VideoWriter ended without publish() or abort()")
 
     def write(self, frames: npt.NDArray[np.uint8]) -> None:
         """Encode frames as the next ones of the current segment.
@@ -244,21 +242,11 @@ class VideoWriter:
         """`chain_frames` over all frames so far."""
         return self._frames_sha256
 
-    def finish(self) -> VideoFacts:
-        """Join the segments, verify the video and give it its name, replacing what was there.
+    def join(self) -> VideoFacts:
+        """Join the segments and verify the video, which still has its temporary name.
 
         Returns:
             The facts of the video; the sidecar has them too, with the metadata.
-
-        Raises:
-            WriterError: No frame was written, ffmpeg failed, or the result is not as planned.
-        """
-        facts = self.join()
-        self.publish()
-        return facts
-
-    def join(self) -> VideoFacts:
-        """Join the segments and verify the video, which still has its temporary name.
 
         Raises:
             WriterError: No frame was written, ffmpeg failed, or the result is not as planned.
@@ -290,11 +278,11 @@ class VideoWriter:
         with disk_errors(self._output):
             # The sidecar first: where the video is new, so is what is said of it.
             publish(sidecar_of(self._output), self._output)
-        self._keep = False
+        self._segments = []
         self.abort()
 
     def abort(self) -> None:
-        """Stop ffmpeg and remove the segments and temporary files; harmless after `finish`."""
+        """Stop ffmpeg and remove all but the finished segments; harmless after `publish`."""
         if not self._open:
             return
         self._open = False
@@ -305,10 +293,7 @@ class VideoWriter:
             with contextlib.suppress(OSError):
                 part_of(path).unlink(missing_ok=True)
         with contextlib.suppress(OSError):
-            kept = {segment.path.name for segment in self._segments} if self._keep else set()
-            self._remove_own_files(kept)
-            if self._made_parts and not self._keep:
-                self._parts.rmdir()
+            self._remove_own_files({segment.path.name for segment in self._segments})
 
     def let_go(self) -> None:
         """Stop ffmpeg and touch no file any more: they are another process's now."""
@@ -319,7 +304,9 @@ class VideoWriter:
 
     def _require_open(self) -> None:
         if not self._open:
-            raise ValueError("the VideoWriter is not open: use it in a with block, before finish()")
+            raise ValueError(
+                "the VideoWriter is not open: use it in a with block, before publish()"
+            )
 
     def _segment(self, index: int) -> Path:
         return self._parts / f"segment-{index:06d}.mp4"
