@@ -271,7 +271,12 @@ def _read_record(path: Path) -> RunRecord:
                 "resume it with the cfgen that began it",
             )
         record = RunRecord(**facts)
-        if Path(record.output).name != record.output:
+        kinds = {"output": str, "overwrite": bool, "config": dict, "fingerprint": dict}
+        kinds |= {"created": str, "base": int, "take": int}
+        if not all(isinstance(getattr(record, name), kind) for name, kind in kinds.items()):
+            raise TypeError("a value is of another type")
+        name = record.output
+        if name in ("", ".", "..") or "\0" in name or Path(name).name != name:
             raise ValueError("its output is not a plain file name")
         return record
     except FileNotFoundError:

@@ -1,0 +1,320 @@
+"""Disks that fail, folders that vanish, signals, and two processes at once: nothing is lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cfgen.errors import BudgetError, CfgenError, LockHeld, SnapshotError, WriterError
+from cfgen.render.events import ChunkDone, Event
+from cfgen.render.folder import RunFolder, RunRecord, write_record
+from cfgen.render.journal import ChunkLine, Journal
+from cfgen.render.lock import Lock
+from tests.render.crash import Crash, dying, full, read_only
+from tests.render.test_resume import Film, film, small_segments  # noqa: F401 - fixtures
+from tests.render.test_run import PROMPT
+
+MakeFilm = Callable[..., Film]
+POINTS = [i / 11 for i in range(12)]
+
+
+def changes_of(counted: Film) -> int:
+    with dying(counted.folder, None) as disk:
+        counted.whole()
+    return len(disk.changes)
+
+
+def gone_on_with(cut: Film) -> bytes:
+    """Go on, or begin again where nothing was kept; the video."""
+    if not (cut.run / "run.json").exists():
+        return cut.whole()
+    if RunFolder(cut.run).finished is None:
+        cut.go_on()
+    return cut.output.read_bytes()
+
+
+@pytest.mark.parametrize("share", POINTS)
+@pytest.mark.parametrize(
+    ("fails", "error", "says"),
+    [(full, BudgetError, "the disk is full"), (read_only, WriterError, "Read-only file system")],
+)
+def test_a_disk_that_fails_stops_the_render_and_loses_nothing(
+    film: MakeFilm,  # noqa: F811
+    share: float,
+    fails: Callable[[str], BaseException | None],
+    error: type[CfgenError],
+    says: str,
+) -> None:
+    counted, cut = film(), film()
+    at = round(share * (changes_of(counted) - 1))
+    stopped: list[CfgenError] = []
+    with dying(cut.folder, at, fails):
+        try:
+            cut.whole()
+        except CfgenError as raised:
+            stopped.append(raised)
+    for each in stopped:
+        assert isinstance(each, error), each
+        assert says in str(each)
+    cut.bury()
+    assert gone_on_with(cut) == counted.output.read_bytes()
+
+
+@pytest.mark.parametrize("share", POINTS)
+def test_a_power_failure_costs_no_more_than_what_was_not_on_the_disk(
+    film: MakeFilm,  # noqa: F811
+    share: float,
+) -> None:
+    counted, cut = film(), film()
+    at = round(share * (changes_of(counted) - 1))
+    with dying(cut.folder, at) as disk, suppress(Crash):
+        cut.whole()
+    disk.lose_power()
+    shutil.rmtree(cut.run / "lock", ignore_errors=True)
+    cut.run.joinpath("lock").unlink(missing_ok=True)
+    with suppress(SnapshotError):  # a record that never reached the disk is no render
+        RunFolder(cut.run)
+        assert gone_on_with(cut) == counted.output.read_bytes()
+        return
+    assert share < 0.1, "the record is on the disk before anything is rendered"
+
+
+def test_a_run_folder_that_vanishes_ends_the_render_and_is_not_made_again(
+    film: MakeFilm,  # noqa: F811
+) -> None:
+    cut = film()
+
+    def work() -> None:
+        for event in cut.events(resume=False):
+            if isinstance(event, ChunkDone) and event.index == 3:
+                shutil.rmtree(cut.run)
+
+    with pytest.raises(CfgenError, match="was removed, or taken over|could not write"):
+        work()
+    assert not cut.run.exists()
+    assert not cut.output.exists()
+
+
+def test_two_resumes_at_once_do_not_meet(film: MakeFilm) -> None:  # noqa: F811
+    expected = film().whole()
+    cut = film()
+    cut.until(3)
+    begun, may_end = threading.Event(), threading.Event()
+    first: list[Event] = []
+
+    def work() -> None:
+        for event in cut.events(resume=True):
+            first.append(event)
+            if isinstance(event, ChunkDone) and not begun.is_set():
+                begun.set()
+                may_end.wait(60)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    assert begun.wait(60)
+    with pytest.raises(LockHeld, match=rf"in use by process {os.getpid()}"):
+        cut.go_on()
+    may_end.set()
+    thread.join(120)
+    assert cut.output.read_bytes() == expected
+    lines = Journal(cut.run / "journal.jsonl").of(ChunkLine)
+    assert [line.index for line in lines] == list(range(8))
+
+
+def test_a_run_that_another_process_took_is_left_to_it(film: MakeFilm) -> None:  # noqa: F811
+    """A process that slept for long finds its lock gone, and touches nothing any more."""
+    cut = film()
+    seen: dict[str, bytes] = {}
+
+    def files() -> dict[str, bytes]:
+        return {str(path): path.read_bytes() for path in cut.run.rglob("*") if path.is_file()}
+
+    def work() -> None:
+        for event in cut.events(resume=False):
+            if isinstance(event, ChunkDone) and event.index == 4:
+                (cut.run / "lock").unlink()
+                (cut.run / "lock").write_text("of another process")
+                seen.update(files())
+
+    with pytest.raises(LockHeld, match="taken over"):
+        work()
+    assert files() == seen
+    assert not cut.output.exists()
+
+
+@pytest.fixture
+def started(tiny_settings: list[str], tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
+    """Starts `cfgen` with arguments in a process of its own, which signals reach."""
+    runner = (
+        "import signal, sys\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from cfgen.cli.app import main\n"
+        "main()\n"
+    )
+    sets = [part for value in tiny_settings for part in ("--set", value)]
+
+    def start(*arguments: str) -> subprocess.Popen[str]:
+        given = [*arguments, *(sets if arguments[0] == "render" else [])]
+        return subprocess.Popen(
+            [sys.executable, "-c", runner, *given],
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    return start
+
+
+def after_chunks(process: subprocess.Popen[str], chunks: int) -> None:
+    assert process.stdout is not None
+    for line in process.stdout:
+        if json.loads(line)["type"] == "chunk" and json.loads(line)["index"] + 1 >= chunks:
+            return
+    raise AssertionError("the render ended too soon")
+
+
+RENDER = ("render", PROMPT, "--seed", "3", "--duration", "60s", "-o", "clip.mp4", "--json")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+@pytest.mark.parametrize(
+    ("number", "code", "says"),
+    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")],
+)
+def test_the_first_signal_stops_gently_and_tells_how_to_go_on(
+    started: Callable[..., subprocess.Popen[str]], number: int, code: int, says: str, tmp_path: Path
+) -> None:
+    process = started(*RENDER)
+    after_chunks(process, 2)
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert f"{says} after chunk" in stderr
+    assert "hint: go on with `cfgen resume clip.cfgen`" in stderr
+    done = len(RunFolder(tmp_path / "clip.cfgen").journal.of(ChunkLine))
+    assert [path.stem for path in (tmp_path / "clip.cfgen/snapshots").glob("*.json")][-1:] == [
+        f"{done:06d}"
+    ]
+    assert not (tmp_path / "clip.cfgen" / "lock").exists()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+def test_the_second_signal_stops_at_once_and_the_render_can_be_resumed(
+    started: Callable[..., subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    process = started(*RENDER)
+    after_chunks(process, 2)
+    process.send_signal(signal.SIGSTOP)  # so that both arrive within one chunk
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGCONT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode in (130, 143)
+    assert "stopped at once" in stderr
+    again = started("resume", "clip.cfgen", "--json")
+    after_chunks(again, 1)
+    again.kill()
+    again.communicate()
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="there is no SIGUSR1")
+def test_a_render_tells_how_far_it_is_when_asked(
+    started: Callable[..., subprocess.Popen[str]],
+) -> None:
+    process = started(*RENDER)
+    after_chunks(process, 2)
+    process.send_signal(signal.SIGUSR1)
+    after_chunks(process, 1)
+    process.terminate()
+    _, stderr = process.communicate(timeout=60)
+    assert "chunk 2 of 81" in stderr or "chunk 3 of 81" in stderr
+
+
+RECORD = RunRecord(
+    output="clip.mp4",
+    overwrite=False,
+    config={"prompt": "a kite"},
+    fingerprint={"machine": "x"},
+    created="2026-01-01T00:00:00+00:00",
+)
+
+
+@settings(deadline=None, max_examples=150)
+@given(data=st.data())
+def test_a_record_that_was_touched_is_refused_or_as_it_was(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    path = tmp_path_factory.mktemp("fuzz") / "clip.cfgen"
+    path.mkdir()
+    write_record(path, RECORD)
+    content = bytearray((path / "run.json").read_bytes())
+    at = data.draw(st.integers(0, len(content) - 1))
+    match data.draw(st.sampled_from(["cut", "flip", "insert", "nonsense"])):
+        case "cut":
+            content = content[:at]
+        case "flip":
+            content[at] ^= 1 << data.draw(st.integers(0, 7))
+        case "insert":
+            content[at:at] = data.draw(st.binary(max_size=6))
+        case "nonsense":
+            content = bytearray(data.draw(st.binary(max_size=60)))
+    (path / "run.json").write_bytes(content)
+    found: RunRecord | str
+    try:
+        found = RunFolder(path).record
+    except SnapshotError as error:
+        found = str(error)
+    assert found == RECORD or str(path) in str(found)
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    st.dictionaries(
+        st.sampled_from([*RunRecord.__dataclass_fields__, "version", "check", "more"]),
+        st.none() | st.integers() | st.text(max_size=9) | st.lists(st.text(max_size=3)),
+    )
+)
+def test_a_record_of_nonsense_is_refused(
+    tmp_path_factory: pytest.TempPathFactory, facts: dict[str, object]
+) -> None:
+    from cfgen.render.folder import _checksum
+
+    path = tmp_path_factory.mktemp("fuzz") / "clip.cfgen"
+    path.mkdir()
+    facts.pop("check", None)
+    text = json.dumps(facts | {"check": _checksum(facts)})
+    (path / "run.json").write_text(text)
+    with pytest.raises(SnapshotError):
+        RunFolder(path)
+
+
+@pytest.mark.parametrize("output", ["../clip.mp4", "/clip.mp4", "a/clip.mp4", "..", "", "a\0.mp4"])
+def test_a_record_cannot_lead_out_of_its_folder(tmp_path: Path, output: str) -> None:
+    from dataclasses import replace
+
+    path = tmp_path / "clip.cfgen"
+    path.mkdir()
+    write_record(path, replace(RECORD, output=output))
+    with pytest.raises(SnapshotError, match=r"output is not a plain file name"):
+        RunFolder(path)
+
+
+def test_a_living_lock_refuses_every_command_that_would_write(film: MakeFilm) -> None:  # noqa: F811
+    cut = film()
+    cut.until(3)
+    with Lock(cut.run / "lock"), pytest.raises(LockHeld):
+        cut.go_on()
+    assert gone_on_with(cut) == film().whole()
