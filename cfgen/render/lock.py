@@ -141,20 +141,17 @@ class Lock:
         mine = Owner(
             socket.gethostname(), this_system(), pid, born_of(pid), secrets.token_hex(8), 0
         )
-        # Complete before it has its name: a lock that others can see can be read.
-        written = self.path.with_name(f"{self.path.name}.{mine.token}")
-        file = os.open(written, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+        try:
+            file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+        except FileExistsError:
+            return False
         try:
             os.write(file, _text(mine))
             os.fsync(file)
-            os.link(written, self.path)
-        except BaseException as error:
+        except BaseException:
             os.close(file)
-            if isinstance(error, FileExistsError):
-                return False
+            self.path.unlink()
             raise
-        finally:
-            written.unlink()
         self._mine, self._file = mine, file
         return True
 
@@ -183,12 +180,16 @@ class Lock:
         aside = self.path.with_name(f"{self.path.name}.{secrets.token_hex(8)}")
         with contextlib.suppress(FileNotFoundError):
             os.rename(self.path, aside)
-            found = read_owner(aside)
-            if found is not None and found != dead:
-                # Somebody was quicker and holds it rightly: give it back.
-                with contextlib.suppress(OSError):
+            if read_owner(aside) == dead:
+                aside.unlink()
+                return
+            # Somebody was quicker and holds it rightly: give it back, unless another one came.
+            with contextlib.suppress(OSError):
+                if os.name == "posix":
                     os.link(aside, self.path)
-            aside.unlink()
+                    aside.unlink()
+                else:
+                    os.rename(aside, self.path)
 
     def _beat(self) -> None:
         while not self._stop.wait(self._beat_s):
