@@ -115,14 +115,20 @@ def batch(
     )
     if retry_failed:
         work.forgive()
+    report = folder / f"{_stem(clips, text)}.report.json"
     try:
         with gentle_signals(console, night.stop):
             night.encode_prompts()
             for event in work.run():
                 night.show(event)
-    finally:
-        _report(console, work, listed, folder / f"{_stem(clips, text)}.report.json")
-    if any(work.fate(item).state != "done" for item in work.items):
+    except CfgenError:
+        for line in _report(work, listed, report)[0]:
+            console.note(line)
+        raise
+    lines, facts = _report(work, listed, report)
+    all_done = facts["done"] == len(listed)
+    console.result("\n".join(lines), facts, ok=all_done)
+    if not all_done:
         raise typer.Exit(1)
 
 
@@ -290,8 +296,8 @@ def _show_plan(console: Console, clips: list[Clip]) -> None:
     console.result("\n".join([*lines, summary]), {"clips": listed, "seconds": total})
 
 
-def _report(console: Console, work: Batch, clips: list[Clip], file: Path) -> None:
-    """Write the report and show the summary."""
+def _report(work: Batch, clips: list[Clip], file: Path) -> tuple[list[str], dict[str, object]]:
+    """Write the report; return the lines of a summary and what the report holds."""
     rows = []
     for clip, item in zip(clips, work.items, strict=True):
         fate = work.fate(item)
@@ -307,5 +313,7 @@ def _report(console: Console, work: Batch, clips: list[Clip], file: Path) -> Non
         state = str(row["state"])
         detail = row["output"] if state == "done" else row["error"] or "not begun"
         lines.append(f"{state:8} {row['name']:{width}}  {detail}")
-    lines.append(f"{done} of {len(rows)} clips done; the report is {file}")
-    console.result("\n".join(lines), facts)
+    failed = sum(row["state"] == "failed" for row in rows)
+    again = "; --retry-failed tries the failed ones again" if failed else ""
+    lines.append(f"{done} of {len(rows)} clips done; the report is {file}{again}")
+    return lines, facts

@@ -36,6 +36,19 @@ At = Annotated[
 NewPrompt = Annotated[
     str | None, typer.Option("--prompt", metavar="TEXT", help="What the video shows from there on.")
 ]
+NewOutput = Annotated[
+    Path, typer.Option("-o", "--output", metavar="FILE", help="The new video, an .mp4.")
+]
+NewSeed = Annotated[
+    str | None,
+    typer.Option("--seed", metavar="N", help="Another seed from there on. [that of the run]"),
+]
+NewDuration = Annotated[
+    str | None,
+    typer.Option(
+        "--duration", metavar="TIME", help="Playing time of the new video. [that of the run]"
+    ),
+]
 Parent = Annotated[
     Path, typer.Argument(metavar="RUN", help="The run folder (NAME.cfgen) or the video it made.")
 ]
@@ -46,10 +59,10 @@ def branch(
     ctx: typer.Context,
     run: Parent,
     at: At,
-    output: options.Output,
+    output: NewOutput,
     prompt: NewPrompt = None,
-    seed: options.Seed = None,
-    duration: options.Duration = None,
+    seed: NewSeed = None,
+    duration: NewDuration = None,
     overwrite: options.Yes = False,
     json_lines: options.Json = False,
     quiet: options.Quiet = False,
@@ -73,9 +86,9 @@ def branch(
     parent = config_of(folder)
     changes = {"prompt": prompt, "seed": seed, "duration_s": duration}
     child = changed(parent, changes)
-    if output is None or run_of(Path(output)).absolute() == path.absolute():
-        raise UsageError("a branch needs an output of its own", "name it with -o")
-    child = dataclasses.replace(child, output=Path(output))
+    if run_of(output).absolute() == path.absolute():
+        raise UsageError("a branch needs an output of its own", "name another with -o")
+    child = dataclasses.replace(child, output=output)
     drawn = plan_of(child)
     check_place(child, drawn, overwrite=overwrite)
     chunk = chunk_of(at, plan_of(parent), drawn)

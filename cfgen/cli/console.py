@@ -73,11 +73,17 @@ class Console:
         self._quiet = quiet
         self._verbose = verbose
 
-    def result(self, text: str, data: Mapping[str, object]) -> None:
-        """Show what the command was asked for: `text` for people, `data` with `--json`."""
+    def result(self, text: str, data: Mapping[str, object], *, ok: bool = True) -> None:
+        """Show what the command was asked for: `text` for people, `data` with `--json`.
+
+        Args:
+            text: For people.
+            data: For programs.
+            ok: Whether all of it could be had; the exit status says so too.
+        """
         self.close()
         if self.json:
-            self._envelope(data=data, error=None)
+            self.event("envelope", {"ok": ok, "data": data, "error": None})
         else:
             _write(sys.stdout, text)
 
@@ -111,9 +117,7 @@ class Console:
         _write(sys.stderr, f"{self._label('error', '31')} {error}")
         if error.hint:
             _write(sys.stderr, f"hint: {error.hint}")
-        self._envelope(
-            data=None, error={"code": error.code, "message": str(error), "hint": error.hint}
-        )
+        self._failed({"code": error.code, "message": str(error), "hint": error.hint})
 
     def bug(self, error: Exception) -> None:
         """Show an error that nobody foresaw, with its traceback."""
@@ -121,7 +125,7 @@ class Console:
         _write(sys.stderr, "".join(traceback.format_exception(error)).rstrip())
         asked = "this is a defect of cfgen; please report it with the lines above"
         _write(sys.stderr, f"{self._label('error', '31')} {asked}")
-        self._envelope(data=None, error={"code": "internal", "message": repr(error), "hint": asked})
+        self._failed({"code": "internal", "message": repr(error), "hint": asked})
 
     def start(self, *, fps: float) -> None:
         """Prepare for the events of a render that plays at `fps` frames per second."""
@@ -203,10 +207,8 @@ class Console:
         else:
             _write(sys.stderr, text)
 
-    def _envelope(
-        self, *, data: Mapping[str, object] | None, error: Mapping[str, object] | None
-    ) -> None:
-        self.event("envelope", {"ok": error is None, "data": data, "error": error})
+    def _failed(self, error: Mapping[str, object]) -> None:
+        self.event("envelope", {"ok": False, "data": None, "error": error})
 
     def _label(self, word: str, colour: str) -> str:
         forced = os.environ.get("FORCE_COLOR")

@@ -29,7 +29,7 @@ app = options.command_app("List, show and clear away renders.")
 _WIDEST_PROMPT = 34
 
 Root = Annotated[
-    Path, typer.Argument(metavar="[FOLDER]", help="Where to look, with all folders below it.")
+    Path, typer.Argument(metavar="FOLDER", help="Where to look, with all folders below it.")
 ]
 Budget = Annotated[
     str,

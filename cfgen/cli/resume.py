@@ -33,7 +33,7 @@ _SETTLED = ("threads", "dtype", "device")
 Run = Annotated[
     Path | None,
     typer.Argument(
-        metavar="[RUN]",
+        metavar="RUN",
         help="The run folder (NAME.cfgen) or the video it makes. Without it, the one interrupted "
         "render of this folder.",
         show_default=False,
