@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
@@ -46,6 +47,7 @@ class BaseSettings:
         lr: peak learning rate of both optimizers.
         films: how many films there are; each is encoded when it is first drawn.
         pair_share: share of the drawn films that have two subjects (of all films one in five do).
+        sweep_share: share of the drawn films whose camera turns back (of all films two in five).
         batches: clips of a step, short ones and long ones.
         chunks: chunks of a clip, short ones and long ones.
         long_share: share of the steps that play long clips.
@@ -78,9 +80,10 @@ class BaseSettings:
     lr: float = 1.7e-3
     films: int = 2500
     pair_share: float = 0.35
+    sweep_share: float = 0.65
     batches: tuple[int, int] = (8, 3)
     chunks: tuple[int, int] = (4, 10)
-    long_share: float = 0.5
+    long_share: float = 0.6
     chunk_frames: int = 3
     sink: int = 3
     slow: int = 6
@@ -118,9 +121,10 @@ class BaseStage:
     ) -> None:
         s = self.settings = settings
         self.store, self.exporter = store, exporter
-        pair = np.array([len(sample_film(i).subjects) == 2 for i in range(s.films)])
-        single = (1 - s.pair_share) / max(1, (~pair).sum())
-        chance = np.where(pair, s.pair_share / max(1, pair.sum()), single)
+        films = [sample_film(i) for i in range(s.films)]
+        pair = np.array([len(film.subjects) == 2 for film in films])
+        sweep = np.array(["-" in film.camera for film in films])
+        chance = shares(pair, s.pair_share) * shares(sweep, s.sweep_share)
         self._chance = chance / chance.sum()
         torch.manual_seed(2)
         self.geometry = Geometry(
@@ -291,6 +295,12 @@ class BaseStage:
     def export(self, weights: Mapping[str, Tensor]) -> None:
         """Write generator and text encoder of the model folder."""
         self.exporter(self.geometry, self.text_encoder.model.config.to_diff_dict(), weights)
+
+
+def shares(chosen: NDArray[np.bool_], share: float) -> NDArray[np.float64]:
+    """Chances [n] that draw one of those `chosen` [n] with probability `share`."""
+    others = (1 - share) / max(1, (~chosen).sum())
+    return np.where(chosen, share / max(1, chosen.sum()), others)
 
 
 def stalled(frames: int, at: int, count: int) -> list[int]:

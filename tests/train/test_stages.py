@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -12,7 +13,7 @@ from safetensors.torch import load_file
 from cfgen.checkpoint.load import load_generator
 from cfgen.errors import CheckpointError
 from cfgen.model.vae import TinyAutoencoder
-from cfgen.train.base_stage import BaseSettings, BaseStage, stalled
+from cfgen.train.base_stage import BaseSettings, BaseStage, shares, stalled
 from cfgen.train.export import Exporter
 from cfgen.train.latents import LatentStore
 from cfgen.train.tokenizer_stage import train_tokenizer
@@ -153,6 +154,12 @@ def test_a_stall_is_committed_and_not_learned(base_stage: BaseStage) -> None:
             assert set(still) <= set(unlearned)
             assert len(still) >= len(unlearned) - 1
     assert lengths == {3, 6}
+
+
+def test_chosen_films_are_drawn_by_their_share() -> None:
+    chosen = np.array([True, False, False, True, False])
+    assert shares(chosen, 0.7) == pytest.approx([0.35, 0.1, 0.1, 0.35, 0.1])
+    assert shares(np.array([False, False]), 0.7) == pytest.approx([0.15, 0.15])
 
 
 def test_the_change_of_an_error_over_time_counts(base_stage: BaseStage) -> None:
