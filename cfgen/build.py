@@ -202,7 +202,7 @@ def _require_memory(needed: int, device: torch.device) -> None:
         free, place = psutil.virtual_memory().available, "this machine"
     if needed > free:
         raise BudgetError(
-            f"the KV cache takes {needed / 1e9:.2f} GB and {place} has {free / 1e9:.2f} GB free",
+            f"the KV cache takes {needed / 1e6:.1f} MB and {place} has {free / 1e6:.1f} MB free",
             "choose --memory slow_fast or window, whose cache does not grow with the clip, or make "
             "the memory's sizes or --duration smaller",
         )
