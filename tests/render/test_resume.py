@@ -75,9 +75,10 @@ class Film:
         """Make the lock that of a dead process, not of this one."""
         lock = self.run / "lock"
         if lock.exists():
-            facts = json.loads(lock.read_text())
+            text = lock.read_text()
             lock.unlink()
-            lock.write_text(json.dumps(facts | {"born": "long ago"}))
+            if text:  # else it died while it wrote that
+                lock.write_text(json.dumps(json.loads(text) | {"born": "long ago"}))
 
     def go_on(self) -> list[Event]:
         return list(self.events(resume=True))

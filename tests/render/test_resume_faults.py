@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -17,7 +18,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cfgen.errors import BudgetError, CfgenError, LockHeld, SnapshotError, WriterError
+from cfgen.errors import (
+    BudgetError,
+    CfgenError,
+    LockHeld,
+    OutputRefused,
+    SnapshotError,
+    WriterError,
+)
 from cfgen.render.events import ChunkDone, Event
 from cfgen.render.folder import RunFolder, RunRecord, write_record
 from cfgen.render.journal import ChunkLine, Journal
@@ -48,13 +56,16 @@ def gone_on_with(cut: Film) -> bytes:
 @pytest.mark.parametrize("share", POINTS)
 @pytest.mark.parametrize(
     ("fails", "error", "says"),
-    [(full, BudgetError, "the disk is full"), (read_only, WriterError, "Read-only file system")],
+    [
+        (full, BudgetError, "the disk is full"),
+        (read_only, (WriterError, OutputRefused), "Read-only file system"),
+    ],
 )
 def test_a_disk_that_fails_stops_the_render_and_loses_nothing(
     film: MakeFilm,  # noqa: F811
     share: float,
     fails: Callable[[str], BaseException | None],
-    error: type[CfgenError],
+    error: type[CfgenError] | tuple[type[CfgenError], ...],
     says: str,
 ) -> None:
     counted, cut = film(), film()
@@ -82,13 +93,13 @@ def test_a_power_failure_costs_no_more_than_what_was_not_on_the_disk(
     with dying(cut.folder, at) as disk, suppress(Crash):
         cut.whole()
     disk.lose_power()
-    shutil.rmtree(cut.run / "lock", ignore_errors=True)
     cut.run.joinpath("lock").unlink(missing_ok=True)
-    with suppress(SnapshotError):  # a record that never reached the disk is no render
+    try:
         RunFolder(cut.run)
-        assert gone_on_with(cut) == counted.output.read_bytes()
+    except SnapshotError:
+        assert share < 0.1, "the record is on the disk before anything is rendered"
         return
-    assert share < 0.1, "the record is on the disk before anything is rendered"
+    assert gone_on_with(cut) == counted.output.read_bytes()
 
 
 def test_a_run_folder_that_vanishes_ends_the_render_and_is_not_made_again(
@@ -139,7 +150,8 @@ def test_a_run_that_another_process_took_is_left_to_it(film: MakeFilm) -> None: 
     seen: dict[str, bytes] = {}
 
     def files() -> dict[str, bytes]:
-        return {str(path): path.read_bytes() for path in cut.run.rglob("*") if path.is_file()}
+        whole = (p for p in cut.run.rglob("*") if p.is_file() and ".part" not in p.name)
+        return {str(path): path.read_bytes() for path in whole}
 
     def work() -> None:
         for event in cut.events(resume=False):
@@ -186,7 +198,7 @@ def after_chunks(process: subprocess.Popen[str], chunks: int) -> None:
     raise AssertionError("the render ended too soon")
 
 
-RENDER = ("render", PROMPT, "--seed", "3", "--duration", "60s", "-o", "clip.mp4", "--json")
+RENDER = ("render", PROMPT, "--seed", "3", "--duration", "300s", "-o", "clip.mp4", "--json")
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
@@ -205,9 +217,8 @@ def test_the_first_signal_stops_gently_and_tells_how_to_go_on(
     assert f"{says} after chunk" in stderr
     assert "hint: go on with `cfgen resume clip.cfgen`" in stderr
     done = len(RunFolder(tmp_path / "clip.cfgen").journal.of(ChunkLine))
-    assert [path.stem for path in (tmp_path / "clip.cfgen/snapshots").glob("*.json")][-1:] == [
-        f"{done:06d}"
-    ]
+    snapshots = sorted((tmp_path / "clip.cfgen" / "snapshots").glob("*.json"))
+    assert snapshots[-1].stem == f"{done:06d}"
     assert not (tmp_path / "clip.cfgen" / "lock").exists()
 
 
@@ -240,7 +251,7 @@ def test_a_render_tells_how_far_it_is_when_asked(
     after_chunks(process, 1)
     process.terminate()
     _, stderr = process.communicate(timeout=60)
-    assert "chunk 2 of 81" in stderr or "chunk 3 of 81" in stderr
+    assert re.search(r"^chunk [0-9]+ of 401\b", stderr, re.MULTILINE), stderr
 
 
 RECORD = RunRecord(
