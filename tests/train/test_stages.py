@@ -149,7 +149,7 @@ def test_a_camera_that_turns_back_stalls_where_it_rests() -> None:
             continue
         path = camera_path(film, 120)
         for at in points[1:]:
-            before, after = path[4 * at + 8] - path[4 * at], path[4 * at - 4] - path[4 * at - 12]
+            before, after = path[4 * at - 4] - path[4 * at - 12], path[4 * at + 8] - path[4 * at]
             assert before * after <= 0, "it goes back, or rests on"
             assert at % 3 == 0
         rests += len(points) > 1
