@@ -26,13 +26,14 @@ from cfgen.memory.paged import PagedMemory
 from cfgen.memory.slow_fast import SlowFastTable
 from cfgen.model.generator import Conditioning, Generator, Geometry
 from cfgen.model.text_encoder import TextEncoder
+from cfgen.model.vae import TEMPORAL_STRIDE
 from cfgen.ops.reference import Rope
 from cfgen.ops.select import build_ops
 from cfgen.train.captions import caption
 from cfgen.train.export import Exporter, text_config
 from cfgen.train.latents import LatentStore
 from cfgen.train.muon import Muon
-from cfgen.train.world import rng_for, sample_film
+from cfgen.train.world import Film, camera_path, rng_for, sample_film
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -238,13 +239,13 @@ class BaseStage:
             for i in ids
         ]
         weight = 1 + (s.subject_weight - 1) * subjects[:, :, None]
-        for clip in range(len(ids)):
+        frames = latents.shape[1]
+        for clip, number in enumerate(ids):
             if rng.uniform() < s.stall_share:
-                at = int(rng.integers(s.chunks[long] - 1))
-                most = min(s.stall_chunks, s.chunks[long] - 1 - at)
+                at = int(rng.choice(stall_points(sample_film(number), frames, s.chunk_frames)))
+                most = min(s.stall_chunks, (frames - at) // s.chunk_frames - 1)
                 held = s.chunk_frames * int(rng.integers(1, most + 1))
-                at *= s.chunk_frames
-                order = stalled(latents.shape[1], at, held)
+                order = stalled(frames, at, held)
                 latents[clip], weight[clip] = latents[clip, order], weight[clip, order]
                 weight[clip, at : at + held] = 0
         device = self.generator.device
@@ -301,6 +302,18 @@ def shares(chosen: NDArray[np.bool_], share: float) -> NDArray[np.float64]:
     """Chances [n] that draw one of those `chosen` [n] with probability `share`."""
     others = (1 - share) / max(1, (~chosen).sum())
     return np.where(chosen, share / max(1, chosen.sum()), others)
+
+
+def stall_points(film: Film, frames: int, chunk_frames: int) -> list[int]:
+    """First latent frames of chunks at which a film of `frames` may stand still.
+
+    A camera that turns back may do so at the start and where it rests, so that it never goes on
+    after a rest in the direction that it came from.
+    """
+    path = camera_path(film, TEMPORAL_STRIDE * frames)[::TEMPORAL_STRIDE]
+    turns = "-" in film.camera
+    starts = range(0, frames - chunk_frames, chunk_frames)
+    return [at for at in starts if at == 0 or not turns or path[at - 1] == path[at]]
 
 
 def stalled(frames: int, at: int, count: int) -> list[int]:

@@ -13,12 +13,12 @@ from safetensors.torch import load_file
 from cfgen.checkpoint.load import load_generator
 from cfgen.errors import CheckpointError
 from cfgen.model.vae import TinyAutoencoder
-from cfgen.train.base_stage import BaseSettings, BaseStage, shares, stalled
+from cfgen.train.base_stage import BaseSettings, BaseStage, shares, stall_points, stalled
 from cfgen.train.export import Exporter
 from cfgen.train.latents import LatentStore
 from cfgen.train.tokenizer_stage import train_tokenizer
 from cfgen.train.vae_stage import VaeSettings, VaeStage
-from cfgen.train.world import rng_for
+from cfgen.train.world import camera_path, rng_for, sample_film
 
 VAE = VaeSettings(
     latent_channels=4, encoder_width=8, decoder_widths=(8, 8, 8, 8), crop=32, frames=5, films=1
@@ -137,6 +137,23 @@ def test_later_chunks_train_the_commit_pass(base_stage: BaseStage) -> None:
 )
 def test_a_stalled_film_goes_on_where_it_stood(at: int, count: int, order: list[int]) -> None:
     assert stalled(9, at, count) == order
+
+
+def test_a_camera_that_turns_back_stalls_where_it_rests() -> None:
+    films = [sample_film(i) for i in range(60)]
+    rests = 0
+    for film in films:
+        points = stall_points(film, 30, 3)
+        if "-" not in film.camera:
+            assert points == list(range(0, 27, 3))
+            continue
+        path = camera_path(film, 120)
+        for at in points[1:]:
+            before, after = path[4 * at - 4] - path[4 * at - 12], path[4 * at + 8] - path[4 * at]
+            assert before * after <= 0, "it goes back, or rests on"
+            assert at % 3 == 0
+        rests += len(points) > 1
+    assert rests > 5
 
 
 def test_a_stall_is_committed_and_not_learned(base_stage: BaseStage) -> None:
