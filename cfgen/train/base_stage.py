@@ -300,8 +300,8 @@ class BaseStage:
 
 def shares(chosen: NDArray[np.bool_], share: float) -> NDArray[np.float64]:
     """Chances [n] that draw one of those `chosen` [n] with probability `share`."""
-    others = (1 - share) / max(1, (~chosen).sum())
-    return np.where(chosen, share / max(1, chosen.sum()), others)
+    count = max(1, int(chosen.sum())), max(1, int((~chosen).sum()))
+    return np.where(chosen, share / count[0], (1 - share) / count[1]).astype(np.float64)
 
 
 def stall_points(film: Film, frames: int, chunk_frames: int) -> list[int]:
