@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import fields
 from pathlib import Path
 
@@ -128,16 +128,17 @@ class Render:
             finally:
                 self._leave(done)
 
-    def _logged(self) -> Iterator[Event]:
+    def _logged(self) -> Generator[Event, None, None]:
         """The work, with a log for people; the journal has the chunks."""
         try:
-            for event in self._locked():
-                if self._lock.held and not isinstance(event, ChunkDone):
-                    facts = (
-                        f"{field.name} {getattr(event, field.name)}" for field in fields(event)
-                    )
-                    self._folder.log(f"{type(event).__name__}: {', '.join(facts)}")
-                yield event
+            with contextlib.closing(self._locked()) as work:
+                for event in work:
+                    if self._lock.held and not isinstance(event, ChunkDone):
+                        facts = (
+                            f"{item.name} {getattr(event, item.name)}" for item in fields(event)
+                        )
+                        self._folder.log(f"{type(event).__name__}: {', '.join(facts)}")
+                    yield event
         except CfgenError as error:
             with contextlib.suppress(CfgenError):  # the disk may be what stopped it
                 if self._lock.held:
@@ -151,7 +152,7 @@ class Render:
             with contextlib.suppress(CfgenError):
                 remove(self._path)
 
-    def _locked(self) -> Iterator[Event]:
+    def _locked(self) -> Generator[Event, None, None]:
         if self._folder.finished is not None:
             yield self._finished(self._folder.finished)
             return

@@ -16,7 +16,7 @@ from cfgen.build import build_render
 from cfgen.cli.app import app
 from cfgen.cli.plan import plan_of
 from cfgen.config.loader import load
-from cfgen.errors import CfgenError, Interrupted
+from cfgen.errors import CfgenError, Interrupted, PresetError
 from cfgen.render.events import ChunkDone, Event, Finished, Resumed, Saved, Warned
 from cfgen.render.folder import RunFolder
 from cfgen.render.journal import ChunkLine, Journal, SegmentLine
@@ -132,6 +132,10 @@ def test_a_killed_render_goes_on_to_the_same_file(film: Callable[..., Film], chu
 @pytest.mark.parametrize("memory", MEMORIES)
 def test_every_memory_goes_on(film: Callable[..., Film], memory: str, mode: str) -> None:
     settings = [*MEMORIES[memory], f"snapshot.mode={mode}"]
+    if (memory, mode) == ("release", "latents"):
+        with pytest.raises(PresetError, match=r"snapshot\.mode: must be full or off"):
+            film(*settings).whole()
+        return
     expected = film(*settings).whole()
     cut = film(*settings)
     cut.until(5)
@@ -235,7 +239,8 @@ def test_damage_is_found_and_mended_or_refused(
     assert cut.output.read_bytes() == expected
     unneeded = {"latents": False, "older manifest": True, "older pages": True}
     told = [event for event in events if isinstance(event, Warned)]
-    if not unneeded.get(kind, False):
+    # Without its manifest, a snapshot is one that was never taken.
+    if not unneeded.get(kind, False) and (kind, damage) != ("manifest", "deleted"):
         assert told, "damage is told"
 
 
@@ -372,7 +377,8 @@ def test_another_render_is_refused_with_every_difference(
     result = cfgen_command("render", "a boat", "--resume", "--set", "memory.tau=0.5")
     assert result.exit_code == 3
     assert f"prompt: began with {PROMPT}, now a boat" in result.stderr
-    assert "memory.tau: began with 0.95, now 0.5" in result.stderr
+    tau = json.loads((tmp_path / "clip.cfgen" / "run.json").read_text())["config"]["memory"]["tau"]
+    assert f"memory.tau: began with {tau}, now 0.5" in result.stderr
     record = tmp_path / "clip.cfgen" / "run.json"
     facts = json.loads(record.read_text())
     from cfgen.render.folder import _checksum

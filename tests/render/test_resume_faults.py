@@ -71,6 +71,7 @@ def test_a_disk_that_fails_stops_the_render_and_loses_nothing(
     counted, cut = film(), film()
     at = round(share * (changes_of(counted) - 1))
     stopped: list[CfgenError] = []
+    cut.folder.mkdir()
     with dying(cut.folder, at, fails):
         try:
             cut.whole()
