@@ -10,8 +10,8 @@ def attend(q_BLND: Tensor, k_BSND: Tensor, v_BSND: Tensor) -> Tensor:
     """Softmax attention without a mask: [B, L, N, D] in the dtype of the queries.
 
     Where gradients are wanted on a CPU, two matrix products stand in for the fused kernel, whose
-    backward pass is slow there: forward and backward of `attend(q, k, k).sum()` in bf16, with q
-    [24, 180, 4, 64] and k [24, 64, 4, 64], take 5 ms instead of 19 ms (two cores of an AMD EPYC
+    backward pass is slow there: forward and backward of `attend(q, k, v).sum()` in bf16, with q
+    [24, 180, 4, 64], k and v [24, 64, 4, 64], take 5 ms instead of 19 ms (two cores of an AMD EPYC
     with avx512_bf16, torch 2.13).
     """
     dtype = q_BLND.dtype
