@@ -124,7 +124,7 @@ class BaseStage:
         self.store, self.exporter = store, exporter
         films = [sample_film(i) for i in range(s.films)]
         pair = np.array([len(film.subjects) == 2 for film in films])
-        sweep = np.array(["-" in film.camera for film in films])
+        sweep = np.array([turns_back(film) for film in films])
         chance = shares(pair, s.pair_share) * shares(sweep, s.sweep_share)
         self._chance = chance / chance.sum()
         torch.manual_seed(2)
@@ -304,6 +304,11 @@ def shares(chosen: NDArray[np.bool_], share: float) -> NDArray[np.float64]:
     return np.where(chosen, share / count[0], (1 - share) / count[1]).astype(np.float64)
 
 
+def turns_back(film: Film) -> bool:
+    """Whether the camera sweeps: it goes one way, rests, and comes back."""
+    return film.camera in ("right-left", "left-right")
+
+
 def stall_points(film: Film, frames: int, chunk_frames: int) -> list[int]:
     """First latent frames of chunks at which a film of `frames` may stand still.
 
@@ -311,9 +316,9 @@ def stall_points(film: Film, frames: int, chunk_frames: int) -> list[int]:
     after a rest in the direction that it came from.
     """
     path = camera_path(film, TEMPORAL_STRIDE * frames)[::TEMPORAL_STRIDE]
-    turns = "-" in film.camera
+    anywhere = not turns_back(film)
     starts = range(0, frames - chunk_frames, chunk_frames)
-    return [at for at in starts if at == 0 or not turns or path[at - 1] == path[at]]
+    return [at for at in starts if at == 0 or anywhere or path[at - 1] == path[at]]
 
 
 def stalled(frames: int, at: int, count: int) -> list[int]:
