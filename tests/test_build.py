@@ -309,9 +309,10 @@ def test_a_cache_that_does_not_fit_is_refused_before_anything_is_rendered(
 ) -> None:
     free = types.SimpleNamespace(available=1000)
     monkeypatch.setattr("cfgen.build.psutil.virtual_memory", lambda: free)
-    told = _refused(render(model), tmp_path / "out")
+    result = render(model)
+    told = _refused(result, tmp_path / "out")
     assert re.search(r"the KV cache takes [0-9.]+ MB and this machine has 0\.0 MB free", told)
-    assert "--memory slow_fast or window" in told
+    assert "--memory slow_fast or window" in result.stderr
 
 
 def test_a_missing_ffmpeg_is_found_before_the_model_is_read(

@@ -84,8 +84,7 @@ def branch(
     path = run_folder(run)
     folder = RunFolder(path)
     parent = config_of(folder)
-    changes = {"prompt": prompt, "seed": seed, "duration_s": duration}
-    child = changed(parent, changes)
+    child = changed(folder, {"prompt": prompt, "seed": seed, "duration": duration})
     if run_of(output).absolute() == path.absolute():
         raise UsageError("a branch needs an output of its own", "name another with -o")
     child = dataclasses.replace(child, output=output)
@@ -104,17 +103,14 @@ def config_of(folder: RunFolder) -> RenderConfig:
     return dataclasses.replace(config, output=folder.output)
 
 
-def changed(config: RenderConfig, changes: dict[str, str | None]) -> RenderConfig:
-    """`config` with other values, given as text; None changes nothing.
+def changed(folder: RunFolder, flags: dict[str, str | None]) -> RenderConfig:
+    """The configuration of a run with what flags say otherwise; None says nothing.
 
     Raises:
         PresetError: A value cannot be used.
     """
-    mapping = to_mapping(config)
-    for name, text in changes.items():
-        if text is not None:
-            mapping["duration" if name == "duration_s" else name] = text
-    return from_mapping(mapping, label="command line")
+    label = str(folder.path / "run.json")
+    return from_mapping(folder.record.config, label=label, flags=flags)
 
 
 def prepare(console: Console, folder: RunFolder, chunk: int) -> tuple[Branching, RunRecord]:
@@ -133,7 +129,7 @@ def prepare(console: Console, folder: RunFolder, chunk: int) -> tuple[Branching,
     lines = point.ground.lines
     chunk_s = lines[-1].elapsed_s / len(lines) if lines else 0.0
     cost_s = chunk_s * (point.replayed / (steps + 1) + len(point.way.again))
-    words = f"the snapshot at chunk {point.way.snapshot}" if point.way.snapshot else "the start"
+    words = f"the snapshot after chunk {point.way.snapshot}" if point.way.snapshot else "the start"
     work = [
         f"{count(number, 'chunk')} {what}"
         for number, what in (

@@ -152,7 +152,7 @@ class Console:
                 self._resumed(event)
             case Saved():
                 size = bytes_words(event.nbytes)
-                self.detail(f"snapshot at chunk {event.chunk}: {size} in {event.seconds:.2f} s")
+                self.detail(f"snapshot after chunk {event.chunk}: {size} in {event.seconds:.2f} s")
             case Encoded():
                 self.detail(f"segment {event.segment + 1} encoded: {event.frames} frames")
             case Finished():
@@ -182,7 +182,9 @@ class Console:
         if event.encoded_again:
             parts.append(f"{count(event.encoded_again, 'frame')} encoded again")
         start = (
-            f"from the snapshot at chunk {event.snapshot}" if event.snapshot else "from the start"
+            f"from the snapshot after chunk {event.snapshot}"
+            if event.snapshot
+            else "from the start"
         )
         if parts:
             self.note(f"{start}: {', '.join(parts)}")

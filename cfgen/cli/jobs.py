@@ -123,7 +123,7 @@ def show(
         f"{clock(job.done_s)} of {clock(job.total_s)}, in {clock(job.elapsed_s)}",
         f"disk      {bytes_words(job.nbytes)}",
         f"began     {record.created}",
-        *([f"branched  at chunk {record.base}"] if record.base else []),
+        *([f"branched  after chunk {record.base}"] if record.base else []),
         *(f"{name:26}{value}" for name, value in sorted(record.fingerprint.items())),
     ]
     console.result("\n".join(lines), {**job.data(), "fingerprint": dict(record.fingerprint)})

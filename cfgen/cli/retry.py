@@ -61,7 +61,7 @@ def retry(
     with Lock(path / LOCK):
         folder = RunFolder(path)
         config = config_of(folder)
-        new = changed(config, {"seed": seed or new_seed(), "prompt": prompt})
+        new = changed(folder, {"seed": seed or new_seed(), "prompt": prompt})
         new = dataclasses.replace(new, output=config.output)
         drawn = plan_of(config)
         point, record = prepare(console, folder, chunk_of(begin, drawn, drawn))

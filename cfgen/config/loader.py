@@ -127,12 +127,15 @@ def load(
     return Resolved(config=config, origins=origins, digest=digest(config))
 
 
-def from_mapping(mapping: Mapping[str, object], *, label: str) -> RenderConfig:
-    """Build the configuration that `to_mapping` gave.
+def from_mapping(
+    mapping: Mapping[str, object], *, label: str, flags: Mapping[str, str | None] | None = None
+) -> RenderConfig:
+    """Build the configuration that `to_mapping` gave, or another that flags make of it.
 
     Args:
         mapping: Its plain values.
         label: The file they come from, for messages.
+        flags: Text by dotted key, None where not given.
 
     Raises:
         PresetError: Something is wrong; lists everything that is.
@@ -143,7 +146,10 @@ def from_mapping(mapping: Mapping[str, object], *, label: str) -> RenderConfig:
     for key, value in _leaves(mapping, ""):
         if key not in known:
             problems.append(Problem(key=key, where=label, reason=sources.UNKNOWN_KEY))
-        entries[key] = Entry(tree=_tree(value), origin=Origin(kind="run file", where=label))
+        entries[key] = Entry(
+            tree=_tree(value), origin=Origin(kind="run file", where=f"{label}: {key}")
+        )
+    entries |= sources.read_flags(flags or {}, (), known=known, problems=problems)
     config = _build(RenderConfig, "", entries, {}, problems)
     if problems or not isinstance(config, RenderConfig):
         raise PresetError(problems)

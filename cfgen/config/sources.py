@@ -217,4 +217,10 @@ def read_flags(
 def _flag_name(key: str) -> str:
     if key == "prompt":
         return "PROMPT"
-    return "--" + key.removesuffix(".policy").removesuffix(".quality").rpartition(".")[2]
+    return (
+        "--"
+        + key.removesuffix(".policy")
+        .removesuffix(".quality")
+        .removesuffix(".mode")
+        .rpartition(".")[2]
+    )

@@ -63,13 +63,13 @@ def find_way(folder: RunFolder, source: FrameSource, plan: Plan, chunk: int) -> 
     if chunk > len(ground.lines):
         raise UsageError(
             f"{folder.path} is rendered up to chunk {len(ground.lines)} of {plan.chunks}, and "
-            f"chunk {chunk} is asked for",
+            f"chunk {chunk + 1} is asked for",
             "resume it first, or take an earlier time",
         )
     if chunk < folder.record.base:
         raise UsageError(
-            f"{folder.path} branched off at chunk {folder.record.base}, and chunk {chunk} lies "
-            "before that",
+            f"{folder.path} branched off after chunk {folder.record.base}, and chunk "
+            f"{chunk + 1} lies before that",
             "take a later time, or branch off from the render that it came from",
         )
     store = SnapshotStore(

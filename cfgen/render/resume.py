@@ -176,7 +176,7 @@ def way_to(
     snapshot = store.newest(before=before)
     if snapshot < store.base:
         raise SnapshotCorrupt(
-            f"{store.folder} has no sound snapshot, and this render branched off at chunk "
+            f"{store.folder} has no sound snapshot, and this render branched off after chunk "
             f"{store.base}, so that it cannot be worked out from the start",
             "branch off again",
         )
@@ -200,7 +200,7 @@ def pass_again(
             source.memory.restore(store.load(way.snapshot))
         except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
             raise SnapshotCorrupt(
-                f"the snapshot at chunk {way.snapshot} in {store.folder} is of another memory: "
+                f"the snapshot after chunk {way.snapshot} in {store.folder} is of another memory: "
                 f"{error}",
                 f"remove {store.folder}, then resume",
             ) from None
@@ -239,8 +239,9 @@ def _latents(folder: RunFolder, index: int) -> Tensor:
         raise SnapshotCorrupt(f"cannot read {path}: {error}", "resume again") from None
 
 
-def _chunks(numbers: Sequence[int]) -> str:
-    """Return ``chunk 3``, ``chunks 3 and 7`` or ``chunks 3, 7 and 12 more``."""
+def _chunks(indices: Sequence[int]) -> str:
+    """Return ``chunk 3``, ``chunks 3 and 7`` or ``chunks 3, 7 and 12 more``, counted from 1."""
+    numbers = [index + 1 for index in indices]
     if len(numbers) == 1:
         return f"chunk {numbers[0]}"
     if len(numbers) == 2:

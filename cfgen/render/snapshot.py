@@ -258,7 +258,7 @@ class SnapshotStore:
                 whole = False
             if not whole:
                 raise SnapshotCorrupt(
-                    f"the snapshot at chunk {chunk} is damaged: {name} is not what was written"
+                    f"the snapshot after chunk {chunk} is damaged: {name} is not what was written"
                 )
 
 

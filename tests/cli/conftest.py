@@ -56,6 +56,9 @@ class FakeBuild:
         self._plan = plan
         return self
 
+    def stop(self, why: str, *, exit_code: int) -> None:
+        raise AssertionError("no signal was sent")
+
     def run(self) -> Iterator[Event]:
         plan, output = self._plan, self.configs[-1].output
         assert output is not None

@@ -63,7 +63,7 @@ def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
 
 
 def report(folder: Path) -> dict[str, dict[str, object]]:
-    facts = json.loads((folder / "list.report.json").read_text())
+    facts = json.loads((folder / "list.yaml.report.json").read_text())
     return {clip["name"]: clip for clip in facts["clips"]}
 
 

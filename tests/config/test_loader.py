@@ -248,7 +248,7 @@ def test_guidance_is_refused_where_every_pass_decides() -> None:
 
 
 def test_latents_alone_are_refused_where_they_do_not_give_the_memory_back() -> None:
-    with pytest.raises(PresetError, match=r"snapshot\.mode: must be full or off: variant release"):
+    with pytest.raises(PresetError, match=r"--snapshot: must be full or off: variant release"):
         load(
             {"snapshot.mode": "latents"},
             assignments=["memory.variant=release", "schedule.guidance=1"],
