@@ -79,35 +79,30 @@ def killed(policy: str, kills: int, duration_s: float, work: Path) -> dict[str, 
     began = time.monotonic()
     finished(cfgen(*render_arguments("whole.mp4", policy, duration_s), cwd=folder))
     whole_s = time.monotonic() - began
+    chunks = len((folder / "whole.cfgen/journal.jsonl").read_text().split('"kind": "chunk"')) - 1
     chance = random.Random(policy)
-    done = starts = 0
+    last = max(1, kills // 10)  # of the kills fall on what comes after the last chunk
+    targets = sorted(chance.uniform(0, chunks) for _ in range(kills - last)) + [chunks] * last
     moments: dict[str, int] = {}
     arguments = render_arguments("cut.mp4", policy, duration_s)
-    while True:
-        starts += 1
+    done = 0
+    for number, target in enumerate(targets):
         process = cfgen(*arguments, "--json", cwd=folder)
-        left = kills - done
-        # Its start-up, then a piece of the film; the last life is not disturbed.
-        seconds = 2.0 + chance.uniform(0, 2 * whole_s / max(1, kills))
-        try:
-            if left > 0:
-                wait_for_start(process)
-                process.wait(timeout=seconds - 2.0)
-            else:
-                process.communicate()
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.communicate()
-            done += 1
-            last = last_line(folder / "cut.cfgen")
-            moments[last] = moments.get(last, 0) + 1
-            arguments = ["resume", "cut.cfgen"]
-            if done % 10 == 0:
-                shown.print(f"{policy}: killed {done} times, now after {last}")
-            continue
-        if process.returncode not in (0, -9):
-            raise SystemExit(f"{policy}: ended with {process.returncode}")
-        break
+        aims = ("name", "join") if target == chunks else ("time", "time", "latents", "snapshot")
+        aim = aims[number % len(aims)] if target == chunks or number % 10 else "segment"
+        wait_for_chunk(process, target)
+        wait_for(process, aim, folder, chance.uniform(0, 3 * whole_s / chunks))
+        if process.poll() is not None:
+            break
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        done += 1
+        found = f"{aim}, after {last_line(folder / 'cut.cfgen')}"
+        moments[found] = moments.get(found, 0) + 1
+        arguments = ["resume", "cut.mp4"]
+        if done % 10 == 0:
+            shown.print(f"{policy}: killed {done} times, {last_chunk(folder)} of {chunks} chunks")
+    finished(cfgen("resume", "cut.mp4", cwd=folder))
     same = (folder / "whole.mp4").read_bytes() == (folder / "cut.mp4").read_bytes()
     facts = {
         "policy": policy,
@@ -115,18 +110,39 @@ def killed(policy: str, kills: int, duration_s: float, work: Path) -> dict[str, 
         "same_file": same,
         "same_framemd5": framemd5(folder / "whole.mp4") == framemd5(folder / "cut.mp4"),
         "whole_s": round(whole_s, 1),
-        "killed_after": moments,
+        "killed_at": dict(sorted(moments.items())),
     }
     shown.print(f"{policy}: {facts}")
     return facts
 
 
-def wait_for_start(process: subprocess.Popen[str]) -> None:
-    """Until the model is loaded; what dies before has nothing to lose."""
+def wait_for_chunk(process: subprocess.Popen[str], target: float) -> None:
+    """Until that many chunks are made; at least until the model is loaded, or the process ends."""
     assert process.stdout is not None
     for line in process.stdout:
-        if '"type": "load"' in line:
+        event = json.loads(line)
+        made = {"load": 0, "resume": event.get("chunk"), "chunk": event.get("index", 0) + 1}
+        if made.get(event["type"], -1) >= int(target):
             return
+
+
+def wait_for(process: subprocess.Popen[str], aim: str, folder: Path, seconds: float) -> None:
+    """Until the moment that is aimed at: a file appears in the run folder, or so many seconds."""
+    names = {
+        "latents": "cut.cfgen/latents/*",
+        "snapshot": "cut.cfgen/snapshots/*",
+        "segment": "cut.cfgen/segments/segment-??????.mp4",
+        "join": "cut.part.mp4",
+        "name": "cut.mp4.json",
+    }
+    if aim == "time":
+        time.sleep(seconds)
+        return
+    before = set(folder.glob(names[aim]))
+    while process.poll() is None and set(folder.glob(names[aim])) <= before:
+        pass
+    if aim == "join":
+        time.sleep(seconds)
 
 
 def last_line(run: Path) -> str:
@@ -135,6 +151,10 @@ def last_line(run: Path) -> str:
         return str(json.loads(text)["kind"])
     except (OSError, IndexError, ValueError, KeyError):
         return "nothing"
+
+
+def last_chunk(folder: Path) -> int:
+    return len((folder / "cut.cfgen/journal.jsonl").read_text().split('"kind": "chunk"')) - 1
 
 
 def cost(duration_s: float, work: Path) -> dict[str, object]:
