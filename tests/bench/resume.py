@@ -79,29 +79,37 @@ def killed(policy: str, kills: int, duration_s: float, work: Path) -> dict[str, 
     began = time.monotonic()
     finished(cfgen(*render_arguments("whole.mp4", policy, duration_s), cwd=folder))
     whole_s = time.monotonic() - began
-    chunks = len((folder / "whole.cfgen/journal.jsonl").read_text().split('"kind": "chunk"')) - 1
+    lines = kinds(folder / "whole.cfgen")
+    chunks = lines.count("chunk")
+    ends = [lines[:i].count("chunk") for i, kind in enumerate(lines) if kind == "segment"]
     chance = random.Random(policy)
-    last = max(1, kills // 10)  # of the kills fall on what comes after the last chunk
-    targets = sorted(chance.uniform(0, chunks) for _ in range(kills - last)) + [chunks] * last
+    last = max(2, kills // 10)  # of the kills fall on what comes after the last chunk
+    plan = [(end - 1.0, "segment") for end in ends]
+    plan += [
+        (chance.uniform(0, chunks - 1), ("time", "time", "latents", "snapshot")[number % 4])
+        for number in range(kills - last - len(plan))
+    ]
+    plan = sorted(plan) + [(float(chunks), ("join", "name")[number % 2]) for number in range(last)]
+    chunk_s = whole_s / chunks
     moments: dict[str, int] = {}
     arguments = render_arguments("cut.mp4", policy, duration_s)
     done = 0
-    for number, target in enumerate(targets):
+    for target, aim in plan:
         process = cfgen(*arguments, "--json", cwd=folder)
-        aims = ("name", "join") if target == chunks else ("time", "time", "latents", "snapshot")
-        aim = aims[number % len(aims)] if target == chunks or number % 10 else "segment"
         wait_for_chunk(process, target)
-        wait_for(process, aim, folder, chance.uniform(0, 3 * whole_s / chunks))
+        hit = wait_for(process, aim, folder, chance.uniform(0, 3 * chunk_s), limit_s=6 * chunk_s)
         if process.poll() is not None:
             break
         process.send_signal(signal.SIGKILL)
         process.communicate()
         done += 1
-        found = f"{aim}, after {last_line(folder / 'cut.cfgen')}"
+        lines = kinds(folder / "cut.cfgen")
+        found = f"{aim if hit else 'time'}, last line {lines[-1] if lines else 'none'}"
         moments[found] = moments.get(found, 0) + 1
         arguments = ["resume", "cut.mp4"]
         if done % 10 == 0:
-            shown.print(f"{policy}: killed {done} times, {last_chunk(folder)} of {chunks} chunks")
+            made = lines.count("chunk")
+            shown.print(f"{policy}: killed {done} times, {made} of {chunks} chunks are made")
     finished(cfgen("resume", "cut.mp4", cwd=folder))
     same = (folder / "whole.mp4").read_bytes() == (folder / "cut.mp4").read_bytes()
     facts = {
@@ -126,8 +134,14 @@ def wait_for_chunk(process: subprocess.Popen[str], target: float) -> None:
             return
 
 
-def wait_for(process: subprocess.Popen[str], aim: str, folder: Path, seconds: float) -> None:
-    """Until the moment that is aimed at: a file appears in the run folder, or so many seconds."""
+def wait_for(
+    process: subprocess.Popen[str], aim: str, folder: Path, seconds: float, *, limit_s: float
+) -> bool:
+    """Until the moment that is aimed at: a file appears in the run folder, or so many seconds.
+
+    Returns:
+        Whether that moment came before the limit.
+    """
     names = {
         "latents": "cut.cfgen/latents/*",
         "snapshot": "cut.cfgen/snapshots/*",
@@ -137,24 +151,22 @@ def wait_for(process: subprocess.Popen[str], aim: str, folder: Path, seconds: fl
     }
     if aim == "time":
         time.sleep(seconds)
-        return
+        return True
+    ends = time.monotonic() + (60.0 if aim in ("join", "name") else limit_s)
     before = set(folder.glob(names[aim]))
-    while process.poll() is None and set(folder.glob(names[aim])) <= before:
-        pass
-    if aim == "join":
-        time.sleep(seconds)
+    while not set(folder.glob(names[aim])) - before:
+        if process.poll() is not None or time.monotonic() > ends:
+            return False
+    return True
 
 
-def last_line(run: Path) -> str:
+def kinds(run: Path) -> list[str]:
+    """The kinds of the whole lines of a journal."""
     try:
-        text = (run / "journal.jsonl").read_text(encoding="utf-8").splitlines()[-1]
-        return str(json.loads(text)["kind"])
-    except (OSError, IndexError, ValueError, KeyError):
-        return "nothing"
-
-
-def last_chunk(folder: Path) -> int:
-    return len((folder / "cut.cfgen/journal.jsonl").read_text().split('"kind": "chunk"')) - 1
+        lines = (run / "journal.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    except OSError:
+        return []
+    return [str(json.loads(line)["kind"]) for line in lines if line.endswith("\n")]
 
 
 def cost(duration_s: float, work: Path) -> dict[str, object]:
