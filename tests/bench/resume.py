@@ -220,11 +220,18 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args(arguments)
     options.results.mkdir(parents=True, exist_ok=True)
+    facts: list[dict[str, object]] = []
     if options.what == "cost":
-        facts: object = cost(options.duration, options.work)
+        facts.append(cost(options.duration, options.work))
     else:
-        names = [options.policy] if options.policy else list(POLICIES)
-        facts = [killed(n, options.kills, options.duration, options.work) for n in names]
+        for name in [options.policy] if options.policy else POLICIES:
+            facts.append(killed(name, options.kills, options.duration, options.work))
+            keep(options.results / "resume-kill.json", arguments, facts)
+    keep(options.results / f"resume-{options.what}.json", arguments, facts)
+    Console(highlight=False).print_json(data=facts)
+
+
+def keep(file: Path, arguments: list[str], facts: list[dict[str, object]]) -> None:
     report = {
         "measured": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": f"python tests/bench/resume.py {' '.join(arguments)}",
@@ -232,9 +239,7 @@ def main(arguments: list[str]) -> None:
         "machine": {"system": platform.system(), "cpus": os.cpu_count()},
         "facts": facts,
     }
-    text = json.dumps(report, indent=1) + "\n"
-    (options.results / f"resume-{options.what}.json").write_text(text, encoding="utf-8")
-    Console(highlight=False).print_json(data=facts)
+    file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
