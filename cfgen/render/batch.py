@@ -18,6 +18,7 @@ from cfgen.errors import BudgetError, CfgenError, Interrupted, LockHeld
 from cfgen.render.disk import disk_errors, write_file
 from cfgen.render.events import Event, Finished
 from cfgen.render.lock import PATIENCE_S, Lock, Owner, owner_of
+from cfgen.render.records import read_mapping, typed
 
 POLL_S = 1.0
 """Seconds between two looks at clips that other processes work on."""
@@ -128,9 +129,8 @@ class Batch:
     def fate(self, item: Item) -> Fate:
         """What the disk says of a clip; an unreadable file counts as none."""
         try:
-            facts = json.loads(self._file(item).read_text(encoding="utf-8"))
-            fate = Fate(**facts)
-        except (OSError, ValueError, TypeError, RecursionError):
+            fate = typed(Fate, read_mapping(self._file(item).read_bytes()))
+        except (OSError, ValueError):
             return Fate(digest=item.digest)
         return fate if fate.digest == item.digest else Fate(digest=item.digest)
 

@@ -31,6 +31,7 @@ from cfgen.errors import (
 )
 from cfgen.render.disk import Block, disk_errors, sha256_of, sync_folder, write_file
 from cfgen.render.journal import Journal, VideoLine
+from cfgen.render.records import seal, typed, unseal
 
 VERSION = 1
 RECORD = "run.json"
@@ -213,8 +214,8 @@ def write_record(path: Path, record: RunRecord) -> None:
     Raises:
         BudgetError, WriterError: The disk refused.
     """
-    facts = {"version": VERSION, **asdict(record)}
-    text = json.dumps(facts | {"check": _checksum(facts)}, ensure_ascii=False, indent=1)
+    facts = seal({"version": VERSION, **asdict(record)})
+    text = json.dumps(facts, ensure_ascii=False, indent=1)
     with disk_errors(path / RECORD):
         write_file(path / RECORD, [text.encode() + b"\n"])
 
@@ -261,20 +262,14 @@ def _read_record(path: Path) -> RunRecord:
     file = path / RECORD
     begin_again = "render again from the start with -y, or remove the folder"
     try:
-        facts = json.loads(file.read_text(encoding="utf-8"))
-        if facts.pop("check") != _checksum(facts):
-            raise ValueError("its checksum does not match")
-        version = facts.pop("version")
+        facts, _ = unseal(file.read_bytes())
+        version = facts.pop("version", None)
         if version != VERSION:
             raise SnapshotError(
                 f"{file} has version {version}, this cfgen reads version {VERSION}",
                 "resume it with the cfgen that began it",
             )
-        record = RunRecord(**facts)
-        kinds = {"output": str, "overwrite": bool, "config": dict, "fingerprint": dict}
-        kinds |= {"created": str, "base": int, "take": int}
-        if not all(isinstance(getattr(record, name), kind) for name, kind in kinds.items()):
-            raise TypeError("a value is of another type")
+        record = typed(RunRecord, facts)
         name = record.output
         if name in ("", ".", "..") or "\0" in name or Path(name).name != name:
             raise ValueError("its output is not a plain file name")
@@ -283,10 +278,5 @@ def _read_record(path: Path) -> RunRecord:
         raise SnapshotError(f"{path} is no run of cfgen: it has no {RECORD}") from None
     except OSError as error:
         raise SnapshotError(f"cannot read {file}: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except ValueError as error:
         raise SnapshotCorrupt(f"{file} is damaged: {error}", begin_again) from None
-
-
-def _checksum(facts: Mapping[str, object]) -> str:
-    text = json.dumps(facts, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()

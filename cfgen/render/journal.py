@@ -6,7 +6,6 @@ ends the part that can be trusted; what comes after it is made again.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -15,8 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from cfgen.render.disk import disk_errors, write_file
-
-_CHECK_DIGITS = 16
+from cfgen.render.records import seal, typed, unseal
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -128,7 +126,7 @@ class Journal:
         for number, raw in enumerate(content.splitlines(keepends=True), start=1):
             try:
                 line, check = _parsed(raw, self._check)
-            except (ValueError, TypeError, KeyError, RecursionError) as error:
+            except ValueError as error:
                 self.problem = f"line {number} of {path.name} is damaged: {error}"
                 break
             if isinstance(line, ChunkLine | SegmentLine) and line.index != self._next(type(line)):
@@ -178,25 +176,18 @@ class Journal:
         return 0 if last is None else last.index + 1
 
     def _next_block(self, line: Line) -> bytes:
-        payload = {"kind": _NAMES[type(line)], **asdict(line)}
-        self._check = _checksum(self._check, payload)
+        record = seal({"kind": _NAMES[type(line)], **asdict(line)}, before=self._check)
+        self._check = str(record["check"])
         self.lines.append(line)
-        return (json.dumps({**payload, "check": self._check}) + "\n").encode()
-
-
-def _checksum(before: str, payload: Mapping[str, object]) -> str:
-    text = json.dumps(payload, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(f"{before}\n{text}".encode()).hexdigest()[:_CHECK_DIGITS]
+        return (json.dumps(record) + "\n").encode()
 
 
 def _parsed(raw: bytes, before: str) -> tuple[Line, str]:
-    """A line and its checksum. ValueError, TypeError or KeyError if it cannot be trusted."""
+    """A line and its checksum; ValueError if it cannot be trusted."""
     if not raw.endswith(b"\n"):
         raise ValueError("it is cut off")
-    payload = json.loads(raw)
-    if not isinstance(payload, dict):
-        raise TypeError("it is no mapping")
-    check = payload.pop("check")
-    if check != _checksum(before, payload):
-        raise ValueError("its checksum does not match")
-    return _KINDS[payload.pop("kind")](**payload), check
+    payload, check = unseal(raw, before=before)
+    kind = payload.pop("kind", None)
+    if kind not in _NAMES.values():
+        raise ValueError(f"it is of kind {kind!r}, which is unknown")
+    return typed(_KINDS[kind], payload), check

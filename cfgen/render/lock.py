@@ -22,6 +22,7 @@ from typing import Self
 
 from cfgen.errors import LockHeld
 from cfgen.render.disk import disk_errors
+from cfgen.render.records import read_mapping, typed
 
 BEAT_S = 5.0
 """Seconds between two signs of life."""
@@ -204,16 +205,9 @@ class Lock:
 def read_owner(path: Path) -> Owner | None:
     """Who holds a lock, or None if the file is not there or says nothing that can be read."""
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-        return Owner(
-            host=str(facts["host"]),
-            system=str(facts["system"]),
-            pid=int(facts["pid"]),
-            born=str(facts["born"]),
-            token=str(facts["token"]),
-            beat=int(facts["beat"]),
-        )
-    except (OSError, ValueError, KeyError, TypeError):
+        facts = read_mapping(path.read_bytes())
+        return typed(Owner, {**facts, "beat": int(facts.get("beat", ""))})
+    except (OSError, ValueError, TypeError):
         return None
 
 

@@ -9,12 +9,11 @@ little more than what the snapshots need.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import re
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import count
 from pathlib import Path
 
@@ -26,14 +25,13 @@ from cfgen.errors import SnapshotCorrupt
 from cfgen.memory.base import MemoryState
 from cfgen.render.disk import disk_errors, sha256_of, write_file
 from cfgen.render.plan import KEPT_SNAPSHOTS
+from cfgen.render.records import seal, typed, unseal
 
 VERSION = 1
 LIVE_SHARE = 0.25
 """A file with a smaller share of needed bytes is given up."""
 
 _TENSORS = re.compile(r"[0-9]{6,}-[0-9]+\.safetensors")
-_NONSENSE = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
-"""What reading a file of nonsense may raise."""
 _DTYPES = {
     torch.float64: "F64",
     torch.float32: "F32",
@@ -94,7 +92,7 @@ class SnapshotStore:
                 manifest = self._read(path)
                 self._files[manifest.chunk] = manifest.files
                 self._where = manifest.where
-            except (OSError, *_NONSENSE) as error:
+            except (OSError, ValueError) as error:
                 self.problems.append(f"snapshot {path.name} is damaged: {error}")
 
     @property
@@ -163,7 +161,7 @@ class SnapshotStore:
                 wanted = [key for key, place in manifest.where.items() if place == name]
                 with safe_open(self.folder / name, "pt") as opened:
                     tensors |= {key: opened.get_tensor(key) for key in wanted}
-        except (OSError, SafetensorError, *_NONSENSE) as error:
+        except (OSError, ValueError, SafetensorError) as error:
             raise SnapshotCorrupt(f"cannot read snapshot {path}: {error}", "resume again") from None
         parts = {
             kind: {key.removeprefix(kind): t for key, t in tensors.items() if key.startswith(kind)}
@@ -224,30 +222,22 @@ class SnapshotStore:
         self.collect()
 
     def _text(self, manifest: _Manifest) -> bytes:
-        facts = {
-            "version": VERSION,
-            "run": self._run,
-            "chunk": manifest.chunk,
-            "scalars": manifest.scalars,
-            "where": manifest.where,
-            "files": {n: [file.sha256, file.nbytes] for n, file in manifest.files.items()},
-        }
-        return (json.dumps(facts | {"check": _checksum(facts)}) + "\n").encode()
+        facts = {"version": VERSION, "run": self._run, **asdict(manifest)}
+        return (json.dumps(seal(facts)) + "\n").encode()
 
     def _read(self, path: Path) -> _Manifest:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(facts, dict):
-            raise TypeError("it is no mapping")
-        if facts.pop("check") != _checksum(facts):
-            raise ValueError("its checksum does not match")
-        if (facts["version"], facts["run"]) != (VERSION, self._run):
+        facts, _ = unseal(path.read_bytes())
+        if (facts.pop("version", None), facts.pop("run", None)) != (VERSION, self._run):
             raise ValueError("it belongs to another render or another version of cfgen")
-        if path.name != f"{facts['chunk']:06d}.json":
+        manifest = typed(_Manifest, facts)
+        if path.name != f"{manifest.chunk:06d}.json":
             raise ValueError("it has the name of another snapshot")
-        files = {name: _File(sha, nbytes) for name, (sha, nbytes) in facts["files"].items()}
+        files = {name: typed(_File, file) for name, file in facts["files"].items()}
         if not all(_TENSORS.fullmatch(name) for name in files):
             raise ValueError("it names a file that is not one of the folder")
-        return _Manifest(facts["chunk"], facts["scalars"], facts["where"], files)
+        if not all(isinstance(name, str) and name in files for name in manifest.where.values()):
+            raise ValueError("it places a tensor in a file that it does not name")
+        return replace(manifest, files=files)
 
     def _verify(self, chunk: int) -> None:
         for name, file in self._files[chunk].items():
@@ -280,8 +270,3 @@ def tensor_blocks(tensors: Mapping[str, Tensor]) -> Iterator[memoryview | bytes]
     for tensor in tensors.values():
         flat = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
         yield flat.numpy().data
-
-
-def _checksum(facts: Mapping[str, object]) -> str:
-    text = json.dumps(facts, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()

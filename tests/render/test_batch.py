@@ -69,6 +69,16 @@ def fake(tmp_path: Path) -> Fake:
     return Fake(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "text", ["", "[]", '{"state": 3}', '{"attempts": "x", "digest": "digest a"}', "[" * 9999]
+)
+def test_nonsense_in_the_place_of_a_fate_counts_as_none(fake: Fake, text: str) -> None:
+    (fake.folder / "state").mkdir()
+    (fake.folder / "state/a.json").write_text(text)
+    list(fake.batch("a").run())
+    assert states(fake.batch("a")) == {"a": "done"}
+
+
 def states(batch: Batch) -> dict[str, str]:
     return {item.name: batch.fate(item).state for item in batch.items}
 

@@ -56,7 +56,9 @@ def test_the_lock_of_a_killed_process_is_taken_at_once(path: Path) -> None:
 
 def elsewhere(path: Path, beat: int = 0, system: str = "another") -> None:
     facts = {"host": "elsewhere", "system": system, "pid": 1, "born": "x", "token": "t"}
-    path.write_text(json.dumps(facts | {"beat": str(beat)}))
+    text = json.dumps(facts | {"beat": f"{beat:012}"})
+    with path.open("r+" if path.exists() else "x") as file:  # in place, as owners write it
+        file.write(text)
 
 
 def test_an_owner_on_another_machine_is_dead_when_it_is_silent(path: Path) -> None:

@@ -381,11 +381,11 @@ def test_another_render_is_refused_with_every_difference(
     assert f"memory.tau: began with {tau}, now 0.5" in result.stderr
     record = tmp_path / "clip.cfgen" / "run.json"
     facts = json.loads(record.read_text())
-    from cfgen.render.folder import _checksum
+    from cfgen.render.records import seal
 
     facts.pop("check")
     facts["fingerprint"] |= {"torch_version": "0.0", "ffmpeg_version": "0.1"}
-    record.write_text(json.dumps(facts | {"check": _checksum(facts)}))
+    record.write_text(json.dumps(seal(facts)))
     result = cfgen_command("resume")
     assert result.exit_code == 3
     assert "torch_version: began with 0.0, now" in result.stderr

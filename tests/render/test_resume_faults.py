@@ -30,6 +30,7 @@ from cfgen.render.events import ChunkDone, Event
 from cfgen.render.folder import RunFolder, RunRecord, write_record
 from cfgen.render.journal import ChunkLine, Journal
 from cfgen.render.lock import Lock
+from cfgen.render.records import seal
 from tests.render.crash import Crash, dying, full, read_only
 from tests.render.test_resume import Film, film, small_segments  # noqa: F401 - fixtures
 from tests.render.test_run import PROMPT
@@ -302,13 +303,10 @@ def test_a_record_that_was_touched_is_refused_or_as_it_was(
 def test_a_record_of_nonsense_is_refused(
     tmp_path_factory: pytest.TempPathFactory, facts: dict[str, object]
 ) -> None:
-    from cfgen.render.folder import _checksum
-
     path = tmp_path_factory.mktemp("fuzz") / "clip.cfgen"
     path.mkdir()
     facts.pop("check", None)
-    text = json.dumps(facts | {"check": _checksum(facts)})
-    (path / "run.json").write_text(text)
+    (path / "run.json").write_text(json.dumps(seal(facts)))
     with pytest.raises(SnapshotError):
         RunFolder(path)
 

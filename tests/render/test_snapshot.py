@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cfgen.memory.base import MemoryState
-from cfgen.render import snapshot as snapshot_module
+from cfgen.render.records import seal
 from cfgen.render.snapshot import SnapshotStore, tensor_blocks
 
 BUDGET = 10**9
@@ -150,11 +150,12 @@ def test_a_manifest_cannot_lead_out_of_its_folder(tmp_path: Path, name: str) -> 
         "chunk": 3,
         "scalars": {},
         "where": {"page.a": name},
-        "files": {name: ["0" * 64, 1]},
+        "files": {name: {"sha256": "0" * 64, "nbytes": 1}},
     }
-    facts["check"] = snapshot_module._checksum(facts)
-    (tmp_path / "000003.json").write_text(json.dumps(facts))
-    assert SnapshotStore(tmp_path, "run", budget_nbytes=BUDGET).chunks == []
+    (tmp_path / "000003.json").write_text(json.dumps(seal(facts)))
+    store = SnapshotStore(tmp_path, "run", budget_nbytes=BUDGET)
+    assert store.chunks == []
+    assert "names a file that is not one of the folder" in store.problems[0]
 
 
 def test_tensors_are_written_as_safetensors_writes_them(tmp_path: Path) -> None:
