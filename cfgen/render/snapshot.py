@@ -87,7 +87,8 @@ class SnapshotStore:
         self._files: dict[int, dict[str, _File]] = {}
         self._where: dict[str, str] = {}  # of the newest: what it has not is on no disk
         self.problems: list[str] = []
-        for path in sorted(folder.glob("*.json")) if folder.is_dir() else []:
+        # With a digit before the dot: ...part.json is what a process died over.
+        for path in sorted(folder.glob("*[0-9].json")) if folder.is_dir() else []:
             try:
                 manifest = self._read(path)
                 self._files[manifest.chunk] = manifest.files

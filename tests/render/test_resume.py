@@ -174,11 +174,25 @@ def test_a_render_may_be_killed_again_and_again(film: Callable[..., Film]) -> No
 @pytest.mark.parametrize("share", [i / 23 for i in range(24)])
 def test_a_render_that_dies_at_any_write_goes_on(film: Callable[..., Film], share: float) -> None:
     """The disk changes are counted in a whole render first; then one of them is the last."""
-    counted = film()
+    expected, changes = counted_whole(film())
+    dies_and_goes_on(film(), round(share * (changes - 1)), expected)
+
+
+@pytest.mark.slow
+def test_a_render_that_dies_at_every_write_goes_on(film: Callable[..., Film]) -> None:
+    expected, changes = counted_whole(film())
+    for at in range(changes):
+        dies_and_goes_on(film(), at, expected)
+
+
+def counted_whole(counted: Film) -> tuple[bytes, int]:
+    """The video of a render that nothing disturbs, and the number of its changes to the disk."""
     with dying(counted.folder, None) as disk:
-        expected = counted.whole()
-    at = round(share * (len(disk.changes) - 1))
-    cut = film()
+        return counted.whole(), len(disk.changes)
+
+
+def dies_and_goes_on(cut: Film, at: int, expected: bytes) -> None:
+    """Let a render die at one change to the disk, and go on with it."""
     with dying(cut.folder, at), pytest.raises(Crash):
         cut.whole()
     cut.bury()

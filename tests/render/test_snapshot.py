@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from cfgen.memory.base import MemoryState
 from cfgen.render.records import seal
 from cfgen.render.snapshot import SnapshotStore, tensor_blocks
+from tests.render.crash import Crash, dying
 
 BUDGET = 10**9
 
@@ -84,6 +85,44 @@ def test_a_budget_thins_evenly_and_keeps_the_last_two_and_the_base(tmp_path: Pat
     assert len(store.chunks) >= 5
     assert max(gaps[:-1]) <= 4 * min(gaps[:-2])
     assert store.nbytes <= 8 * one
+
+
+@settings(deadline=None, max_examples=10)
+@given(
+    kept=st.lists(st.sets(st.integers(0, 9), min_size=1), min_size=1, max_size=5),
+    budget=st.sampled_from([0, 4000, BUDGET]),
+)
+def test_a_process_that_dies_at_any_write_leaves_the_snapshot_before_or_the_new_one(
+    tmp_path_factory, kept: list[set[int]], budget: int
+) -> None:
+    """Every write of the last save in turn is the last of a process."""
+    held = [state(*pages) for pages in kept]
+    new = len(held)
+
+    def before_the_last(folder: Path) -> SnapshotStore:
+        store = SnapshotStore(folder, "run", budget_nbytes=budget)
+        for number, memory in enumerate(held[:-1], start=1):
+            store.save(number, memory)
+        return store
+
+    counted = tmp_path_factory.mktemp("counted") / "s"
+    store = before_the_last(counted)
+    with dying(counted, None) as disk:
+        store.save(new, held[-1])
+    assert len(disk.changes) >= 8
+    for at in range(len(disk.changes)):
+        folder = tmp_path_factory.mktemp("dying") / "s"
+        store = before_the_last(folder)
+        with dying(folder, at), pytest.raises(Crash):
+            store.save(new, held[-1])
+        again = SnapshotStore(folder, "run", budget_nbytes=budget)
+        newest = again.newest(before=99)
+        assert not again.problems
+        assert newest in (new - 1, new)
+        if newest:
+            assert same(again.load(newest), held[newest - 1])
+        again.save(new + 1, held[0])
+        assert same(again.load(again.newest(before=99)), held[0])
 
 
 @pytest.mark.parametrize("suffix", ["json", "safetensors"])
