@@ -205,7 +205,18 @@ def cost(duration_s: float, work: Path) -> dict[str, object]:
         "bytes_per_snapshot": round(sum(saved) / max(1, len(saved))),
         "first_chunk_after_resume_s": round(resumed_s, 2),
         "same_file": (folder / "a.mp4").read_bytes() == (folder / "b.mp4").read_bytes(),
+        "peak_mb_of_a_minute": {mode: peak_mb(mode, folder) for mode in ("full", "off")},
     }
+
+
+def peak_mb(mode: str, folder: Path) -> float:
+    """The largest resident memory of a render of a minute."""
+    arguments = render_arguments("peak.mp4", "cfgen", 60.0)
+    process = cfgen(*arguments, "-y", "--snapshot", mode, "--quiet", cwd=folder)
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise SystemExit(f"the render with --snapshot {mode} failed")
+    return round(usage.ru_maxrss / 1024, 1)
 
 
 def main(arguments: list[str]) -> None:
