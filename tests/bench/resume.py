@@ -38,6 +38,8 @@ POLICIES = {
     "paper": ["memory.variant=paper", "memory.tau=0.99"],
     "cfgen": ["memory.variant=cfgen", "memory.tau=0.99"],
 }
+AIMS = ("time", "latents", "pages", "time", "snapshot")
+"""What kills aim at while the film is made: a moment, or a file that appears."""
 RESULTS = Path(__file__).parent / "results"
 shown = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -86,10 +88,10 @@ def killed(policy: str, kills: int, duration_s: float, work: Path) -> dict[str, 
     last = max(2, kills // 10)  # of the kills fall on what comes after the last chunk
     plan = [(end - 1.0, "segment") for end in ends]
     plan += [
-        (chance.uniform(0, chunks - 1), ("time", "time", "latents", "snapshot")[number % 4])
+        (chance.uniform(0, chunks - 1), AIMS[number % len(AIMS)])
         for number in range(kills - last - len(plan))
     ]
-    plan = sorted(plan) + [(float(chunks), ("join", "name")[number % 2]) for number in range(last)]
+    plan = sorted(plan) + [(float(chunks), "join")] * (last - 1) + [(float(chunks), "name")]
     chunk_s = whole_s / chunks
     moments: dict[str, int] = {}
     arguments = render_arguments("cut.mp4", policy, duration_s)
@@ -144,7 +146,8 @@ def wait_for(
     """
     names = {
         "latents": "cut.cfgen/latents/*",
-        "snapshot": "cut.cfgen/snapshots/*",
+        "pages": "cut.cfgen/snapshots/*.safetensors",
+        "snapshot": "cut.cfgen/snapshots/*[0-9].json",
         "segment": "cut.cfgen/segments/segment-??????.mp4",
         "join": "cut.part.mp4",
         "name": "cut.mp4.json",
@@ -154,6 +157,8 @@ def wait_for(
         return True
     ends = time.monotonic() + (60.0 if aim in ("join", "name") else limit_s)
     before = set(folder.glob(names[aim]))
+    if aim in ("pages", "snapshot"):
+        process.send_signal(signal.SIGTERM)  # it finishes the chunk and takes a snapshot
     while not set(folder.glob(names[aim])) - before:
         if process.poll() is not None or time.monotonic() > ends:
             return False
