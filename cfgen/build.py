@@ -9,7 +9,7 @@ import os
 import platform
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Literal
 import psutil
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from cfgen import __version__
 from cfgen.checkpoint.container import read_json
@@ -72,11 +73,12 @@ class Models:
         self, folder: Path, *, dtype: torch.dtype, device: torch.device
     ) -> tuple[Generator, TinyAutoencoder]:
         """Those of a model folder, read again only if another was asked for before."""
-        key = (folder, dtype, device)
+        files = (folder / GENERATOR_FILE, folder / VAE_FILE)
+        key = (dtype, device, *map(file_digest, files))
         if self.loaded is None or self.key != key:
             self.loaded = None  # both at once may be more than fits
-            generator = load_generator(folder / GENERATOR_FILE, dtype=dtype, device=device)
-            vae = load_vae(folder / VAE_FILE, dtype=dtype).to(device)
+            generator = load_generator(files[0], dtype=dtype, device=device)
+            vae = load_vae(files[1], dtype=dtype).to(device)
             self.key, self.loaded = key, (generator, vae)
         return self.loaded
 
@@ -126,7 +128,9 @@ def build_render(
             fingerprint={
                 **facts,
                 "text_sha256": _text_digest(folder),
+                "prompt_sha256": _prompt_digest(source),
                 "processor": _processor(device_of(config)),
+                "arithmetic": arithmetic(device_of(config), dtype_of(config)),
                 "backend": source.memory.ops.name,
                 "ffmpeg_version": ffmpeg.version,
             },
@@ -379,8 +383,42 @@ def _facts(folder: Path) -> dict[str, str]:
     }
 
 
+def _prompt_digest(source: FrameSource) -> str:
+    """Digest of the prompt as the layers read it: it may come from a cache."""
+    read = [source.conditioning]
+    if source.guidance is not None:
+        read.append(source.guidance.unconditional)
+    pairs = (pair for conditioning in read for pair in conditioning.keys_values)
+    return _tensors_digest(tensor for pair in pairs for tensor in pair)
+
+
+def _tensors_digest(tensors: Iterable[Tensor]) -> str:
+    """SHA-256 of the bits of tensors."""
+    sha256 = hashlib.sha256()
+    for tensor in tensors:
+        sha256.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return sha256.hexdigest()
+
+
+def arithmetic(device: torch.device, dtype: torch.dtype) -> str:
+    """Digest of a small computation: where it is another, so are the last bits of frames.
+
+    Tells apart what has one name and computes differently: processors of two makers, settings of
+    the libraries below torch, drivers.
+    """
+    generator = torch.Generator("cpu").manual_seed(0)
+    x = torch.randn(4, 8, 128, 64, generator=generator)
+    with torch.inference_mode():
+        on = x.to(device, dtype)
+        attended = F.scaled_dot_product_attention(on, on, on)
+        projected = F.linear(attended.flatten(0, 2), on[0].flatten(0, 1)[:256])
+        convolved = F.conv2d(on[:, :, :32, :32], on[:, :, :3, :3].repeat(4, 1, 1, 1))
+        bent = torch.softmax(on.float(), dim=-1) + F.silu(on.float()).rsqrt().nan_to_num()
+    return _tensors_digest([x, attended, projected, convolved, bent])[:16]
+
+
 def _processor(device: torch.device) -> str:
-    """What computes: another kind gives other last bits."""
+    """What computes, in words."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"

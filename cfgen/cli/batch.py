@@ -23,12 +23,20 @@ from cfgen.cli.work import gentle_signals
 from cfgen.config.batchlist import Clip, read_list
 from cfgen.config.catalog import model_folder
 from cfgen.config.schema import RenderConfig, digest
-from cfgen.errors import BudgetError, CfgenError, SetupError, SnapshotError, UsageError
+from cfgen.errors import (
+    BudgetError,
+    CfgenError,
+    Interrupted,
+    OutputRefused,
+    SetupError,
+    SnapshotError,
+    UsageError,
+)
 from cfgen.render.batch import Batch, ClipBegun, ClipEnded, Item, Waiting
 from cfgen.render.disk import disk_errors, sha256_of, write_file
 from cfgen.render.folder import RunFolder, is_run
 from cfgen.render.journal import ChunkLine
-from cfgen.render.output import run_of, sidecar_of
+from cfgen.render.output import described, refuse_existing, run_of
 
 if TYPE_CHECKING:
     from cfgen.build import Models
@@ -37,6 +45,11 @@ if TYPE_CHECKING:
 app = options.command_app()
 
 REPORT_VERSION = 1
+_AGAIN = "the same command goes on with the list"
+_PLACE_HINT = (
+    "give the clip another output in the list, or move away what is there; then try again "
+)
+_PLACE_HINT += "with --retry-failed"
 
 List = Annotated[
     Path,
@@ -99,9 +112,6 @@ def batch(
     console.configure(json=json_lines, quiet=quiet, verbose=verbose, debug=debug)
     text, label, folder = _read(clips)
     listed = read_list(text, label=label, folder=folder, environ=os.environ, slug=slug)
-    if dry_run:
-        _show_plan(console, listed)
-        return
     state = folder / f"{_stem(clips, text)}.cfgen-batch"
     night = Night(console, listed, overwrite=overwrite)
     work = night.batch = Batch(
@@ -113,19 +123,24 @@ def batch(
         attempts=attempts,
         fail_fast=fail_fast,
     )
+    if dry_run:
+        _show_plan(console, listed, night)
+        return
     if retry_failed:
         work.forgive()
     report = folder / f"{_stem(clips, text)}.report.json"
     try:
-        with gentle_signals(console, night.stop):
+        with gentle_signals(console, night.stop, again=_AGAIN):
             night.encode_prompts()
             for event in work.run():
                 night.show(event)
-    except CfgenError:
-        for line in _report(work, listed, report)[0]:
+    except CfgenError as error:
+        for line in _report(work, listed, report, night)[0]:
             console.note(line)
+        if isinstance(error, Interrupted):
+            error.hint = _AGAIN
         raise
-    lines, facts = _report(work, listed, report)
+    lines, facts = _report(work, listed, report, night)
     all_done = facts["done"] == len(listed)
     console.result("\n".join(lines), facts, ok=all_done)
     if not all_done:
@@ -181,7 +196,9 @@ class Night:
                 check_place(config, drawn, overwrite=self._overwrite)
                 render = build_render(config, drawn, overwrite=self._overwrite, models=self._models)
         except BudgetError as error:  # this clip is too large, which says nothing of the others
-            raise SetupError(error.message, error.hint) from None
+            raise SetupError(error.message, "make it shorter or smaller in the list") from None
+        except OutputRefused as error:
+            raise OutputRefused(error.message, _PLACE_HINT) from None
         if self._stopped is not None:
             render.stop(self._stopped[0], exit_code=self._stopped[1])
         self._render = render
@@ -203,6 +220,21 @@ class Night:
                 return None
             raise
 
+    def obstacle(self, item: Item) -> str:
+        """Why a clip cannot be begun or gone on with, as far as can be told beforehand."""
+        run = run_of(item.output)
+        try:
+            if self._begun(run, self._configs[item.name]) is None:
+                there = next(path for path in item.output.absolute().parents if path.exists())
+                if not there.is_dir() or item.output.is_dir():
+                    odd = item.output if there.is_dir() else there
+                    raise OutputRefused(f"{odd} is in the way")
+                if not self._overwrite:
+                    refuse_existing(item.output, run)
+        except CfgenError as error:
+            return str(error)
+        return ""
+
     def progress(self, item: Item) -> int:
         """Chunks that are made of a clip."""
         try:
@@ -213,9 +245,8 @@ class Night:
     def verified(self, item: Item) -> bool:
         """Whether a clip's video is there and whole."""
         try:
-            facts = json.loads(sidecar_of(item.output).read_text(encoding="utf-8"))["facts"]
-            return bool(sha256_of(item.output) == facts["sha256"])
-        except (OSError, ValueError, KeyError, TypeError):
+            return described(item.output) == sha256_of(item.output)
+        except OSError:
             return False
 
     def stop(self, why: str, *, exit_code: int) -> None:
@@ -280,38 +311,65 @@ def _on_own_gpu(config: RenderConfig) -> RenderConfig:
     return dataclasses.replace(config, device=f"cuda:{int(rank) % torch.cuda.device_count()}")
 
 
-def _show_plan(console: Console, clips: list[Clip]) -> None:
-    plans = [(clip, plan_of(clip.config)) for clip in clips]
-    lines = [
-        f"{clip.name:{max(len(each.name) for each in clips)}}  seed {clip.config.seed:<11} "
-        f"{clock(plan.seconds):>8}  {plan.chunks:5} chunks  {clip.config.output}"
-        for clip, plan in plans
-    ]
-    total = sum(plan.seconds for _, plan in plans)
-    listed = [
-        {"name": c.name, "seed": c.config.seed, "frames": p.frames, "output": str(c.config.output)}
-        for c, p in plans
-    ]
-    summary = f"{len(clips)} clips, {clock(total)} of video"
-    console.result("\n".join([*lines, summary]), {"clips": listed, "seconds": total})
+def _show_plan(console: Console, clips: list[Clip], night: Night) -> None:
+    """Show what is to be made, what is done, and what stands in the way.
+
+    Raises:
+        Exit: With 1, if something does.
+    """
+    assert night.batch is not None
+    lines, listed, seconds = [], [], 0.0
+    width = max(len(clip.name) for clip in clips)
+    for clip, item in zip(clips, night.items, strict=True):
+        plan, fate = plan_of(clip.config), night.batch.fate(item)
+        state = fate.state
+        obstacle = night.obstacle(item) if state in ("waiting", "started") else fate.error
+        facts = {"name": clip.name, "seed": clip.config.seed, "frames": plan.frames}
+        listed.append(facts | {"output": str(item.output), "state": state, "obstacle": obstacle})
+        made = night.progress(item) if state != "done" else plan.chunks
+        lines.append(
+            f"{clip.name:{width}}  seed {clip.config.seed:<11} {clock(plan.seconds):>8}  "
+            f"{made:5} of {plan.chunks} chunks  {item.output}"
+        )
+        if obstacle:
+            lines.append(f"  {'failed' if state == 'failed' else 'will fail'}: {_line(obstacle)}")
+        seconds += plan.seconds
+    ok = not any(facts["obstacle"] for facts in listed)
+    lines.append(f"{len(clips)} clips, {clock(seconds)} of video")
+    console.result("\n".join(lines), {"clips": listed, "seconds": seconds}, ok=ok)
+    if not ok:
+        raise typer.Exit(1)
 
 
-def _report(work: Batch, clips: list[Clip], file: Path) -> tuple[list[str], dict[str, object]]:
+def _line(text: str) -> str:
+    """The first of several lines."""
+    first, *more = text.splitlines()
+    return f"{first} ..." if more else first
+
+
+def _report(
+    work: Batch, clips: list[Clip], file: Path, night: Night
+) -> tuple[list[str], dict[str, object]]:
     """Write the report; return the lines of a summary and what the report holds."""
     rows = []
     for clip, item in zip(clips, work.items, strict=True):
         fate = work.fate(item)
         named = {"name": clip.name, "seed": clip.config.seed, "output": str(item.output)}
-        rows.append({**named, **dataclasses.asdict(fate)})
+        chunks = night.progress(item)
+        rows.append({**named, **dataclasses.asdict(fate), "chunks": chunks})
     done = sum(row["state"] == "done" for row in rows)
     facts: dict[str, object] = {"version": REPORT_VERSION, "done": done, "clips": rows}
     with disk_errors(file):
-        write_file(file, [(json.dumps(facts, ensure_ascii=False, indent=1) + "\n").encode()])
+        # Another process may end the list at the same moment.
+        write_file(
+            file, [(json.dumps(facts, ensure_ascii=False, indent=1) + "\n").encode()], shared=True
+        )
     width = max(len(str(row["name"])) for row in rows)
     lines = []
     for row in rows:
         state = str(row["state"])
-        detail = row["output"] if state == "done" else row["error"] or "not begun"
+        made = f"{row['chunks']} chunks are made" if row["chunks"] else "not begun"
+        detail = row["output"] if state == "done" else _line(str(row["error"])) or made
         lines.append(f"{state:8} {row['name']:{width}}  {detail}")
     failed = sum(row["state"] == "failed" for row in rows)
     again = "; --retry-failed tries the failed ones again" if failed else ""

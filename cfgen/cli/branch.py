@@ -71,13 +71,15 @@ def branch(
 ) -> None:
     """Render another continuation of a video, from a moment of it.
 
-    Up to there the new video has the frames of the old one, which stays as it is. With the same
-    prompt and seed and a longer duration it is the old video, extended.
+    The chunk that is playing at that moment is the first to be other; the frames before it are
+    those of the old video, as they were before encoding. The old video stays as it is. With a
+    longer duration, the same prompt and the same seed it is extended.
 
     \b
     Examples:
       cfgen branch a.mp4 --at 1:12 --prompt "a red kite at night" -o b.mp4
       cfgen branch a.cfgen --at 40s --seed 8 -o c.mp4
+      cfgen branch a.mp4 --at 2m --duration 3m -o longer.mp4   # a.mp4 plays 2 minutes
     """
     console = options.console_of(ctx)
     console.configure(json=json_lines, quiet=quiet, verbose=verbose, debug=debug)
@@ -89,6 +91,13 @@ def branch(
         raise UsageError("a branch needs an output of its own", "name another with -o")
     child = dataclasses.replace(child, output=output)
     drawn = plan_of(child)
+    if (child.prompt, child.seed) == (parent.prompt, parent.seed) and (
+        drawn.frames <= plan_of(parent).frames
+    ):
+        raise UsageError(
+            "nothing would be different from the old video",
+            "give --prompt or --seed, or a longer --duration",
+        )
     check_place(child, drawn, overwrite=overwrite)
     chunk = chunk_of(at, plan_of(parent), drawn)
     with Lock(path / LOCK):
@@ -120,7 +129,7 @@ def prepare(console: Console, folder: RunFolder, chunk: int) -> tuple[Branching,
 
     config = config_of(folder)
     drawn = plan_of(config)
-    console.note(f"loading the model of {folder.path}")
+    console.note(f"loading the model to find the way to chunk {chunk + 1} of {folder.path}")
     render = build_render(config, drawn)
     folder.expect(render.record, allow_changed=())
     point = find_way(folder, render.source, drawn, chunk)
@@ -139,7 +148,7 @@ def prepare(console: Console, folder: RunFolder, chunk: int) -> tuple[Branching,
         if number
     ]
     console.note(
-        f"going on at chunk {chunk + 1}, {clock(starts)}, from {words}"
+        f"going on at chunk {chunk + 1}, which begins at {starts:.2f} s, from {words}"
         + (f": {', '.join(work)}, about {clock(cost_s)}" if work else "")
     )
     return point, render.record
@@ -165,7 +174,7 @@ def new_seed() -> str:
 
 
 def chunk_of(at: str, parent: Plan, child: Plan) -> int:
-    """The chunk that both plans have at a time.
+    """The chunk that both plans have at a time; the last one at the end.
 
     Raises:
         UsageError: `at` is no time, or one of the videos is not that long.
@@ -174,6 +183,10 @@ def chunk_of(at: str, parent: Plan, child: Plan) -> int:
         seconds = parse_duration(at)
     except ValueError as error:
         raise UsageError(f"--at: {error}") from None
-    chunk = parent.chunk_at(seconds)
-    child.chunk_at(seconds)
-    return chunk
+    for plan, what in ((parent, "old"), (child, "new")):
+        if seconds > plan.seconds:
+            raise UsageError(
+                f"the {what} video is {plan.seconds:g} s long, and {seconds:g} s is asked for",
+                "choose an earlier moment" + (", or a longer --duration" if what == "new" else ""),
+            )
+    return parent.chunks - 1 if seconds == parent.seconds else parent.chunk_at(seconds)

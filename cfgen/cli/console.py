@@ -163,7 +163,7 @@ class Console:
 
     def status(self) -> None:
         """Tell how far the render is, also with `--quiet`."""
-        self._aside(self._last_words or "loading the model")
+        self._aside(self._last_words or "no chunk is made yet")
 
     def close(self) -> None:
         """Take the progress bar down, if one is up."""
@@ -173,9 +173,12 @@ class Console:
 
     def _resumed(self, event: Resumed) -> None:
         at, of = (clock(n / self._fps) for n in (event.frames_done, event.frames_total))
-        self.note(f"resuming at chunk {event.chunk + 1} of {event.chunks}, {at} of {of}")
+        if event.chunk == event.chunks:
+            self.note(f"all {event.chunks} chunks are made; encoding and joining what is missing")
+        else:
+            self.note(f"resuming at chunk {event.chunk + 1} of {event.chunks}, {at} of {of}")
         again = [
-            (event.replayed, "committed again from its latents"),
+            (event.replayed, "committed again from latents"),
             (event.made_again, "denoised again"),
         ]
         parts = [f"{count(number, 'chunk')} {what}" for number, what in again if number]

@@ -26,7 +26,8 @@ from cfgen.render.lock import Lock, owner_of
 
 app = options.command_app("List, show and clear away renders.")
 
-_WIDEST_PROMPT = 34
+_COLUMNS = 43
+"""Width of the columns of `jobs list` that are not the run or its prompt."""
 
 Root = Annotated[
     Path, typer.Argument(metavar="FOLDER", help="Where to look, with all folders below it.")
@@ -92,10 +93,9 @@ def list_jobs(
     console.configure(json=json_lines, debug=debug)
     jobs = list(jobs_under(folder))
     rows: list[tuple[str, ...]] = [("state", "done", "of", "disk", "run", "prompt")]
+    width = max(12, shutil.get_terminal_size().columns - _COLUMNS - _widest(jobs))
     for job in jobs:
-        prompt = job.prompt
-        if len(prompt) > _WIDEST_PROMPT:
-            prompt = prompt[: _WIDEST_PROMPT - 3] + "..."
+        prompt = job.prompt if len(job.prompt) <= width else f"{job.prompt[: width - 3]}..."
         times = (clock(job.done_s), clock(job.total_s))
         rows.append((job.state, *times, bytes_words(job.nbytes), str(job.path), prompt))
     text = _table(rows) if jobs else f"no renders under {folder}"
@@ -117,13 +117,17 @@ def show(
     lines = [
         f"run       {job.path}",
         f"state     {job.state}{f' ({job.detail})' if job.detail else ''}",
+        f"video     {RunFolder(path).output}",
         f"prompt    {job.prompt}",
         f"seed      {job.seed}",
         f"done      chunk {job.chunks_done} of {job.chunks}, "
         f"{clock(job.done_s)} of {clock(job.total_s)}, in {clock(job.elapsed_s)}",
         f"disk      {bytes_words(job.nbytes)}",
         f"began     {record.created}",
-        *([f"branched  after chunk {record.base}"] if record.base else []),
+        *(
+            f"part      up to frame {part['until_frame']}: seed {part['seed']}, {part['prompt']}"
+            for part in record.parts
+        ),
         *(f"{name:26}{value}" for name, value in sorted(record.fingerprint.items())),
     ]
     console.result("\n".join(lines), {**job.data(), "fingerprint": dict(record.fingerprint)})
@@ -141,7 +145,9 @@ def gc(
     """Clear away what finished renders keep, the oldest first, until a budget holds.
 
     First go their snapshots, which only speed up `cfgen branch`, then their latents and journals.
-    Videos stay, and so does everything of renders that are not finished.
+    Videos stay, and so does everything of renders that are not finished. What is cleared away
+    cannot be branched off or done over any more; of what branched off itself, nothing goes before
+    its whole run folder.
     """
     console = options.console_of(ctx)
     console.configure(json=json_lines, debug=debug)
@@ -162,7 +168,7 @@ def gc(
             removed.append((target, nbytes))
     verb = "would remove" if dry_run else "removed"
     text = [f"{verb} {target} ({bytes_words(nbytes)})" for target, nbytes in removed]
-    text.append(f"{bytes_words(before)} before, {bytes_words(total)} now")
+    text.append(f"{bytes_words(before)} before, {bytes_words(total)} after")
     if total > allowed:
         text.append(f"more than {bytes_words(allowed)}: what is left belongs to unfinished renders")
     listed = [{"path": str(target), "nbytes": nbytes} for target, nbytes in removed]
@@ -226,6 +232,10 @@ def _targets(jobs: list[Job]) -> Iterator[Path]:
         if not job.base:  # what branched off can only go on from its first snapshot
             yield from sorted(job.path.glob("snapshots*"))
     yield from (job.path for job in finished)
+
+
+def _widest(jobs: list[Job]) -> int:
+    return max((len(str(job.path)) for job in jobs), default=0)
 
 
 def _clear_away(target: Path, console: Console) -> bool:

@@ -177,7 +177,7 @@ def _row(drawn: Plan, index: int) -> str:
     frames = f"{chunk.frame_start}-{end - 1}"
     seconds = f"{chunk.frame_start / fps:.3f}-{end / fps:.3f}"
     latent = f"{chunk.latent_start}-{chunk.latent_start + chunk.latent_frames - 1}"
-    return f"{index:5}  {frames:16}  {seconds:18}  {latent:13}  {chunk.segment:7}"
+    return f"{index + 1:5}  {frames:16}  {seconds:18}  {latent:13}  {chunk.segment + 1:7}"
 
 
 def _speed(config: RenderConfig) -> list[str]:

@@ -97,7 +97,8 @@ def render(
         go_on(console, run_of(config.output), asked=resolved.config, allow_changed=allowed)
         return
     drawn = plan_of(config)
-    check_place(config, drawn, overwrite=overwrite)
+    if not (resume and is_run(run_of(config.output))):
+        check_place(config, drawn, overwrite=overwrite)
     _tell_values(console, resolved, config)
     if dry_run:
         show_plan(console, config, drawn, every_chunk=verbose)
@@ -148,8 +149,9 @@ def check_place(config: RenderConfig, drawn: Plan, *, overwrite: bool) -> None:
     if free < needed:
         raise BudgetError(
             f"the disk of {output} has {bytes_words(free)} free and the render needs about "
-            f"{bytes_words(needed)}",
-            hint="free some space, choose another disk with -o, or shorten --duration",
+            f"{bytes_words(needed)}, of which {bytes_words(_SPARE_DISK_NBYTES)} are to spare",
+            hint="free some space, choose another disk with -o, or shorten --duration; a smaller "
+            "--disk-budget or --snapshot latents keeps less",
         )
 
 

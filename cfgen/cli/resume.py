@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -14,11 +13,11 @@ from cfgen.cli import options
 from cfgen.cli.console import Console
 from cfgen.cli.plan import plan_of
 from cfgen.cli.work import carry_out, tell_result
-from cfgen.config.loader import from_mapping
+from cfgen.config.loader import from_mapping, leaves
 from cfgen.config.schema import RenderConfig, to_mapping
-from cfgen.errors import SnapshotError, SnapshotMismatch, UsageError
+from cfgen.errors import LockHeld, SnapshotError, SnapshotMismatch, UsageError
 from cfgen.render.events import Finished
-from cfgen.render.folder import LOCK, RunFolder, is_run
+from cfgen.render.folder import LOCK, RunFolder, is_run, require_harmless
 from cfgen.render.journal import VideoLine
 from cfgen.render.lock import owner_of
 from cfgen.render.output import resume_command, run_of, sidecar_of
@@ -87,8 +86,12 @@ def go_on(
         SnapshotMismatch: `asked` is another render; tells every difference.
         CfgenError: It cannot go on.
     """
+    require_harmless(allow_changed)
     folder = RunFolder(path)
     config = go_on_with(folder, asked)
+    owner = owner_of(path / LOCK)
+    if owner is not None and owner.here:
+        raise LockHeld(f"{path} is in use by {owner}", "wait until it is done, or stop it")
     console.note(f"{path} is for {config.prompt!r}, seed {config.seed}")
     drawn, video = plan_of(config), folder.finished
     if video is not None:
@@ -112,6 +115,12 @@ def go_on_with(folder: RunFolder, asked: RenderConfig | None) -> RenderConfig:
         SnapshotMismatch: `asked` is another render; tells every difference.
     """
     stored = from_mapping(folder.record.config, label=str(folder.path / "run.json"))
+    if asked is not None and folder.record.parts:
+        raise SnapshotMismatch(
+            f"{folder.path} is a branch, or was done over: its first frames are of another prompt "
+            "or seed",
+            f"go on with it: `{resume_command(folder.path)}`, or begin again with -y",
+        )
     if asked is not None:
         _require_same(folder.path, stored, asked)
         device = stored.device if asked.device == "auto" else asked.device
@@ -125,11 +134,14 @@ def run_folder(given: Path) -> Path:
     Raises:
         SnapshotError: There is none.
     """
+    if not given.name:
+        raise SnapshotError(f"{str(given)!r} names neither a run folder nor a video")
     path = given if given.suffix == ".cfgen" else run_of(given)
     if not is_run(path):
         raise SnapshotError(
-            f"there is no render to resume at {given}: {path} is no run folder",
-            "`cfgen jobs list` shows what there is",
+            f"{given} has no run folder: {path} is not there, or was cleared away",
+            "`cfgen jobs list` shows what there is; --clean, --snapshot off and `cfgen jobs gc` "
+            "leave no run folder",
         )
     return path
 
@@ -155,7 +167,9 @@ def _require_same(path: Path, stored: RenderConfig, asked: RenderConfig) -> None
     """Refuse to go on with one render by the command of another."""
     if asked.seed is None:
         asked = dataclasses.replace(asked, seed=stored.seed)
-    before, now = (dict(_leaves(to_mapping(config), "")) for config in (stored, asked))
+    # Which of several GPUs computes makes no difference, and its name is in the fingerprint.
+    asked = dataclasses.replace(asked, device=asked.device.partition(":")[0])
+    before, now = (dict(leaves(to_mapping(config))) for config in (stored, asked))
     differing = [
         key
         for key in {**before, **now}
@@ -165,19 +179,9 @@ def _require_same(path: Path, stored: RenderConfig, asked: RenderConfig) -> None
     ]
     if differing:
         listed = "".join(
-            f"\n  {key}: began with {before.get(key)}, now {now.get(key)}" for key in differing
+            f"\n  {key}: began with {before.get(key)!r}, now {now.get(key)!r}" for key in differing
         )
         raise SnapshotMismatch(
             f"{path} is another render:{listed}",
             f"go on with it: `{resume_command(path)}`, or begin again with -y",
         )
-
-
-def _leaves(mapping: Mapping[str, object], prefix: str) -> list[tuple[str, object]]:
-    leaves: list[tuple[str, object]] = []
-    for key, value in mapping.items():
-        if isinstance(value, dict):
-            leaves += _leaves(value, f"{prefix}{key}.")
-        else:
-            leaves.append((f"{prefix}{key}", value))
-    return leaves

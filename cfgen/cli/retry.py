@@ -45,8 +45,9 @@ def retry(
 ) -> None:
     """Do a video over from a moment on, with another seed or prompt.
 
-    What comes before stays; what comes after is replaced, and the video with it once the new one is
-    finished. `cfgen branch` keeps both.
+    The chunk that is playing at that moment is the first to be made anew. What comes before stays;
+    what comes after is replaced, and the video with it once the new one is finished. `cfgen branch`
+    keeps both.
 
     \b
     Examples:

@@ -14,6 +14,7 @@ from cfgen.cli.plan import needs_of, plan_data, replay_words
 from cfgen.config.schema import RenderConfig
 from cfgen.errors import Interrupted
 from cfgen.render.events import Finished
+from cfgen.render.output import resume_command, run_of
 from cfgen.render.plan import Plan
 
 
@@ -29,7 +30,7 @@ def carry_out(
     """Build and run a render, showing its events.
 
     The first Ctrl-C or SIGTERM stops it after the chunk that is being made, the second at once;
-    SIGUSR1 shows how far it is.
+    SIGHUP, as when a terminal is closed, is as SIGTERM, and SIGUSR1 shows how far it is.
 
     Raises:
         CfgenError: It could not be finished; `Interrupted` after a signal.
@@ -41,13 +42,17 @@ def carry_out(
     console.event("plan", {**plan_data(drawn, needs_of(config, drawn)), "seed": config.seed})
     if config.snapshot.mode == "latents" and not resume:
         console.note(f"to resume {replay_words(config)}")
+    if config.snapshot.mode == "off":
+        console.note("nothing is kept to resume with: --snapshot off")
     console.note(f"{drawn.frames} frames in {drawn.chunks} chunks; loading the model")
     console.start(fps=drawn.geometry.fps)
     finished: Finished | None = None
+    assert config.output is not None
     render = build_render(config, drawn, overwrite=overwrite)
     if resume:
         render.resume(allow_changed)
-    with gentle_signals(console, render.stop):
+    again = f"`{resume_command(run_of(config.output))}` goes on with it"
+    with gentle_signals(console, render.stop, again=again):
         for event in render.run():
             console.show(event)
             if isinstance(event, Finished):
@@ -65,8 +70,14 @@ class Stop(Protocol):
 
 
 @contextlib.contextmanager
-def gentle_signals(console: Console, stop_work: Stop) -> Iterator[None]:
-    """Let the first signal stop the work in the block gently, and the second at once."""
+def gentle_signals(console: Console, stop_work: Stop, *, again: str) -> Iterator[None]:
+    """Let the first signal stop the work in the block gently, and the second at once.
+
+    Args:
+        console: Where to tell.
+        stop_work: Stops it gently.
+        again: How to go on after the second.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -76,9 +87,7 @@ def gentle_signals(console: Console, stop_work: Stop) -> Iterator[None]:
         nonlocal stopped
         exit_code = 128 + number
         if stopped:
-            raise Interrupted(
-                "stopped at once", "`cfgen resume` goes on with it", exit_code=exit_code
-            )
+            raise Interrupted("stopped at once", again, exit_code=exit_code)
         stopped = True
         why = "interrupted" if number == signal.SIGINT else "terminated"
         stop_work(why, exit_code=exit_code)
@@ -89,7 +98,7 @@ def gentle_signals(console: Console, stop_work: Stop) -> Iterator[None]:
 
     handlers = {signal.SIGINT: stop, signal.SIGTERM: stop}
     if hasattr(signal, "SIGUSR1"):
-        handlers[signal.SIGUSR1] = tell
+        handlers |= {signal.SIGHUP: stop, signal.SIGUSR1: tell}
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield

@@ -20,7 +20,7 @@ import yaml
 
 from cfgen.config.loader import known_keys, load
 from cfgen.config.schema import RenderConfig
-from cfgen.config.sources import Entries, Entry, Origin, flatten
+from cfgen.config.sources import Entries, Entry, Origin, compose, flatten
 from cfgen.config.values import nearest
 from cfgen.errors import PresetError, Problem
 
@@ -97,7 +97,8 @@ def read_list(
             problems.append(Problem(key="name", where=raw.where, reason=reason))
             continue
         if _same(name) in names:
-            reason = f"{name!r} is also the name of the clip at {names[_same(name)]}; name each"
+            reason = f"{name!r} is also the name of the clip at {names[_same(name)]}; "
+            reason += "give each a `name`" if raw.name is None else "choose another"
             problems.append(Problem(key="name", where=raw.where, reason=reason))
             continue
         names[_same(name)] = raw.where
@@ -214,16 +215,9 @@ def _parsed(text: str, label: str, problems: list[Problem]) -> tuple[Entries, li
 
 
 def _yaml(text: str, label: str, problems: list[Problem]) -> tuple[Entries, list[_Raw]]:
-    try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-    except (yaml.YAMLError, RecursionError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = label if mark is None else f"{label}:{mark.line + 1}"
-        detail = getattr(error, "problem", None) or "it cannot be parsed"
-        problems.append(Problem(key="", where=where, reason=f"is not valid YAML: {detail}"))
-        return {}, []
-    if not isinstance(node, yaml.MappingNode):
-        problems.append(Problem(key="", where=label, reason="must hold `clips:` and a list"))
+    needs = "must hold `clips:` and a list"
+    node = compose(text, label=label, needs=needs, problems=problems)
+    if node is None:
         return {}, []
     top: dict[str, yaml.Node] = {}
     for key_node, value in node.value:
@@ -240,6 +234,10 @@ def _yaml(text: str, label: str, problems: list[Problem]) -> tuple[Entries, list
         line = (version or node).start_mark.line + 1
         problems.append(Problem(key="version", where=f"{label}:{line}", reason=reason))
     defaults = _mapping(top.get("defaults"), label, problems)
+    seed = defaults.get("seed")
+    if seed is not None and not re.fullmatch("[0-9]{1,19}", str(seed.tree).replace("_", "")):
+        reason = f"must be a whole number, got {seed.tree!r}"
+        problems.append(Problem(key="seed", where=seed.origin.where, reason=reason))
     if (name := defaults.pop("name", None)) is not None:
         reason = "belongs to a clip, not to the defaults"
         problems.append(Problem(key="name", where=name.origin.where, reason=reason))

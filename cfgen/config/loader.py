@@ -143,7 +143,7 @@ def from_mapping(
     problems: list[Problem] = []
     known = known_keys()
     entries: Entries = {}
-    for key, value in _leaves(mapping, ""):
+    for key, value in leaves(mapping):
         if key not in known:
             problems.append(Problem(key=key, where=label, reason=sources.UNKNOWN_KEY))
         entries[key] = Entry(
@@ -156,10 +156,11 @@ def from_mapping(
     return config
 
 
-def _leaves(mapping: Mapping[str, object], prefix: str) -> Iterable[tuple[str, object]]:
+def leaves(mapping: Mapping[str, object], prefix: str = "") -> Iterable[tuple[str, object]]:
+    """Yield dotted key and value of everything in nested mappings."""
     for key, value in mapping.items():
         if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{key}.")
+            yield from leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 

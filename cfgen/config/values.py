@@ -101,6 +101,8 @@ def parse_bytes(text: str) -> int:
     match = _BYTES.fullmatch(text.strip())
     if match is None or "i" in text.lower():
         raise ValueError(f"{text!r} is not a number of bytes: {_BYTES_FORMS}")
+    if len(match.group(1)) > 15:
+        raise ValueError(f"{text!r} is more than any disk holds")
     power = " kmgt".index(match.group(2).lower() or " ")
     return round(float(match.group(1)) * 1000.0**power)
 

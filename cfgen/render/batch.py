@@ -12,12 +12,14 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
-from cfgen.errors import BudgetError, CfgenError, Interrupted, LockHeld
+from cfgen.errors import BudgetError, CfgenError, Interrupted, LockHeld, WriterError
 from cfgen.render.disk import disk_errors, write_file
 from cfgen.render.events import Event, Finished
-from cfgen.render.lock import PATIENCE_S, Lock, Owner, owner_of
+from cfgen.render.folder import LOCK
+from cfgen.render.lock import PATIENCE_S, Lock, Owner, read_owner
+from cfgen.render.output import run_of
 from cfgen.render.records import read_mapping, typed
 
 POLL_S = 1.0
@@ -103,8 +105,9 @@ class Batch:
         folder: Where their fates and locks stand; it is made if need be.
         make: Builds the render of a clip, resuming what is there of it.
         progress: Tells how many chunks of a clip are made.
-        verified: Tells whether a clip's video is there, whole, and made as the list says.
-        attempts: How often a clip is begun without getting any further.
+        verified: Tells whether a clip's video is there and what was written.
+        attempts: How often a clip is begun without getting any further; one that is refused before
+            any work is not begun again.
         fail_fast: Whether the first failed clip ends the batch.
     """
 
@@ -123,7 +126,7 @@ class Batch:
         self._folder = folder
         self._make, self._progress, self._verified = make, progress, verified
         self._attempts, self._fail_fast = attempts, fail_fast
-        self._seen: dict[str, tuple[Owner, float]] = {}
+        self._seen: dict[Path, tuple[Owner | None, float]] = {}
         self._stopped: Interrupted | None = None
 
     def fate(self, item: Item) -> Fate:
@@ -152,25 +155,16 @@ class Batch:
             self._folder.mkdir(parents=True, exist_ok=True)
         checked: set[str] = set()
         waiting: list[str] = []
-        while True:
+        while open_items := [item for item in self.items if not self._settled(item, checked)]:
             taken: list[str] = []
-            open_items = [item for item in self.items if not self._settled(item, checked)]
             for item in open_items:
-                lock = self._claim(item)
-                if lock is None:
+                if self._stopped is not None:
+                    raise self._stopped
+                end = yield from self._turn(item, checked)
+                if end == "taken":
                     taken.append(item.name)
-                    continue
-                with lock:
-                    if not self._settled(item, checked, locked=True):
-                        try:
-                            failed = yield from self._one(item, lock)
-                        except LockHeld:  # somebody resumes it by hand
-                            taken.append(item.name)
-                            continue
-                        if failed and self._fail_fast:
-                            return
-            if not open_items:
-                return
+                if end == "failed" and self._fail_fast:
+                    return
             if len(taken) == len(open_items):
                 if taken != waiting:
                     yield Waiting(names=tuple(taken))
@@ -178,7 +172,7 @@ class Batch:
                 self._sleep()
 
     def stop(self, why: str, *, exit_code: int) -> None:
-        """While it waits for other processes: stop. A render is stopped by itself."""
+        """Stop before the next clip. The render that is at work is stopped by itself."""
         self._stopped = Interrupted(
             why, "the same command goes on with the list", exit_code=exit_code
         )
@@ -190,38 +184,56 @@ class Batch:
                 raise self._stopped
             time.sleep(min(POLL_S, 0.1))
 
-    def _settled(self, item: Item, checked: set[str], *, locked: bool = False) -> bool:
+    def _settled(self, item: Item, checked: set[str]) -> bool:
         """Whether nothing is left to do for a clip; a finished one is verified once."""
         fate = self.fate(item)
-        if fate.state == "done" and item.name not in checked:
-            if not self._verified(item):
-                if locked:
-                    self._write(item, Fate(digest=item.digest))
-                return False
+        if fate.state == "done" and item.name not in checked and self._verified(item):
             checked.add(item.name)
-        return fate.state in ("done", "failed")
+        return fate.state == "failed" or item.name in checked
 
     def _claim(self, item: Item) -> Lock | None:
         """The lock of a clip, or None while another process works on it."""
         path = self._folder / f"{item.name}.lock"
-        owner = owner_of(path)
-        if owner is not None:
-            before = self._seen.get(item.name)
-            if before is None or before[0] != owner:
-                self._seen[item.name] = (owner, time.monotonic())
-                return None
-            if time.monotonic() - before[1] < PATIENCE_S:
-                return None
+        # Somebody may also work on the clip's run itself, without the list.
+        if self._lives(path) or self._lives(run_of(item.output) / LOCK):
+            return None
         lock = Lock(path, patience_s=0.0)
         try:
-            lock.acquire(dead=owner)
+            lock.acquire(watched=(read_owner(path),))
         except LockHeld:
             return None
         return lock
 
-    def _one(self, item: Item, lock: Lock) -> Generator[Event | ClipBegun | ClipEnded, None, bool]:
-        """Try a clip once; returns whether it failed for good."""
+    def _lives(self, path: Path) -> bool:
+        """Whether the owner of a lock may be alive: it is not seen to be dead or silent."""
+        owner = read_owner(path)
+        if not path.exists() or (owner is not None and owner.gone):
+            return False
+        if path not in self._seen or self._seen[path][0] != owner:
+            self._seen[path] = (owner, time.monotonic())
+        return time.monotonic() - self._seen[path][1] < PATIENCE_S
+
+    def _turn(
+        self, item: Item, checked: set[str]
+    ) -> Generator[Event | ClipBegun | ClipEnded, None, Literal["taken", "failed", "went on"]]:
+        """Try a clip once, unless another process works on it."""
+        lock = self._claim(item)
+        if lock is None:
+            return "taken"
+        with lock:
+            if self._settled(item, checked):
+                return "went on"
+            try:
+                return (yield from self._try(item, lock))
+            except LockHeld:  # somebody was quicker to resume it by hand
+                return "taken"
+
+    def _try(
+        self, item: Item, lock: Lock
+    ) -> Generator[Event | ClipBegun | ClipEnded, None, Literal["failed", "went on"]]:
         before = self.fate(item)
+        if before.state == "done":  # and its video is lost or damaged
+            before = Fate(digest=item.digest)
         chunk = self._progress(item)
         attempts = before.attempts + 1 if chunk <= before.chunk else 1
         if attempts > self._attempts:
@@ -229,36 +241,43 @@ class Batch:
             fate = replace(before, state="failed", error=why)
             self._write(item, fate)
             yield ClipEnded(item=item, fate=fate, again=False)
-            return True
+            return "failed"
         furthest = max(chunk, before.chunk)
         started = Fate(state="started", digest=item.digest, attempts=attempts, chunk=furthest)
         self._write(item, started)
         yield ClipBegun(item=item, attempt=attempts)
         began = time.monotonic()
         try:
-            frames = 0
-            for event in self._make(item).run():
-                yield event
-                if isinstance(event, Finished):
-                    frames = event.frames
-            fate = replace(started, state="done", frames=frames)
-        except (Interrupted, LockHeld):
+            fate = yield from self._made(item, started)
+        except (Interrupted, LockHeld, BudgetError) as error:
             if lock.held:
-                self._write(item, replace(before, state="waiting"))
-            raise
-        except BudgetError as error:
-            self._write(item, replace(before, state="waiting", error=str(error)))
+                why = str(error) if isinstance(error, BudgetError) else before.error
+                self._write(item, replace(before, state="waiting", error=why))
             raise
         except Exception as error:  # whatever one clip does, the night goes on
+            refused = isinstance(error, CfgenError) and error.exit_code in (2, 3)
             stuck = attempts >= self._attempts and self._progress(item) <= chunk
-            fate = _failed(started, error, for_good=stuck)
+            fate = _failed(started, error, for_good=refused or stuck or self._fail_fast)
         fate = replace(fate, seconds=round(time.monotonic() - began, 3))
         if not lock.held:
             raise LockHeld(f"{item.name} was taken over by another process while this one slept")
         self._write(item, fate)
-        again = fate.state == "waiting"
-        yield ClipEnded(item=item, fate=fate, again=again)
-        return fate.state == "failed"
+        yield ClipEnded(item=item, fate=fate, again=fate.state == "waiting")
+        return "failed" if fate.state == "failed" else "went on"
+
+    def _made(self, item: Item, started: Fate) -> Generator[Event, None, Fate]:
+        """Render a clip; what it raises is what stopped it."""
+        fate = started
+        for event in self._make(item).run():
+            if isinstance(event, Finished):
+                # At once: what follows may clear away the run folder, the other proof of it.
+                fate = replace(started, state="done", frames=event.frames)
+                self._write(item, fate)
+            yield event
+        if not self._verified(item):
+            changed = WriterError(f"{item.output} is not what was written", "check the disk")
+            fate = _failed(started, changed, for_good=True)
+        return fate
 
     def _file(self, item: Item) -> Path:
         return self._folder / f"{item.name}.json"

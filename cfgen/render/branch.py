@@ -14,10 +14,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cfgen.errors import UsageError
-from cfgen.render.disk import disk_errors
-from cfgen.render.folder import JOURNAL, LOCK, RunFolder, RunRecord, clear, write_record
+from cfgen.render.disk import disk_errors, sync_file, sync_folder
+from cfgen.render.folder import JOURNAL, LOCK, RunFolder, RunRecord, make_empty, write_record
 from cfgen.render.journal import ChunkLine, Journal, Line, SegmentLine
 from cfgen.render.lock import Lock
+from cfgen.render.output import refuse_existing
 from cfgen.render.plan import Plan
 from cfgen.render.resume import Ground, Way, pass_again, survey, way_to
 from cfgen.render.snapshot import SnapshotStore
@@ -68,7 +69,8 @@ def find_way(folder: RunFolder, source: FrameSource, plan: Plan, chunk: int) -> 
         )
     if chunk < folder.record.base:
         raise UsageError(
-            f"{folder.path} branched off after chunk {folder.record.base}, and chunk "
+            f"{folder.path} branched off after chunk {folder.record.base}, at "
+            f"{plan.chunk(folder.record.base).frame_start / plan.geometry.fps:.2f} s, and chunk "
             f"{chunk + 1} lies before that",
             "take a later time, or branch off from the render that it came from",
         )
@@ -93,25 +95,32 @@ def branch_off(point: Branching, path: Path, record: RunRecord) -> Iterator[int]
 
     Args:
         point: Where.
-        path: The new run folder; one that is there is emptied.
+        path: The new run folder; one that is there is emptied, if `record` may overwrite.
         record: What the new render is; its base is set here.
+
+    Raises:
+        OutputRefused: Something is there that may not be overwritten.
+        SnapshotMismatch: This machine does not make the same frames again.
+        BudgetError, WriterError: The disk refused.
     """
-    record = replace(record, base=point.chunk)
+    record = replace(record, base=point.chunk, parts=_parts(point, record))
     yield from _pass(point)
     with disk_errors(path):
         path.mkdir(exist_ok=True)
     with Lock(path / LOCK):
+        if not record.overwrite:
+            refuse_existing(path.parent / record.output, path)
+        make_empty(path)
         with disk_errors(path):
-            clear(path)
-            for name in ("latents", "segments"):
-                (path / name).mkdir()
             for index in range(point.chunk):
                 _link(point.folder.latents(index), path / "latents")
             for segment in point.ground.segments:
                 if (segment.index + 1) * point.plan.segment_chunks <= point.chunk:
                     _link(segment.path, path / "segments")
+            for name in ("latents", "segments"):
+                sync_folder(path / name)
         _save(point, path / "snapshots", record)
-        Journal(path / JOURNAL).rewrite(_lines(point))
+        Journal(path / JOURNAL, run=record.digest).rewrite(_lines(point))
         write_record(path, record)
 
 
@@ -123,12 +132,22 @@ def do_over(point: Branching, record: RunRecord) -> Iterator[int]:
     Args:
         point: Where; the caller holds the lock of the run.
         record: What the render becomes; its base and take are set here.
+
+    Raises:
+        SnapshotMismatch: This machine does not make the same frames again.
+        BudgetError, WriterError: The disk refused.
     """
     before = point.folder.record
     # With the same prompt, what comes before can still be committed again from its latents.
     same = before.config["prompt"] == record.config["prompt"] and point.source.memory.replayable
     base = before.base if same else point.chunk
-    record = replace(record, base=base, take=before.take + 1, overwrite=True)
+    record = replace(
+        record,
+        base=base,
+        take=before.take + 1,
+        overwrite=point.folder.mine,
+        parts=_parts(point, record),
+    )
     yield from _pass(point)
     path = point.folder.path
     stem, _, ending = JOURNAL.partition(".")
@@ -137,11 +156,26 @@ def do_over(point: Branching, record: RunRecord) -> Iterator[int]:
         if snapshots.exists():
             shutil.rmtree(snapshots)
     _save(point, snapshots, record)
-    Journal(journal).rewrite(_lines(point))
+    Journal(journal, run=record.digest).rewrite(_lines(point))
     write_record(path, record)
     with contextlib.suppress(OSError):
         point.folder.journal.path.unlink()
         shutil.rmtree(point.folder.snapshots)
+
+
+def _parts(point: Branching, record: RunRecord) -> list[dict[str, object]]:
+    """What the frames before the point were made with, where it is not what `record` has."""
+    before, start = point.folder.record, point.plan.chunk(point.chunk).frame_start
+    made_with: dict[str, object] = {name: before.config[name] for name in ("prompt", "seed")}
+    parts = [*before.parts, {"until_frame": point.plan.frames, **made_with}]
+    kept: list[dict[str, object]] = []
+    for part in parts:
+        begins = int(str(kept[-1]["until_frame"])) if kept else 0
+        if begins < start:
+            kept.append({**part, "until_frame": min(start, int(str(part["until_frame"])))})
+    if kept and all(kept[-1][name] == record.config[name] for name in made_with):
+        kept.pop()
+    return kept
 
 
 def _pass(point: Branching) -> Iterator[int]:
@@ -173,3 +207,4 @@ def _link(file: Path, folder: Path) -> None:
         os.link(file, folder / file.name)
     except OSError:
         shutil.copy2(file, folder / file.name)
+    sync_file(folder / file.name)

@@ -10,6 +10,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import secrets
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -49,7 +50,17 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_file(path: Path, blocks: Iterable[Block], *, sync: bool = True) -> str:
+def sha256_of_blocks(blocks: Iterable[Block]) -> str:
+    """Return the hexadecimal SHA-256 digest of what a file would hold."""
+    digest = hashlib.sha256()
+    for block in blocks:
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def write_file(
+    path: Path, blocks: Iterable[Block], *, sync: bool = True, shared: bool = False
+) -> str:
     """Write a file under its temporary name and then give it its own.
 
     Args:
@@ -57,6 +68,7 @@ def write_file(path: Path, blocks: Iterable[Block], *, sync: bool = True) -> str
         blocks: The content, piece by piece.
         sync: Whether to wait until content and name are on the disk. Without it, the content
             outlives the process, but not always the machine.
+        shared: Whether several processes may write the file at once; the last one has it.
 
     Returns:
         SHA-256 of the content, as hexadecimal digits.
@@ -65,7 +77,7 @@ def write_file(path: Path, blocks: Iterable[Block], *, sync: bool = True) -> str
         OSError: The disk refused; the file is as it was.
     """
     digest = hashlib.sha256()
-    part = part_of(path)
+    part = part_of(path.with_stem(f"{path.stem}.{secrets.token_hex(4)}") if shared else path)
     try:
         with part.open("wb") as file:
             for block in blocks:

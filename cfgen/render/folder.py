@@ -18,7 +18,7 @@ import json
 import re
 import shutil
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -31,6 +31,7 @@ from cfgen.errors import (
 )
 from cfgen.render.disk import Block, disk_errors, sha256_of, sync_folder, write_file
 from cfgen.render.journal import Journal, VideoLine
+from cfgen.render.output import described, run_of
 from cfgen.render.records import seal, typed, unseal
 
 VERSION = 1
@@ -38,9 +39,13 @@ RECORD = "run.json"
 JOURNAL = "journal.jsonl"
 LOCK = "lock"
 LOG = "log.txt"
-_OWN = re.compile(r"(run|journal|lock|latents|segments|snapshots|log)[-.0-9a-z]*")
+_OWN = re.compile(
+    r"run(\.part)?\.json|journal(-\d+)?(\.part)?\.jsonl|lock(\.[0-9a-f]{16})?|log\.txt"
+    r"|latents|segments|snapshots(-\d+)?"
+)
 HARMLESS = ("cfgen_version", "ffmpeg_version")
-"""Names in a fingerprint that a person may let differ: the frames are compared all the same."""
+"""Names in a fingerprint that a person may let differ; frames that must be encoded again are
+compared with those that were."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,6 +60,8 @@ class RunRecord:
         created: When, in ISO 8601.
         base: The chunk that this render branched off at, or 0; what comes before is another's.
         take: Counts how often the render was done over from some chunk, in place.
+        parts: Pieces at the start that were made with another prompt or seed than `config` has, in
+            order: each with ``until_frame`` (the first frame after it), ``prompt`` and ``seed``.
     """
 
     output: str
@@ -64,11 +71,12 @@ class RunRecord:
     created: str
     base: int = 0
     take: int = 1
+    parts: list[dict[str, object]] = field(default_factory=list)
 
     @property
     def digest(self) -> str:
         """What tells this render from any other."""
-        text = json.dumps([self.config, self.fingerprint], sort_keys=True)
+        text = json.dumps([self.config, self.fingerprint, self.parts], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -85,14 +93,26 @@ class RunFolder:
         """Open a run folder.
 
         Raises:
-            SnapshotError: It is none.
+            SnapshotError: It is none, was renamed, or has a link in the place of a part.
             SnapshotCorrupt: Its record is damaged.
         """
         self.path = path
         self.record = _read_record(path)
+        if run_of(self.output).name != path.name:
+            raise SnapshotError(
+                f"{path} is the run folder of {self.record.output}, and must be called "
+                f"{run_of(self.output).name}",
+                "give it that name, beside that video",
+            )
+        for name in (JOURNAL, "latents", "segments", "snapshots", LOG):
+            if (entry := path / self._taken(name)).is_symlink():
+                raise SnapshotError(
+                    f"{entry} is a link, and cfgen changes no file outside of a run folder",
+                    "put what it leads to in its place",
+                )
         file = path / self._taken(JOURNAL)
         try:
-            self.journal = Journal(file)
+            self.journal = Journal(file, run=self.record.digest)
         except OSError as error:
             raise SnapshotCorrupt(f"cannot read {file}: {error.strerror}") from None
 
@@ -101,14 +121,11 @@ class RunFolder:
         """Make a run folder; one that is there already is emptied first.
 
         Raises:
+            OutputRefused: Something in it is not of cfgen.
             BudgetError, WriterError: The disk refused.
         """
-        with disk_errors(path):
-            path.mkdir(exist_ok=True)
-            clear(path)
-            for name in ("latents", "segments"):
-                (path / name).mkdir()
-            sync_folder(path.parent)
+        make_empty(path)
+        Journal(path / JOURNAL, run=record.digest).rewrite([])
         write_record(path, record)
         return cls(path)
 
@@ -129,12 +146,19 @@ class RunFolder:
 
     @property
     def finished(self) -> VideoLine | None:
-        """What the journal tells of the video, if that is in its place and whole."""
+        """What the journal tells of the video, if that is in its place, whole and described."""
         lines = self.journal.of(VideoLine)
         with contextlib.suppress(OSError):
-            if lines and sha256_of(self.output) == lines[-1].sha256:
+            if lines and described(self.output) == lines[-1].sha256 == sha256_of(self.output):
                 return lines[-1]
         return None
+
+    @property
+    def mine(self) -> bool:
+        """Whether what stands in the video's place may be replaced: it was this render's own."""
+        lines = self.journal.of(VideoLine)
+        published = bool(lines) and described(self.output) == lines[-1].sha256
+        return self.record.overwrite or published
 
     def _taken(self, name: str) -> str:
         """The name of what each take has of its own, so that one file switches between them."""
@@ -183,9 +207,7 @@ class RunFolder:
             UsageError: One of `allow_changed` may never differ.
             SnapshotMismatch: The fingerprint is another; tells every difference.
         """
-        for name in allow_changed:
-            if name not in HARMLESS:
-                raise UsageError(f"{name!r} may not change; what may is {', '.join(HARMLESS)}")
+        require_harmless(allow_changed)
         unseen = {"output", "snapshot"}
         if {k: v for k, v in record.config.items() if k not in unseen} != {
             k: v for k, v in self.record.config.items() if k not in unseen
@@ -203,9 +225,22 @@ class RunFolder:
                 for name in names
             )
             raise SnapshotMismatch(
-                f"{self.path} cannot be resumed here, the frames would be others:{listed}",
-                "restore what changed, or render again from the start with -y",
+                f"{self.path} cannot be resumed here, the frames might be others:{listed}",
+                f"accept it with {' '.join(f'--allow-changed {name}' for name in names)}"
+                if set(names) <= set(HARMLESS)
+                else "restore what changed, or render again from the start with -y",
             )
+
+
+def require_harmless(names: Collection[str]) -> None:
+    """Refuse to let anything differ that may change a frame.
+
+    Raises:
+        UsageError: One of the names is not in `HARMLESS`.
+    """
+    for name in names:
+        if name not in HARMLESS:
+            raise UsageError(f"{name!r} may not change; what may is {', '.join(HARMLESS)}")
 
 
 def write_record(path: Path, record: RunRecord) -> None:
@@ -218,6 +253,22 @@ def write_record(path: Path, record: RunRecord) -> None:
     text = json.dumps(facts, ensure_ascii=False, indent=1)
     with disk_errors(path / RECORD):
         write_file(path / RECORD, [text.encode() + b"\n"])
+
+
+def make_empty(path: Path) -> None:
+    """Make the folders of a run, for good; what is there of an earlier one goes.
+
+    Raises:
+        OutputRefused: Something in it is not of cfgen.
+        BudgetError, WriterError: The disk refused.
+    """
+    with disk_errors(path):
+        path.mkdir(exist_ok=True)
+        clear(path)
+        for name in ("latents", "segments"):
+            (path / name).mkdir()
+        sync_folder(path)
+        sync_folder(path.parent)
 
 
 def is_run(path: Path) -> bool:

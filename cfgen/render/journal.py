@@ -6,6 +6,7 @@ ends the part that can be trusted; what comes after it is made again.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -112,8 +113,12 @@ class Journal:
         problem: What is wrong with the line after them, or None.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, run: str) -> None:
         """Read the file; one that is not there has no lines.
+
+        Args:
+            path: The file.
+            run: Digest of what fixes the render; the lines of another one are not believed.
 
         Raises:
             OSError: It is there and cannot be read.
@@ -121,7 +126,7 @@ class Journal:
         self.path = path
         self.lines: list[Line] = []
         self.problem: str | None = None
-        self._check = ""
+        self._run = self._check = run
         content = path.read_bytes() if path.exists() else b""
         for number, raw in enumerate(content.splitlines(keepends=True), start=1):
             try:
@@ -145,10 +150,13 @@ class Journal:
         Raises:
             BudgetError, WriterError: The disk refused.
         """
-        self.lines, self._check, self.problem = [], "", None
-        blocks = [self._next_block(line) for line in lines]
+        check, blocks = self._run, []
+        for line in lines:
+            block, check = _block(line, check)
+            blocks.append(block)
         with disk_errors(self.path):
             write_file(self.path, blocks)
+        self.lines, self._check, self.problem = list(lines), check, None
 
     def append(self, line: Line, *, sync: bool = False) -> None:
         """Add a line.
@@ -163,23 +171,25 @@ class Journal:
         with disk_errors(self.path):
             descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
             try:
-                block = self._next_block(line)
+                block, check = _block(line, self._check)
                 if os.write(descriptor, block) != len(block):
-                    raise OSError(28, "No space left on device")
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 if sync:
                     os.fsync(descriptor)
             finally:
                 os.close(descriptor)
+        self.lines.append(line)
+        self._check = check
 
     def _next(self, cls: type[ChunkLine] | type[SegmentLine]) -> int:
         last = next((line for line in reversed(self.lines) if isinstance(line, cls)), None)
         return 0 if last is None else last.index + 1
 
-    def _next_block(self, line: Line) -> bytes:
-        record = seal({"kind": _NAMES[type(line)], **asdict(line)}, before=self._check)
-        self._check = str(record["check"])
-        self.lines.append(line)
-        return (json.dumps(record) + "\n").encode()
+
+def _block(line: Line, before: str) -> tuple[bytes, str]:
+    """A line as it stands in the file, and its checksum."""
+    record = seal({"kind": _NAMES[type(line)], **asdict(line)}, before=before)
+    return (json.dumps(record) + "\n").encode(), str(record["check"])
 
 
 def _parsed(raw: bytes, before: str) -> tuple[Line, str]:

@@ -49,7 +49,7 @@ class Ledger:
         self._folder, self._store, self._lock, self._memory = folder, store, lock, memory
         lines = folder.journal.of(ChunkLine)
         self._before_s = lines[-1].elapsed_s if lines else 0.0
-        self._synced = len(lines)
+        self._synced = max(store.chunks, default=0)  # a snapshot comes after what it builds on
         self._began = self._last_snapshot = time.monotonic()
         self._snapshot_s = memory.nbytes / FIRST_GUESS_BYTES_PER_S
         self.keeping_s = 0.0

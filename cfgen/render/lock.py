@@ -55,9 +55,14 @@ class Owner:
         return f"process {self.pid} on {self.host}"
 
     @property
+    def here(self) -> bool:
+        """Whether it belongs to this very system, so that it can be looked up."""
+        return bool(self.system) and self.system == this_system()
+
+    @property
     def gone(self) -> bool:
         """Whether it is surely dead: a process of this very system that is there no more."""
-        return bool(self.system) and self.system == this_system() and self.born != born_of(self.pid)
+        return self.here and self.born != born_of(self.pid)
 
 
 class Lock:
@@ -92,11 +97,12 @@ class Lock:
     ) -> None:
         self.release()
 
-    def acquire(self, *, dead: Owner | None = None) -> None:
+    def acquire(self, *, watched: tuple[Owner | None] | None = None) -> None:
         """Take the lock, from a dead owner too.
 
         Args:
-            dead: An owner that the caller watched for long enough.
+            watched: An owner that the caller watched for long enough without a sign of life; it is
+                None where the file says nothing that can be read.
 
         Raises:
             LockHeld: A living process holds it.
@@ -105,7 +111,7 @@ class Lock:
         with disk_errors(self.path):
             while not self._create():
                 owner = read_owner(self.path)
-                if not (owner is not None and (owner == dead or owner.gone)):
+                if not (owner is not None and owner.gone) and (owner,) != watched:
                     owner = self._watched(owner)
                 self._remove(owner)
         self._stop.clear()
@@ -163,9 +169,11 @@ class Lock:
             LockHeld: It gave a sign of life, or is not given the time to.
         """
         ends = time.monotonic() + self._patience_s
-        known = owner is not None and owner.system and owner.system == this_system()
+        known = owner is not None and owner.here
         while not known and time.monotonic() < ends:
             time.sleep(min(_LOOK_S, self._patience_s))
+            if not self.path.exists():
+                return owner  # it was given back
             if read_owner(self.path) != owner:
                 break
         else:
@@ -185,12 +193,16 @@ class Lock:
                 aside.unlink()
                 return
             # Somebody was quicker and holds it rightly: give it back, unless another one came.
-            with contextlib.suppress(OSError):
-                if os.name == "posix":
+            with contextlib.suppress(FileExistsError):
+                try:
                     os.link(aside, self.path)
-                    aside.unlink()
-                else:
-                    os.rename(aside, self.path)
+                except FileExistsError:
+                    raise
+                except OSError:  # a file system without hard links
+                    if not self.path.exists():
+                        os.rename(aside, self.path)
+            with contextlib.suppress(OSError):
+                aside.unlink()
 
     def _beat(self) -> None:
         while not self._stop.wait(self._beat_s):
@@ -200,6 +212,14 @@ class Lock:
                     os.lseek(self._file, 0, os.SEEK_SET)
                     os.write(self._file, _text(self._mine))
                     os.fsync(self._file)
+
+
+def must_watch(path: Path) -> bool:
+    """Whether only time can tell if the owner of a lock is alive."""
+    owner = read_owner(path)
+    if owner is None:
+        return path.exists()
+    return not owner.here
 
 
 def read_owner(path: Path) -> Owner | None:
@@ -227,12 +247,13 @@ def this_system() -> str:
 
 
 def born_of(pid: int) -> str:
-    """When a process of this system was started, in its own ticks; empty if there is none."""
+    """When a process of this system was started, in its own ticks; empty if none runs."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
     except OSError:
         return ""
-    return stat.rpartition(")")[2].split()[19]
+    state, *facts = stat.rpartition(")")[2].split()
+    return "" if state in "ZX" else facts[18]  # a zombie does nothing any more
 
 
 def _text(owner: Owner) -> bytes:

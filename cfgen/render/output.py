@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shlex
 from pathlib import Path
@@ -19,6 +20,15 @@ def sidecar_of(output: Path) -> Path:
 def run_of(output: Path) -> Path:
     """Return the run folder of a video: ``clip.mp4`` has ``clip.cfgen``."""
     return output.with_suffix(".cfgen")
+
+
+def described(output: Path) -> str | None:
+    """The digest that a video has by its sidecar, or None if that cannot be told."""
+    try:
+        digest = json.loads(sidecar_of(output).read_text(encoding="utf-8"))["facts"]["sha256"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return digest if isinstance(digest, str) else None
 
 
 def check_output(output: Path) -> None:

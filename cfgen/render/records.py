@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from typing import Any, TypeVar
@@ -19,6 +20,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "float": (float, int),
     "str": (str,),
     "dict": (dict,),
+    "list": (list,),
     "Mapping": (dict,),
 }
 """What JSON may hold for a field, by the outer part of its annotation."""
@@ -58,6 +60,8 @@ def read_mapping(text: str | bytes) -> dict[str, Any]:
         facts = json.loads(text)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+    except ValueError:
+        raise ValueError("it is not JSON") from None
     if not isinstance(facts, dict):
         raise ValueError("it is no mapping")
     return facts
@@ -80,6 +84,9 @@ def typed(cls: type[_T], facts: object) -> _T:
         if name not in facts and required:
             raise ValueError(f"it has no {name!r}")
         allowed = _TYPES[str(field.type).partition("[")[0]]
-        if name in facts and type(facts[name]) not in allowed:
+        value = facts.get(name)
+        if name in facts and type(value) not in allowed:
             raise ValueError(f"its {name!r} is of another type")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"its {name!r} is {value}")
     return cls(**facts)

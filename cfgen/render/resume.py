@@ -14,10 +14,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from cfgen.errors import SnapshotCorrupt, SnapshotMismatch
-from cfgen.render.disk import sha256_of
+from cfgen.render.disk import sha256_of, sha256_of_blocks
 from cfgen.render.folder import RunFolder
 from cfgen.render.journal import ChunkLine, Line, SegmentLine, SessionLine, VideoLine
-from cfgen.render.plan import Plan
+from cfgen.render.plan import Plan, count
 from cfgen.render.snapshot import SnapshotStore, tensor_blocks
 from cfgen.render.source import FrameSource
 from cfgen.render.writer import SegmentFacts
@@ -41,6 +41,11 @@ class Ground:
     segments: tuple[SegmentFacts, ...]
     problems: tuple[str, ...]
     journal: tuple[Line, ...]
+
+    @property
+    def damaged(self) -> list[int]:
+        """The chunks whose latents are missing or damaged."""
+        return [index for index, good in enumerate(self.sound) if not good]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,9 +82,6 @@ def survey(folder: RunFolder, plan: Plan) -> Ground:
         SnapshotCorrupt: The journal tells of another plan.
     """
     journal = folder.journal
-    problems = [journal.problem] if journal.problem else []
-    if not journal.lines and not problems:
-        problems.append(f"{journal.path.name} is missing or empty")
     lines = tuple(journal.of(ChunkLine))
     if len(lines) > plan.chunks or any(
         line.frames != plan.chunk(line.index).frames for line in lines
@@ -89,12 +91,13 @@ def survey(folder: RunFolder, plan: Plan) -> Ground:
             "render again from the start with -y",
         )
     sound = tuple(folder.has_latents(line.index, line.latents_sha256) for line in lines)
-    damaged = [line.index for line, good in zip(lines, sound, strict=True) if not good]
-    if damaged:
-        problems.append(f"the latents of {_chunks(damaged)} are missing or damaged")
-    segments = _sound_segments(folder)
+    problems = list(_journal_problem(folder, len(lines)))
+    segments = _sound_segments(folder, lines, plan)
     if len(segments) < len(journal.of(SegmentLine)) and not journal.of(VideoLine):
-        problems.append(f"segment {len(segments) + 1} is missing or damaged")
+        problems.append(
+            f"segment {len(segments) + 1} is missing or damaged; it and what follows is encoded "
+            "again"
+        )
     return Ground(
         lines=lines,
         sound=sound,
@@ -109,10 +112,25 @@ def survey(folder: RunFolder, plan: Plan) -> Ground:
     )
 
 
-def _sound_segments(folder: RunFolder) -> tuple[SegmentFacts, ...]:
-    """The segments that are whole, up to the first that is not."""
+def _journal_problem(folder: RunFolder, lines: int) -> Iterator[str]:
+    journal = folder.journal
+    lost = sum(1 for path in folder.latents(0).parent.glob("*[0-9].safetensors")) - lines
+    if journal.problem or (not journal.lines and lost > 0):
+        what = journal.problem or f"{journal.path.name} is missing or empty"
+        yield f"{what}; {count(max(0, lost), 'chunk')} that it told of must be rendered again"
+
+
+def _sound_segments(
+    folder: RunFolder, lines: Sequence[ChunkLine], plan: Plan
+) -> tuple[SegmentFacts, ...]:
+    """The segments that are whole and hold the frames of their chunks, up to the first other."""
     segments: list[SegmentFacts] = []
     for line in folder.journal.of(SegmentLine):
+        chunks = lines[: (line.index + 1) * plan.segment_chunks][line.index * plan.segment_chunks :]
+        if not chunks or chunks[-1].frames_sha256 != line.frames_sha256:
+            break
+        if sum(chunk.frames for chunk in chunks) != line.frames:
+            break
         path = folder.segments / f"segment-{line.index:06d}.mp4"
         try:
             if path.stat().st_size != line.nbytes or sha256_of(path) != line.sha256:
@@ -208,9 +226,9 @@ def pass_again(
         if index in way.again:
             (chunk,) = source.make(range(index, index + 1))
             blocks = list(tensor_blocks({"latents": chunk.latents}))
-            require_same(
-                folder, ground.lines[index].latents_sha256, folder.keep_latents(index, blocks)
-            )
+            require_same(folder, ground.lines[index].latents_sha256, sha256_of_blocks(blocks))
+            if not ground.sound[index]:
+                folder.keep_latents(index, blocks)
         else:
             chunk = Chunk(index, _latents(folder, index))
             if index >= way.memory_from:
@@ -239,7 +257,7 @@ def _latents(folder: RunFolder, index: int) -> Tensor:
         raise SnapshotCorrupt(f"cannot read {path}: {error}", "resume again") from None
 
 
-def _chunks(indices: Sequence[int]) -> str:
+def chunk_list(indices: Sequence[int]) -> str:
     """Return ``chunk 3``, ``chunks 3 and 7`` or ``chunks 3, 7 and 12 more``, counted from 1."""
     numbers = [index + 1 for index in indices]
     if len(numbers) == 1:

@@ -8,6 +8,7 @@ stopped, however it was stopped, goes on from there and gives the film that woul
 from __future__ import annotations
 
 import contextlib
+import json
 import shutil
 from collections.abc import Generator, Iterator
 from dataclasses import fields
@@ -17,8 +18,8 @@ from cfgen.errors import (
     BudgetError,
     CfgenError,
     Interrupted,
-    LockHeld,
     OutputRefused,
+    WriterError,
 )
 from cfgen.model.vae import State
 from cfgen.render.disk import disk_errors
@@ -34,10 +35,17 @@ from cfgen.render.events import (
 from cfgen.render.folder import LOCK, RunFolder, RunRecord, remove
 from cfgen.render.journal import ChunkLine, VideoLine
 from cfgen.render.ledger import Ledger
-from cfgen.render.lock import Lock
+from cfgen.render.lock import PATIENCE_S, Lock, must_watch, read_owner
 from cfgen.render.output import refuse_existing, resume_command, sidecar_of
 from cfgen.render.plan import Plan
-from cfgen.render.resume import Ground, pass_again, require_same, survey, way_back
+from cfgen.render.resume import (
+    Ground,
+    chunk_list,
+    pass_again,
+    require_same,
+    survey,
+    way_back,
+)
 from cfgen.render.snapshot import SnapshotStore
 from cfgen.render.source import Frames, FrameSource
 from cfgen.render.writer import VideoWriter
@@ -78,6 +86,7 @@ class Render:
         self._stop: str | None = None
         self._exit_code = 130
         self._resume = self._worth_keeping = False
+        self._video: VideoLine | None = None
         self._allow_changed: frozenset[str] = frozenset()
 
     @property
@@ -118,15 +127,27 @@ class Render:
         yield from self._warnings
         with disk_errors(self._path):
             self._path.mkdir(exist_ok=True)
-        with Lock(self._path / LOCK) as lock:
-            self._lock = lock
-            done = False
-            try:
-                self._folder = self._opened()
-                yield from self._logged()
-                done = True
-            finally:
-                self._leave(done)
+        if must_watch(self._path / LOCK):
+            yield Warned(
+                message=f"{self._path} is locked by {read_owner(self._path / LOCK) or 'somebody'}",
+                hint=f"watching for up to {PATIENCE_S:.0f} s whether that process lives",
+            )
+        try:
+            with Lock(self._path / LOCK) as lock:
+                self._lock = lock
+                if not self._resume and not self._record.overwrite:
+                    # Once more: another process may have rendered it while the model was loaded.
+                    refuse_existing(self._path.parent / self._record.output, self._path)
+                done = False
+                try:
+                    self._folder = self._opened()
+                    yield from self._logged()
+                    done = True
+                finally:
+                    self._leave(done)
+        finally:
+            with contextlib.suppress(OSError):
+                self._path.rmdir()  # if nothing is in it
 
     def _logged(self) -> Generator[Event, None, None]:
         """The work, with a log for people; the journal has the chunks."""
@@ -140,6 +161,8 @@ class Render:
                         self._folder.log(f"{type(event).__name__}: {', '.join(facts)}")
                     yield event
         except CfgenError as error:
+            if isinstance(error, BudgetError):
+                error.exit_code = WriterError.exit_code  # work had begun
             with contextlib.suppress(CfgenError):  # the disk may be what stopped it
                 if self._lock.held:
                     self._folder.log(f"stopped: {error}")
@@ -153,8 +176,8 @@ class Render:
                 remove(self._path)
 
     def _locked(self) -> Generator[Event, None, None]:
-        if self._folder.finished is not None:
-            yield self._finished(self._folder.finished)
+        if self._video is not None:
+            yield self._finished(self._video)
             return
         self._store = SnapshotStore(
             self._folder.snapshots,
@@ -175,8 +198,9 @@ class Render:
                     yield from self._go_back(ground, state)
                 yield from self._go_on(len(ground.lines), state)
                 yield self._finish()
-            except LockHeld:
-                self.writer.let_go()
+            except BaseException:
+                if not self._lock.held:
+                    self.writer.let_go()  # its files are another process's by now
                 raise
 
     def _opened(self) -> RunFolder:
@@ -186,12 +210,14 @@ class Render:
             CfgenError: What is there is not what this render may go on with, or replace.
         """
         if not self._resume:
-            if not self._record.overwrite:
-                refuse_existing(self._path.parent / self._record.output, self._path)
             return RunFolder.create(self._path, self._record)
         folder = RunFolder(self._path)
         folder.expect(self._record, allow_changed=self._allow_changed)
-        if folder.output.exists() and not folder.record.overwrite and folder.finished is None:
+        if folder.record.parts:
+            parts = json.dumps(folder.record.parts, ensure_ascii=False)
+            self.writer.add_metadata({"parts": parts})
+        self._video = folder.finished
+        if self._video is None and not folder.mine and folder.output.exists():
             raise OutputRefused(
                 f"{folder.output} is there and is not the video of this render",
                 "move it away, then resume",
@@ -201,8 +227,7 @@ class Render:
     def _finished(self, line: VideoLine) -> Finished:
         """What there is to tell of a video that is in its place; what it was made from may go."""
         with disk_errors(self._folder.segments):
-            for path in self._folder.segments.glob("*"):
-                path.unlink()
+            self.writer.remove_segments()
         chunks = self._folder.journal.of(ChunkLine)
         return Finished(
             output=self._folder.output,
@@ -222,8 +247,18 @@ class Render:
             replayable=self.source.memory.replayable,
         )
         decode_from, encode_from = way.decode_from or 0, way.encode_from or 0
-        for problem in [*ground.problems, *self._store.problems]:
-            yield Warned(message=f"{problem}; it is made again from what is whole")
+        again = [chunk for chunk in ground.damaged if chunk in way.again]
+        spared = [chunk for chunk in ground.damaged if chunk not in way.again]
+        problems = [*ground.problems, *self._store.problems]
+        if again:
+            problems.append(f"the latents of {chunk_list(again)} are damaged and made again")
+        if spared:
+            problems.append(
+                f"the latents of {chunk_list(spared)} are missing or damaged; only a branch or a "
+                "retry before them needs them, and makes them again"
+            )
+        for problem in problems:
+            yield Warned(message=problem)
         self._store.forget(after=way.until)
         done = sum(line.frames for line in ground.lines)
         yield Resumed(
@@ -242,9 +277,7 @@ class Render:
             if chunk.index >= decode_from:
                 frames = self.source.decode(chunk, state)
                 if chunk.index >= encode_from:
-                    yield from self._encode(chunk.index, frames)
-                    line = ground.lines[chunk.index]
-                    require_same(self._folder, line.frames_sha256, self.writer.frames_sha256)
+                    yield from self._encode(chunk.index, frames, before=ground.lines[chunk.index])
 
     def _go_on(self, first: int, state: State) -> Iterator[Event]:
         """Make the chunks that are still to be made."""
@@ -272,11 +305,25 @@ class Render:
             )
 
     def _encode(
-        self, index: int, frames: Frames, *, latents_sha256: str | None = None
+        self,
+        index: int,
+        frames: Frames,
+        *,
+        latents_sha256: str | None = None,
+        before: ChunkLine | None = None,
     ) -> Iterator[Event]:
-        """Hand a chunk's frames to the encoder; a chunk that is new gets its line and its event."""
+        """Hand a chunk's frames to the encoder; a chunk that is new gets its line and its event.
+
+        Args:
+            index: The chunk.
+            frames: Its frames.
+            latents_sha256: Digest of its latents, if it is new.
+            before: Its line, if it is not.
+        """
         planned = self.plan.chunk(index)
         self.writer.write(frames)
+        if before is not None:  # and before a segment can end with it
+            require_same(self._folder, before.frames_sha256, self.writer.frames_sha256)
         if latents_sha256 is not None:
             line = self._ledger.chunk(
                 index,

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from cfgen.errors import SnapshotCorrupt
 from cfgen.memory.base import MemoryState
-from cfgen.render.disk import disk_errors, sha256_of, write_file
+from cfgen.render.disk import disk_errors, sha256_of, sync_folder, write_file
 from cfgen.render.plan import KEPT_SNAPSHOTS
 from cfgen.render.records import seal, typed, unseal
 
@@ -94,7 +94,7 @@ class SnapshotStore:
                 self._files[manifest.chunk] = manifest.files
                 self._where = manifest.where
             except (OSError, ValueError) as error:
-                self.problems.append(f"snapshot {path.name} is damaged: {error}")
+                self.problems.append(f"snapshot {path.name} is damaged and not used: {error}")
 
     @property
     def chunks(self) -> list[int]:
@@ -119,7 +119,9 @@ class SnapshotStore:
         fresh: dict[str, Tensor] = {f"tensor.{key}": t for key, t in state.tensors.items()}
         fresh |= {f"page.{key}": page for key, page in state.pages.items() if key not in held}
         with disk_errors(self.folder / name):
-            self.folder.mkdir(exist_ok=True)
+            if not self.folder.is_dir():
+                self.folder.mkdir()
+                sync_folder(self.folder.parent)
             digest = write_file(self.folder / name, tensor_blocks(fresh))
             own = _File(digest, (self.folder / name).stat().st_size)
             files = {file: known for _, (file, known) in held.items()} | {name: own}
@@ -142,7 +144,7 @@ class SnapshotStore:
             try:
                 self._verify(chunk)
             except SnapshotCorrupt as error:
-                self.problems.append(str(error))
+                self.problems.append(f"{error}; it is not used")
                 del self._files[chunk]
             else:
                 return chunk

@@ -153,6 +153,15 @@ class VideoWriter:
         self._frames_sha256 = ""
         self._joined: VideoFacts | None = None
 
+    def add_metadata(self, metadata: Mapping[str, str]) -> None:
+        """Before the block: more texts for the container and the sidecar.
+
+        Raises:
+            UsageError: A text cannot be used.
+        """
+        check_metadata(metadata)
+        self._metadata |= metadata
+
     def go_on(self, segments: Sequence[SegmentFacts]) -> None:
         """Before the block: stand after finished segments of the parts folder."""
         self._segments = list(segments)
@@ -310,6 +319,14 @@ class VideoWriter:
 
     def _segment(self, index: int) -> Path:
         return self._parts / f"segment-{index:06d}.mp4"
+
+    def remove_segments(self) -> None:
+        """Remove what a finished video was made from.
+
+        Raises:
+            OSError: The disk refused.
+        """
+        self._remove_own_files(set())
 
     def _remove_own_files(self, keep: set[str]) -> None:
         for pattern in _OWN_FILES:

@@ -29,7 +29,7 @@ LINES = [
 
 def written(path: Path) -> bytes:
     path.unlink(missing_ok=True)
-    journal = Journal(path)
+    journal = Journal(path, run="run")
     for i, line in enumerate(LINES):
         journal.append(line, sync=i % 2 == 0)
     return path.read_bytes()
@@ -38,20 +38,20 @@ def written(path: Path) -> bytes:
 def test_what_is_written_is_read(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
     written(path)
-    journal = Journal(path)
+    journal = Journal(path, run="run")
     assert journal.lines == LINES
     assert journal.problem is None
     assert [line.index for line in journal.of(ChunkLine)] == [0, 1, 2]
-    assert Journal(tmp_path / "none").lines == []
+    assert Journal(tmp_path / "none", run="run").lines == []
 
 
 def test_lines_may_be_rewritten_and_followed(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
     written(path)
-    journal = Journal(path)
+    journal = Journal(path, run="run")
     journal.rewrite(LINES[:3])
     journal.append(LINES[3])
-    assert Journal(path).lines == LINES[:4]
+    assert Journal(path, run="run").lines == LINES[:4]
 
 
 @settings(deadline=None, max_examples=200)
@@ -77,7 +77,7 @@ def test_a_damaged_journal_ends_before_the_damage(tmp_path_factory, data: st.Dat
             pieces[line], pieces[line + 1] = pieces[line + 1], pieces[line]
         content = bytearray(b"".join(pieces))
     path.write_bytes(content)
-    journal = Journal(path)
+    journal = Journal(path, run="run")
     assert journal.lines == LINES[: len(journal.lines)]
     if kind not in ("cut", "drop line", "swap lines"):
         assert len(journal.lines) == line
@@ -90,4 +90,4 @@ def test_a_damaged_journal_ends_before_the_damage(tmp_path_factory, data: st.Dat
 def test_anything_may_stand_in_the_file(tmp_path_factory, content: bytes) -> None:
     path = tmp_path_factory.getbasetemp() / "anything.jsonl"
     path.write_bytes(content)
-    assert Journal(path).lines == []
+    assert Journal(path, run="run").lines == []

@@ -138,9 +138,9 @@ def test_a_watched_owner_is_replaced_only_while_it_is_the_one(path: Path) -> Non
     watched = read_owner(path)
     elsewhere(path, beat=4)
     with pytest.raises(SetupError):
-        Lock(path, patience_s=0).acquire(dead=watched)
+        Lock(path, patience_s=0).acquire(watched=(watched,))
     lock = Lock(path, patience_s=0)
-    lock.acquire(dead=read_owner(path))
+    lock.acquire(watched=(read_owner(path),))
     assert lock.held
     lock.release()
 

@@ -19,7 +19,7 @@ from cfgen.config.loader import load
 from cfgen.errors import CfgenError, Interrupted, PresetError
 from cfgen.render.events import ChunkDone, Event, Finished, Resumed, Saved, Warned
 from cfgen.render.folder import RunFolder
-from cfgen.render.journal import ChunkLine, Journal, SegmentLine
+from cfgen.render.journal import ChunkLine, SegmentLine
 from cfgen.render.ledger import Ledger
 from tests.render.crash import Crash, dying
 from tests.render.test_run import MEMORIES, PROMPT
@@ -323,7 +323,7 @@ def test_journal_latents_and_settings_stay_and_the_rest_goes(film: Callable[...,
 def test_time_spent_is_counted_over_all_sessions(film: Callable[..., Film]) -> None:
     cut = film()
     cut.until(5)
-    before = Journal(cut.run / "journal.jsonl").of(ChunkLine)[-1].elapsed_s
+    before = RunFolder(cut.run).journal.of(ChunkLine)[-1].elapsed_s
     events = cut.go_on()
     resumed = next(event for event in events if isinstance(event, Resumed))
     assert resumed.elapsed_s == before
@@ -437,5 +437,5 @@ def test_segment_lines_stand_only_for_whole_segments(film: Callable[..., Film]) 
     cut.until(7)
     (cut.run / "segments" / "segment-000000.mp4").unlink()
     cut.go_on()
-    lines = Journal(cut.run / "journal.jsonl").of(SegmentLine)
+    lines = RunFolder(cut.run).journal.of(SegmentLine)
     assert [line.index for line in lines] == [0, 1, 2]

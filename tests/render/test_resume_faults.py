@@ -28,7 +28,7 @@ from cfgen.errors import (
 )
 from cfgen.render.events import ChunkDone, Event
 from cfgen.render.folder import RunFolder, RunRecord, write_record
-from cfgen.render.journal import ChunkLine, Journal
+from cfgen.render.journal import ChunkLine
 from cfgen.render.lock import Lock
 from cfgen.render.records import seal
 from tests.render.crash import Crash, dying, full, read_only
@@ -142,7 +142,7 @@ def test_two_resumes_at_once_do_not_meet(film: MakeFilm) -> None:  # noqa: F811
     may_end.set()
     thread.join(120)
     assert cut.output.read_bytes() == expected
-    lines = Journal(cut.run / "journal.jsonl").of(ChunkLine)
+    lines = RunFolder(cut.run).journal.of(ChunkLine)
     assert [line.index for line in lines] == list(range(8))
 
 
