@@ -9,7 +9,7 @@ import os
 import platform
 import re
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -40,7 +40,7 @@ from cfgen.memory.kv_cache import KVCache
 from cfgen.memory.paged import PagedMemory, Surprise
 from cfgen.memory.slow_fast import ReleaseTable, SlowFastTable
 from cfgen.memory.window import WindowTable
-from cfgen.model.generator import Generator
+from cfgen.model.generator import Conditioning, Generator
 from cfgen.model.prompts import Encode, embeddings
 from cfgen.model.vae import TinyAutoencoder
 from cfgen.ops.reference import Rope
@@ -128,7 +128,7 @@ def build_render(
             fingerprint={
                 **facts,
                 "text_sha256": _text_digest(folder),
-                "prompt_sha256": _prompt_digest(source),
+                "prompt_sha256": prompt_digest(source.conditioning, source.guidance),
                 "processor": _processor(device_of(config)),
                 "arithmetic": arithmetic(device_of(config), dtype_of(config)),
                 "backend": source.memory.ops.name,
@@ -150,8 +150,7 @@ def build_source(config: RenderConfig, plan: Plan, models: Models | None = None)
     device, dtype = device_of(config), dtype_of(config)
     folder = model_folder(config.model.path)
     ops = build_ops(config.backend)
-    scale = config.schedule.guidance
-    text = encoded(folder, [config.prompt] if scale == 1 else [config.prompt, ""])
+    text = encoded(folder, _prompts(config))  # first: the encoder is freed before the model comes
     generator, vae = (models or Models()).load(folder, dtype=dtype, device=device)
     geometry = plan.geometry
     if generator.geometry.in_dim != geometry.channels or vae.latent_channels != geometry.channels:
@@ -160,8 +159,7 @@ def build_source(config: RenderConfig, plan: Plan, models: Models | None = None)
             f"{vae.latent_channels} latent channels, the plan {geometry.channels}",
             "use files that belong together",
         )
-    with torch.inference_mode():
-        read = {prompt: generator.condition(text[prompt].to(device)) for prompt in text}
+    conditioning, guidance = read_prompt(config, generator, text)
     return FrameSource(
         generator=generator,
         memory=build_memory(config.memory, generator, plan, dtype=dtype, backend=ops.name),
@@ -172,11 +170,39 @@ def build_source(config: RenderConfig, plan: Plan, models: Models | None = None)
             renoise=config.schedule.renoise,
         ),
         noise=build_noise(config, plan),
-        conditioning=read[config.prompt],
+        conditioning=conditioning,
         vae=vae,
         plan=plan,
-        guidance=None if scale == 1 else Guidance(read[""], scale),
+        guidance=guidance,
     )
+
+
+def _prompts(config: RenderConfig) -> list[str]:
+    return [config.prompt] if config.schedule.guidance == 1 else [config.prompt, ""]
+
+
+def read_prompt(
+    config: RenderConfig, generator: Generator, text: Mapping[str, Tensor] | None = None
+) -> tuple[Conditioning, Guidance | None]:
+    """A render's prompt as the layers of a generator read it, and without it for guidance.
+
+    Args:
+        config: The render.
+        generator: Its generator.
+        text: What `encoded` gives; worked out if None.
+    """
+    text = text or encoded(model_folder(config.model.path), _prompts(config))
+    with torch.inference_mode():
+        read = {p: generator.condition(text[p].to(generator.device)) for p in _prompts(config)}
+    scale = config.schedule.guidance
+    return read[config.prompt], None if scale == 1 else Guidance(read[""], scale)
+
+
+def prompt_digest(conditioning: Conditioning, guidance: Guidance | None) -> str:
+    """Digest of a prompt as the layers read it: it may come from a cache."""
+    read = [conditioning, *([] if guidance is None else [guidance.unconditional])]
+    pairs = (pair for each in read for pair in each.keys_values)
+    return _tensors_digest(tensor for pair in pairs for tensor in pair)
 
 
 def build_memory(
@@ -381,15 +407,6 @@ def _facts(folder: Path) -> dict[str, str]:
         "torch_version": torch.__version__,
         "machine": platform.machine(),
     }
-
-
-def _prompt_digest(source: FrameSource) -> str:
-    """Digest of the prompt as the layers read it: it may come from a cache."""
-    read = [source.conditioning]
-    if source.guidance is not None:
-        read.append(source.guidance.unconditional)
-    pairs = (pair for conditioning in read for pair in conditioning.keys_values)
-    return _tensors_digest(tensor for pair in pairs for tensor in pair)
 
 
 def _tensors_digest(tensors: Iterable[Tensor]) -> str:

@@ -161,11 +161,19 @@ def _branch(
 
     point, record = prepare(console, RunFolder(path), chunk)
     assert child.output is not None
-    record = dataclasses.replace(
-        record, output=child.output.name, overwrite=overwrite, config=to_mapping(child)
-    )
+    record = dataclasses.replace(record, output=child.output.name, overwrite=overwrite)
+    record = with_config(record, child, point)
     for _ in branch_off(point, run_of(child.output), record):
         pass
+
+
+def with_config(record: RunRecord, config: RenderConfig, point: Branching) -> RunRecord:
+    """The record of a render with another configuration of the same model."""
+    from cfgen.build import prompt_digest, read_prompt
+
+    prompt = prompt_digest(*read_prompt(config, point.source.generator))
+    fingerprint = {**record.fingerprint, "prompt_sha256": prompt}
+    return dataclasses.replace(record, config=to_mapping(config), fingerprint=fingerprint)
 
 
 def new_seed() -> str:

@@ -16,11 +16,11 @@ from cfgen.cli.branch import (
     config_of,
     new_seed,
     prepare,
+    with_config,
 )
 from cfgen.cli.plan import plan_of
 from cfgen.cli.resume import run_folder
 from cfgen.cli.work import carry_out, tell_result
-from cfgen.config.schema import to_mapping
 from cfgen.render.folder import LOCK, RunFolder
 from cfgen.render.lock import Lock
 
@@ -66,7 +66,7 @@ def retry(
         new = dataclasses.replace(new, output=config.output)
         drawn = plan_of(config)
         point, record = prepare(console, folder, chunk_of(begin, drawn, drawn))
-        for _ in do_over(point, dataclasses.replace(record, config=to_mapping(new))):
+        for _ in do_over(point, with_config(record, new, point)):
             pass
         del point  # and the model with it, before it is loaded for the new take
     if seed is None:

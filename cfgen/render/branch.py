@@ -24,6 +24,9 @@ from cfgen.render.resume import Ground, Way, pass_again, survey, way_to
 from cfgen.render.snapshot import SnapshotStore
 from cfgen.render.source import FrameSource
 
+NO_BUDGET = 2**62
+"""Bytes that no disk holds: nothing is thinned out."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Branching:
@@ -75,7 +78,7 @@ def find_way(folder: RunFolder, source: FrameSource, plan: Plan, chunk: int) -> 
             "take a later time, or branch off from the render that it came from",
         )
     store = SnapshotStore(
-        folder.snapshots, folder.record.digest, budget_nbytes=2**62, base=folder.record.base
+        folder.snapshots, folder.record.digest, budget_nbytes=NO_BUDGET, base=folder.record.base
     )
     unsound = [index for index in range(chunk) if not ground.sound[index]]
     way = way_to(
@@ -140,7 +143,9 @@ def do_over(point: Branching, record: RunRecord) -> Iterator[int]:
     before = point.folder.record
     # With the same prompt, what comes before can still be committed again from its latents.
     same = before.config["prompt"] == record.config["prompt"] and point.source.memory.replayable
-    base = before.base if same else point.chunk
+    base = point.chunk
+    if same and (not before.base or point.store.newest(before=before.base) == before.base):
+        base = before.base
     record = replace(
         record,
         base=base,
@@ -185,8 +190,11 @@ def _pass(point: Branching) -> Iterator[int]:
 
 
 def _save(point: Branching, snapshots: Path, record: RunRecord) -> None:
+    """Snapshots to go on from: at the point, and at the base if that lies before."""
+    store = SnapshotStore(snapshots, record.digest, budget_nbytes=NO_BUDGET, base=record.base)
+    if 0 < record.base < point.chunk:
+        store.save(record.base, point.store.load(record.base))
     if point.chunk:
-        store = SnapshotStore(snapshots, record.digest, budget_nbytes=2**62, base=point.chunk)
         store.save(point.chunk, point.source.memory.state())
 
 

@@ -156,9 +156,15 @@ class RunFolder:
     @property
     def mine(self) -> bool:
         """Whether what stands in the video's place may be replaced: it was this render's own."""
+        if self.record.overwrite:
+            return True
         lines = self.journal.of(VideoLine)
-        published = bool(lines) and described(self.output) == lines[-1].sha256
-        return self.record.overwrite or published
+        with contextlib.suppress(OSError):  # the sidecar or the video, whichever is damaged
+            return bool(lines) and lines[-1].sha256 in (
+                described(self.output),
+                sha256_of(self.output),
+            )
+        return False
 
     def _taken(self, name: str) -> str:
         """The name of what each take has of its own, so that one file switches between them."""

@@ -15,6 +15,7 @@ from cfgen.render.disk import sha256_of
 from cfgen.render.folder import RunFolder, RunRecord
 from cfgen.render.journal import ChunkLine, VideoLine
 from cfgen.render.lock import Lock
+from cfgen.render.output import sidecar_of
 
 Run = Callable[..., Result]
 
@@ -47,6 +48,8 @@ def run_folder(name: str, *, chunks: int, finished: bool, nbytes: int = 5000) ->
         video.write_bytes(b"video")
         line = VideoLine(frames=160, nbytes=5, sha256=sha256_of(video), frames_sha256="0" * 64)
         folder.journal.append(line)
+        facts = {"facts": {"sha256": line.sha256}}
+        sidecar_of(video).write_text(json.dumps(facts))
     return folder
 
 

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from cfgen.errors import BudgetError, CheckpointError, Interrupted
+from cfgen.errors import BudgetError, CheckpointError, Interrupted, WriterError
 from cfgen.render.batch import Batch, ClipBegun, ClipEnded, Item, Waiting
 from cfgen.render.events import Event, Finished
+from cfgen.render.lock import Lock
 from tests.render.test_lock import elsewhere
 
 
@@ -95,7 +96,7 @@ def test_all_clips_are_made_in_order_and_skipped_the_next_time(fake: Fake) -> No
 
 
 def test_a_clip_that_fails_is_tried_again_after_the_others_and_then_given_up(fake: Fake) -> None:
-    fake.fails["b"] = [(0, CheckpointError("broken", "mend it")), (0, ValueError("again"))]
+    fake.fails["b"] = [(0, WriterError("broken", "mend it")), (0, ValueError("again"))]
     events = list(fake.batch("a", "b", "c").run())
     assert fake.tries == ["a", "b", "c", "b"]
     ended = [event for event in events if isinstance(event, ClipEnded) and event.item.name == "b"]
@@ -166,9 +167,76 @@ def test_a_signal_or_a_full_disk_ends_the_batch_and_counts_for_nothing(
 
 def test_fail_fast_ends_at_the_first_failure(fake: Fake) -> None:
     fake.fails["a"] = [(0, ValueError())] * 2
-    batch = fake.batch("a", "b", attempts=1, fail_fast=True)
+    batch = fake.batch("a", "b", attempts=2, fail_fast=True)
     list(batch.run())
     assert states(batch) == {"a": "failed", "b": "waiting"}
+    assert fake.tries == ["a"]
+
+
+def test_what_is_refused_before_any_work_is_not_tried_again(fake: Fake) -> None:
+    fake.fails["a"] = [(0, CheckpointError("no such model"))] * 2
+    batch = fake.batch("a", "b")
+    list(batch.run())
+    assert fake.tries == ["a", "b"]
+    assert states(batch) == {"a": "failed", "b": "done"}
+
+
+def test_a_video_that_is_never_what_was_written_fails_and_does_not_go_round(fake: Fake) -> None:
+    batch = fake.batch("a", "b")
+    batch._verified = lambda item: item.name != "a"
+    list(batch.run())
+    assert fake.tries == ["a", "b"]
+    assert states(batch) == {"a": "failed", "b": "done"}
+    assert "is not what was written" in batch.fate(batch.items[0]).error
+
+
+def test_a_clip_is_done_as_soon_as_its_video_is(fake: Fake) -> None:
+    """What comes after, such as clearing away the run folder, may be cut off."""
+    batch = fake.batch("a")
+    for event in batch.run():
+        if isinstance(event, Finished):
+            assert states(batch) == {"a": "done"}
+
+
+def test_a_clip_whose_run_somebody_works_on_by_hand_is_left_to_them(
+    fake: Fake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cfgen.render.batch.POLL_S", 0.1)
+    (fake.folder / "a.cfgen").mkdir()
+    held = Lock(fake.folder / "a.cfgen" / "lock")
+    held.acquire()
+    waits = 0
+    for event in fake.batch("a", "b").run():
+        if isinstance(event, Waiting):
+            waits += 1
+            assert fake.tries == ["b"]
+            held.release()
+    assert waits == 1
+    assert fake.tries == ["b", "a"]
+
+
+def test_a_lock_that_cannot_be_read_is_taken_after_a_while(
+    fake: Fake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cfgen.render.batch.PATIENCE_S", 0.3)
+    monkeypatch.setattr("cfgen.render.batch.POLL_S", 0.1)
+    (fake.folder / "state").mkdir()
+    (fake.folder / "state" / "a.lock").write_bytes(b"")
+    list(fake.batch("a").run())
+    assert states(fake.batch("a")) == {"a": "done"}
+
+
+def test_a_stop_is_heeded_between_two_clips(fake: Fake) -> None:
+    batch = fake.batch("a", "b")
+
+    def work() -> None:
+        for event in batch.run():
+            if isinstance(event, ClipEnded):
+                batch.stop("terminated", exit_code=143)
+
+    with pytest.raises(Interrupted, match="terminated"):
+        work()
+    assert states(batch) == {"a": "done", "b": "waiting"}
 
 
 def test_a_clip_that_was_changed_is_another_clip(fake: Fake) -> None:

@@ -15,9 +15,10 @@ from typer.testing import CliRunner, Result
 from cfgen.build import build_source
 from cfgen.cli.app import app
 from cfgen.cli.plan import plan_of
-from cfgen.config.loader import load
+from cfgen.config.loader import from_mapping, load
 from cfgen.render.folder import RunFolder
 from cfgen.render.journal import ChunkLine
+from cfgen.render.plan import Plan
 from cfgen.render.writer import chain_frames
 from tests.render.crash import Crash, dying
 from tests.render.test_resume import Film, film, small_segments  # noqa: F401 - fixtures
@@ -55,9 +56,16 @@ def spliced(settings: list[str], chunk: int, *, prompt: str, seed: str) -> str:
     return chain_frames(np.concatenate(frames))
 
 
+def sidecar(video: Path) -> dict[str, dict[str, str]]:
+    return dict(json.loads(video.with_name(f"{video.name}.json").read_text()))
+
+
 def digest_of(video: Path) -> str:
-    facts = json.loads(video.with_name(f"{video.name}.json").read_text())["facts"]
-    return str(facts["frames_sha256"])
+    return sidecar(video)["facts"]["frames_sha256"]
+
+
+def plan_of_film(made: Film) -> Plan:
+    return plan_of(from_mapping(RunFolder(made.run).record.config, label="run"))
 
 
 @pytest.mark.parametrize("memory", ["full", "window-relative", "release", "cfgen"])
@@ -102,7 +110,7 @@ def test_a_branch_may_branch_and_be_interrupted(
     assert result.exit_code == 0, result.stderr
     early = command("branch", "b.mp4", "--at", "0.7s", "--seed", "3", "-o", "d.mp4")
     assert early.exit_code == 2
-    assert "branched off after chunk 2, and chunk 2 lies before that" in early.stderr
+    assert "branched off after chunk 2, at 1.31 s, and chunk 2 lies before that" in early.stderr
     for path in (child.snapshots).iterdir():
         path.unlink()
     Path("b.mp4").unlink()
@@ -119,14 +127,17 @@ def test_a_branch_of_the_same_settings_is_the_same_film_and_may_be_longer(
 ) -> None:
     parent = film()
     parent.whole()
-    assert command("branch", str(parent.run), "--at", "3s", "-o", "same.mp4").exit_code == 0
-    assert digest_of(Path("same.mp4")) == digest_of(parent.output)
-    result = command("branch", str(parent.run), "--at", "5.7s", "--duration", "8s", "-o", "l.mp4")
+    same = command("branch", str(parent.run), "--at", "3s", "-o", "same.mp4")
+    assert same.exit_code == 2
+    assert "nothing would be different from the old video" in same.stderr
+    ends = f"{plan_of_film(parent).seconds}"
+    result = command("branch", str(parent.run), "--at", ends, "--duration", "8s", "-o", "l.mp4")
     assert result.exit_code == 0, result.stderr
     values = {"prompt": PROMPT, "seed": "3", "duration": "8s", "output": "x.mp4"}
     config = load(values, assignments=parent.settings).config
     frames = [frames for _, _, frames in build_source(config, plan_of(config)).chunks()]
     assert digest_of(Path("l.mp4")) == chain_frames(np.concatenate(frames))
+    assert "parts" not in sidecar(Path("l.mp4"))["metadata"]
 
 
 @pytest.mark.parametrize("interrupted", [False, True])
@@ -183,15 +194,83 @@ def test_what_cannot_be_branched_is_refused(
     cut = film()
     cut.until(4)
     for arguments, code, said in [
-        (["--at", "9s", "-o", "b.mp4"], 2, "the video is 5.812 s long, got 9 s"),
-        (["--at", "x", "-o", "b.mp4"], 2, "--at: 'x' is not a duration"),
-        (["--at", "5s", "-o", "b.mp4"], 2, "is rendered up to chunk 4 of 8, and chunk 7 is asked"),
+        (
+            ["--at", "9s", "--seed", "1", "-o", "b.mp4"],
+            2,
+            "the old video is 5.8125 s long, and 9 s is asked for",
+        ),
+        (["--at", "5s", "--seed", "1", "--duration", "4s", "-o", "b.mp4"], 2, "the new video is 4"),
+        (["--at", "x", "--seed", "1", "-o", "b.mp4"], 2, "--at: 'x' is not a duration"),
+        (
+            ["--at", "5s", "--seed", "1", "-o", "b.mp4"],
+            2,
+            "is rendered up to chunk 4 of 8, and chunk 7 is asked",
+        ),
         (["--at", "1s", "-o", str(cut.output)], 2, "needs an output of its own"),
         (["--at", "1s", "--seed", "x", "-o", "b.mp4"], 2, "--seed: must be a whole number"),
-        (["--at", "1s", "-o", "no/b.mp4"], 3, "does not exist"),
+        (["--at", "1s", "--seed", "1", "-o", "no/b.mp4"], 3, "does not exist"),
     ]:
         result = command("branch", str(cut.run), *arguments)
         assert result.exit_code == code, (arguments, result.stderr)
         assert said in result.stderr
         assert not Path("b.cfgen").exists()
-    assert command("branch", "nothing.mp4", "--at", "1s", "-o", "b.mp4").exit_code == 3
+    for name in ("nothing.mp4", ".", "/", ""):
+        result = command("branch", name, "--at", "1s", "-o", "b.mp4")
+        assert result.exit_code == 3
+        assert "Traceback" not in result.stderr
+
+
+def test_what_the_parts_of_a_film_were_made_with_is_told(
+    film: MakeFilm,  # noqa: F811
+    command: Callable[..., Result],
+) -> None:
+    parent = film()
+    parent.whole()
+    command("branch", str(parent.run), "--at", "1.4s", "--prompt", OTHER, "-o", "b.mp4")
+    assert command("retry", "b.mp4", "--from", "4s", "--seed", "9").exit_code == 0
+    first = {"until_frame": 21, "prompt": PROMPT, "seed": 3}
+    second = {"until_frame": 57, "prompt": OTHER, "seed": 3}
+    assert json.loads(sidecar(Path("b.mp4"))["metadata"]["parts"]) == [first, second]
+    assert f"up to frame 21: seed 3, {PROMPT}" in command("jobs", "show", "b.mp4").stdout
+    again = command("retry", "b.mp4", "--from", "3s", "--seed", "3")
+    assert again.exit_code == 0, again.stderr
+    parts = json.loads(sidecar(Path("b.mp4"))["metadata"]["parts"])
+    assert parts == [first]
+    sets = [part for value in parent.settings for part in ("--set", value)]
+    asked = command("render", OTHER, "--seed", "3", "-o", "b.mp4", "--resume", *sets)
+    assert asked.exit_code == 3
+    assert "its first frames are of another prompt or seed" in asked.stderr
+
+
+def test_a_branch_does_not_replace_a_render_that_began_meanwhile(
+    film: MakeFilm,  # noqa: F811
+    command: Callable[..., Result],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    parent, other = film(), film()
+    parent.whole()
+    other.until(5)
+    import cfgen.cli.branch as module
+
+    monkeypatch.setattr(module, "check_place", lambda *_, **__: None)  # it was free then
+    target = str(other.output)
+    refused = command("branch", str(parent.run), "--at", "3s", "--seed", "9", "-o", target)
+    assert refused.exit_code == 3
+    assert "holds an earlier render" in refused.stderr
+    assert len(RunFolder(other.run).journal.of(ChunkLine)) == 5
+    allowed = command("branch", str(parent.run), "--at", "3s", "--seed", "9", "-o", target, "-y")
+    assert allowed.exit_code == 0, allowed.stderr
+
+
+def test_a_retry_does_not_replace_a_video_of_somebody_else(
+    film: MakeFilm,  # noqa: F811
+    command: Callable[..., Result],
+) -> None:
+    cut = film()
+    cut.until(4)
+    cut.output.write_bytes(b"of somebody else")
+    refused = command("retry", str(cut.run), "--from", "1s", "--seed", "9")
+    assert refused.exit_code == 3
+    assert "is not the video of this render" in refused.stderr
+    assert cut.output.read_bytes() == b"of somebody else"

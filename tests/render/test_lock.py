@@ -54,6 +54,20 @@ def test_the_lock_of_a_killed_process_is_taken_at_once(path: Path) -> None:
     assert time.monotonic() - began < 2
 
 
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
+def test_a_zombie_holds_nothing(path: Path) -> None:
+    """As in a container without an init that would bury it."""
+    pid = os.fork()
+    if pid == 0:
+        Lock(path).acquire()
+        os._exit(0)
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    assert owner_of(path) is None
+    with Lock(path) as lock:
+        assert lock.held
+    os.waitpid(pid, 0)
+
+
 def elsewhere(path: Path, beat: int = 0, system: str = "another") -> None:
     facts = {"host": "elsewhere", "system": system, "pid": 1, "born": "x", "token": "t"}
     text = json.dumps(facts | {"beat": f"{beat:012}"})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import asdict, fields
 from typing import Any
@@ -65,8 +66,9 @@ def test_a_record_has_the_types_that_were_written(
 
 
 @pytest.mark.parametrize(
-    "facts", [[], None, 3, {"attempts": True}, {"attempts": 1.0}, {"seconds": "1"}]
+    "facts",
+    [[], None, 3, {"attempts": True}, {"attempts": 1.0}, {"seconds": "1"}, {"seconds": math.nan}],
 )
 def test_other_types_are_refused(facts: object) -> None:
-    with pytest.raises(ValueError, match="no mapping|of another type"):
+    with pytest.raises(ValueError, match="no mapping|of another type|is nan"):
         typed(Fate, facts)

@@ -17,10 +17,12 @@ from cfgen.cli.app import app
 from cfgen.cli.plan import plan_of
 from cfgen.config.loader import load
 from cfgen.errors import CfgenError, Interrupted, PresetError
+from cfgen.render.disk import sha256_of
 from cfgen.render.events import ChunkDone, Event, Finished, Resumed, Saved, Warned
 from cfgen.render.folder import RunFolder
 from cfgen.render.journal import ChunkLine, SegmentLine
 from cfgen.render.ledger import Ledger
+from cfgen.render.output import described, sidecar_of
 from tests.render.crash import Crash, dying
 from tests.render.test_run import MEMORIES, PROMPT
 
@@ -270,13 +272,25 @@ def test_everything_but_the_latents_may_be_lost(film: Callable[..., Film]) -> No
     assert cut.output.read_bytes() == expected
 
 
-def test_a_lost_video_is_made_from_its_latents(film: Callable[..., Film]) -> None:
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda film: film.output.unlink(),
+        lambda film: flip(film.output),
+        lambda film: sidecar_of(film.output).unlink(),
+        lambda film: sidecar_of(film.output).write_text("{}") and film.output.unlink(),
+    ],
+)
+def test_a_lost_video_is_made_from_its_latents(
+    film: Callable[..., Film], damage: Callable[[Film], None]
+) -> None:
     done = film()
     expected = done.whole()
-    done.output.unlink()
+    damage(done)
     events = done.go_on()
     assert not [event for event in events if isinstance(event, ChunkDone)]
     assert done.output.read_bytes() == expected
+    assert described(done.output) == sha256_of(done.output)
 
 
 def test_a_gentle_stop_snapshots_and_goes_on(film: Callable[..., Film]) -> None:
@@ -390,7 +404,7 @@ def test_another_render_is_refused_with_every_difference(
     interrupted_here(film, tmp_path)
     result = cfgen_command("render", "a boat", "--resume", "--set", "memory.tau=0.5")
     assert result.exit_code == 3
-    assert f"prompt: began with {PROMPT}, now a boat" in result.stderr
+    assert f"prompt: began with {PROMPT!r}, now 'a boat'" in result.stderr
     tau = json.loads((tmp_path / "clip.cfgen" / "run.json").read_text())["config"]["memory"]["tau"]
     assert f"memory.tau: began with {tau}, now 0.5" in result.stderr
     record = tmp_path / "clip.cfgen" / "run.json"

@@ -12,25 +12,34 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cfgen.build import arithmetic, embeddings
+from cfgen.cli.resume import _require_same
+from cfgen.config.loader import load
 from cfgen.errors import (
     BudgetError,
     CfgenError,
     LockHeld,
     OutputRefused,
     SnapshotError,
+    SnapshotMismatch,
     WriterError,
 )
+from cfgen.model.vae import State
 from cfgen.render.events import ChunkDone, Event
 from cfgen.render.folder import RunFolder, RunRecord, write_record
-from cfgen.render.journal import ChunkLine
+from cfgen.render.journal import ChunkLine, SegmentLine
 from cfgen.render.lock import Lock
 from cfgen.render.records import seal
+from cfgen.render.source import Frames, FrameSource
+from cfgen.rollout import Chunk
 from tests.render.crash import Crash, dying, full, read_only
 from tests.render.test_resume import Film, film, small_segments  # noqa: F401 - fixtures
 from tests.render.test_run import PROMPT
@@ -168,6 +177,137 @@ def test_a_run_that_another_process_took_is_left_to_it(film: MakeFilm) -> None: 
     assert not cut.output.exists()
 
 
+def test_a_process_that_lost_its_lock_and_is_then_stopped_leaves_the_files(film: MakeFilm) -> None:  # noqa: F811
+    """As a laptop that slept while another machine took over, and is interrupted when it wakes."""
+    cut = film()
+
+    def work() -> None:
+        for event in cut.events(resume=False):
+            if isinstance(event, ChunkDone) and event.index == 4:
+                (cut.run / "lock").unlink()
+                (cut.run / "lock").write_text("of another process")
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert (cut.run / "segments" / "segment-000000.mp4").exists()
+    assert (cut.run / "segments" / "segment-000001.part.mp4").exists()
+
+
+def test_a_render_that_is_refused_leaves_the_other_alone(film: MakeFilm) -> None:  # noqa: F811
+    expected = film().whole()
+    cut = film()
+    cut.until(4)
+    with pytest.raises(OutputRefused, match="holds an earlier render"):
+        list(cut.events(resume=False))
+    cut.bury()
+    cut.go_on()
+    assert cut.output.read_bytes() == expected
+
+
+def test_frames_of_a_machine_that_computes_otherwise_get_into_no_segment(
+    film: MakeFilm,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One chunk comes out otherwise, the last of its segment."""
+    expected = film().whole()
+    cut = film()
+    cut.until(6)
+    for path in (cut.run / "segments").iterdir():
+        path.unlink()
+    with monkeypatch.context() as patch:
+        decode = FrameSource.decode
+
+        def other(source: FrameSource, chunk: Chunk, state: State) -> Frames:
+            frames = decode(source, chunk, state)
+            return frames ^ 1 if chunk.index == 5 else frames
+
+        patch.setattr(FrameSource, "decode", other)
+        with pytest.raises(SnapshotMismatch, match="does not make the same frames again"):
+            cut.go_on()
+    cut.bury()
+    cut.go_on()
+    assert cut.output.read_bytes() == expected
+
+
+def test_a_segment_of_other_frames_is_not_believed(film: MakeFilm) -> None:  # noqa: F811
+    expected = film().whole()
+    cut = film()
+    cut.until(7)
+    folder = RunFolder(cut.run)
+    lines = [
+        replace(line, frames_sha256="0" * 64)
+        if isinstance(line, SegmentLine) and line.index == 1
+        else line
+        for line in folder.journal.lines
+    ]
+    folder.journal.rewrite(lines)
+    cut.go_on()
+    assert cut.output.read_bytes() == expected
+
+
+def test_what_fixes_the_frames_is_compared(
+    film: MakeFilm,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cut = film()
+    cut.until(3)
+    with monkeypatch.context() as patch:
+        patch.setattr("cfgen.build.arithmetic", lambda *_: "other bits")
+        with pytest.raises(SnapshotMismatch, match="arithmetic: began with [0-9a-f]+, now other"):
+            cut.go_on()
+    with monkeypatch.context() as patch:
+        read = embeddings
+
+        def flipped(*arguments, **named):
+            return {text: 1.001 * found for text, found in read(*arguments, **named).items()}
+
+        patch.setattr("cfgen.build.embeddings", flipped)
+        with pytest.raises(SnapshotMismatch, match="prompt_sha256: began with"):
+            cut.go_on()
+    cut.go_on()
+
+
+def test_arithmetic_is_the_same_each_time_and_another_with_another_dtype() -> None:
+    cpu = torch.device("cpu")
+    assert arithmetic(cpu, torch.float32) == arithmetic(cpu, torch.float32)
+    assert arithmetic(cpu, torch.bfloat16) != arithmetic(cpu, torch.float32)
+
+
+def test_a_copy_of_a_run_folder_is_not_taken_for_the_run(film: MakeFilm) -> None:  # noqa: F811
+    cut = film()
+    cut.until(3)
+    copy = cut.folder / "copy.cfgen"
+    shutil.copytree(cut.run, copy)
+    with pytest.raises(SnapshotError, match=r"is the run folder of clip\.mp4, and must be called"):
+        RunFolder(copy)
+
+
+@pytest.mark.parametrize("name", ["segments", "latents", "snapshots", "journal.jsonl", "log.txt"])
+def test_a_link_in_a_run_folder_is_not_followed(
+    film: MakeFilm,  # noqa: F811
+    name: str,
+    tmp_path: Path,
+) -> None:
+    cut = film()
+    cut.until(4)
+    outside = tmp_path / "outside"
+    shutil.move(cut.run / name, outside)
+    (cut.run / name).symlink_to(outside)
+    with pytest.raises(SnapshotError, match="is a link"):
+        cut.go_on()
+
+
+@pytest.mark.parametrize("name", ["logo.png", "running-notes.txt", "journal.docx", "latents.bak"])
+def test_files_of_somebody_else_in_a_run_folder_stay(film: MakeFilm, name: str) -> None:  # noqa: F811
+    fresh = film()
+    fresh.run.mkdir(parents=True)
+    (fresh.run / name).write_text("precious")
+    with pytest.raises(OutputRefused, match=f"holds {name}, which is not of cfgen"):
+        fresh.whole()
+    assert (fresh.run / name).read_text() == "precious"
+
+
 @pytest.fixture
 def started(tiny_settings: list[str], tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
     """Starts `cfgen` with arguments in a process of its own, which signals reach."""
@@ -265,6 +405,13 @@ RECORD = RunRecord(
 )
 
 
+def test_a_render_goes_on_with_another_gpu_of_the_same_kind() -> None:
+    config = load({"prompt": "a", "seed": "1", "output": "a.mp4"}).config
+    _require_same(Path("a"), replace(config, device="cuda"), replace(config, device="cuda:1"))
+    with pytest.raises(SnapshotMismatch, match="device: began with 'cuda', now 'cpu'"):
+        _require_same(Path("a"), replace(config, device="cuda"), replace(config, device="cpu"))
+
+
 @settings(deadline=None, max_examples=150)
 @given(data=st.data())
 def test_a_record_that_was_touched_is_refused_or_as_it_was(
@@ -313,8 +460,6 @@ def test_a_record_of_nonsense_is_refused(
 
 @pytest.mark.parametrize("output", ["../clip.mp4", "/clip.mp4", "a/clip.mp4", "..", "", "a\0.mp4"])
 def test_a_record_cannot_lead_out_of_its_folder(tmp_path: Path, output: str) -> None:
-    from dataclasses import replace
-
     path = tmp_path / "clip.cfgen"
     path.mkdir()
     write_record(path, replace(RECORD, output=output))
