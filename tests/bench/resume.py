@@ -238,18 +238,15 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args(arguments)
     options.results.mkdir(parents=True, exist_ok=True)
-    facts: list[dict[str, object]] = []
     if options.what == "cost":
-        facts.append(cost(options.duration, options.work))
-    else:
-        for name in [options.policy] if options.policy else POLICIES:
-            facts.append(killed(name, options.kills, options.duration, options.work))
-            keep(options.results / "resume-kill.json", arguments, facts)
-    keep(options.results / f"resume-{options.what}.json", arguments, facts)
-    Console(highlight=False).print_json(data=facts)
+        keep(options.results / "resume-cost.json", arguments, cost(options.duration, options.work))
+        return
+    for name in [options.policy] if options.policy else POLICIES:
+        facts = killed(name, options.kills, options.duration, options.work)
+        keep(options.results / f"resume-kill-{name}.json", arguments, facts)
 
 
-def keep(file: Path, arguments: list[str], facts: list[dict[str, object]]) -> None:
+def keep(file: Path, arguments: list[str], facts: dict[str, object]) -> None:
     report = {
         "measured": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": f"python tests/bench/resume.py {' '.join(arguments)}",
@@ -258,6 +255,7 @@ def keep(file: Path, arguments: list[str], facts: list[dict[str, object]]) -> No
         "facts": facts,
     }
     file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    Console(highlight=False).print_json(data=facts)
 
 
 if __name__ == "__main__":
