@@ -31,7 +31,7 @@ from cfgen.errors import (
 )
 from cfgen.render.disk import Block, disk_errors, sha256_of, sync_folder, write_file
 from cfgen.render.journal import Journal, VideoLine
-from cfgen.render.output import described, run_of
+from cfgen.render.output import described, holds_render, run_of
 from cfgen.render.records import seal, typed, unseal
 
 VERSION = 1
@@ -279,17 +279,23 @@ def make_empty(path: Path) -> None:
 
 def is_run(path: Path) -> bool:
     """Whether a folder looks like a run folder."""
-    return path.suffix == ".cfgen" and (path / RECORD).is_file()
+    return path.suffix == ".cfgen" and holds_render(path)
 
 
 def clear(path: Path) -> None:
-    """Remove what a run folder holds but its lock, the record first: a half-removed run is none.
+    """Remove what a run folder holds but its lock.
+
+    Record and journal go first: a run that is half removed is none.
 
     Raises:
         OSError: The disk refused.
         OutputRefused: Something in the folder is not of cfgen.
     """
-    entries = sorted(path.iterdir(), key=lambda entry: entry.name != RECORD)
+
+    def order(entry: Path) -> int:
+        return 0 if entry.name == RECORD else 1 if entry.name.startswith("journal") else 2
+
+    entries = sorted(path.iterdir(), key=order)
     for entry in entries:
         if not _OWN.fullmatch(entry.name):
             raise OutputRefused(f"{path} holds {entry.name}, which is not of cfgen", "move it away")
@@ -332,7 +338,9 @@ def _read_record(path: Path) -> RunRecord:
             raise ValueError("its output is not a plain file name")
         return record
     except FileNotFoundError:
-        raise SnapshotError(f"{path} is no run of cfgen: it has no {RECORD}") from None
+        raise SnapshotError(
+            f"{path} cannot be gone on with: it has no {RECORD}", begin_again
+        ) from None
     except OSError as error:
         raise SnapshotError(f"cannot read {file}: {error.strerror}") from None
     except ValueError as error:

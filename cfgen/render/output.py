@@ -73,11 +73,18 @@ def refuse_existing(output: Path, run: Path) -> None:
             raise OutputRefused(
                 f"{path} exists already", "overwrite it with -y, or choose another with -o"
             )
-    if (run / "run.json").exists():
+    if holds_render(run):
         raise OutputRefused(
             f"{run} holds an earlier render of {output.name}",
             f"go on with it: `{resume_command(run)}`, or begin again with -y",
         )
+
+
+def holds_render(run: Path) -> bool:
+    """Whether something is in a run folder that a person may want back."""
+    return (run / "run.json").exists() or any(
+        path.stat().st_size for path in run.glob("journal*.jsonl")
+    )
 
 
 def resume_command(run: Path) -> str:
