@@ -145,7 +145,11 @@ def build_render(
 
 
 def build_source(config: RenderConfig, plan: Plan, models: Models | None = None) -> FrameSource:
-    """Load a model and put together all that makes frames. Pins the threads of this process."""
+    """Load a model and put together all that makes frames. Pins the threads of this process.
+
+    Raises:
+        CfgenError: The model is missing, damaged or of other sizes, or the memory does not fit.
+    """
     torch.set_num_threads(threads_of(config))
     device, dtype = device_of(config), dtype_of(config)
     folder = model_folder(config.model.path)
@@ -208,7 +212,11 @@ def prompt_digest(conditioning: Conditioning, guidance: Guidance | None) -> str:
 def build_memory(
     config: MemoryConfig, generator: Generator, plan: Plan, *, dtype: torch.dtype, backend: str
 ) -> PagedMemory:
-    """An empty memory of a policy for a generator; `backend` is a name that `build_ops` takes."""
+    """An empty memory of a policy for a generator; `backend` is a name that `build_ops` takes.
+
+    Raises:
+        BudgetError: It is larger than what is free.
+    """
     sizes = generator.geometry
     grid = sizes.grid(plan.geometry.latent_height, plan.geometry.latent_width)
     tables = [build_table(config, plan.latent_frames) for _ in range(sizes.num_layers)]

@@ -18,7 +18,7 @@ from cfgen.cli.naming import slug
 from cfgen.cli.plan import plan_of
 from cfgen.cli.progress import clock
 from cfgen.cli.render import check_place
-from cfgen.cli.resume import go_on_with
+from cfgen.cli.runs import go_on_with
 from cfgen.cli.work import gentle_signals
 from cfgen.config.batchlist import Clip, read_list
 from cfgen.config.catalog import model_folder
@@ -164,14 +164,17 @@ class Night:
 
     def encode_prompts(self) -> None:
         """Embed all prompts before anything else, so that each text encoder is loaded once."""
-        from cfgen.build import Models, encoded
+        import torch
+
+        from cfgen.build import Models, encoded, prompts_of, threads_of
 
         self._models = Models()
-        by_model: dict[str, list[str]] = {}
+        by_model: dict[tuple[str, int], list[str]] = {}
         for config in self._configs.values():
-            empty = [] if config.schedule.guidance == 1 else [""]
-            by_model.setdefault(config.model.path, []).extend([config.prompt, *empty])
-        for path, prompts in by_model.items():
+            key = (config.model.path, threads_of(config))
+            by_model.setdefault(key, []).extend(prompts_of(config))
+        for (path, threads), prompts in by_model.items():
+            torch.set_num_threads(threads)  # as in the render: they may change the last bits
             try:
                 encoded(model_folder(path), prompts)
             except CfgenError:

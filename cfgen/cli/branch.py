@@ -14,7 +14,7 @@ from cfgen.cli.console import Console
 from cfgen.cli.plan import plan_of
 from cfgen.cli.progress import clock
 from cfgen.cli.render import check_place
-from cfgen.cli.resume import run_folder
+from cfgen.cli.runs import config_of, run_folder
 from cfgen.cli.work import carry_out, tell_result
 from cfgen.config.loader import from_mapping
 from cfgen.config.schema import RenderConfig, to_mapping
@@ -104,12 +104,6 @@ def branch(
         _branch(console, path, child, chunk, overwrite=overwrite)
     finished = carry_out(console, child, drawn, resume=True)
     tell_result(console, finished, child)
-
-
-def config_of(folder: RunFolder) -> RenderConfig:
-    """The configuration of a run, with the video's place."""
-    config = from_mapping(folder.record.config, label=str(folder.path / "run.json"))
-    return dataclasses.replace(config, output=folder.output)
 
 
 def changed(folder: RunFolder, flags: dict[str, str | None]) -> RenderConfig:

@@ -12,11 +12,10 @@ from typing import Annotated
 import typer
 
 from cfgen.cli import options
-from cfgen.cli.branch import config_of
 from cfgen.cli.console import Console
 from cfgen.cli.plan import plan_of
 from cfgen.cli.progress import bytes_words, clock
-from cfgen.cli.resume import run_folder
+from cfgen.cli.runs import config_of, run_folder
 from cfgen.config.values import parse_bytes
 from cfgen.errors import CfgenError, UsageError
 from cfgen.render.disk import disk_errors

@@ -13,13 +13,12 @@ from cfgen.cli.branch import (
     Parent,
     changed,
     chunk_of,
-    config_of,
     new_seed,
     prepare,
     with_config,
 )
 from cfgen.cli.plan import plan_of
-from cfgen.cli.resume import run_folder
+from cfgen.cli.runs import config_of, run_folder
 from cfgen.cli.work import carry_out, tell_result
 from cfgen.render.folder import LOCK, RunFolder
 from cfgen.render.lock import Lock

@@ -138,7 +138,11 @@ class Batch:
         return fate if fate.digest == item.digest else Fate(digest=item.digest)
 
     def forgive(self) -> None:
-        """Let clips that failed be tried again."""
+        """Let clips that failed be tried again.
+
+        Raises:
+            BudgetError, WriterError: The disk refused.
+        """
         for item in self.items:
             fate = self.fate(item)
             if fate.state == "failed":

@@ -83,7 +83,12 @@ class Ledger:
             )
 
     def latents(self, chunk: int, latents: Tensor) -> str:
-        """Keep a chunk's latents; return the digest of their file."""
+        """Keep a chunk's latents; return the digest of their file.
+
+        Raises:
+            LockHeld: The run is another process's now.
+            BudgetError, WriterError: The disk refused.
+        """
         self.require_lock()
         began = time.monotonic()
         sha256 = self._folder.keep_latents(chunk, list(tensor_blocks({"latents": latents})))
@@ -93,7 +98,10 @@ class Ledger:
     def chunk(
         self, index: int, frames: int, *, frames_sha256: str, latents_sha256: str
     ) -> ChunkLine:
-        """Write down a chunk whose latents are kept and whose frames went to the encoder."""
+        """Write down a chunk whose latents are kept and whose frames went to the encoder.
+
+        Raises: as `latents`.
+        """
         self.require_lock()
         line = ChunkLine(
             index=index,
@@ -107,7 +115,10 @@ class Ledger:
         return line
 
     def segment(self, segment: SegmentFacts) -> None:
-        """Write down a segment that is on the disk."""
+        """Write down a segment that is on the disk.
+
+        Raises: as `latents`.
+        """
         self.require_lock()
         line = SegmentLine(
             index=segment.index,
@@ -119,7 +130,10 @@ class Ledger:
         self._folder.journal.append(line, sync=True)
 
     def video(self, facts: VideoFacts) -> None:
-        """Write down the video that is about to take its name."""
+        """Write down the video that is about to take its name.
+
+        Raises: as `latents`.
+        """
         self.require_lock()
         line = VideoLine(
             frames=facts.frames,
@@ -130,7 +144,10 @@ class Ledger:
         self._folder.journal.append(line, sync=True)
 
     def snapshot(self, chunk: int) -> Saved:
-        """Write the memory as it is before `chunk`, after everything that it builds on."""
+        """Write the memory as it is before `chunk`, after everything that it builds on.
+
+        Raises: as `latents`.
+        """
         self.require_lock()
         began = time.monotonic()
         with disk_errors(self._folder.path):
@@ -139,9 +156,9 @@ class Ledger:
             sync_folder(self._folder.latents(0).parent)
             sync_file(self._folder.journal.path)
         self._synced = chunk
-        facts = self._store.save(chunk, self._memory.state())
+        nbytes = self._store.save(chunk, self._memory.state())
         self._last_snapshot = time.monotonic()
         self._snapshot_s = self._last_snapshot - began
         self.keeping_s += self._snapshot_s
-        self.snapshots_nbytes += facts.nbytes
-        return Saved(chunk=chunk, nbytes=facts.nbytes, seconds=self._snapshot_s)
+        self.snapshots_nbytes += nbytes
+        return Saved(chunk=chunk, nbytes=nbytes, seconds=self._snapshot_s)

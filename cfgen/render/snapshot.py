@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from itertools import count
@@ -40,21 +39,6 @@ _DTYPES = {
     torch.int64: "I64",
     torch.uint8: "U8",
 }
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SnapshotFacts:
-    """A snapshot as it was written.
-
-    Attributes:
-        chunk: The chunk that a render goes on with.
-        nbytes: Bytes that were written for it.
-        seconds: Time that it took.
-    """
-
-    chunk: int
-    nbytes: int
-    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,13 +91,15 @@ class SnapshotStore:
         distinct = {name: file for files in self._files.values() for name, file in files.items()}
         return sum(file.nbytes for file in distinct.values())
 
-    def save(self, chunk: int, state: MemoryState) -> SnapshotFacts:
+    def save(self, chunk: int, state: MemoryState) -> int:
         """Write the state before chunk `chunk`; the new manifest is the last thing written.
+
+        Returns:
+            Bytes that were written.
 
         Raises:
             BudgetError, WriterError: The disk refused; the snapshots before are as they were.
         """
-        began = time.perf_counter()
         name = self._free_name(chunk)
         held = self._held(state.pages)
         fresh: dict[str, Tensor] = {f"tensor.{key}": t for key, t in state.tensors.items()}
@@ -132,8 +118,7 @@ class SnapshotStore:
             write_file(self._manifest(chunk), [block])
         self._files[chunk], self._where = files, where
         self._thin()
-        nbytes = own.nbytes + len(block)
-        return SnapshotFacts(chunk=chunk, nbytes=nbytes, seconds=time.perf_counter() - began)
+        return own.nbytes + len(block)
 
     def newest(self, *, before: int) -> int:
         """The newest sound snapshot for chunk `before` or an earlier one, 0 if there is none.

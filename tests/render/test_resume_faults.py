@@ -21,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cfgen.build import arithmetic, embeddings
-from cfgen.cli.resume import _require_same
+from cfgen.cli.runs import require_same_render
 from cfgen.config.loader import load
 from cfgen.errors import (
     BudgetError,
@@ -407,9 +407,10 @@ RECORD = RunRecord(
 
 def test_a_render_goes_on_with_another_gpu_of_the_same_kind() -> None:
     config = load({"prompt": "a", "seed": "1", "output": "a.mp4"}).config
-    _require_same(Path("a"), replace(config, device="cuda"), replace(config, device="cuda:1"))
+    one, two, none = (replace(config, device=name) for name in ("cuda", "cuda:1", "cpu"))
+    require_same_render(Path("a"), one, two)
     with pytest.raises(SnapshotMismatch, match="device: began with 'cuda', now 'cpu'"):
-        _require_same(Path("a"), replace(config, device="cuda"), replace(config, device="cpu"))
+        require_same_render(Path("a"), one, none)
 
 
 @settings(deadline=None, max_examples=150)
