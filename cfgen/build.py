@@ -154,7 +154,7 @@ def build_source(config: RenderConfig, plan: Plan, models: Models | None = None)
     device, dtype = device_of(config), dtype_of(config)
     folder = model_folder(config.model.path)
     ops = build_ops(config.backend)
-    text = encoded(folder, _prompts(config))  # first: the encoder is freed before the model comes
+    text = encoded(folder, prompts_of(config))  # first: the encoder is freed before the model comes
     generator, vae = (models or Models()).load(folder, dtype=dtype, device=device)
     geometry = plan.geometry
     if generator.geometry.in_dim != geometry.channels or vae.latent_channels != geometry.channels:
@@ -181,7 +181,8 @@ def build_source(config: RenderConfig, plan: Plan, models: Models | None = None)
     )
 
 
-def _prompts(config: RenderConfig) -> list[str]:
+def prompts_of(config: RenderConfig) -> list[str]:
+    """What of a render must be encoded: its prompt, and the empty one for guidance."""
     return [config.prompt] if config.schedule.guidance == 1 else [config.prompt, ""]
 
 
@@ -195,9 +196,9 @@ def read_prompt(
         generator: Its generator.
         text: What `encoded` gives; worked out if None.
     """
-    text = text or encoded(model_folder(config.model.path), _prompts(config))
+    text = text or encoded(model_folder(config.model.path), prompts_of(config))
     with torch.inference_mode():
-        read = {p: generator.condition(text[p].to(generator.device)) for p in _prompts(config)}
+        read = {p: generator.condition(text[p].to(generator.device)) for p in prompts_of(config)}
     scale = config.schedule.guidance
     return read[config.prompt], None if scale == 1 else Guidance(read[""], scale)
 
