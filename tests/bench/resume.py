@@ -11,6 +11,7 @@ passes if its video is the very file of the render that nobody disturbed.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
@@ -40,7 +41,7 @@ POLICIES = {
 }
 AIMS = ("time", "latents", "pages", "time", "snapshot")
 """What kills aim at while the film is made: a moment, or a file that appears."""
-SPARE = 10
+SPARE = 20
 """Kills more than asked for, since some come too late."""
 RESULTS = Path(__file__).parent / "results"
 shown = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -99,6 +100,8 @@ def killed(policy: str, kills: int, duration_s: float, work: Path) -> dict[str, 
     arguments = render_arguments("cut.mp4", policy, duration_s)
     done = 0
     for target, aim in plan:
+        if done >= kills and aim != "name":
+            continue
         process = cfgen(*arguments, "--json", cwd=folder)
         wait_for_chunk(process, target)
         hit = wait_for(process, aim, folder, chance.uniform(0, 3 * chunk_s), limit_s=6 * chunk_s)
@@ -158,13 +161,22 @@ def wait_for(
         time.sleep(seconds)
         return True
     ends = time.monotonic() + (60.0 if aim in ("join", "name") else limit_s)
-    before = set(folder.glob(names[aim]))
+    before = stamps(folder, names[aim])
     if aim in ("pages", "snapshot"):
         process.send_signal(signal.SIGTERM)  # it finishes the chunk and takes a snapshot
-    while not set(folder.glob(names[aim])) - before:
+    while not stamps(folder, names[aim]) - before:
         if process.poll() is not None or time.monotonic() > ends:
             return False
     return True
+
+
+def stamps(folder: Path, pattern: str) -> set[tuple[Path, int]]:
+    """Files and when they were changed."""
+    found = set()
+    for path in folder.glob(pattern):
+        with contextlib.suppress(FileNotFoundError):
+            found.add((path, path.stat().st_mtime_ns))
+    return found
 
 
 def kinds(run: Path) -> list[str]:
