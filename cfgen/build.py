@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import math
 import os
 import platform
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Literal
 
+import psutil
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from cfgen import __version__
 from cfgen.checkpoint.container import read_json
@@ -25,21 +32,26 @@ from cfgen.config.schema import (
     SlowFastMemory,
     WindowMemory,
     digest,
+    to_mapping,
 )
-from cfgen.errors import CheckpointError, SetupError
+from cfgen.errors import BudgetError, CheckpointError, SetupError
 from cfgen.memory.base import Table
 from cfgen.memory.kv_cache import KVCache
 from cfgen.memory.paged import PagedMemory, Surprise
 from cfgen.memory.slow_fast import ReleaseTable, SlowFastTable
 from cfgen.memory.window import WindowTable
-from cfgen.model.generator import Generator
+from cfgen.model.generator import Conditioning, Generator
 from cfgen.model.prompts import Encode, embeddings
+from cfgen.model.vae import TinyAutoencoder
 from cfgen.ops.reference import Rope
 from cfgen.ops.select import build_ops
 from cfgen.render.events import Loaded, Warned
 from cfgen.render.ffmpeg import find_ffmpeg
+from cfgen.render.folder import RunRecord
+from cfgen.render.output import run_of
 from cfgen.render.plan import Plan
-from cfgen.render.run import FrameSource, Render
+from cfgen.render.run import Render
+from cfgen.render.source import FrameSource
 from cfgen.render.writer import VideoWriter
 from cfgen.rollout import Guidance
 from cfgen.schedule import FewStepSchedule, KeyedNoise, Noise, ReferenceNoise
@@ -50,18 +62,49 @@ MOST_THREADS = 8
 """CPU threads by default, at most: what fixes the pixels should differ little between machines."""
 
 
-def build_render(config: RenderConfig, plan: Plan) -> Render:
+@dataclass
+class Models:
+    """The generator and decoder that were loaded last; a batch renders many clips with them."""
+
+    key: tuple[object, ...] = ()
+    loaded: tuple[Generator, TinyAutoencoder] | None = None
+
+    def load(
+        self, folder: Path, *, dtype: torch.dtype, device: torch.device
+    ) -> tuple[Generator, TinyAutoencoder]:
+        """Those of a model folder, read again only if another was asked for before."""
+        files = (folder / GENERATOR_FILE, folder / VAE_FILE)
+        key = (dtype, device, *map(file_digest, files))
+        if self.loaded is None or self.key != key:
+            self.loaded = None  # both at once may be more than fits
+            generator = load_generator(files[0], dtype=dtype, device=device)
+            vae = load_vae(files[1], dtype=dtype).to(device)
+            self.key, self.loaded = key, (generator, vae)
+        return self.loaded
+
+
+def build_render(
+    config: RenderConfig, plan: Plan, *, overwrite: bool = False, models: Models | None = None
+) -> Render:
     """Build a render: the writer first, so that a missing ffmpeg is found before any model loads.
+
+    Args:
+        config: What to render.
+        plan: Its plan.
+        overwrite: Whether the video may replace a file.
+        models: Where loaded models are kept from one render to the next.
 
     Raises:
         CfgenError: Something that the configuration names is missing, damaged or cannot run here.
     """
-    if config.output is None or config.seed is None:
-        raise ValueError("a render needs an output and a seed")
     ffmpeg = find_ffmpeg()
     began = time.monotonic()
+    recorded = settled(config)
+    if config.output is None or config.seed is None:
+        raise ValueError("a render needs an output and a seed")
     folder = model_folder(config.model.path)
-    digests = {name: file_digest(folder / name) for name in (GENERATOR_FILE, VAE_FILE)}
+    facts = _facts(folder)
+    path = run_of(config.output)
     writer = VideoWriter(
         config.output,
         width=plan.geometry.width,
@@ -69,26 +112,50 @@ def build_render(config: RenderConfig, plan: Plan) -> Render:
         fps=plan.geometry.fps,
         ffmpeg=ffmpeg,
         quality=config.encode.quality,
-        metadata=_metadata(config, digests),
+        metadata={**_words(recorded), **facts},
+        parts=path / "segments",
     )
-    source = build_source(config, plan)
+    source = build_source(config, plan, models)
     backend = f"{source.memory.ops.name} on {device_of(config)}, {_dtype_words(config)}"
-    loaded = Loaded(model=config.model.path, backend=backend, seconds=time.monotonic() - began)
     return Render(
-        source=source, writer=writer, loaded=loaded, warnings=unknown_words(folder, config.prompt)
+        source=source,
+        writer=writer,
+        path=path,
+        record=RunRecord(
+            output=config.output.name,
+            overwrite=overwrite,
+            config=to_mapping(recorded),
+            fingerprint={
+                **facts,
+                "text_sha256": _text_digest(folder),
+                "prompt_sha256": prompt_digest(source.conditioning, source.guidance),
+                "processor": _processor(device_of(config)),
+                "arithmetic": arithmetic(device_of(config), dtype_of(config)),
+                "backend": source.memory.ops.name,
+                "ffmpeg_version": ffmpeg.version,
+            },
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+        ),
+        mode=config.snapshot.mode,
+        budget_nbytes=config.snapshot.disk_budget,
+        clean=config.snapshot.clean,
+        loaded=Loaded(model=config.model.path, backend=backend, seconds=time.monotonic() - began),
+        warnings=unknown_words(folder, config.prompt),
     )
 
 
-def build_source(config: RenderConfig, plan: Plan) -> FrameSource:
-    """Load a model and put together all that makes frames. Pins the threads of this process."""
+def build_source(config: RenderConfig, plan: Plan, models: Models | None = None) -> FrameSource:
+    """Load a model and put together all that makes frames. Pins the threads of this process.
+
+    Raises:
+        CfgenError: The model is missing, damaged or of other sizes, or the memory does not fit.
+    """
     torch.set_num_threads(threads_of(config))
     device, dtype = device_of(config), dtype_of(config)
     folder = model_folder(config.model.path)
     ops = build_ops(config.backend)
-    scale = config.schedule.guidance
-    text = encoded(folder, [config.prompt] if scale == 1 else [config.prompt, ""])
-    generator = load_generator(folder / GENERATOR_FILE, dtype=dtype, device=device)
-    vae = load_vae(folder / VAE_FILE, dtype=dtype).to(device)
+    text = encoded(folder, prompts_of(config))  # first: the encoder is freed before the model comes
+    generator, vae = (models or Models()).load(folder, dtype=dtype, device=device)
     geometry = plan.geometry
     if generator.geometry.in_dim != geometry.channels or vae.latent_channels != geometry.channels:
         raise CheckpointError(
@@ -96,8 +163,7 @@ def build_source(config: RenderConfig, plan: Plan) -> FrameSource:
             f"{vae.latent_channels} latent channels, the plan {geometry.channels}",
             "use files that belong together",
         )
-    with torch.inference_mode():
-        read = {prompt: generator.condition(text[prompt].to(device)) for prompt in text}
+    conditioning, guidance = read_prompt(config, generator, text)
     return FrameSource(
         generator=generator,
         memory=build_memory(config.memory, generator, plan, dtype=dtype, backend=ops.name),
@@ -108,24 +174,77 @@ def build_source(config: RenderConfig, plan: Plan) -> FrameSource:
             renoise=config.schedule.renoise,
         ),
         noise=build_noise(config, plan),
-        conditioning=read[config.prompt],
+        conditioning=conditioning,
         vae=vae,
         plan=plan,
-        guidance=None if scale == 1 else Guidance(read[""], scale),
+        guidance=guidance,
     )
+
+
+def prompts_of(config: RenderConfig) -> list[str]:
+    """What of a render must be encoded: its prompt, and the empty one for guidance."""
+    return [config.prompt] if config.schedule.guidance == 1 else [config.prompt, ""]
+
+
+def read_prompt(
+    config: RenderConfig, generator: Generator, text: Mapping[str, Tensor] | None = None
+) -> tuple[Conditioning, Guidance | None]:
+    """A render's prompt as the layers of a generator read it, and without it for guidance.
+
+    Args:
+        config: The render.
+        generator: Its generator.
+        text: What `encoded` gives; worked out if None.
+    """
+    text = text or encoded(model_folder(config.model.path), prompts_of(config))
+    with torch.inference_mode():
+        read = {p: generator.condition(text[p].to(generator.device)) for p in prompts_of(config)}
+    scale = config.schedule.guidance
+    return read[config.prompt], None if scale == 1 else Guidance(read[""], scale)
+
+
+def prompt_digest(conditioning: Conditioning, guidance: Guidance | None) -> str:
+    """Digest of a prompt as the layers read it: it may come from a cache."""
+    read = [conditioning, *([] if guidance is None else [guidance.unconditional])]
+    pairs = (pair for each in read for pair in each.keys_values)
+    return _tensors_digest(tensor for pair in pairs for tensor in pair)
 
 
 def build_memory(
     config: MemoryConfig, generator: Generator, plan: Plan, *, dtype: torch.dtype, backend: str
 ) -> PagedMemory:
-    """An empty memory of a policy for a generator; `backend` is a name that `build_ops` takes."""
+    """An empty memory of a policy for a generator; `backend` is a name that `build_ops` takes.
+
+    Raises:
+        BudgetError: It is larger than what is free.
+    """
     sizes = generator.geometry
     grid = sizes.grid(plan.geometry.latent_height, plan.geometry.latent_width)
     tables = [build_table(config, plan.latent_frames) for _ in range(sizes.num_layers)]
     shape = (1, grid[0] * grid[1], sizes.num_heads, sizes.head_dim)
     pages = tables[0].capacity + 1  # a released table copies a page before it drops one
+    needed = 2 * sizes.num_layers * pages * math.prod(shape) * dtype.itemsize
+    _require_memory(needed, generator.device)
     pool = KVCache(sizes.num_layers, pages, shape, dtype=dtype, device=generator.device)
     return PagedMemory(tables, pool, build_ops(backend), rope=Rope(sizes.head_dim), grid=grid)
+
+
+def _require_memory(needed: int, device: torch.device) -> None:
+    """Refuse a KV cache that does not fit, while nothing is lost by it.
+
+    Raises:
+        BudgetError: It is larger than what is free.
+    """
+    if device.type == "cuda":
+        free, place = torch.cuda.mem_get_info(device)[0], str(device)
+    else:
+        free, place = psutil.virtual_memory().available, "this machine"
+    if needed > free:
+        raise BudgetError(
+            f"the KV cache takes {needed / 1e6:.1f} MB and {place} has {free / 1e6:.1f} MB free",
+            "choose --memory slow_fast or window, whose cache does not grow with the clip, or make "
+            "the memory's sizes or --duration smaller",
+        )
 
 
 def build_table(config: MemoryConfig, latent_frames: int) -> Table[Tensor]:
@@ -171,14 +290,14 @@ def build_noise(config: RenderConfig, plan: Plan) -> Noise:
         case "reference":
             g = plan.geometry
             shape = (1, plan.latent_frames, g.channels, g.latent_height, g.latent_width)
-            return ReferenceNoise(config.seed, shape)
+            fresh = config.schedule.renoise == "fresh"
+            draws = len(config.schedule.timesteps) - 1 if fresh else 0
+            return ReferenceNoise(config.seed, shape, draws=draws)
 
 
 def encoded(folder: Path, prompts: Sequence[str]) -> dict[str, Tensor]:
     """Embedded prompts, [1, text_len, text_dim] float32 each; the encoder is freed afterwards."""
-    parts = [folder / "text_encoder" / "config.json", folder / "text_encoder" / "model.safetensors"]
-    parts += [folder / "tokenizer" / "tokenizer.json", folder / "config.json"]
-    key = hashlib.sha256("".join(file_digest(part) for part in parts).encode()).hexdigest()
+    key = _text_digest(folder)
 
     def load_encoder() -> Encode:
         text_len = read_json(folder / "config.json").get("text_len", 512)
@@ -194,6 +313,13 @@ def encoded(folder: Path, prompts: Sequence[str]) -> dict[str, Tensor]:
         return encoder.eval()
 
     return embeddings(prompts, encoder=key, load=load_encoder, folder=cache_folder() / "text")
+
+
+def _text_digest(folder: Path) -> str:
+    """Digest of everything that an embedded prompt depends on besides its text."""
+    parts = [folder / "text_encoder" / "config.json", folder / "text_encoder" / "model.safetensors"]
+    parts += [folder / "tokenizer" / "tokenizer.json", folder / "config.json"]
+    return hashlib.sha256("".join(file_digest(part) for part in parts).encode()).hexdigest()
 
 
 def cache_folder() -> Path:
@@ -223,6 +349,15 @@ def unknown_words(folder: Path, prompt: str) -> tuple[Warned, ...]:
             hint=f"it knows: {knows}",
         ),
     )
+
+
+def settled(config: RenderConfig) -> RenderConfig:
+    """The configuration with what `auto` and None mean on this machine, its device by kind."""
+    dtype: Literal["float32", "bfloat16"] = (
+        "bfloat16" if dtype_of(config) is torch.bfloat16 else "float32"
+    )
+    kind = device_of(config).type
+    return dataclasses.replace(config, device=kind, dtype=dtype, threads=threads_of(config))
 
 
 def device_of(config: RenderConfig) -> torch.device:
@@ -259,19 +394,57 @@ def _dtype_words(config: RenderConfig) -> str:
     return str(dtype_of(config)).removeprefix("torch.")
 
 
-def _metadata(config: RenderConfig, digests: dict[str, str]) -> dict[str, str]:
-    """Texts for the container and the sidecar: what is needed to make the video again."""
+def _words(config: RenderConfig) -> dict[str, str]:
+    """What the video is, for the container and the sidecar."""
     return {
         "title": config.prompt,
         "prompt": config.prompt,
         "seed": str(config.seed),
         "preset": config.preset,
         "config_sha256": digest(config),
-        "generator_sha256": digests[GENERATOR_FILE],
-        "vae_sha256": digests[VAE_FILE],
+        "threads": str(config.threads),
+        "dtype": config.dtype,
+    }
+
+
+def _facts(folder: Path) -> dict[str, str]:
+    """What fixes the frames besides the configuration, by name."""
+    return {
+        "generator_sha256": file_digest(folder / GENERATOR_FILE),
+        "vae_sha256": file_digest(folder / VAE_FILE),
         "cfgen_version": __version__,
         "torch_version": torch.__version__,
         "machine": platform.machine(),
-        "threads": str(threads_of(config)),
-        "dtype": _dtype_words(config),
     }
+
+
+def _tensors_digest(tensors: Iterable[Tensor]) -> str:
+    """SHA-256 of the bits of tensors."""
+    sha256 = hashlib.sha256()
+    for tensor in tensors:
+        sha256.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return sha256.hexdigest()
+
+
+def arithmetic(device: torch.device, dtype: torch.dtype) -> str:
+    """Digest of a small computation: where it is another, so are the last bits of frames.
+
+    Tells apart what has one name and computes differently: processors of two makers, settings of
+    the libraries below torch, drivers.
+    """
+    generator = torch.Generator("cpu").manual_seed(0)
+    x = torch.randn(4, 8, 128, 64, generator=generator)
+    with torch.inference_mode():
+        on = x.to(device, dtype)
+        attended = F.scaled_dot_product_attention(on, on, on)
+        projected = F.linear(attended.flatten(0, 2), on[0].flatten(0, 1)[:256])
+        convolved = F.conv2d(on[:, :, :32, :32], on[:, :, :3, :3].repeat(4, 1, 1, 1))
+        bent = torch.softmax(on.float(), dim=-1) + F.silu(on.float()).rsqrt().nan_to_num()
+    return _tensors_digest([x, attended, projected, convolved, bent])[:16]
+
+
+def _processor(device: torch.device) -> str:
+    """What computes, in words."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"

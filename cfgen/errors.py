@@ -6,7 +6,8 @@ CfgenError
 ├── SetupError           3  this machine or its files refuse, before any work
 │   ├── BackendUnavailable  3  the asked-for ops cannot run here
 │   ├── FfmpegMissing    3  no ffmpeg, or one without the needed encoder
-│   └── OutputRefused    3  the output exists, or its folder is missing or not writable
+│   ├── OutputRefused    3  the output exists, or its folder is missing or not writable
+│   └── LockHeld         3  another process works on it
 ├── CheckpointError      3  weights are damaged, incomplete or of an unknown layout
 ├── SnapshotError        3  a render cannot be resumed
 │   ├── SnapshotMismatch 3  the snapshot belongs to other settings
@@ -116,6 +117,12 @@ class OutputRefused(SetupError):
     """The output file exists already, or its folder is missing or not writable."""
 
     code = "output-refused"
+
+
+class LockHeld(SetupError):
+    """Another process works on it."""
+
+    code = "in-use"
 
 
 class CheckpointError(CfgenError):

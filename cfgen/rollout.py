@@ -84,6 +84,23 @@ def rollout(
         yield Chunk(index, x0)
 
 
+def recommit(
+    generator: Generator,
+    memory: Memory[V],
+    schedule: FewStepSchedule,
+    *,
+    conditioning: Conditioning,
+    latents: Tensor,
+) -> None:
+    """Commit a chunk that was denoised before, [B, F, C, H, W], as the next one of the memory.
+
+    The memory becomes what it was after the first time, if it looks at commit passes alone.
+    """
+    view = memory.begin(latents.shape[1])
+    generator(latents, 0.0, conditioning, view.at(Pass(len(schedule.sigmas), commit=True)))
+    memory.commit(view)
+
+
 def inference(iterator: Iterator[Chunk]) -> Iterator[Chunk]:
     """The same chunks with gradients off in every step, whatever mode the caller is in."""
     while True:

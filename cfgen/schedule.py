@@ -83,21 +83,33 @@ class KeyedNoise:
 class ReferenceNoise:
     """Noise as the reference repositories draw it: the whole clip first, then step after step.
 
+    Drawing in the order of a rollout is quick; going back or leaping draws what lies between.
+
     Args:
         seed: seed of the one generator.
         clip_shape: [B, F, C, H, W] of the whole clip; other lengths give other noise.
+        draws: how often noise is drawn in a chunk after its step 0.
     """
 
-    def __init__(self, seed: int, clip_shape: tuple[int, ...]) -> None:
-        self._generator = torch.Generator().manual_seed(seed)
-        self._clip = torch.randn(clip_shape, generator=self._generator)
-        self._frame = 0
+    def __init__(self, seed: int, clip_shape: tuple[int, ...], *, draws: int) -> None:
+        self._seed, self._clip_shape, self._draws = seed, clip_shape, draws
+        self._drawn = 0
+        self._begin()
 
     def draw(self, chunk: int, step: int, shape: tuple[int, ...]) -> Tensor:
-        """See `Noise`; must be called in the order of the rollout."""
-        if step == 0:
-            self._frame += shape[1]
-            return self._clip[:, self._frame - shape[1] : self._frame]
+        """See `Noise`; all chunks must have the same shape."""
         batch, frames, *rest = shape
-        noise = torch.randn((batch * frames, *rest), generator=self._generator)
+        if step == 0:
+            return self._clip[:, chunk * frames : (chunk + 1) * frames]
+        wanted = chunk * self._draws + step - 1
+        if wanted < self._drawn:
+            self._begin()
+        for _ in range(wanted - self._drawn + 1):
+            noise = torch.randn((batch * frames, *rest), generator=self._generator)
+        self._drawn = wanted + 1
         return noise.view(shape)
+
+    def _begin(self) -> None:
+        self._generator = torch.Generator().manual_seed(self._seed)
+        self._clip = torch.randn(self._clip_shape, generator=self._generator)
+        self._drawn = 0

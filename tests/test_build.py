@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+import types
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,7 +24,7 @@ from cfgen.config.schema import FullMemory, RenderConfig, SlowFastMemory, Window
 from cfgen.errors import CheckpointError, SetupError
 from cfgen.memory.slow_fast import ReleaseTable, SlowFastTable
 from cfgen.memory.window import WindowTable
-from cfgen.render.run import FrameSource
+from cfgen.render.source import FrameSource
 from cfgen.render.writer import chain_frames
 from cfgen.train.captions import caption
 from cfgen.train.export import Exporter
@@ -300,6 +302,17 @@ def test_parts_of_different_models_are_refused(tiny_settings: list[str], model: 
     vae.export(dict(vae.modules.named_parameters()))
     with pytest.raises(CheckpointError, match="16 and 4 latent channels, the plan 16"):
         _film(tiny_settings, f"model.path={model}")
+
+
+def test_a_cache_that_does_not_fit_is_refused_before_anything_is_rendered(
+    render: Callable[..., Result], model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = types.SimpleNamespace(available=1000)
+    monkeypatch.setattr("cfgen.build.psutil.virtual_memory", lambda: free)
+    result = render(model)
+    told = _refused(result, tmp_path / "out")
+    assert re.search(r"the KV cache takes [0-9.]+ MB and this machine has 0\.0 MB free", told)
+    assert "--memory slow_fast or window" in result.stderr
 
 
 def test_a_missing_ffmpeg_is_found_before_the_model_is_read(

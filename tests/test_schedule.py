@@ -83,7 +83,7 @@ def test_keyed_noise_leaves_the_global_generator_alone() -> None:
     expected = torch.rand(4)
     torch.manual_seed(3)
     KeyedNoise(1).draw(0, 0, SHAPE)
-    ReferenceNoise(1, SHAPE)
+    ReferenceNoise(1, SHAPE, draws=0)
     assert torch.equal(torch.rand(4), expected)
 
 
@@ -97,7 +97,7 @@ def test_keyed_noise_never_changes() -> None:
 
 def test_reference_noise_draws_the_clip_first_and_then_in_order() -> None:
     clip = (1, 6, 4, 2, 2)
-    noise = ReferenceNoise(5, clip)
+    noise = ReferenceNoise(5, clip, draws=3)
     generator = torch.Generator().manual_seed(5)
     whole = torch.randn(clip, generator=generator)
     for chunk in range(2):
@@ -105,3 +105,13 @@ def test_reference_noise_draws_the_clip_first_and_then_in_order() -> None:
         for step in (1, 2, 3):
             fresh = torch.randn(SHAPE[1:], generator=generator)[None]
             assert torch.equal(noise.draw(chunk, step, SHAPE), fresh)
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), min_size=1, max_size=8))
+def test_reference_noise_may_be_drawn_in_any_order(wanted: list[tuple[int, int]]) -> None:
+    clip = (1, 9, 4, 2, 2)
+    in_order = ReferenceNoise(5, clip, draws=2)
+    drawn = {(c, s): in_order.draw(c, s, SHAPE) for c in range(3) for s in range(3)}
+    noise = ReferenceNoise(5, clip, draws=2)
+    for chunk, step in wanted:
+        assert torch.equal(noise.draw(chunk, step, SHAPE), drawn[chunk, step])

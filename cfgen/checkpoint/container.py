@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -90,16 +91,22 @@ def write(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]
 
 
 def digest(path: Path) -> str:
-    """SHA-256 of a file as hexadecimal digits.
+    """SHA-256 of a file as hexadecimal digits, worked out once for a file that does not change.
 
     Raises:
         CheckpointError: the file cannot be read.
     """
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        facts = path.stat()
+        return _digest(path, facts.st_size, facts.st_mtime_ns, facts.st_ino)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+@functools.lru_cache(maxsize=64)
+def _digest(path: Path, *_stamp: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_json(path: Path) -> dict[str, object]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from importlib import import_module
 from importlib.util import find_spec
@@ -17,11 +18,21 @@ from cfgen.errors import CfgenError, Interrupted
 
 _COMMANDS = {
     "render": "cfgen.cli.render",
+    "resume": "cfgen.cli.resume",
+    "branch": "cfgen.cli.branch",
+    "retry": "cfgen.cli.retry",
+    "batch": "cfgen.cli.batch",
+    "jobs": "cfgen.cli.jobs",
     "plan": "cfgen.cli.plan",
     "presets": "cfgen.cli.presets",
     "doctor": "cfgen.cli.doctor",
     "train": "cfgen.cli.train",
 }
+
+SPIN = "2000"
+"""How long GNU OpenMP's idle threads spin before they sleep. By default it is so long that two
+renders on one machine, or a render beside other work, keep each other from working: two films of
+10 s at once on 2 cores take 21 s with this and 77 s without, and one alone as long as before."""
 
 _HELP = """Render long videos from text, chunk by chunk, at a flat memory cost.
 
@@ -34,7 +45,7 @@ Examples:
 
 \b
 Exit codes: 0 done, 1 failed while working, 2 wrong flag or value,
-3 refused before work began, 130 interrupted.
+3 refused before work began, 130 interrupted (143 by SIGTERM): resumable.
 """
 
 
@@ -111,4 +122,8 @@ def _on_terminate(number: int, frame: FrameType | None) -> NoReturn:
 def main() -> None:
     """Run the command line."""
     signal.signal(signal.SIGTERM, _on_terminate)
+    if hasattr(signal, "SIGUSR1"):
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # until there is something to tell
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", SPIN)
     app()

@@ -14,9 +14,19 @@ import traceback
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, TextIO
 
-from cfgen.cli.progress import Pace, chunk_words
+from cfgen.cli.progress import Pace, bytes_words, chunk_words, clock
 from cfgen.errors import CfgenError
-from cfgen.render.events import ChunkDone, Encoded, Event, Finished, Loaded, Warned
+from cfgen.render.events import (
+    ChunkDone,
+    Encoded,
+    Event,
+    Finished,
+    Loaded,
+    Resumed,
+    Saved,
+    Warned,
+)
+from cfgen.render.plan import count
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -26,6 +36,8 @@ SCHEMA = "cfgen.events/1"
 
 _EVENT_TYPES: dict[type, str] = {
     Loaded: "load",
+    Resumed: "resume",
+    Saved: "snapshot",
     ChunkDone: "chunk",
     Encoded: "encode",
     Warned: "warning",
@@ -50,6 +62,7 @@ class Console:
         self._pace = Pace()
         self._bar: Progress | None = None
         self._task: TaskID | None = None
+        self._last_words = ""
 
     def configure(
         self, *, json: bool = False, quiet: bool = False, verbose: bool = False, debug: bool = False
@@ -60,11 +73,17 @@ class Console:
         self._quiet = quiet
         self._verbose = verbose
 
-    def result(self, text: str, data: Mapping[str, object]) -> None:
-        """Show what the command was asked for: `text` for people, `data` with `--json`."""
+    def result(self, text: str, data: Mapping[str, object], *, ok: bool = True) -> None:
+        """Show what the command was asked for: `text` for people, `data` with `--json`.
+
+        Args:
+            text: For people.
+            data: For programs.
+            ok: Whether all of it could be had; the exit status says so too.
+        """
         self.close()
         if self.json:
-            self._envelope(data=data, error=None)
+            self.event("envelope", {"ok": ok, "data": data, "error": None})
         else:
             _write(sys.stdout, text)
 
@@ -98,9 +117,7 @@ class Console:
         _write(sys.stderr, f"{self._label('error', '31')} {error}")
         if error.hint:
             _write(sys.stderr, f"hint: {error.hint}")
-        self._envelope(
-            data=None, error={"code": error.code, "message": str(error), "hint": error.hint}
-        )
+        self._failed({"code": error.code, "message": str(error), "hint": error.hint})
 
     def bug(self, error: Exception) -> None:
         """Show an error that nobody foresaw, with its traceback."""
@@ -108,7 +125,7 @@ class Console:
         _write(sys.stderr, "".join(traceback.format_exception(error)).rstrip())
         asked = "this is a defect of cfgen; please report it with the lines above"
         _write(sys.stderr, f"{self._label('error', '31')} {asked}")
-        self._envelope(data=None, error={"code": "internal", "message": repr(error), "hint": asked})
+        self._failed({"code": "internal", "message": repr(error), "hint": asked})
 
     def start(self, *, fps: float) -> None:
         """Prepare for the events of a render that plays at `fps` frames per second."""
@@ -131,6 +148,11 @@ class Console:
                     "eta_s": self._pace.eta_s(event.frames_total),
                 }
                 self._chunk(event)
+            case Resumed():
+                self._resumed(event)
+            case Saved():
+                size = bytes_words(event.nbytes)
+                self.detail(f"snapshot after chunk {event.chunk}: {size} in {event.seconds:.2f} s")
             case Encoded():
                 self.detail(f"segment {event.segment + 1} encoded: {event.frames} frames")
             case Finished():
@@ -139,14 +161,39 @@ class Console:
                 self.note(f"{event.frames} frames, {event.seconds:.1f} s of video{speed}")
         self.event(_EVENT_TYPES[type(event)], fields)
 
+    def status(self) -> None:
+        """Tell how far the render is, also with `--quiet`."""
+        self._aside(self._last_words or "no chunk is made yet")
+
     def close(self) -> None:
         """Take the progress bar down, if one is up."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
 
+    def _resumed(self, event: Resumed) -> None:
+        at, of = (clock(n / self._fps) for n in (event.frames_done, event.frames_total))
+        if event.chunk == event.chunks:
+            self.note(f"all {event.chunks} chunks are made; encoding and joining what is missing")
+        else:
+            self.note(f"resuming at chunk {event.chunk + 1} of {event.chunks}, {at} of {of}")
+        again = [
+            (event.replayed, "committed again from latents"),
+            (event.made_again, "denoised again"),
+        ]
+        parts = [f"{count(number, 'chunk')} {what}" for number, what in again if number]
+        if event.encoded_again:
+            parts.append(f"{count(event.encoded_again, 'frame')} encoded again")
+        start = (
+            f"from the snapshot after chunk {event.snapshot}"
+            if event.snapshot
+            else "from the start"
+        )
+        if parts:
+            self.note(f"{start}: {', '.join(parts)}")
+
     def _chunk(self, event: ChunkDone) -> None:
-        words = chunk_words(event, self._fps, self._pace)
+        words = self._last_words = chunk_words(event, self._fps, self._pace)
         memory = ", ".join(f"{name} {value:g}" for name, value in event.memory.items())
         if self._quiet or self.json:
             return
@@ -165,10 +212,8 @@ class Console:
         else:
             _write(sys.stderr, text)
 
-    def _envelope(
-        self, *, data: Mapping[str, object] | None, error: Mapping[str, object] | None
-    ) -> None:
-        self.event("envelope", {"ok": error is None, "data": data, "error": error})
+    def _failed(self, error: Mapping[str, object]) -> None:
+        self.event("envelope", {"ok": False, "data": None, "error": error})
 
     def _label(self, word: str, colour: str) -> str:
         forced = os.environ.get("FORCE_COLOR")

@@ -45,6 +45,34 @@ Output = Annotated[
     ),
 ]
 Yes = Annotated[bool, typer.Option("-y", "--yes", help="Overwrite the output if it exists.")]
+Resume = Annotated[
+    bool,
+    typer.Option("--resume", help="Go on with this render if it was interrupted, else begin it."),
+]
+AllowChanged = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--allow-changed",
+        metavar="NAME",
+        help="Resume although cfgen_version or ffmpeg_version is another; may be repeated.",
+    ),
+]
+Snapshot = Annotated[
+    str | None,
+    typer.Option(
+        "--snapshot",
+        metavar="MODE",
+        help="What is kept to resume with: latents and the memory (full), latents alone, from "
+        "which the memory is worked out again (latents), or nothing (off). [full]",
+    ),
+]
+DiskBudget = Annotated[
+    str | None,
+    typer.Option("--disk-budget", metavar="BYTES", help="Disk for snapshots of the memory. [2GB]"),
+]
+Clean = Annotated[
+    bool, typer.Option("--clean", help="Remove the run folder once the video is finished.")
+]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Check everything and show the plan; render nothing.")
 ]

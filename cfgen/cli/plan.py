@@ -75,6 +75,8 @@ def needs_of(config: RenderConfig, drawn: Plan) -> Estimate:
         quality=config.encode.quality,
         kv=_kv_shape(config, drawn),
         frames_per_s=config.model.cpu_frames_per_s,
+        snapshot=config.snapshot.mode,
+        budget_nbytes=config.snapshot.disk_budget,
     )
 
 
@@ -140,8 +142,14 @@ def _text(config: RenderConfig, drawn: Plan, needs: Estimate, every_chunk: bool)
     yield f"memory    {_memory_words(needs)}"
     yield (
         f"disk      {bytes_words(needs.output_nbytes)} for the video, "
-        f"{bytes_words(needs.disk_nbytes)} while it is joined (estimates)"
+        f"{bytes_words(needs.disk_nbytes)} while it is made (estimates):"
     )
+    yield (
+        f"{'':10}{bytes_words(needs.latents_nbytes)} of latents and "
+        f"{bytes_words(needs.snapshots_nbytes)} of snapshots to resume with"
+    )
+    if config.snapshot.mode == "latents":
+        yield f"resuming  {replay_words(config)}"
     yield f"time      {_time_words(config, needs)}"
     yield ""
     yield "chunk  frames            seconds             latent frames  segment"
@@ -154,13 +162,22 @@ def _text(config: RenderConfig, drawn: Plan, needs: Estimate, every_chunk: bool)
             yield _row(drawn, index)
 
 
+def replay_words(config: RenderConfig) -> str:
+    """What it costs to resume from latents alone."""
+    passes = len(config.schedule.timesteps) * (1 if config.schedule.guidance == 1 else 2)
+    return (
+        "without snapshots, every chunk that was made is committed again first: one pass of the "
+        f"{passes + 1} that it took"
+    )
+
+
 def _row(drawn: Plan, index: int) -> str:
     chunk = drawn.chunk(index)
     end, fps = chunk.frame_start + chunk.frames, drawn.geometry.fps
     frames = f"{chunk.frame_start}-{end - 1}"
     seconds = f"{chunk.frame_start / fps:.3f}-{end / fps:.3f}"
     latent = f"{chunk.latent_start}-{chunk.latent_start + chunk.latent_frames - 1}"
-    return f"{index:5}  {frames:16}  {seconds:18}  {latent:13}  {chunk.segment:7}"
+    return f"{index + 1:5}  {frames:16}  {seconds:18}  {latent:13}  {chunk.segment + 1:7}"
 
 
 def _speed(config: RenderConfig) -> list[str]:

@@ -13,13 +13,15 @@ import typer
 from cfgen.cli import options
 from cfgen.cli.console import Console
 from cfgen.cli.naming import default_name
-from cfgen.cli.plan import needs_of, plan_data, plan_of, show_plan
+from cfgen.cli.plan import needs_of, plan_of, show_plan
 from cfgen.cli.progress import bytes_words
+from cfgen.cli.resume import go_on
+from cfgen.cli.work import carry_out, tell_result
 from cfgen.config.loader import Resolved, load
 from cfgen.config.schema import RenderConfig
-from cfgen.errors import BudgetError, OutputRefused, UsageError
-from cfgen.render.events import Finished
-from cfgen.render.output import check_output, sidecar_of
+from cfgen.errors import BudgetError, UsageError
+from cfgen.render.folder import is_run
+from cfgen.render.output import check_output, refuse_existing, run_of
 from cfgen.render.plan import Plan
 
 _SPARE_DISK_NBYTES = 16_000_000
@@ -42,6 +44,11 @@ def render(
     assignments: options.Set = None,
     config_file: options.Config = None,
     overwrite: options.Yes = False,
+    resume: options.Resume = False,
+    allow_changed: options.AllowChanged = None,
+    snapshot: options.Snapshot = None,
+    disk_budget: options.DiskBudget = None,
+    clean: options.Clean = False,
     dry_run: options.DryRun = False,
     json_lines: options.Json = False,
     quiet: options.Quiet = False,
@@ -71,16 +78,33 @@ def render(
         "fps": fps,
         "memory.policy": memory,
         "rng": rng,
+        "snapshot.mode": snapshot,
+        "snapshot.disk_budget": disk_budget,
+        "snapshot.clean": "true" if clean else None,
     }
     resolved = load(flags, assignments=assignments or (), run_file=config_file)
     config = _completed(resolved.config)
+    assert config.output is not None
+    if allow_changed and not resume:
+        raise UsageError("--allow-changed goes with --resume", "add --resume, or leave it out")
+    if resume and resolved.config.output is None and resolved.config.seed is None:
+        raise UsageError(
+            "--resume must know which render is meant",
+            "name its video with -o, or give its --seed; `cfgen resume` finds the one in a folder",
+        )
+    if resume and is_run(run_of(config.output)) and not dry_run:
+        allowed = frozenset(allow_changed or ())
+        go_on(console, run_of(config.output), asked=resolved.config, allow_changed=allowed)
+        return
     drawn = plan_of(config)
-    _check_place(config, drawn, overwrite=overwrite)
+    if not (resume and is_run(run_of(config.output))):
+        check_place(config, drawn, overwrite=overwrite)
     _tell_values(console, resolved, config)
     if dry_run:
         show_plan(console, config, drawn, every_chunk=verbose)
     else:
-        _run(console, config, drawn)
+        finished = carry_out(console, config, drawn, overwrite=overwrite)
+        tell_result(console, finished, config)
 
 
 def _prompt_text(prompt: str | None) -> str | None:
@@ -107,7 +131,7 @@ def _completed(config: RenderConfig) -> RenderConfig:
     return dataclasses.replace(config, seed=seed, output=output)
 
 
-def _check_place(config: RenderConfig, drawn: Plan, *, overwrite: bool) -> None:
+def check_place(config: RenderConfig, drawn: Plan, *, overwrite: bool) -> None:
     """Refuse, before anything is loaded, an output that cannot or must not be written.
 
     Raises:
@@ -119,18 +143,15 @@ def _check_place(config: RenderConfig, drawn: Plan, *, overwrite: bool) -> None:
     assert output is not None
     check_output(output)
     if not overwrite:
-        for path in (output, sidecar_of(output)):
-            if path.exists():
-                raise OutputRefused(
-                    f"{path} exists already", hint="overwrite it with -y, or choose another with -o"
-                )
+        refuse_existing(output, run_of(output))
     needed = needs_of(config, drawn).disk_nbytes + _SPARE_DISK_NBYTES
     free = shutil.disk_usage(output.absolute().parent).free
     if free < needed:
         raise BudgetError(
             f"the disk of {output} has {bytes_words(free)} free and the render needs about "
-            f"{bytes_words(needed)}",
-            hint="free some space, choose another disk with -o, or shorten --duration",
+            f"{bytes_words(needed)}, of which {bytes_words(_SPARE_DISK_NBYTES)} are to spare",
+            hint="free some space, choose another disk with -o, or shorten --duration; a smaller "
+            "--disk-budget or --snapshot latents keeps less",
         )
 
 
@@ -139,30 +160,3 @@ def _tell_values(console: Console, resolved: Resolved, config: RenderConfig) -> 
         console.note(f"seed {config.seed} (chosen at random; --seed {config.seed} repeats it)")
     for key, value, origin in resolved.rows():
         console.detail(f"{key} = {value}  ({origin})")
-
-
-def _run(console: Console, config: RenderConfig, drawn: Plan) -> None:
-    """Build and run the render, showing its events."""
-    from cfgen.build import build_render
-
-    for line in drawn.lines():
-        console.detail(line)
-    console.event("plan", {**plan_data(drawn, needs_of(config, drawn)), "seed": config.seed})
-    console.note(f"{drawn.frames} frames in {drawn.chunks} chunks; loading the model")
-    console.start(fps=drawn.geometry.fps)
-    finished: Finished | None = None
-    for event in build_render(config, drawn).run():
-        console.show(event)
-        if isinstance(event, Finished):
-            finished = event
-    if finished is None:
-        raise RuntimeError("the render ended without a result")
-    facts = {
-        "output": str(finished.output.absolute()),
-        "sidecar": str(finished.sidecar.absolute()),
-        "frames": finished.frames,
-        "seconds": finished.seconds,
-        "elapsed_s": finished.elapsed_s,
-        "seed": config.seed,
-    }
-    console.result(str(finished.output), facts)

@@ -22,7 +22,7 @@ from cfgen.config.schema import (
     to_mapping,
 )
 from cfgen.config.sources import Entries, Entry, Kind, Origin
-from cfgen.config.values import coerce, nearest
+from cfgen.config.values import Tree, coerce, nearest
 from cfgen.errors import PresetError, Problem
 
 _PRESET_ONLY = frozenset({"description", "extends"})
@@ -88,6 +88,7 @@ def load(
     *,
     assignments: Iterable[str] = (),
     run_file: Path | None = None,
+    run_entries: Entries | None = None,
     environ: Mapping[str, str] = os.environ,
 ) -> Resolved:
     """Resolve a configuration from all sources.
@@ -96,6 +97,7 @@ def load(
         flags: Text by dotted key, None where not given; the strongest source.
         assignments: `key=value` texts, as strong as flags (a flag wins over them).
         run_file: A YAML file for this run.
+        run_entries: What such a file holds, where it was read already.
         environ: The environment, for `CFGEN_*` and the user configuration's place.
 
     Raises:
@@ -105,7 +107,7 @@ def load(
     known = known_keys()
     flag_entries = sources.read_flags(flags or {}, assignments, known=known, problems=problems)
     env_entries = sources.read_env(environ, known=known, problems=problems)
-    run_entries = _read_file(run_file, "run file", known, problems)
+    run_entries = (run_entries or {}) | _read_file(run_file, "run file", known, problems)
     user_file = user_config_file(environ)
     user_entries = _read_file(
         user_file if user_file.is_file() else None, "user config", known, problems
@@ -123,6 +125,53 @@ def load(
         raise PresetError(problems, hint=hint)
     assert isinstance(config, RenderConfig)
     return Resolved(config=config, origins=origins, digest=digest(config))
+
+
+def from_mapping(
+    mapping: Mapping[str, object], *, label: str, flags: Mapping[str, str | None] | None = None
+) -> RenderConfig:
+    """Build the configuration that `to_mapping` gave, or another that flags make of it.
+
+    Args:
+        mapping: Its plain values.
+        label: The file they come from, for messages.
+        flags: Text by dotted key, None where not given.
+
+    Raises:
+        PresetError: Something is wrong; lists everything that is.
+    """
+    problems: list[Problem] = []
+    known = known_keys()
+    entries: Entries = {}
+    for key, value in leaves(mapping):
+        if key not in known:
+            problems.append(Problem(key=key, where=label, reason=sources.UNKNOWN_KEY))
+        entries[key] = Entry(
+            tree=_tree(value), origin=Origin(kind="run file", where=f"{label}: {key}")
+        )
+    entries |= sources.read_flags(flags or {}, (), known=known, problems=problems)
+    config = _build(RenderConfig, "", entries, {}, problems)
+    if problems or not isinstance(config, RenderConfig):
+        raise PresetError(problems)
+    return config
+
+
+def leaves(mapping: Mapping[str, object], prefix: str = "") -> Iterable[tuple[str, object]]:
+    """Yield dotted key and value of everything in nested mappings."""
+    for key, value in mapping.items():
+        if isinstance(value, dict):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _tree(value: object) -> Tree:
+    """A plain value as a source would hold it."""
+    if isinstance(value, list):
+        return [_tree(item) for item in value]
+    if value is None or isinstance(value, bool):
+        return str(value).lower()
+    return str(value)
 
 
 def _read_file(

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Literal, get_args, get_origin, get_type_hints
 
-from cfgen.config.values import Duration, Form, Range, Size, size_text
+from cfgen.config.values import ByteCount, Duration, Form, Range, Size, size_text
 from cfgen.errors import PresetError, Problem
 
 CommitReads = Literal["all", "fast"]
@@ -190,6 +190,25 @@ class EncodeConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class SnapshotConfig:
+    """What is kept of a render to go on with it; nothing here changes a frame.
+
+    Attributes:
+        mode: Latents and, now and then, the memory (full); latents alone, from which the memory is
+            worked out again (latents); or nothing, so that the render cannot be resumed (off).
+        disk_budget: Bytes of disk for snapshots of the memory; the last two stay in any case.
+        clean: Whether everything but the video goes once it is finished.
+    """
+
+    mode: Literal["full", "latents", "off"] = "full"
+    disk_budget: ByteCount = 2_000_000_000
+    clean: bool = False
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RenderConfig:
     """One render, complete.
 
@@ -210,6 +229,7 @@ class RenderConfig:
         schedule: How a chunk is denoised.
         memory: What the generator keeps of earlier chunks.
         encode: How the video is encoded.
+        snapshot: What is kept of the render to go on with it.
     """
 
     preset: str = "mini"
@@ -230,6 +250,7 @@ class RenderConfig:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     memory: MemoryConfig = field(default_factory=FullMemory)
     encode: EncodeConfig = field(default_factory=EncodeConfig)
+    snapshot: SnapshotConfig = field(default_factory=SnapshotConfig)
 
     def __post_init__(self) -> None:
         more = []
@@ -248,6 +269,13 @@ class RenderConfig:
             case SlowFastMemory(variant="release") if self.schedule.guidance != 1:
                 reason = "must be 1: variant release decides in every pass, guidance doubles them"
                 more.append(Problem(key="schedule.guidance", reason=reason))
+        match self.memory, self.snapshot.mode:
+            case SlowFastMemory(variant="release"), "latents":
+                reason = (
+                    "must be full or off: variant release decides in every pass, so its memory "
+                    "cannot be worked out again from latents"
+                )
+                more.append(Problem(key="snapshot.mode", reason=reason))
         _check(self, *more)
 
     @property
@@ -269,7 +297,8 @@ def to_mapping(config: RenderConfig) -> dict[str, object]:
 
 
 def digest(config: RenderConfig) -> str:
-    """Return the SHA-256 of `config` without its output path, as hexadecimal digits."""
-    mapping = {key: value for key, value in to_mapping(config).items() if key != "output"}
+    """Return the SHA-256 of what fixes the video in `config`, as hexadecimal digits."""
+    without = {"output", "snapshot"}
+    mapping = {key: value for key, value in to_mapping(config).items() if key not in without}
     canonical = json.dumps(mapping, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()

@@ -52,6 +52,8 @@ class Entry:
     origin: Origin
 
 
+MOST_NODES = 1_000_000
+
 Entries = dict[str, Entry]
 """Entries by dotted key."""
 
@@ -69,23 +71,64 @@ def read_yaml(
         problems: Receives what is wrong.
     """
     try:
-        node = yaml.compose(file.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+        text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         problems.append(Problem(key="", where=label, reason=f"cannot be read: {error}"))
         return {}
-    except yaml.YAMLError as error:
+    needs = "must hold keys and values, such as `duration: 10s`"
+    node = compose(text, label=label, needs=needs, problems=problems)
+    return {} if node is None else flatten(node, kind, label=label, known=known, problems=problems)
+
+
+def compose(
+    text: str, *, label: str, needs: str, problems: list[Problem]
+) -> yaml.MappingNode | None:
+    """Parse a YAML mapping, or return None: it is empty, or wrong, as `problems` then tells.
+
+    Args:
+        text: The document.
+        label: Its name, shown before line numbers.
+        needs: What it must hold, in words.
+        problems: Receives what is wrong.
+    """
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        if node is None:
+            return None
+        heavy = weight(node) > MOST_NODES
+    except (yaml.YAMLError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         where = label if mark is None else f"{label}:{mark.line + 1}"
         detail = getattr(error, "problem", None) or "it cannot be parsed"
         problems.append(Problem(key="", where=where, reason=f"is not valid YAML: {detail}"))
-        return {}
-    entries: Entries = {}
-    if node is None:
-        return entries
-    if not isinstance(node, yaml.MappingNode):
-        reason = "must hold keys and values, such as `duration: 10s`"
+        return None
+    if not isinstance(node, yaml.MappingNode) or heavy:
+        reason = "is too large once its aliases are written out" if heavy else needs
         problems.append(Problem(key="", where=label, reason=reason))
-        return entries
+        return None
+    return node
+
+
+def weight(node: yaml.Node, known: dict[int, int] | None = None) -> int:
+    """How many nodes a YAML document has once every alias is written out."""
+    known = {} if known is None else known
+    if id(node) not in known:
+        children = [node.value] if isinstance(node, yaml.ScalarNode) else node.value
+        flat = [each for child in children for each in (child if type(child) is tuple else [child])]
+        known[id(node)] = 1 + sum(weight(c, known) for c in flat if isinstance(c, yaml.Node))
+    return known[id(node)]
+
+
+def flatten(
+    node: yaml.MappingNode,
+    kind: Kind,
+    *,
+    label: str,
+    known: frozenset[str],
+    problems: list[Problem],
+) -> Entries:
+    """Read a YAML mapping into entries; arguments as those of `read_yaml`."""
+    entries: Entries = {}
     _flatten(node, "", _Reading(kind, label, known, problems), entries)
     return entries
 
@@ -205,4 +248,6 @@ def read_flags(
 def _flag_name(key: str) -> str:
     if key == "prompt":
         return "PROMPT"
-    return "--" + key.removesuffix(".policy").removesuffix(".quality").rpartition(".")[2]
+    section, _, name = key.rpartition(".")
+    flag = section if name in ("policy", "quality", "mode") else name
+    return f"--{flag.replace('_', '-')}"

@@ -21,6 +21,8 @@ _CLOCK = re.compile(r"(?:([0-9]+):)?([0-9]+):([0-9]{1,2}(?:\.[0-9]+)?)")
 _UNITS = re.compile(r"(?:([0-9]+)h)?(?:([0-9]+)m)?(?:([0-9]+(?:\.[0-9]+)?|\.[0-9]+)s)?")
 _PLAIN = re.compile(r"[0-9]+(?:\.[0-9]*)?|\.[0-9]+")
 _SIZE = re.compile(r"([0-9]{1,6})\s*[xX*]\s*([0-9]{1,6})")
+_BYTES = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([kmgt]?)i?b?", re.IGNORECASE)
+_BYTES_FORMS = "write 500MB, 2GB or 1.5TB"
 _DURATION_FORMS = "write 12.5 (seconds), 30s, 2m30s, 1h5m or 1:05"
 _TRUE = {"true", "yes", "on"}
 _FALSE = {"false", "no", "off"}
@@ -29,9 +31,9 @@ _NONE = {"null", "none", "~", ""}
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """Marks a type that is written in a form of its own: `duration` or `size`."""
+    """Marks a type that is written in a form of its own: `duration`, `size` or `bytes`."""
 
-    name: Literal["duration", "size"]
+    name: Literal["duration", "size", "bytes"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,6 +86,25 @@ Duration = Annotated[float, Unit("duration"), Range(above=0)]
 
 Size = Annotated[tuple[int, int], Unit("size")]
 """Width and height in pixels."""
+
+
+ByteCount = Annotated[int, Unit("bytes"), Range(low=0)]
+"""Bytes."""
+
+
+def parse_bytes(text: str) -> int:
+    """Read a number of bytes such as ``2GB``, ``500 MB`` or ``1000``, in powers of 1000.
+
+    Raises:
+        ValueError: The text is no such number; the message is one sentence.
+    """
+    match = _BYTES.fullmatch(text.strip())
+    if match is None or "i" in text.lower():
+        raise ValueError(f"{text!r} is not a number of bytes: {_BYTES_FORMS}")
+    if len(match.group(1)) > 15:
+        raise ValueError(f"{text!r} is more than any disk holds")
+    power = " kmgt".index(match.group(2).lower() or " ")
+    return round(float(match.group(1)) * 1000.0**power)
 
 
 def parse_duration(text: str) -> float:
@@ -182,7 +203,8 @@ def _unit(unit: Unit, tree: Tree) -> object:
         tree = f"{tree[0]}x{tree[1]}"
     if not isinstance(tree, str):
         raise ValueError(f"must be a {unit.name}, got {shown(tree)}")
-    return parse_duration(tree) if unit.name == "duration" else parse_size(tree)
+    readers = {"duration": parse_duration, "size": parse_size, "bytes": parse_bytes}
+    return readers[unit.name](tree)
 
 
 def _typed(hint: object, tree: Tree) -> object:

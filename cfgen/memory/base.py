@@ -7,13 +7,15 @@ model.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from torch import Tensor
 
-D = TypeVar("D", contravariant=True)
+D = TypeVar("D")
+Scalars = dict[str, object]
+"""Plain values that JSON can hold."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +75,15 @@ class Table(Protocol, Generic[D]):
     def slots(self) -> list[Slot]:
         """Every slot held, in table order; a page may appear twice."""
 
+    def state(self) -> tuple[Scalars, D | None]:
+        """Between two chunks: what `restore` needs, and the keys the next ones are compared with.
+
+        `restore` takes the scalars as they come back from JSON.
+        """
+
+    def restore(self, scalars: Mapping[str, object], reference: D | None) -> None:
+        """Be as the table was when it gave this state."""
+
 
 class View(Protocol):
     """What one chunk may attend to, pass by pass."""
@@ -102,3 +113,38 @@ class Memory(Protocol[V]):
     @property
     def nbytes(self) -> int:
         """Bytes of the page pool."""
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryState:
+    """What a memory holds between two chunks.
+
+    Attributes:
+        scalars: plain values.
+        tensors: small tensors, which change from chunk to chunk.
+        pages: keys and values; a name stands for one content as long as the clip lasts, so what is
+            stored once need not be stored again.
+    """
+
+    scalars: Scalars
+    tensors: Mapping[str, Tensor]
+    pages: Mapping[str, Tensor]
+
+
+def pairs_of(slots: Sequence[Slot]) -> list[list[int]]:
+    """Slots as JSON holds them."""
+    return [[slot.frame, slot.page] for slot in slots]
+
+
+def slots_of(pairs: object) -> list[Slot]:
+    """Slots from what JSON held. TypeError or ValueError if it is anything else."""
+    if not isinstance(pairs, list):
+        raise TypeError(f"slots must be a list, got {type(pairs).__name__}")
+    return [Slot(int(frame), int(page)) for frame, page in pairs]
+
+
+def whole(value: object) -> int:
+    """A whole number from what JSON held. TypeError if it is anything else."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"expected a whole number, got {value!r}")
+    return value

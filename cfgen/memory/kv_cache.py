@@ -5,11 +5,13 @@ Axis letters: B batch, P tokens per latent frame, F latent frames, N heads, D he
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
+
+from cfgen.memory.base import Scalars
 
 
 class PagePool(Protocol):
@@ -55,9 +57,11 @@ class KVCache:
         device: torch.device,
     ) -> None:
         self.layers = layers
+        self.device = device
         self._k = torch.zeros(layers, pages, *shape, dtype=dtype, device=device)
         self._v = torch.zeros_like(self._k)
-        self._used: list[set[int]] = [set() for _ in range(layers)]
+        self._used: list[dict[int, int]] = [{} for _ in range(layers)]
+        self._taken = [0] * layers
 
     def take(self, layer: int) -> int:
         """The lowest free page. IndexError if all are in use: the policy exceeds its capacity."""
@@ -65,12 +69,14 @@ class KVCache:
         page = next(i for i in range(len(used) + 1) if i not in used)
         if page >= self._k.shape[1]:
             raise IndexError(f"layer {layer}: all {self._k.shape[1]} pages are in use")
-        used.add(page)
+        used[page] = self._taken[layer]
+        self._taken[layer] += 1
         return page
 
     def keep(self, layer: int, pages: Iterable[int]) -> None:
         """Free every page of the layer but these."""
-        self._used[layer] &= set(pages)
+        kept = set(pages)
+        self._used[layer] = {page: n for page, n in self._used[layer].items() if page in kept}
 
     def write(self, layer: int, pages: Sequence[int], k: Tensor, v: Tensor) -> None:
         """Store a chunk, [B, F * P, N, D]."""
@@ -93,6 +99,43 @@ class KVCache:
     def nbytes(self) -> int:
         """Bytes of the pool."""
         return self._k.nbytes + self._v.nbytes
+
+    def state(self) -> tuple[Scalars, dict[str, Tensor]]:
+        """Which pages are in use, and views of them by name.
+
+        The n-th page that a layer ever took has that number in its name.
+        """
+        pages: dict[str, Tensor] = {}
+        for layer, used in enumerate(self._used):
+            for page, number in used.items():
+                pages[f"{layer}.{number}.k"] = self._k[layer, page]
+                pages[f"{layer}.{number}.v"] = self._v[layer, page]
+        used_pairs = [[[page, number] for page, number in used.items()] for used in self._used]
+        return {"taken": list(self._taken), "used": used_pairs}, pages
+
+    def restore(self, scalars: Mapping[str, object], pages: Mapping[str, Tensor]) -> None:
+        """Hold what `state` gave, in the same places.
+
+        Raises:
+            KeyError, TypeError, ValueError, IndexError: it is not the state of such a pool.
+        """
+        taken, used = scalars["taken"], scalars["used"]
+        if not isinstance(taken, list) or not isinstance(used, list):
+            raise TypeError("the pool's state must hold two lists")
+        if not len(taken) == len(used) == self.layers:
+            raise ValueError(f"the state has {len(used)} layers, the pool {self.layers}")
+        self._taken = [int(number) for number in taken]
+        self._used = [{int(page): int(number) for page, number in pairs} for pairs in used]
+        for layer, numbers in enumerate(self._used):
+            for page, number in numbers.items():
+                for name, pool in (("k", self._k), ("v", self._v)):
+                    stored, place = pages[f"{layer}.{number}.{name}"], pool[layer, page]
+                    if (stored.shape, stored.dtype) != (place.shape, place.dtype):
+                        raise ValueError(
+                            f"page {layer}.{number}.{name} is {stored.dtype} {list(stored.shape)}, "
+                            f"the pool holds {place.dtype} {list(place.shape)}"
+                        )
+                    place.copy_(stored)
 
 
 class GraphCache:

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from cfgen.memory.base import Pass, Placed, Table
-from cfgen.memory.kv_cache import PagePool
+from cfgen.memory.base import MemoryState, Pass, Placed, Scalars, Table, whole
+from cfgen.memory.kv_cache import KVCache, PagePool
 from cfgen.ops.reference import Rope, turns
 from cfgen.ops.select import Ops
 
@@ -70,6 +70,44 @@ class PagedMemory:
             self.pool.keep(layer, (slot.page for slot in table.slots()))
         self._next_frame += view.frames
         self._admitted = view.admitted[0]
+
+    @property
+    def replayable(self) -> bool:
+        """Whether commit passes alone settle what is kept, so that a replay needs no other."""
+        return not any(table.watches(Pass(0)) for table in self.tables)
+
+    def state(self) -> MemoryState:
+        """What is held between two chunks. The tensors are views: store them before going on.
+
+        Raises:
+            TypeError: the pool is one for training.
+        """
+        if not isinstance(self.pool, KVCache):
+            raise TypeError("only a KVCache can be saved")
+        pool, pages = self.pool.state()
+        states = [table.state() for table in self.tables]
+        references = {
+            f"reference.{i}": keys for i, (_, keys) in enumerate(states) if keys is not None
+        }
+        scalars: Scalars = {"pool": pool, "tables": [held for held, _ in states]}
+        return MemoryState(scalars | {"next_frame": self._next_frame}, references, pages)
+
+    def restore(self, state: MemoryState) -> None:
+        """Hold what `state` gave.
+
+        Raises:
+            KeyError, TypeError, ValueError, IndexError: it is the state of another memory.
+        """
+        if not isinstance(self.pool, KVCache):
+            raise TypeError("only a KVCache can be restored")
+        tables, pool = state.scalars["tables"], state.scalars["pool"]
+        if not isinstance(tables, list) or not isinstance(pool, dict):
+            raise TypeError("the state must hold a list of tables and a pool")
+        self.pool.restore(pool, state.pages)
+        for layer, (table, held) in enumerate(zip(self.tables, tables, strict=True)):
+            reference = state.tensors.get(f"reference.{layer}")
+            table.restore(held, None if reference is None else reference.to(self.pool.device))
+        self._next_frame = whole(state.scalars["next_frame"])
 
     def frames(self, layer: int) -> list[int]:
         """Source frames of a layer's slots, in table order."""

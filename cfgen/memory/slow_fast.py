@@ -8,10 +8,10 @@ Source: arXiv 2602.06028 sections 3-4, equations 7 and 8 (slow range corrected).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Generic, TypeVar
 
-from cfgen.memory.base import Pass, Placed, Slot
+from cfgen.memory.base import Pass, Placed, Scalars, Slot, pairs_of, slots_of, whole
 
 D = TypeVar("D")
 
@@ -114,6 +114,22 @@ class SlowFastTable(Generic[D]):
         """Sink, slow by age, fast by age."""
         return [*self._sink, *self._slow, *self._fast]
 
+    def state(self) -> tuple[Scalars, D | None]:
+        """The three lists, the number of the last chunk and of the last that was admitted."""
+        lists = {"sink": self._sink, "slow": self._slow, "fast": self._fast}
+        held: Scalars = {name: pairs_of(slots) for name, slots in lists.items()}
+        numbers = {"chunk": self._chunk, "admitted_chunk": self._admitted_chunk}
+        return held | numbers, self._reference
+
+    def restore(self, scalars: Mapping[str, object], reference: D | None) -> None:
+        """Be as the table was when it gave this state."""
+        self._sink, self._slow, self._fast = (
+            slots_of(scalars[name]) for name in ("sink", "slow", "fast")
+        )
+        self._chunk = whole(scalars["chunk"])
+        self._admitted_chunk = whole(scalars["admitted_chunk"])
+        self._reference = reference
+
 
 class ReleaseTable(Generic[D]):
     """One layer's table as the released weights expect it.
@@ -196,6 +212,19 @@ class ReleaseTable(Generic[D]):
     def slots(self) -> list[Slot]:
         """Sink, key frames, the rest."""
         return list(self._table)
+
+    def state(self) -> tuple[Scalars, D | None]:
+        """Slots, how many are key frames, the chunk that was admitted last."""
+        held = {"slots": pairs_of(self._table), "key_frames": self._key_frames}
+        return {**held, "newest": -1 if self._newest is None else self._newest}, self._reference
+
+    def restore(self, scalars: Mapping[str, object], reference: D | None) -> None:
+        """Be as the table was when it gave this state."""
+        self._table = slots_of(scalars["slots"])
+        self._key_frames = whole(scalars["key_frames"])
+        newest = whole(scalars["newest"])
+        self._newest = None if newest < 0 else newest
+        self._reference = reference
 
     @property
     def key_frames(self) -> int:

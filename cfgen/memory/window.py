@@ -7,9 +7,9 @@ e52d9ef (`use_infinite_attention`: positions are slot numbers).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
-from cfgen.memory.base import Pass, Placed, Slot
+from cfgen.memory.base import Pass, Placed, Scalars, Slot, pairs_of, slots_of
 
 
 class WindowTable:
@@ -66,3 +66,11 @@ class WindowTable:
     def slots(self) -> list[Slot]:
         """Sink, then the rest by age."""
         return list(self._slots)
+
+    def state(self) -> tuple[Scalars, None]:
+        """The slots."""
+        return {"slots": pairs_of(self._slots)}, None
+
+    def restore(self, scalars: Mapping[str, object], reference: object) -> None:
+        """Hold these slots."""
+        self._slots = slots_of(scalars["slots"])

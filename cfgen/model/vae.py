@@ -10,6 +10,7 @@ Source: madebyollin/taehv (MIT), architecture only; streaming state and training
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -129,6 +130,17 @@ class TinyAutoencoder(nn.Module):
         """
         first = video_BTCHW[:, :1].expand(-1, TEMPORAL_STRIDE - 1, -1, -1, -1)
         return _run(self.encoder, torch.cat([first, video_BTCHW], 1), [None] * len(self.encoder))
+
+    @property
+    def reach(self) -> int:
+        """Latent frames before its own that a frame depends on, at most."""
+        reach, rate = 0.0, 1
+        for block in self.decoder:
+            if isinstance(block, MemBlock):
+                reach += 1 / rate
+            elif isinstance(block, TGrow):
+                rate *= block.stride
+        return math.ceil(reach)
 
     def start(self) -> State:
         """The state before the first latent frame."""

@@ -59,6 +59,48 @@ class Encoded:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Resumed:
+    """An interrupted render goes on.
+
+    Attributes:
+        chunk: First chunk that is still to be made.
+        chunks: Chunks in the plan.
+        frames_done: Frames that are there already.
+        frames_total: Frames in the plan.
+        elapsed_s: Seconds that were spent on them.
+        snapshot: The chunk whose snapshot of the memory is taken, or 0 for none.
+        replayed: Chunks that are worked out again from their latents, without denoising.
+        made_again: Chunks that have to be denoised again.
+        encoded_again: Frames that have to be encoded again.
+    """
+
+    chunk: int
+    chunks: int
+    frames_done: int
+    frames_total: int
+    elapsed_s: float
+    snapshot: int
+    replayed: int
+    made_again: int
+    encoded_again: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Saved:
+    """A snapshot of the memory is on the disk.
+
+    Attributes:
+        chunk: The chunk that a render can go on with from there.
+        nbytes: Bytes that were written.
+        seconds: Time that it took.
+    """
+
+    chunk: int
+    nbytes: int
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Warned:
     """Something that does not stop the render but that its owner should know.
 
@@ -79,8 +121,11 @@ class Finished:
         output: The video.
         frames: Frames counted in it.
         seconds: Its playing time.
-        elapsed_s: Seconds from the start of rendering to the end, without loading.
+        elapsed_s: Seconds from the start of rendering to the end, without loading, over all
+            sessions.
         sidecar: The JSON file beside it that tells how it was made.
+        keeping_s: Seconds of this session spent on keeping latents, journal and snapshots.
+        snapshots_nbytes: Bytes of snapshots written in this session.
     """
 
     output: Path
@@ -88,6 +133,8 @@ class Finished:
     seconds: float
     elapsed_s: float
     sidecar: Path
+    keeping_s: float = 0.0
+    snapshots_nbytes: int = 0
 
 
-Event = Loaded | ChunkDone | Encoded | Warned | Finished
+Event = Loaded | Resumed | ChunkDone | Encoded | Saved | Warned | Finished

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
-from cfgen.errors import FfmpegMissing, WriterError
+from cfgen.errors import BudgetError, FfmpegMissing, WriterError
 
 ENV_FFMPEG = "CFGEN_FFMPEG"
 STDERR_LINES = 20
@@ -256,7 +256,7 @@ class FfmpegRun:
                 if text:
                     self._stderr_tail.append(text)
 
-    def _failure(self) -> WriterError:
+    def _failure(self) -> WriterError | BudgetError:
         try:
             status: int | None = self._child.wait(_EXIT_TIMEOUT_S)
         except subprocess.TimeoutExpired:
@@ -269,8 +269,10 @@ class FfmpegRun:
         elif status < 0:
             message = f"ffmpeg was killed by signal {-status} while {self._purpose}"
         elif any("No space left on device" in line for line in tail):
-            message = f"the disk is full: ffmpeg stopped while {self._purpose}"
-            hint = "free some space and run the command again"
+            return BudgetError(
+                f"the disk is full: ffmpeg stopped while {self._purpose}",
+                "free some space, then go on",
+            )
         else:
             message = f"ffmpeg stopped while {self._purpose}"
         return WriterError(message, hint, exit_status=status, stderr_tail=tail)

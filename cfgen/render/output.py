@@ -1,22 +1,15 @@
-"""The files around an output: their names, a check before any work, and writes that last.
-
-Nothing takes its final name before it is complete and on the disk.
-"""
+"""The files around an output: their names, and a check before any work."""
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
+import json
 import os
-from collections.abc import Iterator
+import shlex
 from pathlib import Path
 
-from cfgen.errors import OutputRefused, UsageError, WriterError
-
-
-def part_of(path: Path) -> Path:
-    """Return the temporary name of a file: ``clip.mp4`` is ``clip.part.mp4`` until it is good."""
-    return path.with_name(f"{path.stem}.part{path.suffix}")
+from cfgen.errors import OutputRefused, UsageError
+from cfgen.render.disk import part_of
 
 
 def sidecar_of(output: Path) -> Path:
@@ -24,9 +17,18 @@ def sidecar_of(output: Path) -> Path:
     return output.with_name(f"{output.name}.json")
 
 
-def parts_of(output: Path) -> Path:
-    """Return the folder of a video's segments: ``clip.mp4`` has ``.clip.mp4.parts``."""
-    return output.with_name(f".{output.name}.parts")
+def run_of(output: Path) -> Path:
+    """Return the run folder of a video: ``clip.mp4`` has ``clip.cfgen``."""
+    return output.with_suffix(".cfgen")
+
+
+def described(output: Path) -> str | None:
+    """The digest that a video has by its sidecar, or None if that cannot be told."""
+    try:
+        digest = json.loads(sidecar_of(output).read_text(encoding="utf-8"))["facts"]["sha256"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return digest if isinstance(digest, str) else None
 
 
 def check_output(output: Path) -> None:
@@ -52,47 +54,39 @@ def check_output(output: Path) -> None:
             if path.is_dir():
                 raise OutputRefused(f"{path} is a folder, not a file", hint)
         for path in (part_of(output), part_of(sidecar_of(output))):
-            path.touch()
-            path.unlink()
+            with contextlib.suppress(FileExistsError):  # a render may be at work on it
+                path.touch(exist_ok=False)
+                path.unlink()
     except (OSError, ValueError) as exc:
         reason = exc.strerror if isinstance(exc, OSError) else exc
         raise OutputRefused(f"cannot write {str(output)!r}: {reason}", hint) from exc
 
 
-@contextlib.contextmanager
-def disk_errors(path: Path) -> Iterator[None]:
-    """Turn an OSError of the block into a WriterError that names the file."""
-    try:
-        yield
-    except OSError as exc:
-        raise WriterError(
-            f"could not write {path}: {exc.strerror}", "check the disk and run the command again"
-        ) from exc
-
-
-def sha256_of(path: Path) -> str:
-    """Return the hexadecimal SHA-256 digest of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def publish(*paths: Path) -> None:
-    """Give complete files their final names, first making sure that all of them are on the disk.
-
-    Args:
-        paths: Final names, all in one folder; each file stands under its `part_of` name.
+def refuse_existing(output: Path, run: Path) -> None:
+    """Refuse to put a video where one is, or where an earlier render can be gone on with.
 
     Raises:
-        OSError: The disk refused.
+        OutputRefused: Something is there.
     """
-    for path in paths:
-        with part_of(path).open("rb+") as file:
-            os.fsync(file.fileno())
-    for path in paths:
-        os.replace(part_of(path), path)
-    if os.name == "posix":
-        descriptor = os.open(paths[0].parent, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    for path in (output, sidecar_of(output)):
+        if path.exists():
+            raise OutputRefused(
+                f"{path} exists already", "overwrite it with -y, or choose another with -o"
+            )
+    if holds_render(run):
+        raise OutputRefused(
+            f"{run} holds an earlier render of {output.name}",
+            f"go on with it: `{resume_command(run)}`, or begin again with -y",
+        )
+
+
+def holds_render(run: Path) -> bool:
+    """Whether something is in a run folder that a person may want back."""
+    return (run / "run.json").exists() or any(
+        path.stat().st_size for path in run.glob("journal*.jsonl")
+    )
+
+
+def resume_command(run: Path) -> str:
+    """The command that goes on with a run, as a person types it."""
+    return f"cfgen resume {shlex.quote(os.path.relpath(run))}"

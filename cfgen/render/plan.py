@@ -16,6 +16,9 @@ from cfgen.errors import UsageError
 SEGMENT_CHUNKS = 16
 """Chunks in one encoded segment. Coded frames depend on it, so it is one number for all renders."""
 
+KEPT_SNAPSHOTS = 2
+"""Newest snapshots that always stay, whatever the budget."""
+
 BITS_PER_PIXEL = {"draft": 0.08, "good": 0.15, "best": 0.30}
 """Size of H.264 by quality: a generous guess for drawn pictures, to check the disk beforehand."""
 
@@ -157,6 +160,20 @@ class Plan:
             ends_segment=last or (index + 1) % self.segment_chunks == 0,
         )
 
+    def chunk_at(self, seconds: float) -> int:
+        """Return the chunk that is playing `seconds` after the start.
+
+        Raises:
+            UsageError: The video is not that long.
+        """
+        frame = math.floor(seconds * self.geometry.fps)
+        if not 0 <= frame < self.frames:
+            raise UsageError(
+                f"the video is {_number(self.seconds)} s long, got {_number(seconds)} s"
+            )
+        latent = self.geometry.latent_frames_for(frame + 1) - 1
+        return latent // self.geometry.chunk_latent_frames
+
     def __iter__(self) -> Iterator[ChunkPlan]:
         """Yield every chunk in order."""
         return (self.chunk(index) for index in range(self.chunks))
@@ -263,10 +280,12 @@ class Estimate:
     """What a plan will need; None where it cannot be known beforehand.
 
     Attributes:
-        latents_nbytes: Latents of the whole clip as float32, were they all kept.
+        latents_nbytes: Latents of the whole clip as float32.
         chunk_nbytes: Latents and decoded frames of one chunk, which is all that is ever held.
         output_nbytes: A guess at the finished file.
-        disk_nbytes: Disk used at the worst moment: all segments and the joined file.
+        snapshots_nbytes: Disk for snapshots of the memory.
+        disk_nbytes: Disk used at the worst moment: all segments, the joined file, and what is kept
+            to resume with.
         kv_nbytes: The KV cache, or None.
         render_s: Seconds of rendering, or None without a measured rate.
     """
@@ -274,13 +293,20 @@ class Estimate:
     latents_nbytes: int
     chunk_nbytes: int
     output_nbytes: int
+    snapshots_nbytes: int
     disk_nbytes: int
     kv_nbytes: int | None
     render_s: float | None
 
 
 def estimate(
-    plan: Plan, *, quality: str, kv: KvShape | None = None, frames_per_s: float | None = None
+    plan: Plan,
+    *,
+    quality: str,
+    kv: KvShape | None = None,
+    frames_per_s: float | None = None,
+    snapshot: str = "full",
+    budget_nbytes: int = 0,
 ) -> Estimate:
     """Estimate what `plan` needs.
 
@@ -289,17 +315,25 @@ def estimate(
         quality: A key of `BITS_PER_PIXEL`.
         kv: The shape of the KV cache, if known.
         frames_per_s: Frames rendered a second on some machine, if measured.
+        snapshot: What is kept to resume with: full, latents or off.
+        budget_nbytes: Disk that snapshots of the memory may use.
     """
     geometry = plan.geometry
     cell_nbytes = 4 * geometry.channels * geometry.latent_width * geometry.latent_height
     chunk_frames = geometry.chunk_latent_frames * geometry.temporal_stride
     pixels = geometry.width * geometry.height
     output = math.ceil(plan.frames * pixels * BITS_PER_PIXEL[quality] / 8)
+    latents = cell_nbytes * plan.latent_frames
+    snapshots = 0
+    if kv is not None and snapshot == "full" and plan.chunks > 1:
+        ever = kv.nbytes // kv.pages * plan.latent_frames
+        snapshots = min(max(budget_nbytes, KEPT_SNAPSHOTS * kv.nbytes), ever) + kv.nbytes
     return Estimate(
-        latents_nbytes=cell_nbytes * plan.latent_frames,
+        latents_nbytes=latents,
+        snapshots_nbytes=snapshots,
         chunk_nbytes=cell_nbytes * geometry.chunk_latent_frames + 3 * pixels * chunk_frames,
         output_nbytes=output,
-        disk_nbytes=2 * output,
+        disk_nbytes=2 * output + latents + snapshots,
         kv_nbytes=None if kv is None else kv.nbytes,
         render_s=None if frames_per_s is None else plan.frames / frames_per_s,
     )

@@ -1,130 +1,377 @@
-"""The render itself: chunks are made, decoded, trimmed to the plan and handed to the writer."""
+"""The render itself: chunks are made, kept, decoded and encoded, and nothing finished is lost.
+
+Each chunk's latents go to the run folder before its frames go to the encoder, and a line of the
+journal comes last; snapshots of the memory are taken as often as the disk allows. A render that was
+stopped, however it was stopped, goes on from there and gives the film that would have been.
+"""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+import contextlib
+import json
+import shutil
+from collections.abc import Generator, Iterator
+from dataclasses import fields
+from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-import torch
-from torch import Tensor
-
-from cfgen.memory.paged import PagedMemory
-from cfgen.model.generator import Conditioning, Generator
-from cfgen.model.vae import TinyAutoencoder
-from cfgen.render.events import ChunkDone, Encoded, Event, Finished, Loaded, Warned
-from cfgen.render.plan import ChunkPlan, Plan
+from cfgen.errors import (
+    BudgetError,
+    CfgenError,
+    Interrupted,
+    OutputRefused,
+    WriterError,
+)
+from cfgen.model.vae import State
+from cfgen.render.disk import disk_errors
+from cfgen.render.events import (
+    ChunkDone,
+    Encoded,
+    Event,
+    Finished,
+    Loaded,
+    Resumed,
+    Warned,
+)
+from cfgen.render.folder import LOCK, RunFolder, RunRecord, remove
+from cfgen.render.journal import ChunkLine, VideoLine
+from cfgen.render.ledger import Ledger
+from cfgen.render.lock import PATIENCE_S, Lock, must_watch, read_owner
+from cfgen.render.output import refuse_existing, resume_command, sidecar_of
+from cfgen.render.plan import Plan
+from cfgen.render.resume import (
+    Ground,
+    chunk_list,
+    pass_again,
+    require_same,
+    survey,
+    way_back,
+)
+from cfgen.render.snapshot import SnapshotStore
+from cfgen.render.source import Frames, FrameSource
 from cfgen.render.writer import VideoWriter
-from cfgen.rollout import Chunk, Guidance, inference, rollout
-from cfgen.schedule import FewStepSchedule, Noise
-
-Frames = npt.NDArray[np.uint8]
 
 
-@dataclass(frozen=True, kw_only=True)
-class FrameSource:
-    """Everything that makes frames.
-
-    Attributes:
-        generator: The causal model.
-        memory: Its memory, empty.
-        schedule: Noise levels of a chunk.
-        noise: Where noise comes from.
-        conditioning: The encoded prompt.
-        vae: The decoder.
-        plan: What to make.
-        guidance: How strongly the prompt is followed, None for as it stands.
-    """
-
-    generator: Generator
-    memory: PagedMemory
-    schedule: FewStepSchedule
-    noise: Noise
-    conditioning: Conditioning
-    vae: TinyAutoencoder
-    plan: Plan
-    guidance: Guidance | None = None
-
-    def chunks(self) -> Iterator[tuple[ChunkPlan, Chunk, Frames]]:
-        """Yield each chunk with its frames, uint8 [n, height, width, 3], RGB; nothing is kept."""
-        geometry = self.plan.geometry
-        shape = (
-            1,
-            geometry.chunk_latent_frames,
-            geometry.channels,
-            geometry.latent_height,
-            geometry.latent_width,
-        )
-        made = rollout(
-            self.generator,
-            self.memory,
-            self.schedule,
-            self.noise,
-            conditioning=self.conditioning,
-            shape=shape,
-            chunks=range(self.plan.chunks),
-            guidance=self.guidance,
-        )
-        state = self.vae.start()
-        dtype = next(self.vae.parameters()).dtype
-        for chunk in inference(made):
-            planned = self.plan.chunk(chunk.index)
-            with torch.inference_mode():
-                video = self.vae.decode(chunk.latents.to(dtype), state)
-                yield planned, chunk, to_pixels(video[0])[: planned.frames]
-
-
-def to_pixels(video: Tensor) -> Frames:
-    """Frames [T, 3, H, W] in [0, 1] as uint8 [T, H, W, 3]; what lies outside is clamped."""
-    levels = video.float().clamp(0, 1).mul(255).round().to(torch.uint8)
-    return np.ascontiguousarray(levels.permute(0, 2, 3, 1).cpu().numpy())
-
-
-@dataclass(frozen=True, kw_only=True)
 class Render:
-    """A source of frames and the writer that it goes to.
+    """A source of frames, the writer that they go to, and the run folder that keeps them.
 
-    Attributes:
+    Args:
         source: What makes the frames.
-        writer: Where they go.
+        writer: Where they go; its parts folder is that of the run.
+        path: The run folder.
+        record: What the render is, with the fingerprint of this machine.
+        mode: What is kept, as in `SnapshotConfig`.
+        budget_nbytes: Disk for snapshots.
+        clean: Whether the run folder goes when the video is finished.
         loaded: Told before the first chunk.
         warnings: Told after it.
     """
 
-    source: FrameSource
-    writer: VideoWriter
-    loaded: Loaded
-    warnings: tuple[Warned, ...] = ()
+    def __init__(
+        self,
+        *,
+        source: FrameSource,
+        writer: VideoWriter,
+        path: Path,
+        record: RunRecord,
+        mode: str,
+        budget_nbytes: int,
+        clean: bool,
+        loaded: Loaded,
+        warnings: tuple[Warned, ...] = (),
+    ) -> None:
+        self.source, self.writer = source, writer
+        self._path, self._record = path, record
+        self._mode, self._budget, self._clean = mode, budget_nbytes, clean
+        self._loaded, self._warnings = loaded, warnings
+        self._stop: str | None = None
+        self._exit_code = 130
+        self._resume = self._worth_keeping = False
+        self._video: VideoLine | None = None
+        self._allow_changed: frozenset[str] = frozenset()
+
+    @property
+    def record(self) -> RunRecord:
+        """What the render is, here and now."""
+        return self._record
+
+    @property
+    def plan(self) -> Plan:
+        """What is made."""
+        return self.source.plan
+
+    def resume(self, allow_changed: frozenset[str] = frozenset()) -> None:
+        """Before `run`: go on with what is in the run folder, instead of emptying it.
+
+        Args:
+            allow_changed: Names in the fingerprint that may differ.
+        """
+        self._resume = self._worth_keeping = True
+        self._allow_changed = allow_changed
+
+    def stop(self, why: str, *, exit_code: int) -> None:
+        """Stop after the chunk that is being made, leaving everything ready to go on.
+
+        Args:
+            why: What stopped it, such as ``interrupted``.
+            exit_code: That of the `Interrupted` that `run` will raise.
+        """
+        self._stop, self._exit_code = why, exit_code
 
     def run(self) -> Iterator[Event]:
-        """Render, yielding what happens. Whatever stops it, the output is complete or untouched."""
-        yield self.loaded
-        yield from self.warnings
-        began = time.monotonic()
-        plan = self.source.plan
-        frames_done = 0
-        with self.writer as writer:
-            for planned, chunk, frames in self.source.chunks():
-                writer.write(frames)
-                frames_done += len(frames)
-                yield ChunkDone(
-                    index=chunk.index,
-                    chunks=plan.chunks,
-                    frames_done=frames_done,
-                    frames_total=plan.frames,
-                    elapsed_s=time.monotonic() - began,
-                    memory=self.source.memory.figures(),
-                )
-                if planned.ends_segment:
-                    segment = writer.end_segment()
-                    yield Encoded(path=segment.path, segment=segment.index, frames=segment.frames)
-            facts = writer.finish()
-        yield Finished(
+        """Render, yielding what happens. Whatever stops it, the output is complete or untouched.
+
+        Raises:
+            CfgenError: It cannot go on; `Interrupted` after `stop`.
+        """
+        yield self._loaded
+        yield from self._warnings
+        with disk_errors(self._path):
+            self._path.mkdir(exist_ok=True)
+        if must_watch(self._path / LOCK):
+            yield Warned(
+                message=f"{self._path} is locked by {read_owner(self._path / LOCK) or 'somebody'}",
+                hint=f"watching for up to {PATIENCE_S:.0f} s whether that process lives",
+            )
+        try:
+            with Lock(self._path / LOCK) as lock:
+                self._lock = lock
+                if not self._resume and not self._record.overwrite:
+                    # Once more: another process may have rendered it while the model was loaded.
+                    refuse_existing(self._path.parent / self._record.output, self._path)
+                done = False
+                try:
+                    self._folder = self._opened()
+                    yield from self._logged()
+                    done = True
+                finally:
+                    self._leave(done)
+        finally:
+            with contextlib.suppress(OSError):
+                self._path.rmdir()  # if nothing is in it
+
+    def _logged(self) -> Generator[Event, None, None]:
+        """The work, with a log for people; the journal has the chunks."""
+        try:
+            with contextlib.closing(self._locked()) as work:
+                for event in work:
+                    if self._lock.held and not isinstance(event, ChunkDone):
+                        facts = (
+                            f"{item.name} {getattr(event, item.name)}" for item in fields(event)
+                        )
+                        self._folder.log(f"{type(event).__name__}: {', '.join(facts)}")
+                    yield event
+        except CfgenError as error:
+            if isinstance(error, BudgetError):
+                error.exit_code = WriterError.exit_code  # work had begun
+            with contextlib.suppress(CfgenError):  # the disk may be what stopped it
+                if self._lock.held:
+                    self._folder.log(f"stopped: {error}")
+            raise
+
+    def _leave(self, done: bool) -> None:
+        """Remove the run folder where nothing in it is of use to anybody."""
+        useless = self._clean or self._mode == "off" if done else not self._worth_keeping
+        if useless and self._lock.held:
+            with contextlib.suppress(CfgenError):
+                remove(self._path)
+
+    def _locked(self) -> Generator[Event, None, None]:
+        if self._video is not None:
+            yield self._finished(self._video)
+            return
+        self._store = SnapshotStore(
+            self._folder.snapshots,
+            self._folder.record.digest,
+            budget_nbytes=self._budget,
+            base=self._folder.record.base,
+        )
+        ground = survey(self._folder, self.plan)
+        if ground.journal != tuple(self._folder.journal.lines) or self._folder.journal.problem:
+            self._folder.journal.rewrite(ground.journal)
+        self.writer.go_on(ground.segments)
+        self._segments_nbytes = sum(segment.nbytes for segment in ground.segments)
+        self._ledger = Ledger(self._folder, self._store, self._lock, self.source.memory)
+        with self.writer:
+            try:
+                state = self.source.vae.start()
+                if self._resume:
+                    yield from self._go_back(ground, state)
+                yield from self._go_on(len(ground.lines), state)
+                yield self._finish()
+            except BaseException:
+                if not self._lock.held:
+                    self.writer.let_go()  # its files are another process's by now
+                raise
+
+    def _opened(self) -> RunFolder:
+        """The run folder, made anew or as it is; the lock is ours.
+
+        Raises:
+            CfgenError: What is there is not what this render may go on with, or replace.
+        """
+        if not self._resume:
+            return RunFolder.create(self._path, self._record)
+        folder = RunFolder(self._path)
+        folder.expect(self._record, allow_changed=self._allow_changed)
+        if folder.record.parts:
+            parts = json.dumps(folder.record.parts, ensure_ascii=False)
+            self.writer.add_metadata({"parts": parts})
+        self._video = folder.finished
+        if self._video is None and not folder.mine and folder.output.exists():
+            raise OutputRefused(
+                f"{folder.output} is there and is not the video of this render",
+                "move it away, then resume",
+            )
+        return folder
+
+    def _finished(self, line: VideoLine) -> Finished:
+        """What there is to tell of a video that is in its place; what it was made from may go."""
+        with disk_errors(self._folder.segments):
+            self.writer.remove_segments()
+        chunks = self._folder.journal.of(ChunkLine)
+        return Finished(
+            output=self._folder.output,
+            frames=line.frames,
+            seconds=self.plan.seconds,
+            elapsed_s=chunks[-1].elapsed_s if chunks else 0.0,
+            sidecar=sidecar_of(self._folder.output),
+        )
+
+    def _go_back(self, ground: Ground, state: State) -> Iterator[Event]:
+        """Bring memory, decoder and encoder to where they were after the last chunk."""
+        way = way_back(
+            ground,
+            self.plan,
+            self._store,
+            warm_up=self.source.warm_up,
+            replayable=self.source.memory.replayable,
+        )
+        decode_from, encode_from = way.decode_from or 0, way.encode_from or 0
+        again = [chunk for chunk in ground.damaged if chunk in way.again]
+        spared = [chunk for chunk in ground.damaged if chunk not in way.again]
+        problems = [*ground.problems, *self._store.problems]
+        if again:
+            problems.append(f"the latents of {chunk_list(again)} are damaged and made again")
+        if spared:
+            problems.append(
+                f"the latents of {chunk_list(spared)} are missing or damaged; only a branch or a "
+                "retry before them needs them, and makes them again"
+            )
+        for problem in problems:
+            yield Warned(message=problem)
+        self._store.forget(after=way.until)
+        done = sum(line.frames for line in ground.lines)
+        yield Resumed(
+            chunk=way.until,
+            chunks=self.plan.chunks,
+            frames_done=done,
+            frames_total=self.plan.frames,
+            elapsed_s=ground.lines[-1].elapsed_s if ground.lines else 0.0,
+            snapshot=way.snapshot,
+            replayed=way.until - way.memory_from - len(way.again),
+            made_again=len(way.again),
+            encoded_again=sum(line.frames for line in ground.lines[encode_from:]),
+        )
+        for chunk in pass_again(self.source, self._folder, self._store, ground, way):
+            self._stop_here(way.until)
+            if chunk.index >= decode_from:
+                frames = self.source.decode(chunk, state)
+                if chunk.index >= encode_from:
+                    yield from self._encode(chunk.index, frames, before=ground.lines[chunk.index])
+
+    def _go_on(self, first: int, state: State) -> Iterator[Event]:
+        """Make the chunks that are still to be made."""
+        for chunk in self.source.make(range(first, self.plan.chunks)):
+            frames = self.source.decode(chunk, state)
+            sha256 = self._ledger.latents(chunk.index, chunk.latents)
+            yield from self._encode(chunk.index, frames, latents_sha256=sha256)
+            if chunk.index + 1 < self.plan.chunks:
+                if self._mode == "full" and (self._stop or self._ledger.snapshot_due):
+                    yield self._ledger.snapshot(chunk.index + 1)
+                self._stop_here(chunk.index + 1)
+
+    def _stop_here(self, chunk: int) -> None:
+        """Stop before `chunk` if a signal came.
+
+        Raises:
+            Interrupted: It did.
+        """
+        if self._stop:
+            hint = f"go on with `{resume_command(self._path)}`"
+            raise Interrupted(
+                f"{self._stop} after chunk {chunk} of {self.plan.chunks}",
+                "nothing was kept: --snapshot off" if self._mode == "off" else hint,
+                exit_code=self._exit_code,
+            )
+
+    def _encode(
+        self,
+        index: int,
+        frames: Frames,
+        *,
+        latents_sha256: str | None = None,
+        before: ChunkLine | None = None,
+    ) -> Iterator[Event]:
+        """Hand a chunk's frames to the encoder; a chunk that is new gets its line and its event.
+
+        Args:
+            index: The chunk.
+            frames: Its frames.
+            latents_sha256: Digest of its latents, if it is new.
+            before: Its line, if it is not.
+        """
+        planned = self.plan.chunk(index)
+        self.writer.write(frames)
+        if before is not None:  # and before a segment can end with it
+            require_same(self._folder, before.frames_sha256, self.writer.frames_sha256)
+        if latents_sha256 is not None:
+            line = self._ledger.chunk(
+                index,
+                len(frames),
+                frames_sha256=self.writer.frames_sha256,
+                latents_sha256=latents_sha256,
+            )
+            self._worth_keeping = self._mode != "off"
+            yield ChunkDone(
+                index=index,
+                chunks=self.plan.chunks,
+                frames_done=planned.frame_start + len(frames),
+                frames_total=self.plan.frames,
+                elapsed_s=line.elapsed_s,
+                memory=line.memory,
+            )
+        if planned.ends_segment:
+            self._ledger.require_lock()
+            segment = self.writer.end_segment()
+            self._ledger.segment(segment)
+            self._segments_nbytes += segment.nbytes
+            self._require_disk()
+            yield Encoded(path=segment.path, segment=segment.index, frames=segment.frames)
+
+    def _require_disk(self) -> None:
+        """Stop while there is still room to join what is encoded and to write what is left."""
+        plan, done = self.plan, self.writer.frames
+        to_come = self._segments_nbytes * plan.frames // done - self._segments_nbytes
+        needed = 2 * to_come + self._segments_nbytes
+        free = shutil.disk_usage(self._path).free
+        if free < needed:
+            raise BudgetError(
+                f"the disk of {self._path} has {free / 1e6:.1f} MB free, and the rest of the video "
+                f"needs about {needed / 1e6:.1f} MB",
+                f"free some space, then go on with `{resume_command(self._path)}`",
+            )
+
+    def _finish(self) -> Finished:
+        self._ledger.require_lock()
+        facts = self.writer.join()
+        self._ledger.video(facts)
+        self.writer.publish()
+        return Finished(
             output=facts.path,
             frames=facts.frames,
             seconds=facts.duration_s,
-            elapsed_s=time.monotonic() - began,
+            elapsed_s=self._ledger.elapsed_s,
             sidecar=facts.sidecar,
+            keeping_s=self._ledger.keeping_s,
+            snapshots_nbytes=self._ledger.snapshots_nbytes,
         )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cfgen.errors import OutputRefused, WriterError
+from cfgen.render.disk import disk_errors, part_of, publish, sha256_of
 from cfgen.render.encoding import (
     ENCODER,
     Encoding,
@@ -29,15 +30,7 @@ from cfgen.render.encoding import (
     ffmetadata,
 )
 from cfgen.render.ffmpeg import Ffmpeg, FfmpegRun, Measured, measure, require_encoder
-from cfgen.render.output import (
-    check_output,
-    disk_errors,
-    part_of,
-    parts_of,
-    publish,
-    sha256_of,
-    sidecar_of,
-)
+from cfgen.render.output import check_output, sidecar_of
 
 SIDECAR_VERSION = 1
 _LISTING = "segments.ffconcat"
@@ -112,9 +105,10 @@ def chain_frames(frames: npt.NDArray[np.uint8], before: str = "") -> str:
 class VideoWriter:
     """Encodes frames to an H.264 mp4: yuv420p, bt709, constant frame rate, no B-frames.
 
-    Use it in a ``with`` block. Until `finish` returns, the output is untouched and everything lives
-    in the parts folder and under ``NAME.part.mp4``; leaving the block removes both, whatever
-    happened. Only a process that is killed outright leaves them, and the next run clears them.
+    Use it in a ``with`` block. Until `publish` returns, the output is untouched and everything
+    lives in the parts folder and under ``NAME.part.mp4``. Leaving the block before that removes
+    all but the finished segments, to `go_on` after. Only a process that is killed outright leaves
+    more, and the next run clears it away.
     """
 
     def __init__(
@@ -127,7 +121,7 @@ class VideoWriter:
         ffmpeg: Ffmpeg,
         quality: str,
         metadata: Mapping[str, str],
-        parts: Path | None = None,
+        parts: Path,
     ) -> None:
         """Check everything that can be checked without touching the disk.
 
@@ -139,7 +133,7 @@ class VideoWriter:
             ffmpeg: The ffmpeg to use.
             quality: ``draft``, ``good`` or ``best``.
             metadata: Texts for the container and the sidecar, such as title, comment and seed.
-            parts: Folder for the segments; ``.NAME.mp4.parts`` beside the output if None.
+            parts: Folder for the segments; it is made if need be.
 
         Raises:
             UsageError: A value cannot be used.
@@ -151,19 +145,34 @@ class VideoWriter:
         self._ffmpeg = ffmpeg
         self._metadata = dict(metadata)
         self._output = output.absolute()
-        self._parts = (parts or parts_of(output)).absolute()
-        self._made_parts = self._open = False
+        self._parts = parts.absolute()
+        self._open = False
         self._run: FfmpegRun | None = None
         self._frames = self._frames_in_segment = 0
         self._segments: list[SegmentFacts] = []
         self._frames_sha256 = ""
+        self._joined: VideoFacts | None = None
+
+    def add_metadata(self, metadata: Mapping[str, str]) -> None:
+        """Before the block: more texts for the container and the sidecar.
+
+        Raises:
+            UsageError: A text cannot be used.
+        """
+        check_metadata(metadata)
+        self._metadata |= metadata
+
+    def go_on(self, segments: Sequence[SegmentFacts]) -> None:
+        """Before the block: stand after finished segments of the parts folder."""
+        self._segments = list(segments)
+        self._frames = sum(segment.frames for segment in segments)
+        self._frames_sha256 = segments[-1].frames_sha256 if segments else ""
 
     def __enter__(self) -> Self:
         check_output(self._output)
         try:
-            self._made_parts = parts_of(self._output) == self._parts or not self._parts.exists()
             self._parts.mkdir(exist_ok=True)
-            self._remove_own_files()
+            self._remove_own_files({segment.path.name for segment in self._segments})
         except OSError as exc:
             raise OutputRefused(
                 f"cannot keep the segments in {self._parts}: {exc.strerror}",
@@ -181,7 +190,7 @@ class VideoWriter:
         left_open = self._open
         self.abort()
         if left_open and exc_type is None:
-            raise RuntimeError("the block of a VideoWriter ended without finish() or abort()")
+            raise RuntimeError("the block of a VideoWriter ended without publish() or abort()")
 
     def write(self, frames: npt.NDArray[np.uint8]) -> None:
         """Encode frames as the next ones of the current segment.
@@ -232,8 +241,18 @@ class VideoWriter:
         self._segments.append(facts)
         return facts
 
-    def finish(self) -> VideoFacts:
-        """Join the segments, verify the video and give it its name, replacing what was there.
+    @property
+    def frames(self) -> int:
+        """Frames written so far, those that it went on after included."""
+        return self._frames
+
+    @property
+    def frames_sha256(self) -> str:
+        """`chain_frames` over all frames so far."""
+        return self._frames_sha256
+
+    def join(self) -> VideoFacts:
+        """Join the segments and verify the video, which still has its temporary name.
 
         Returns:
             The facts of the video; the sidecar has them too, with the metadata.
@@ -253,12 +272,26 @@ class VideoWriter:
                 self._verify(part, self._frames, decode=decode)
             facts = self._facts(part)
             part_of(sidecar).write_text(self._sidecar_text(facts), encoding="utf-8")
-            publish(self._output, sidecar)
-        self.abort()
+        self._joined = facts
         return facts
 
+    def publish(self) -> None:
+        """Give the joined video its name, replacing what was there, and remove the segments.
+
+        Raises:
+            WriterError: The disk refused.
+        """
+        self._require_open()
+        if self._joined is None:
+            raise ValueError("the segments are not joined yet")
+        with disk_errors(self._output):
+            # The sidecar first: where the video is new, so is what is said of it.
+            publish(sidecar_of(self._output), self._output)
+        self._segments = []
+        self.abort()
+
     def abort(self) -> None:
-        """Stop ffmpeg and remove the segments and temporary files; harmless after `finish`."""
+        """Stop ffmpeg and remove all but the finished segments; harmless after `publish`."""
         if not self._open:
             return
         self._open = False
@@ -269,21 +302,37 @@ class VideoWriter:
             with contextlib.suppress(OSError):
                 part_of(path).unlink(missing_ok=True)
         with contextlib.suppress(OSError):
-            self._remove_own_files()
-            if self._made_parts:
-                self._parts.rmdir()
+            self._remove_own_files({segment.path.name for segment in self._segments})
+
+    def let_go(self) -> None:
+        """Stop ffmpeg and touch no file any more: they are another process's now."""
+        self._open = False
+        if self._run is not None:
+            self._run.kill()
+            self._run = None
 
     def _require_open(self) -> None:
         if not self._open:
-            raise ValueError("the VideoWriter is not open: use it in a with block, before finish()")
+            raise ValueError(
+                "the VideoWriter is not open: use it in a with block, before publish()"
+            )
 
     def _segment(self, index: int) -> Path:
         return self._parts / f"segment-{index:06d}.mp4"
 
-    def _remove_own_files(self) -> None:
+    def remove_segments(self) -> None:
+        """Remove what a finished video was made from.
+
+        Raises:
+            OSError: The disk refused.
+        """
+        self._remove_own_files(set())
+
+    def _remove_own_files(self, keep: set[str]) -> None:
         for pattern in _OWN_FILES:
             for path in self._parts.glob(pattern):
-                path.unlink()
+                if path.name not in keep:
+                    path.unlink()
 
     def _start_segment(self) -> FfmpegRun:
         index = len(self._segments)

@@ -46,7 +46,7 @@ RESULTS = Path(__file__).parent / "results"
 SOURCES = (
     *("train/world.py", "train/drawing.py", "train/captions.py", "train/probes*.py"),
     *("rollout.py", "schedule.py", "model/*.py", "memory/*.py", "ops/*.py"),
-    *("checkpoint/*.py", "render/run.py", "build.py"),
+    *("checkpoint/*.py", "render/source.py", "build.py"),
 )
 
 Frames = np.ndarray

@@ -49,10 +49,15 @@ class FakeBuild:
     fails_with: BaseException | None = None
     warns: bool = False
 
-    def build_render(self, config: RenderConfig, plan: Plan) -> FakeBuild:
+    def build_render(
+        self, config: RenderConfig, plan: Plan, *, overwrite: bool = False
+    ) -> FakeBuild:
         self.configs.append(config)
         self._plan = plan
         return self
+
+    def stop(self, why: str, *, exit_code: int) -> None:
+        raise AssertionError("no signal was sent")
 
     def run(self) -> Iterator[Event]:
         plan, output = self._plan, self.configs[-1].output

@@ -71,8 +71,8 @@ def test_plan_shows_roundings_needs_and_chunks(cfgen: Run) -> None:
     assert "at most 368.6 kB for the KV cache" in text  # 2 * 2 layers * 64 * 60 tokens * 6 * 4 B
     assert "about 0:00 on two CPU cores (32 frames/s measured there)" in text
     assert text.splitlines()[-2:] == [
-        "    0  0-8               0.000-0.562         0-2                  0",
-        "    1  9-15              0.562-1.000         3-5                  0",
+        "    1  0-8               0.000-0.562         0-2                  1",
+        "    2  9-15              0.562-1.000         3-5                  1",
     ]
 
 
@@ -85,7 +85,7 @@ def test_plan_says_what_another_playback_rate_does(cfgen: Run) -> None:
 def test_a_long_plan_is_shortened_unless_verbose(cfgen: Run) -> None:
     short = cfgen("plan", "--duration", "10m").stdout
     assert "  ...  789 more chunks; -v lists all" in short
-    assert short.splitlines()[-1].startswith("  800  9597-9599")
+    assert short.splitlines()[-1].startswith("  801  9597-9599")
     assert len(cfgen("plan", "--duration", "10m", "-v").stdout.splitlines()) > 800
 
 

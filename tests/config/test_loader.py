@@ -245,3 +245,12 @@ def test_shipped_presets_resolve() -> None:
 def test_guidance_is_refused_where_every_pass_decides() -> None:
     with pytest.raises(PresetError, match=r"schedule\.guidance: must be 1: variant release"):
         load(assignments=["memory.variant=release", "schedule.guidance=2"], environ={})
+
+
+def test_latents_alone_are_refused_where_they_do_not_give_the_memory_back() -> None:
+    with pytest.raises(PresetError, match=r"--snapshot: must be full or off: variant release"):
+        load(
+            {"snapshot.mode": "latents"},
+            assignments=["memory.variant=release", "schedule.guidance=1"],
+            environ={},
+        )

@@ -51,6 +51,9 @@ class Spied:
         self._frames = 0
         self._read: list[Read] = []
 
+    def stand_where(self, other: Spied) -> None:
+        self.start, self._frames, self.asked = other.start, other._frames, other.asked
+
     def begin(self, frames: int) -> None:
         self.start, self._frames = self.start + self._frames, frames
         self._view = self.memory.begin(frames)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from itertools import pairwise
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from cfgen.memory.base import MemoryState
 from cfgen.memory.slow_fast import SlowFastTable
 from cfgen.memory.window import WindowTable
 from tests.memory.spied import COMMIT, PASSES, Read, Spied
@@ -84,6 +86,30 @@ def test_commit_pass_that_reads_fast_reads_neither_sink_nor_key_frames(
         assert where == [(r.frame, r.position) for r in before][-newest:]
         if policy.name != "release":
             assert [r.frame for r in commit] == list(range(seen - newest, seen))
+
+
+@settings(deadline=None, max_examples=150)
+@given(policies, outcomes, outcomes)
+def test_a_restored_memory_goes_on_as_the_saved_one(
+    policy: Policy, before: list[list[bool]], after: list[list[bool]]
+) -> None:
+    *_, (saved, _, _) = played(policy, before)
+    restored = Spied(policy.make, pages=saved.table.capacity + policy.spare)
+    restored.stand_where(saved)
+    state = saved.memory.state()
+    pages = {name: page.clone() for name, page in state.pages.items()}
+    scalars = json.loads(json.dumps(state.scalars))
+    restored.memory.restore(MemoryState(scalars, state.tensors, pages))
+    for below in after:
+        assert restored.chunk(policy.chunk, below) == saved.chunk(policy.chunk, below)
+        assert restored.asked == saved.asked
+    ends = saved.memory.state(), restored.memory.state()
+    assert ends[0].scalars == ends[1].scalars
+    assert ends[0].pages.keys() == ends[1].pages.keys()
+    for name, page in ends[0].pages.items():
+        assert ends[1].pages[name].equal(page)
+        if name in pages:
+            assert pages[name].equal(page), "a name stands for one content"
 
 
 @settings(deadline=None, max_examples=60)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cfgen.errors import FfmpegMissing, WriterError
+from cfgen.errors import BudgetError, FfmpegMissing, WriterError
 from cfgen.render.ffmpeg import (
     STDERR_LINES,
     Ffmpeg,
@@ -170,7 +170,7 @@ def test_full_disk_is_named(tmp_path: Path) -> None:
     path = script(tmp_path / "full", "echo 'av_interleaved: No space left on device' >&2; exit 228")
     with (
         FfmpegRun([str(path)], purpose="testing") as run,
-        pytest.raises(WriterError, match="the disk is full") as caught,
+        pytest.raises(BudgetError, match="the disk is full") as caught,
     ):
         run.finish()
     assert "free some space" in str(caught.value.hint)

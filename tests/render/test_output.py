@@ -4,14 +4,14 @@ from pathlib import Path
 import pytest
 
 from cfgen.errors import OutputRefused, UsageError
-from cfgen.render.output import check_output, part_of, parts_of, publish, sidecar_of
+from cfgen.render.disk import part_of, publish
+from cfgen.render.output import check_output, sidecar_of
 
 
 def test_names_around_an_output() -> None:
     output = Path("films/the fox.v2.mp4")
     assert part_of(output) == Path("films/the fox.v2.part.mp4")
     assert sidecar_of(output) == Path("films/the fox.v2.mp4.json")
-    assert parts_of(output) == Path("films/.the fox.v2.mp4.parts")
 
 
 @pytest.mark.parametrize("name", ["clip.mp4", "clip.MP4", "気球 é.mp4", "-o.mp4", "a:b%d'\".mp4"])
@@ -68,7 +68,7 @@ def test_name_with_nul_is_refused(tmp_path: Path) -> None:
 def test_folder_that_refuses_writes_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def touch(path: Path) -> None:
+    def touch(path: Path, **_named: object) -> None:
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr(Path, "touch", touch)

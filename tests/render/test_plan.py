@@ -140,7 +140,21 @@ def test_estimates_follow_the_shapes() -> None:
     assert needs.kv_nbytes == 2 * 2 * 64 * 60 * 21 * 4
     assert needs.render_s == 5.0
     assert needs.latents_nbytes == 4 * 16 * 20 * 12 * plan.latent_frames
-    assert needs.disk_nbytes == 2 * needs.output_nbytes
+    kept = needs.latents_nbytes + needs.snapshots_nbytes
+    assert needs.disk_nbytes == 2 * needs.output_nbytes + kept
+
+
+def test_snapshots_take_their_budget_or_two_memories_or_the_whole_clip() -> None:
+    kv = KvShape(layers=2, dim=64, tokens=60, pages=21, itemsize=4)
+    page = kv.nbytes // 21
+
+    def snapshots(seconds: float, **options: object) -> int:
+        return estimate(make_plan(seconds, MINI), quality="good", kv=kv, **options).snapshots_nbytes
+
+    assert snapshots(600, budget_nbytes=50 * page) == (50 + 21) * page
+    assert snapshots(600) == 3 * kv.nbytes
+    assert snapshots(5, budget_nbytes=10**12) == 21 * page + kv.nbytes
+    assert snapshots(600, snapshot="latents") == snapshots(600, snapshot="off") == 0
 
 
 def test_what_is_not_known_is_not_guessed() -> None:

@@ -24,7 +24,7 @@ from cfgen.config.loader import load
 from cfgen.model.vae import TinyAutoencoder
 from cfgen.render.events import ChunkDone, Encoded, Finished, Loaded
 from cfgen.render.ffmpeg import Ffmpeg, Measured, measure
-from cfgen.render.run import to_pixels
+from cfgen.render.source import to_pixels
 from cfgen.render.writer import chain_frames
 
 Frames = npt.NDArray[np.uint8]
@@ -106,7 +106,11 @@ def test_the_video_holds_exactly_the_planned_frames(
     assert found == Measured(frames, 48, 32, found.fps)
     assert found.fps == 16
     assert (_facts(out)["frames"], _facts(out)["segments"]) == (frames, segments)
-    assert sorted(path.name for path in out.iterdir()) == ["clip.mp4", "clip.mp4.json"]
+    assert sorted(path.name for path in out.iterdir()) == [
+        "clip.cfgen",
+        "clip.mp4",
+        "clip.mp4.json",
+    ]
 
 
 def test_a_trained_size_may_be_chosen(render: Render, out: Path, ffmpeg: Ffmpeg) -> None:
@@ -234,7 +238,7 @@ def test_pixels_are_rounded_and_clamped() -> None:
 @pytest.mark.parametrize(
     ("place", "method"), [(TinyAutoencoder, "decode"), (Console, "show")], ids=["decode", "show"]
 )
-def test_a_render_that_is_stopped_leaves_nothing(
+def test_a_render_that_fails_leaves_what_it_made_and_no_video(
     render: Render,
     out: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -248,31 +252,42 @@ def test_a_render_that_is_stopped_leaves_nothing(
 
     def failing(*arguments: object) -> object:
         calls.append(arguments)
-        if len(calls) == 4:
-            assert (out / ".clip.mp4.parts").exists()
+        if len(calls) == 6:
             raise error
         return original(*arguments)
 
     monkeypatch.setattr(place, method, failing)
     result = render("--duration", "5s")
     assert result.exit_code == exit_code
-    assert list(out.iterdir()) == []
+    assert [path.name for path in out.iterdir()] == ["clip.cfgen"]
+    assert not (out / "clip.cfgen" / "lock").exists()
     assert "error: " in result.stderr
     assert ("Traceback" in result.stderr) == (exit_code == 1)
+
+
+def test_a_render_that_fails_before_its_first_chunk_leaves_nothing(
+    render: Render, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(TinyAutoencoder, "decode", failing)
+    assert render("--duration", "5s").exit_code == 130
+    assert list(out.iterdir()) == []
 
 
 def test_a_stopped_render_leaves_the_old_video_alone(
     render: Render, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     render("--duration", "1s")
-    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    before = {path.name: path.read_bytes() for path in out.glob("clip.mp4*")}
 
     def interrupted(*_arguments: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(TinyAutoencoder, "decode", interrupted)
     assert render("--duration", "2s", "-y").exit_code == 130
-    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert {path.name: path.read_bytes() for path in out.glob("clip.mp4*")} == before
 
 
 @pytest.mark.skipif(os.name != "posix", reason="sends POSIX signals")
@@ -300,4 +315,6 @@ def test_a_signal_ends_the_command_cleanly(
     envelope = json.loads(stdout.splitlines()[-1])
     assert (envelope["ok"], envelope["error"]["code"]) == (False, "interrupted")
     assert "Traceback" not in stderr
-    assert list(out.iterdir()) == []
+    assert "go on with `cfgen resume" in envelope["error"]["hint"]
+    assert [path.name for path in out.iterdir()] == ["clip.cfgen"]
+    assert not (out / "clip.cfgen" / "lock").exists()

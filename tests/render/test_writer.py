@@ -13,8 +13,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from cfgen.render.disk import part_of
 from cfgen.render.ffmpeg import Ffmpeg, measure
-from cfgen.render.output import part_of, parts_of, sidecar_of
+from cfgen.render.output import sidecar_of
 from cfgen.render.writer import VideoFacts, VideoWriter, chain_frames
 
 Frames = npt.NDArray[np.uint8]
@@ -32,6 +33,11 @@ def moving(count: int, start: int = 0) -> Frames:
     return frames
 
 
+def parts_of(output: Path) -> Path:
+    """A folder for segments that no test looks at by accident."""
+    return output.parent / ".parts"
+
+
 def writer(output: Path, ffmpeg: Ffmpeg, **changes: object) -> VideoWriter:
     values: dict[str, object] = {
         "width": SIZE,
@@ -39,6 +45,7 @@ def writer(output: Path, ffmpeg: Ffmpeg, **changes: object) -> VideoWriter:
         "fps": 16.0,
         "quality": "good",
         "metadata": {"title": "a fox"},
+        "parts": parts_of(output),
     }
     return VideoWriter(output, ffmpeg=ffmpeg, **(values | changes))  # type: ignore[arg-type]
 
@@ -50,7 +57,9 @@ def render(output: Path, ffmpeg: Ffmpeg, segments: Sequence[int], **changes: obj
             video.write(moving(count, start))
             video.end_segment()
             start += count
-        return video.finish()
+        facts = video.join()
+        video.publish()
+        return facts
 
 
 def ask(ffmpeg: Ffmpeg, path: Path, *arguments: str) -> tuple[bytes, str]:
@@ -81,7 +90,11 @@ def track_duration(path: Path) -> Fraction:
 
 
 def assert_only(folder: Path, *names: str) -> None:
-    assert sorted(path.name for path in folder.iterdir()) == sorted(names)
+    """The folder holds these, and its parts folder, if it has one, nothing but whole segments."""
+    found = {path.name for path in folder.iterdir()}
+    assert found - {".parts"} == set(names)
+    left = [path.name for path in (folder / ".parts").glob("*")]
+    assert [name for name in left if not re.fullmatch(r"segment-[0-9]+\.mp4", name)] == []
 
 
 @pytest.mark.parametrize("fps", [16.0, 24000 / 1001, 12.5])
@@ -123,7 +136,8 @@ def test_chunks_of_one_segment_are_one_stream(tmp_path: Path, ffmpeg: Ffmpeg) ->
     with writer(chunked, ffmpeg) as video:
         video.write(moving(9))
         video.write(moving(12, 9))
-        facts = video.finish()
+        facts = video.join()
+        video.publish()
     assert facts.segments == 1
     assert stream_digests(ffmpeg, whole) == stream_digests(ffmpeg, chunked)
 
@@ -176,7 +190,8 @@ def test_colours_survive(quality: str, tmp_path: Path, ffmpeg: Ffmpeg) -> None:
         for frame in frames:
             video.write(frame[None])
             video.end_segment()
-        video.finish()
+        video.join()
+        video.publish()
     assert np.abs(decoded(ffmpeg, output).astype(int) - frames).max() <= 3
 
 
@@ -186,7 +201,8 @@ def test_conversion_uses_the_bt709_matrix_and_limited_range(tmp_path: Path, ffmp
     frames[..., 1] = 255
     with writer(output, ffmpeg) as video:
         video.write(frames)
-        video.finish()
+        video.join()
+        video.publish()
     raw, _ = ask(ffmpeg, output, "-f", "rawvideo", "-pix_fmt", "yuv420p", "-")
     luma = np.frombuffer(raw, np.uint8)[: SIZE * SIZE]
     green_709 = round(16 + 219 * 0.7152)
@@ -290,7 +306,8 @@ def test_relative_output_survives_a_change_of_folder(
     with writer(Path("clip.mp4"), ffmpeg) as video:
         video.write(moving(1))
         monkeypatch.chdir(tmp_path / "elsewhere")
-        video.finish()
+        video.join()
+        video.publish()
     assert_only(tmp_path, "clip.mp4", "clip.mp4.json", "elsewhere")
 
 
@@ -303,7 +320,8 @@ def test_existing_output_is_replaced_only_at_the_end(tmp_path: Path, ffmpeg: Ffm
         video.end_segment()
         assert output.read_bytes() == b"older film"
         assert sidecar_of(output).read_bytes() == b"older facts"
-        video.finish()
+        video.join()
+        video.publish()
     assert measure(ffmpeg, output, decode=True).frames == 3
     assert json.loads(sidecar_of(output).read_text())["facts"]["frames"] == 3
 
@@ -317,7 +335,8 @@ def test_given_parts_folder_is_used_and_its_own_files_stay(tmp_path: Path, ffmpe
         video.write(moving(2))
         assert video.end_segment().path.parent == parts
         assert_only(tmp_path / "out")
-        video.finish()
+        video.join()
+        video.publish()
     assert_only(parts, "journal")
     assert_only(tmp_path / "out", "clip.mp4", "clip.mp4.json")
 

@@ -1,6 +1,7 @@
 """What the writer does when it is left early, fed wrongly, or when ffmpeg or the disk fails."""
 
 import os
+import re
 import stat
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from cfgen.errors import FfmpegMissing, OutputRefused, UsageError, WriterError
+from cfgen.errors import BudgetError, FfmpegMissing, OutputRefused, UsageError, WriterError
 from cfgen.render.ffmpeg import Ffmpeg, find_ffmpeg
 from cfgen.render.writer import VideoWriter
 
@@ -21,6 +22,11 @@ def noise(count: int) -> Frames:
     return np.random.default_rng(count).integers(0, 256, (count, SIZE, SIZE, 3), np.uint8)
 
 
+def parts_of(output: Path) -> Path:
+    """A folder for segments that no test looks at by accident."""
+    return output.parent / ".parts"
+
+
 def writer(output: Path, ffmpeg: Ffmpeg, **changes: object) -> VideoWriter:
     values: dict[str, object] = {
         "width": SIZE,
@@ -28,6 +34,7 @@ def writer(output: Path, ffmpeg: Ffmpeg, **changes: object) -> VideoWriter:
         "fps": 16.0,
         "quality": "draft",
         "metadata": {},
+        "parts": parts_of(output),
     }
     return VideoWriter(output, ffmpeg=ffmpeg, **(values | changes))  # type: ignore[arg-type]
 
@@ -37,11 +44,16 @@ def render(output: Path, ffmpeg: Ffmpeg, segments: Sequence[int]) -> None:
         for count in segments:
             video.write(noise(count))
             video.end_segment()
-        video.finish()
+        video.join()
+        video.publish()
 
 
 def assert_only(folder: Path, *names: str) -> None:
-    assert sorted(path.name for path in folder.iterdir()) == sorted(names)
+    """The folder holds these, and its parts folder, if it has one, nothing but whole segments."""
+    found = {path.name for path in folder.iterdir()}
+    assert found - {".parts"} == set(names)
+    left = [path.name for path in (folder / ".parts").glob("*")]
+    assert [name for name in left if not re.fullmatch(r"segment-[0-9]+\.mp4", name)] == []
 
 
 @pytest.mark.parametrize("reason", [RuntimeError, KeyboardInterrupt, WriterError])
@@ -75,9 +87,9 @@ def test_abort_leaves_nothing_and_closes_the_writer(tmp_path: Path, ffmpeg: Ffmp
             video.write(noise(1))
 
 
-def test_block_that_forgets_to_finish_says_so(tmp_path: Path, ffmpeg: Ffmpeg) -> None:
+def test_block_that_forgets_to_publish_says_so(tmp_path: Path, ffmpeg: Ffmpeg) -> None:
     video = writer(tmp_path / "clip.mp4", ffmpeg)
-    with pytest.raises(RuntimeError, match=r"without finish\(\)"), video:
+    with pytest.raises(RuntimeError, match=r"without publish\(\)"), video:
         video.write(noise(2))
     assert_only(tmp_path)
 
@@ -87,7 +99,7 @@ def test_no_frames_at_all_is_an_error(tmp_path: Path, ffmpeg: Ffmpeg) -> None:
         pytest.raises(WriterError, match="no frame was written to"),
         writer(tmp_path / "clip.mp4", ffmpeg) as video,
     ):
-        video.finish()
+        video.join()
     assert_only(tmp_path)
 
 
@@ -169,6 +181,17 @@ ENCODING, JOINING, READING = "*pipe:0*", "*ffmetadata*", "*framecrc*"
 
 
 @pytest.mark.skipif(os.name != "posix", reason="the fake ffmpeg is a shell script")
+def test_a_full_disk_is_told_from_other_failures(tmp_path: Path, ffmpeg: Ffmpeg) -> None:
+    folder = tmp_path / "out"
+    folder.mkdir()
+    fault = "head -c 99 >/dev/null; echo 'write: No space left on device' >&2; exit 228"
+    broken = fake(tmp_path / "fake", ffmpeg, f'case "$*" in {ENCODING}) {fault};; esac')
+    with pytest.raises(BudgetError, match="the disk is full: ffmpeg stopped while encoding seg"):
+        render(folder / "clip.mp4", broken, [300, 2])
+    assert_only(folder)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the fake ffmpeg is a shell script")
 @pytest.mark.parametrize(
     ("when", "fault", "message", "status", "last_line"),
     [
@@ -176,13 +199,6 @@ ENCODING, JOINING, READING = "*pipe:0*", "*ffmetadata*", "*framecrc*"
         (ENCODING, "head -c 9 >/dev/null; echo boom >&2; exit 9", "segment 0", 9, "boom"),
         (ENCODING, "cat >/dev/null; echo late >&2; exit 5", "encoding segment 0", 5, "late"),
         (ENCODING, "kill -11 $$", "killed by signal 11 while encoding", -11, None),
-        (
-            ENCODING,
-            "head -c 99 >/dev/null; echo 'write: No space left on device' >&2; exit 228",
-            "the disk is full: ffmpeg stopped while encoding segment 0",
-            228,
-            "write: No space left on device",
-        ),
         (JOINING, "echo cannot join >&2; exit 4", "joining clip.mp4", 4, "cannot join"),
         (READING, "echo unreadable >&2; exit 6", "reading segment-000000", 6, "unreadable"),
     ],
@@ -237,10 +253,11 @@ def test_disk_that_fails_at_the_last_rename_is_reported(
 
     def fail_for_outputs(source: Path, target: Path) -> None:
         if target.suffix == ".mp4" and target.parent == tmp_path:
-            raise OSError(28, "No space left on device")
+            raise OSError(5, "Input/output error")
         replace(source, target)
 
     monkeypatch.setattr(os, "replace", fail_for_outputs)
-    with pytest.raises(WriterError, match=r"could not write .*clip\.mp4: No space left"):
+    with pytest.raises(WriterError, match=r"could not write .*clip\.mp4: Input/output error"):
         render(tmp_path / "clip.mp4", ffmpeg, [2])
-    assert_only(tmp_path)
+    # The sidecar goes first, so that a new video is never without its own.
+    assert_only(tmp_path, "clip.mp4.json")

@@ -1,0 +1,194 @@
+"""`cfgen branch`: another continuation of a render, as a video of its own."""
+
+from __future__ import annotations
+
+import dataclasses
+import secrets
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cfgen.cli import options
+from cfgen.cli.console import Console
+from cfgen.cli.plan import plan_of
+from cfgen.cli.progress import clock
+from cfgen.cli.render import check_place
+from cfgen.cli.runs import config_of, run_folder
+from cfgen.cli.work import carry_out, tell_result
+from cfgen.config.loader import from_mapping
+from cfgen.config.schema import RenderConfig, to_mapping
+from cfgen.config.values import parse_duration
+from cfgen.errors import UsageError
+from cfgen.render.folder import LOCK, RunFolder, RunRecord
+from cfgen.render.lock import Lock
+from cfgen.render.output import run_of
+from cfgen.render.plan import Plan, count
+
+if TYPE_CHECKING:
+    from cfgen.render.branch import Branching
+
+app = options.command_app()
+
+At = Annotated[
+    str, typer.Option("--at", metavar="TIME", help="Where the new continuation begins: 40s, 1:12.")
+]
+NewPrompt = Annotated[
+    str | None, typer.Option("--prompt", metavar="TEXT", help="What the video shows from there on.")
+]
+NewOutput = Annotated[
+    Path, typer.Option("-o", "--output", metavar="FILE", help="The new video, an .mp4.")
+]
+NewSeed = Annotated[
+    str | None,
+    typer.Option("--seed", metavar="N", help="Another seed from there on. [that of the run]"),
+]
+NewDuration = Annotated[
+    str | None,
+    typer.Option(
+        "--duration", metavar="TIME", help="Playing time of the new video. [that of the run]"
+    ),
+]
+Parent = Annotated[
+    Path, typer.Argument(metavar="RUN", help="The run folder (NAME.cfgen) or the video it made.")
+]
+
+
+@app.command()
+def branch(
+    ctx: typer.Context,
+    run: Parent,
+    at: At,
+    output: NewOutput,
+    prompt: NewPrompt = None,
+    seed: NewSeed = None,
+    duration: NewDuration = None,
+    overwrite: options.Yes = False,
+    json_lines: options.Json = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+    debug: options.Debug = False,
+) -> None:
+    """Render another continuation of a video, from a moment of it.
+
+    The chunk that is playing at that moment is the first to be other; the frames before it are
+    those of the old video, as they were before encoding. The old video stays as it is. With a
+    longer duration, the same prompt and the same seed it is extended.
+
+    \b
+    Examples:
+      cfgen branch a.mp4 --at 1:12 --prompt "a red kite at night" -o b.mp4
+      cfgen branch a.cfgen --at 40s --seed 8 -o c.mp4
+      cfgen branch a.mp4 --at 2m --duration 3m -o longer.mp4   # a.mp4 plays 2 minutes
+    """
+    console = options.console_of(ctx)
+    console.configure(json=json_lines, quiet=quiet, verbose=verbose, debug=debug)
+    path = run_folder(run)
+    folder = RunFolder(path)
+    parent = config_of(folder)
+    child = changed(folder, {"prompt": prompt, "seed": seed, "duration": duration})
+    if run_of(output).absolute() == path.absolute():
+        raise UsageError("a branch needs an output of its own", "name another with -o")
+    child = dataclasses.replace(child, output=output)
+    drawn = plan_of(child)
+    if (child.prompt, child.seed) == (parent.prompt, parent.seed) and (
+        drawn.frames <= plan_of(parent).frames
+    ):
+        raise UsageError(
+            "nothing would be different from the old video",
+            "give --prompt or --seed, or a longer --duration",
+        )
+    check_place(child, drawn, overwrite=overwrite)
+    chunk = chunk_of(at, plan_of(parent), drawn)
+    with Lock(path / LOCK):
+        _branch(console, path, child, chunk, overwrite=overwrite)
+    finished = carry_out(console, child, drawn, resume=True)
+    tell_result(console, finished, child)
+
+
+def changed(folder: RunFolder, flags: dict[str, str | None]) -> RenderConfig:
+    """The configuration of a run with what flags say otherwise; None says nothing.
+
+    Raises:
+        PresetError: A value cannot be used.
+    """
+    label = str(folder.path / "run.json")
+    return from_mapping(folder.record.config, label=label, flags=flags)
+
+
+def prepare(console: Console, folder: RunFolder, chunk: int) -> tuple[Branching, RunRecord]:
+    """Load the model of a run and find the way to the memory before `chunk`, telling which."""
+    from cfgen.build import build_render
+    from cfgen.render.branch import find_way
+
+    config = config_of(folder)
+    drawn = plan_of(config)
+    console.note(f"loading the model to find the way to chunk {chunk + 1} of {folder.path}")
+    render = build_render(config, drawn)
+    folder.expect(render.record, allow_changed=())
+    point = find_way(folder, render.source, drawn, chunk)
+    starts = drawn.chunk(chunk).frame_start / drawn.geometry.fps
+    steps = len(config.schedule.timesteps)
+    lines = point.ground.lines
+    chunk_s = lines[-1].elapsed_s / len(lines) if lines else 0.0
+    cost_s = chunk_s * (point.replayed / (steps + 1) + len(point.way.again))
+    words = f"the snapshot after chunk {point.way.snapshot}" if point.way.snapshot else "the start"
+    work = [
+        f"{count(number, 'chunk')} {what}"
+        for number, what in (
+            (point.replayed, "to commit again"),
+            (len(point.way.again), "to denoise again"),
+        )
+        if number
+    ]
+    console.note(
+        f"going on at chunk {chunk + 1}, which begins at {starts:.2f} s, from {words}"
+        + (f": {', '.join(work)}, about {clock(cost_s)}" if work else "")
+    )
+    return point, render.record
+
+
+def _branch(
+    console: Console, path: Path, child: RenderConfig, chunk: int, *, overwrite: bool
+) -> None:
+    from cfgen.render.branch import branch_off
+
+    point, record = prepare(console, RunFolder(path), chunk)
+    assert child.output is not None
+    record = dataclasses.replace(record, output=child.output.name, overwrite=overwrite)
+    record = with_config(record, child, point)
+    for _ in branch_off(point, run_of(child.output), record):
+        pass
+
+
+def with_config(record: RunRecord, config: RenderConfig, point: Branching) -> RunRecord:
+    """The record of a render with another configuration of the same model."""
+    from cfgen.build import prompt_digest, read_prompt
+
+    prompt = prompt_digest(*read_prompt(config, point.source.generator))
+    fingerprint = {**record.fingerprint, "prompt_sha256": prompt}
+    return dataclasses.replace(record, config=to_mapping(config), fingerprint=fingerprint)
+
+
+def new_seed() -> str:
+    """A seed chosen at random."""
+    return str(secrets.randbelow(2**31))
+
+
+def chunk_of(at: str, parent: Plan, child: Plan) -> int:
+    """The chunk that both plans have at a time; the last one at the end.
+
+    Raises:
+        UsageError: `at` is no time, or one of the videos is not that long.
+    """
+    try:
+        seconds = parse_duration(at)
+    except ValueError as error:
+        raise UsageError(f"--at: {error}") from None
+    for plan, what in ((parent, "old"), (child, "new")):
+        if seconds > plan.seconds:
+            raise UsageError(
+                f"the {what} video is {plan.seconds:g} s long, and {seconds:g} s is asked for",
+                "choose an earlier moment" + (", or a longer --duration" if what == "new" else ""),
+            )
+    return parent.chunks - 1 if seconds == parent.seconds else parent.chunk_at(seconds)

@@ -1,0 +1,272 @@
+"""`cfgen jobs`: the renders under a folder, read from their run folders alone."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cfgen.cli import options
+from cfgen.cli.console import Console
+from cfgen.cli.plan import plan_of
+from cfgen.cli.progress import bytes_words, clock
+from cfgen.cli.runs import config_of, run_folder
+from cfgen.config.values import parse_bytes
+from cfgen.errors import CfgenError, UsageError
+from cfgen.render.disk import disk_errors
+from cfgen.render.folder import LOCK, RunFolder, is_run, remove
+from cfgen.render.journal import ChunkLine, VideoLine
+from cfgen.render.lock import Lock, owner_of
+
+app = options.command_app("List, show and clear away renders.")
+
+_COLUMNS = 43
+"""Width of the columns of `jobs list` that are not the run or its prompt."""
+
+Root = Annotated[
+    Path, typer.Argument(metavar="FOLDER", help="Where to look, with all folders below it.")
+]
+Budget = Annotated[
+    str,
+    typer.Option(
+        "--budget", metavar="BYTES", help="What all run folders may take together: 500MB, 2GB."
+    ),
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Only tell what would be removed.")]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job:
+    """One run folder, as it is now.
+
+    Attributes:
+        path: The run folder.
+        state: finished, running, interrupted, video lost or damaged.
+        detail: Who runs it, or what is damaged; empty otherwise.
+        prompt: What the video shows.
+        seed: Its seed.
+        chunks_done: Chunks that were made.
+        chunks: Chunks in the plan.
+        done_s: Seconds of video that were made.
+        total_s: Seconds of video in the plan.
+        elapsed_s: Seconds spent.
+        nbytes: Disk used by the run folder.
+        changed: When something was last finished, in seconds since 1970.
+        base: The chunk that it branched off at, or 0.
+    """
+
+    path: Path
+    state: str
+    detail: str = ""
+    prompt: str = ""
+    seed: int | None = None
+    chunks_done: int = 0
+    chunks: int = 0
+    done_s: float = 0.0
+    total_s: float = 0.0
+    elapsed_s: float = 0.0
+    nbytes: int = 0
+    changed: float = 0.0
+    base: int = 0
+
+    def data(self) -> dict[str, object]:
+        """Plain values for `--json`."""
+        names = [name for name in self.__dataclass_fields__ if name != "path"]
+        return {"path": str(self.path), **{name: getattr(self, name) for name in names}}
+
+
+@app.command("list")
+def list_jobs(
+    ctx: typer.Context,
+    folder: Root = Path(),
+    json_lines: options.Json = False,
+    debug: options.Debug = False,
+) -> None:
+    """List the renders under a folder: how far they are and what they take."""
+    console = options.console_of(ctx)
+    console.configure(json=json_lines, debug=debug)
+    jobs = list(jobs_under(folder))
+    rows: list[tuple[str, ...]] = [("state", "done", "of", "disk", "run", "prompt")]
+    width = max(12, shutil.get_terminal_size().columns - _COLUMNS - _widest(jobs))
+    for job in jobs:
+        prompt = job.prompt if len(job.prompt) <= width else f"{job.prompt[: width - 3]}..."
+        times = (clock(job.done_s), clock(job.total_s))
+        rows.append((job.state, *times, bytes_words(job.nbytes), str(job.path), prompt))
+    text = _table(rows) if jobs else f"no renders under {folder}"
+    console.result(text, {"jobs": [job.data() for job in jobs]})
+
+
+@app.command()
+def show(
+    ctx: typer.Context,
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The run folder or its video.")],
+    json_lines: options.Json = False,
+    debug: options.Debug = False,
+) -> None:
+    """Show all that is known of a render."""
+    console = options.console_of(ctx)
+    console.configure(json=json_lines, debug=debug)
+    path = run_folder(run)
+    job, record = job_of(path), RunFolder(path).record
+    lines = [
+        f"run       {job.path}",
+        f"state     {job.state}{f' ({job.detail})' if job.detail else ''}",
+        f"video     {RunFolder(path).output}",
+        f"prompt    {job.prompt}",
+        f"seed      {job.seed}",
+        f"done      chunk {job.chunks_done} of {job.chunks}, "
+        f"{clock(job.done_s)} of {clock(job.total_s)}, in {clock(job.elapsed_s)}",
+        f"disk      {bytes_words(job.nbytes)}",
+        f"began     {record.created}",
+        *(
+            f"part      up to frame {part['until_frame']}: seed {part['seed']}, {part['prompt']}"
+            for part in record.parts
+        ),
+        *(f"{name:26}{value}" for name, value in sorted(record.fingerprint.items())),
+    ]
+    console.result("\n".join(lines), {**job.data(), "fingerprint": dict(record.fingerprint)})
+
+
+@app.command()
+def gc(
+    ctx: typer.Context,
+    budget: Budget,
+    folder: Root = Path(),
+    dry_run: DryRun = False,
+    json_lines: options.Json = False,
+    debug: options.Debug = False,
+) -> None:
+    """Clear away what finished renders keep, the oldest first, until a budget holds.
+
+    First go their snapshots, which only speed up `cfgen branch`, then their latents and journals.
+    Videos stay, and so does everything of renders that are not finished. What is cleared away
+    cannot be branched off or done over any more; of what branched off itself, nothing goes before
+    its whole run folder.
+    """
+    console = options.console_of(ctx)
+    console.configure(json=json_lines, debug=debug)
+    try:
+        allowed = parse_bytes(budget)
+    except ValueError as error:
+        raise UsageError(f"--budget: {error}") from None
+    jobs = list(jobs_under(folder))
+    before = total = sum(job.nbytes for job in jobs)
+    removed: list[tuple[Path, int]] = []
+    for target in _targets(jobs):
+        if total <= allowed:
+            break
+        # In a dry run, what went before is still there.
+        nbytes = _size(target) - sum(n for path, n in removed if dry_run and path.parent == target)
+        if dry_run or _clear_away(target, console):
+            total -= nbytes
+            removed.append((target, nbytes))
+    verb = "would remove" if dry_run else "removed"
+    text = [f"{verb} {target} ({bytes_words(nbytes)})" for target, nbytes in removed]
+    text.append(f"{bytes_words(before)} before, {bytes_words(total)} after")
+    if total > allowed:
+        text.append(f"more than {bytes_words(allowed)}: what is left belongs to unfinished renders")
+    listed = [{"path": str(target), "nbytes": nbytes} for target, nbytes in removed]
+    data = {"removed": listed, "nbytes_before": before, "nbytes": total, "dry_run": dry_run}
+    console.result("\n".join(text), data)
+
+
+def jobs_under(root: Path) -> Iterator[Job]:
+    """The renders under a folder, in the order of their names.
+
+    Raises:
+        UsageError: There is no such folder.
+    """
+    if not root.is_dir():
+        raise UsageError(f"there is no folder {root}")
+    found = []
+    for place, folders, _ in os.walk(root):
+        runs = [name for name in folders if is_run(Path(place, name))]
+        found += [Path(place, name) for name in runs]
+        folders[:] = [name for name in folders if name not in runs]
+    return (job_of(path) for path in sorted(found))
+
+
+def job_of(path: Path) -> Job:
+    """One render; a damaged one says what is wrong."""
+    try:
+        folder = RunFolder(path)
+        config = config_of(folder)
+        plan = plan_of(config)
+    except CfgenError as error:
+        return Job(path=path, state="damaged", detail=str(error), nbytes=_size(path))
+    lines, owner = folder.journal.of(ChunkLine), owner_of(path / LOCK)
+    state, detail = "interrupted", folder.journal.problem or ""
+    if owner is not None:
+        state, detail = "running", str(owner)
+    elif folder.journal.of(VideoLine):
+        state = "finished" if folder.output.is_file() else "video lost"
+    done = sum(line.frames for line in lines)
+    file = folder.journal.path
+    return Job(
+        path=path,
+        state=state,
+        detail=detail,
+        prompt=config.prompt,
+        seed=config.seed,
+        chunks_done=len(lines),
+        chunks=plan.chunks,
+        done_s=done / plan.geometry.fps,
+        total_s=plan.seconds,
+        elapsed_s=lines[-1].elapsed_s if lines else 0.0,
+        nbytes=_size(path),
+        base=folder.record.base,
+        changed=file.stat().st_mtime if file.exists() else 0.0,
+    )
+
+
+def _targets(jobs: list[Job]) -> Iterator[Path]:
+    """What may go, in the order in which it should."""
+    finished = sorted((job for job in jobs if job.state == "finished"), key=lambda job: job.changed)
+    for job in finished:
+        if not job.base:  # what branched off can only go on from its first snapshot
+            yield from sorted(job.path.glob("snapshots*"))
+    yield from (job.path for job in finished)
+
+
+def _widest(jobs: list[Job]) -> int:
+    return max((len(str(job.path)) for job in jobs), default=0)
+
+
+def _clear_away(target: Path, console: Console) -> bool:
+    run = target if is_run(target) else target.parent
+    try:
+        with Lock(run / LOCK), disk_errors(target):
+            if RunFolder(run).finished is None:
+                return False
+            if target == run:
+                remove(run)
+            else:
+                shutil.rmtree(target)
+    except CfgenError as error:
+        console.warn(f"{target} stays: {error}", error.hint)
+        return False
+    return True
+
+
+def _size(path: Path) -> int:
+    total = 0
+    for place, _, files in os.walk(path):
+        for name in files:
+            try:
+                total += os.lstat(os.path.join(place, name)).st_size
+            except OSError:
+                continue
+    return total
+
+
+def _table(rows: list[tuple[str, ...]]) -> str:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )

@@ -1,0 +1,74 @@
+"""`cfgen retry`: do a video over from a moment on."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated
+
+import typer
+
+from cfgen.cli import options
+from cfgen.cli.branch import (
+    NewPrompt,
+    Parent,
+    changed,
+    chunk_of,
+    new_seed,
+    prepare,
+    with_config,
+)
+from cfgen.cli.plan import plan_of
+from cfgen.cli.runs import config_of, run_folder
+from cfgen.cli.work import carry_out, tell_result
+from cfgen.render.folder import LOCK, RunFolder
+from cfgen.render.lock import Lock
+
+app = options.command_app()
+
+From = Annotated[
+    str, typer.Option("--from", metavar="TIME", help="Where to begin anew: 40s, 1:12.")
+]
+
+
+@app.command()
+def retry(
+    ctx: typer.Context,
+    run: Parent,
+    begin: From,
+    seed: options.Seed = None,
+    prompt: NewPrompt = None,
+    json_lines: options.Json = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+    debug: options.Debug = False,
+) -> None:
+    """Do a video over from a moment on, with another seed or prompt.
+
+    The chunk that is playing at that moment is the first to be made anew. What comes before stays;
+    what comes after is replaced, and the video with it once the new one is finished. `cfgen branch`
+    keeps both.
+
+    \b
+    Examples:
+      cfgen retry a.mp4 --from 0:40
+      cfgen retry a.mp4 --from 0:40 --seed 12
+    """
+    from cfgen.render.branch import do_over
+
+    console = options.console_of(ctx)
+    console.configure(json=json_lines, quiet=quiet, verbose=verbose, debug=debug)
+    path = run_folder(run)
+    with Lock(path / LOCK):
+        folder = RunFolder(path)
+        config = config_of(folder)
+        new = changed(folder, {"seed": seed or new_seed(), "prompt": prompt})
+        new = dataclasses.replace(new, output=config.output)
+        drawn = plan_of(config)
+        point, record = prepare(console, folder, chunk_of(begin, drawn, drawn))
+        for _ in do_over(point, with_config(record, new, point)):
+            pass
+        del point  # and the model with it, before it is loaded for the new take
+    if seed is None:
+        console.note(f"seed {new.seed} (chosen at random)")
+    finished = carry_out(console, new, drawn, resume=True)
+    tell_result(console, finished, new)

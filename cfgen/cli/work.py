@@ -1,0 +1,120 @@
+"""A render at work in a terminal: its events are shown, and signals stop it without loss."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+from types import FrameType
+from typing import Protocol
+
+from cfgen.cli.console import Console
+from cfgen.cli.plan import needs_of, plan_data, replay_words
+from cfgen.config.schema import RenderConfig
+from cfgen.errors import Interrupted
+from cfgen.render.events import Finished
+from cfgen.render.output import resume_command, run_of
+from cfgen.render.plan import Plan
+
+
+def carry_out(
+    console: Console,
+    config: RenderConfig,
+    drawn: Plan,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    allow_changed: frozenset[str] = frozenset(),
+) -> Finished:
+    """Build and run a render, showing its events.
+
+    The first Ctrl-C or SIGTERM stops it after the chunk that is being made, the second at once;
+    SIGHUP, as when a terminal is closed, is as SIGTERM, and SIGUSR1 shows how far it is.
+
+    Raises:
+        CfgenError: It could not be finished; `Interrupted` after a signal.
+    """
+    from cfgen.build import build_render
+
+    for line in drawn.lines():
+        console.detail(line)
+    console.event("plan", {**plan_data(drawn, needs_of(config, drawn)), "seed": config.seed})
+    if config.snapshot.mode == "latents" and not resume:
+        console.note(f"to resume {replay_words(config)}")
+    if config.snapshot.mode == "off":
+        console.note("nothing is kept to resume with: --snapshot off")
+    console.note(f"{drawn.frames} frames in {drawn.chunks} chunks; loading the model")
+    console.start(fps=drawn.geometry.fps)
+    finished: Finished | None = None
+    assert config.output is not None
+    render = build_render(config, drawn, overwrite=overwrite)
+    if resume:
+        render.resume(allow_changed)
+    again = f"`{resume_command(run_of(config.output))}` goes on with it"
+    with gentle_signals(console, render.stop, again=again):
+        for event in render.run():
+            console.show(event)
+            if isinstance(event, Finished):
+                finished = event
+    if finished is None:
+        raise RuntimeError("the render ended without a result")
+    return finished
+
+
+class Stop(Protocol):
+    """Stops what is at work when it comes to a good place; see `Render.stop`."""
+
+    def __call__(self, why: str, *, exit_code: int) -> None:
+        """Stop."""
+
+
+@contextlib.contextmanager
+def gentle_signals(console: Console, stop_work: Stop, *, again: str) -> Iterator[None]:
+    """Let the first signal stop the work in the block gently, and the second at once.
+
+    Args:
+        console: Where to tell.
+        stop_work: Stops it gently.
+        again: How to go on after the second.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    stopped = False
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        nonlocal stopped
+        exit_code = 128 + number
+        if stopped:
+            raise Interrupted("stopped at once", again, exit_code=exit_code)
+        stopped = True
+        why = "interrupted" if number == signal.SIGINT else "terminated"
+        stop_work(why, exit_code=exit_code)
+        console.note(f"{why}: finishing the chunk; once more stops at once")
+
+    def tell(number: int, frame: FrameType | None) -> None:
+        console.status()
+
+    handlers = {signal.SIGINT: stop, signal.SIGTERM: stop}
+    if hasattr(signal, "SIGUSR1"):
+        handlers |= {signal.SIGHUP: stop, signal.SIGUSR1: tell}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def tell_result(console: Console, finished: Finished, config: RenderConfig) -> None:
+    """Show the video, by the name that it was given, as the result of a command."""
+    facts = {
+        "output": str(finished.output.absolute()),
+        "sidecar": str(finished.sidecar.absolute()),
+        "frames": finished.frames,
+        "seconds": finished.seconds,
+        "elapsed_s": finished.elapsed_s,
+        "seed": config.seed,
+    }
+    console.result(str(config.output or finished.output), facts)

@@ -1,0 +1,218 @@
+"""Another continuation of a render: as a render of its own, or in the place of the old one.
+
+What lies before the branching point is taken over, latents and finished segments, and the memory
+at that point becomes a snapshot that the new render can always go back to.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from cfgen.errors import UsageError
+from cfgen.render.disk import disk_errors, sync_file, sync_folder
+from cfgen.render.folder import JOURNAL, LOCK, RunFolder, RunRecord, make_empty, write_record
+from cfgen.render.journal import ChunkLine, Journal, Line, SegmentLine
+from cfgen.render.lock import Lock
+from cfgen.render.output import refuse_existing
+from cfgen.render.plan import Plan
+from cfgen.render.resume import Ground, Way, pass_again, survey, way_to
+from cfgen.render.snapshot import SnapshotStore
+from cfgen.render.source import FrameSource
+
+NO_BUDGET = 2**62
+"""Bytes that no disk holds: nothing is thinned out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Branching:
+    """A point of a render, and what it takes to get the memory back to it.
+
+    Attributes:
+        folder: The run folder.
+        source: What made its frames; its memory is empty.
+        plan: Its plan.
+        chunk: The first chunk that is to be another.
+        ground: What of the render can be trusted.
+        store: Its snapshots.
+        way: The way to the memory before `chunk`.
+    """
+
+    folder: RunFolder
+    source: FrameSource
+    plan: Plan
+    chunk: int
+    ground: Ground
+    store: SnapshotStore
+    way: Way
+
+    @property
+    def replayed(self) -> int:
+        """Chunks that are committed again from their latents."""
+        return len(self.way.chunks) - len(self.way.again)
+
+
+def find_way(folder: RunFolder, source: FrameSource, plan: Plan, chunk: int) -> Branching:
+    """Look for the memory as it was before `chunk`; the caller holds the lock of the run.
+
+    Raises:
+        UsageError: The chunk is not made yet, or the render branched off after it.
+        SnapshotCorrupt: It cannot be found.
+    """
+    ground = survey(folder, plan)
+    if chunk > len(ground.lines):
+        raise UsageError(
+            f"{folder.path} is rendered up to chunk {len(ground.lines)} of {plan.chunks}, and "
+            f"chunk {chunk + 1} is asked for",
+            "resume it first, or take an earlier time",
+        )
+    if chunk < folder.record.base:
+        raise UsageError(
+            f"{folder.path} branched off after chunk {folder.record.base}, at "
+            f"{plan.chunk(folder.record.base).frame_start / plan.geometry.fps:.2f} s, and chunk "
+            f"{chunk + 1} lies before that",
+            "take a later time, or branch off from the render that it came from",
+        )
+    store = SnapshotStore(
+        folder.snapshots, folder.record.digest, budget_nbytes=NO_BUDGET, base=folder.record.base
+    )
+    unsound = [index for index in range(chunk) if not ground.sound[index]]
+    way = way_to(
+        chunk,
+        ground,
+        store,
+        snapshot_before=min([chunk, *unsound]),
+        replayable=source.memory.replayable,
+    )
+    return Branching(
+        folder=folder, source=source, plan=plan, chunk=chunk, ground=ground, store=store, way=way
+    )
+
+
+def branch_off(point: Branching, path: Path, record: RunRecord) -> Iterator[int]:
+    """Make the run folder of a render that goes on from `point`, yielding chunks passed again.
+
+    Args:
+        point: Where.
+        path: The new run folder; one that is there is emptied, if `record` may overwrite.
+        record: What the new render is; its base is set here.
+
+    Raises:
+        OutputRefused: Something is there that may not be overwritten.
+        SnapshotMismatch: This machine does not make the same frames again.
+        BudgetError, WriterError: The disk refused.
+    """
+    record = replace(record, base=point.chunk, parts=_parts(point, record))
+    yield from _pass(point)
+    with disk_errors(path):
+        path.mkdir(exist_ok=True)
+    with Lock(path / LOCK):
+        if not record.overwrite:
+            refuse_existing(path.parent / record.output, path)
+        make_empty(path)
+        with disk_errors(path):
+            for index in range(point.chunk):
+                _link(point.folder.latents(index), path / "latents")
+            for segment in point.ground.segments:
+                if (segment.index + 1) * point.plan.segment_chunks <= point.chunk:
+                    _link(segment.path, path / "segments")
+            for name in ("latents", "segments"):
+                sync_folder(path / name)
+        _save(point, path / "snapshots", record)
+        Journal(path / JOURNAL, run=record.digest).rewrite(_lines(point))
+        write_record(path, record)
+
+
+def do_over(point: Branching, record: RunRecord) -> Iterator[int]:
+    """Replace what a render made from `point` on, yielding chunks passed again.
+
+    Until the record is written, the last thing of all, the render is what it was.
+
+    Args:
+        point: Where; the caller holds the lock of the run.
+        record: What the render becomes; its base and take are set here.
+
+    Raises:
+        SnapshotMismatch: This machine does not make the same frames again.
+        BudgetError, WriterError: The disk refused.
+    """
+    before = point.folder.record
+    # With the same prompt, what comes before can still be committed again from its latents.
+    same = before.config["prompt"] == record.config["prompt"] and point.source.memory.replayable
+    base = point.chunk
+    if same and (not before.base or point.store.newest(before=before.base) == before.base):
+        base = before.base
+    record = replace(
+        record,
+        base=base,
+        take=before.take + 1,
+        overwrite=point.folder.mine,
+        parts=_parts(point, record),
+    )
+    yield from _pass(point)
+    path = point.folder.path
+    stem, _, ending = JOURNAL.partition(".")
+    snapshots, journal = path / f"snapshots-{record.take}", path / f"{stem}-{record.take}.{ending}"
+    with disk_errors(snapshots):
+        if snapshots.exists():
+            shutil.rmtree(snapshots)
+    _save(point, snapshots, record)
+    Journal(journal, run=record.digest).rewrite(_lines(point))
+    write_record(path, record)
+    with contextlib.suppress(OSError):
+        point.folder.journal.path.unlink()
+        shutil.rmtree(point.folder.snapshots)
+
+
+def _parts(point: Branching, record: RunRecord) -> list[dict[str, object]]:
+    """What the frames before the point were made with, where it is not what `record` has."""
+    before, start = point.folder.record, point.plan.chunk(point.chunk).frame_start
+    made_with: dict[str, object] = {name: before.config[name] for name in ("prompt", "seed")}
+    parts = [*before.parts, {"until_frame": point.plan.frames, **made_with}]
+    kept: list[dict[str, object]] = []
+    for part in parts:
+        begins = int(str(kept[-1]["until_frame"])) if kept else 0
+        if begins < start:
+            kept.append({**part, "until_frame": min(start, int(str(part["until_frame"])))})
+    if kept and all(kept[-1][name] == record.config[name] for name in made_with):
+        kept.pop()
+    return kept
+
+
+def _pass(point: Branching) -> Iterator[int]:
+    passed = pass_again(point.source, point.folder, point.store, point.ground, point.way)
+    for chunk in passed:
+        yield chunk.index
+
+
+def _save(point: Branching, snapshots: Path, record: RunRecord) -> None:
+    """Snapshots to go on from: at the point, and at the base if that lies before."""
+    store = SnapshotStore(snapshots, record.digest, budget_nbytes=NO_BUDGET, base=record.base)
+    if 0 < record.base < point.chunk:
+        store.save(record.base, point.store.load(record.base))
+    if point.chunk:
+        store.save(point.chunk, point.source.memory.state())
+
+
+def _lines(point: Branching) -> list[Line]:
+    """The lines of the chunks before the point, and of the segments that end before it."""
+    ends = point.chunk // point.plan.segment_chunks
+    return [
+        line
+        for line in point.ground.journal
+        if (isinstance(line, ChunkLine) and line.index < point.chunk)
+        or (isinstance(line, SegmentLine) and line.index < min(ends, len(point.ground.segments)))
+    ]
+
+
+def _link(file: Path, folder: Path) -> None:
+    """The same file in another folder; its content is never changed in place."""
+    try:
+        os.link(file, folder / file.name)
+    except OSError:
+        shutil.copy2(file, folder / file.name)
+    sync_file(folder / file.name)

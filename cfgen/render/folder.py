@@ -1,0 +1,347 @@
+"""The run folder of a render: everything that is needed to go on with it, or to branch off from it.
+
+NAME.cfgen/
+  run.json       the configuration, and what fixes the pixels: written once
+  journal.jsonl  a line for everything that was finished
+  latents/       one file a chunk
+  segments/      encoded pieces of the video, until it is joined
+  snapshots/     the memory between two chunks
+  log.txt        what happened, for people: begun, resumed, stopped, and why
+  lock           while a process works on it
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+from cfgen.errors import (
+    OutputRefused,
+    SnapshotCorrupt,
+    SnapshotError,
+    SnapshotMismatch,
+    UsageError,
+)
+from cfgen.render.disk import Block, disk_errors, sha256_of, sync_folder, write_file
+from cfgen.render.journal import Journal, VideoLine
+from cfgen.render.output import described, holds_render, run_of
+from cfgen.render.records import seal, typed, unseal
+
+VERSION = 1
+RECORD = "run.json"
+JOURNAL = "journal.jsonl"
+LOCK = "lock"
+LOG = "log.txt"
+_OWN = re.compile(
+    r"run(\.part)?\.json|journal(-\d+)?(\.part)?\.jsonl|lock(\.[0-9a-f]{16})?|log\.txt"
+    r"|latents|segments|snapshots(-\d+)?"
+)
+HARMLESS = ("cfgen_version", "ffmpeg_version")
+"""Names in a fingerprint that a person may let differ; frames that must be encoded again are
+compared with those that were."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunRecord:
+    """What a render is, fixed when it began.
+
+    Attributes:
+        output: The video, relative to the folder that the run folder is in.
+        overwrite: Whether the video may replace a file that was there before.
+        config: The resolved configuration as plain values.
+        fingerprint: Everything that fixes the frames, by name, in words.
+        created: When, in ISO 8601.
+        base: The chunk that this render branched off at, or 0; what comes before is another's.
+        take: Counts how often the render was done over from some chunk, in place.
+        parts: Pieces at the start that were made with another prompt or seed than `config` has, in
+            order: each with ``until_frame`` (the first frame after it), ``prompt`` and ``seed``.
+    """
+
+    output: str
+    overwrite: bool
+    config: Mapping[str, object]
+    fingerprint: Mapping[str, str]
+    created: str
+    base: int = 0
+    take: int = 1
+    parts: list[dict[str, object]] = field(default_factory=list)
+
+    @property
+    def digest(self) -> str:
+        """What tells this render from any other."""
+        text = json.dumps([self.config, self.fingerprint, self.parts], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+class RunFolder:
+    """A run folder that exists.
+
+    Attributes:
+        path: The folder.
+        record: What the render is.
+        journal: What was finished.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Open a run folder.
+
+        Raises:
+            SnapshotError: It is none, was renamed, or has a link in the place of a part.
+            SnapshotCorrupt: Its record is damaged.
+        """
+        self.path = path
+        self.record = _read_record(path)
+        if run_of(self.output).name != path.name:
+            raise SnapshotError(
+                f"{path} is the run folder of {self.record.output}, and must be called "
+                f"{run_of(self.output).name}",
+                "give it that name, beside that video",
+            )
+        for name in (JOURNAL, "latents", "segments", "snapshots", LOG):
+            if (entry := path / self._taken(name)).is_symlink():
+                raise SnapshotError(
+                    f"{entry} is a link, and cfgen changes no file outside of a run folder",
+                    "put what it leads to in its place",
+                )
+        file = path / self._taken(JOURNAL)
+        try:
+            self.journal = Journal(file, run=self.record.digest)
+        except OSError as error:
+            raise SnapshotCorrupt(f"cannot read {file}: {error.strerror}") from None
+
+    @classmethod
+    def create(cls, path: Path, record: RunRecord) -> RunFolder:
+        """Make a run folder; one that is there already is emptied first.
+
+        Raises:
+            OutputRefused: Something in it is not of cfgen.
+            BudgetError, WriterError: The disk refused.
+        """
+        make_empty(path)
+        Journal(path / JOURNAL, run=record.digest).rewrite([])
+        write_record(path, record)
+        return cls(path)
+
+    @property
+    def output(self) -> Path:
+        """The video."""
+        return self.path.parent / self.record.output
+
+    @property
+    def segments(self) -> Path:
+        """The folder of encoded segments."""
+        return self.path / "segments"
+
+    @property
+    def snapshots(self) -> Path:
+        """The folder of snapshots."""
+        return self.path / self._taken("snapshots")
+
+    @property
+    def finished(self) -> VideoLine | None:
+        """What the journal tells of the video, if that is in its place, whole and described."""
+        lines = self.journal.of(VideoLine)
+        with contextlib.suppress(OSError):
+            if lines and described(self.output) == lines[-1].sha256 == sha256_of(self.output):
+                return lines[-1]
+        return None
+
+    @property
+    def mine(self) -> bool:
+        """Whether what stands in the video's place may be replaced: it was this render's own."""
+        if self.record.overwrite:
+            return True
+        lines = self.journal.of(VideoLine)
+        with contextlib.suppress(OSError):  # the sidecar or the video, whichever is damaged
+            return bool(lines) and lines[-1].sha256 in (
+                described(self.output),
+                sha256_of(self.output),
+            )
+        return False
+
+    def _taken(self, name: str) -> str:
+        """The name of what each take has of its own, so that one file switches between them."""
+        stem, dot, ending = name.partition(".")
+        return name if self.record.take == 1 else f"{stem}-{self.record.take}{dot}{ending}"
+
+    def latents(self, chunk: int) -> Path:
+        """The file of a chunk's latents."""
+        return self.path / "latents" / f"{chunk:06d}.safetensors"
+
+    def log(self, text: str) -> None:
+        """Add a line to the log.
+
+        Raises:
+            BudgetError, WriterError: The disk refused.
+        """
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        with disk_errors(self.path / LOG), (self.path / LOG).open("a", encoding="utf-8") as file:
+            file.write(f"{now} {text}\n")
+
+    def keep_latents(self, chunk: int, blocks: list[Block]) -> str:
+        """Write a chunk's latents, without waiting for the disk; return the digest of the file.
+
+        Raises:
+            BudgetError, WriterError: The disk refused.
+        """
+        path = self.latents(chunk)
+        with disk_errors(path):
+            return write_file(path, blocks, sync=False)
+
+    def has_latents(self, chunk: int, sha256: str) -> bool:
+        """Whether a chunk's latents are there and whole."""
+        try:
+            return sha256_of(self.latents(chunk)) == sha256
+        except OSError:
+            return False
+
+    def expect(self, record: RunRecord, *, allow_changed: Collection[str]) -> None:
+        """Refuse to go on where the frames would be others.
+
+        Args:
+            record: What would be rendered here and now.
+            allow_changed: Names in it that may differ, of those in `HARMLESS`.
+
+        Raises:
+            UsageError: One of `allow_changed` may never differ.
+            SnapshotMismatch: The fingerprint is another; tells every difference.
+        """
+        require_harmless(allow_changed)
+        unseen = {"output", "snapshot"}
+        if {k: v for k, v in record.config.items() if k not in unseen} != {
+            k: v for k, v in self.record.config.items() if k not in unseen
+        }:
+            raise SnapshotMismatch(f"{self.path} became another render meanwhile", "try again")
+        before, fingerprint = self.record.fingerprint, record.fingerprint
+        names = [
+            name
+            for name in {**before, **fingerprint}
+            if before.get(name) != fingerprint.get(name) and name not in allow_changed
+        ]
+        if names:
+            listed = "".join(
+                f"\n  {name}: began with {before.get(name)}, now {fingerprint.get(name)}"
+                for name in names
+            )
+            raise SnapshotMismatch(
+                f"{self.path} cannot be resumed here, the frames might be others:{listed}",
+                f"accept it with {' '.join(f'--allow-changed {name}' for name in names)}"
+                if set(names) <= set(HARMLESS)
+                else "restore what changed, or render again from the start with -y",
+            )
+
+
+def require_harmless(names: Collection[str]) -> None:
+    """Refuse to let anything differ that may change a frame.
+
+    Raises:
+        UsageError: One of the names is not in `HARMLESS`.
+    """
+    for name in names:
+        if name not in HARMLESS:
+            raise UsageError(f"{name!r} may not change; what may is {', '.join(HARMLESS)}")
+
+
+def write_record(path: Path, record: RunRecord) -> None:
+    """Make `record` that of a run folder, at once and for good.
+
+    Raises:
+        BudgetError, WriterError: The disk refused.
+    """
+    facts = seal({"version": VERSION, **asdict(record)})
+    text = json.dumps(facts, ensure_ascii=False, indent=1)
+    with disk_errors(path / RECORD):
+        write_file(path / RECORD, [text.encode() + b"\n"])
+
+
+def make_empty(path: Path) -> None:
+    """Make the folders of a run, for good; what is there of an earlier one goes.
+
+    Raises:
+        OutputRefused: Something in it is not of cfgen.
+        BudgetError, WriterError: The disk refused.
+    """
+    with disk_errors(path):
+        path.mkdir(exist_ok=True)
+        clear(path)
+        for name in ("latents", "segments"):
+            (path / name).mkdir()
+        sync_folder(path)
+        sync_folder(path.parent)
+
+
+def is_run(path: Path) -> bool:
+    """Whether a folder looks like a run folder."""
+    return path.suffix == ".cfgen" and holds_render(path)
+
+
+def clear(path: Path) -> None:
+    """Remove what a run folder holds but its lock.
+
+    Record and journal go first: a run that is half removed is none.
+
+    Raises:
+        OSError: The disk refused.
+        OutputRefused: Something in the folder is not of cfgen.
+    """
+
+    def order(entry: Path) -> int:
+        return 0 if entry.name == RECORD else 1 if entry.name.startswith("journal") else 2
+
+    entries = sorted(path.iterdir(), key=order)
+    for entry in entries:
+        if not _OWN.fullmatch(entry.name):
+            raise OutputRefused(f"{path} holds {entry.name}, which is not of cfgen", "move it away")
+    for entry in entries:
+        if entry.name == LOCK:
+            continue
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
+
+
+def remove(path: Path) -> None:
+    """Remove a run folder; the caller holds its lock, which goes last.
+
+    Raises:
+        BudgetError, WriterError: The disk refused.
+        OutputRefused: Something in the folder is not of cfgen.
+    """
+    with disk_errors(path):
+        clear(path)
+        (path / LOCK).unlink(missing_ok=True)
+        path.rmdir()
+
+
+def _read_record(path: Path) -> RunRecord:
+    file = path / RECORD
+    begin_again = "render again from the start with -y, or remove the folder"
+    try:
+        facts, _ = unseal(file.read_bytes())
+        version = facts.pop("version", None)
+        if version != VERSION:
+            raise SnapshotError(
+                f"{file} has version {version}, this cfgen reads version {VERSION}",
+                "resume it with the cfgen that began it",
+            )
+        record = typed(RunRecord, facts)
+        name = record.output
+        if name in ("", ".", "..") or "\0" in name or Path(name).name != name:
+            raise ValueError("its output is not a plain file name")
+        return record
+    except FileNotFoundError:
+        raise SnapshotError(
+            f"{path} cannot be gone on with: it has no {RECORD}", begin_again
+        ) from None
+    except OSError as error:
+        raise SnapshotError(f"cannot read {file}: {error.strerror}") from None
+    except ValueError as error:
+        raise SnapshotCorrupt(f"{file} is damaged: {error}", begin_again) from None

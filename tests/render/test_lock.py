@@ -1,0 +1,176 @@
+"""A lock keeps two processes off one run, and a dead one's is taken."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from cfgen.errors import SetupError
+from cfgen.render.lock import Lock, owner_of, read_owner
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "lock"
+
+
+def test_a_held_lock_refuses_and_names_its_owner(path: Path) -> None:
+    with Lock(path) as lock:
+        assert lock.held
+        with pytest.raises(SetupError, match=f"in use by process {os.getpid()} on "):
+            Lock(path).acquire()
+        assert lock.held
+    assert not path.exists()
+    with Lock(path):
+        assert path.exists()
+    assert list(path.parent.iterdir()) == []
+
+
+def test_the_lock_of_a_killed_process_is_taken_at_once(path: Path) -> None:
+    code = (
+        "import sys, time; from pathlib import Path; from cfgen.render.lock import Lock\n"
+        "Lock(Path(sys.argv[1])).acquire(); print('held', flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        assert owner_of(path) is not None
+        with pytest.raises(SetupError):
+            Lock(path).acquire()
+        process.kill()
+    assert owner_of(path) is None
+    began = time.monotonic()
+    with Lock(path) as lock:
+        assert lock.held
+    assert time.monotonic() - began < 2
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
+def test_a_zombie_holds_nothing(path: Path) -> None:
+    """As in a container without an init that would bury it."""
+    pid = os.fork()
+    if pid == 0:
+        Lock(path).acquire()
+        os._exit(0)
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    assert owner_of(path) is None
+    with Lock(path) as lock:
+        assert lock.held
+    os.waitpid(pid, 0)
+
+
+def elsewhere(path: Path, beat: int = 0, system: str = "another") -> None:
+    facts = {"host": "elsewhere", "system": system, "pid": 1, "born": "x", "token": "t"}
+    text = json.dumps(facts | {"beat": f"{beat:012}"})
+    with path.open("r+" if path.exists() else "x") as file:  # in place, as owners write it
+        file.write(text)
+
+
+def test_an_owner_on_another_machine_is_dead_when_it_is_silent(path: Path) -> None:
+    elsewhere(path)
+    with Lock(path, patience_s=0.5) as lock:
+        assert lock.held
+
+
+def test_an_owner_on_another_machine_lives_while_its_count_changes(path: Path) -> None:
+    elsewhere(path)
+    beating = threading.Thread(target=_beat, args=(path,))
+    beating.start()
+    try:
+        with pytest.raises(SetupError, match="process 1 on elsewhere"):
+            Lock(path, patience_s=20).acquire()
+    finally:
+        beating.join()
+
+
+def _beat(path: Path) -> None:
+    for beat in range(1, 20):
+        time.sleep(0.1)
+        elsewhere(path, beat)
+
+
+@pytest.mark.parametrize("step_s", [-86400, 86400])
+def test_clocks_do_not_matter(path: Path, step_s: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = time.time
+    with Lock(path):
+        monkeypatch.setattr(time, "time", lambda: now() + step_s)
+        os.utime(path, (now() + step_s, now() + step_s))
+        with pytest.raises(SetupError):
+            Lock(path).acquire()
+
+
+def test_the_owner_gives_signs_of_life(path: Path) -> None:
+    with Lock(path, beat_s=0.05):
+        first = read_owner(path)
+        time.sleep(0.5)
+        later = read_owner(path)
+        assert first is not None
+        assert later is not None
+        assert later.beat > first.beat
+        assert later.token == first.token
+
+
+def test_an_owner_that_slept_too_long_knows_and_does_no_harm(path: Path) -> None:
+    with Lock(path, beat_s=0.05) as sleeper:
+        path.unlink()
+        with Lock(path) as successor:
+            time.sleep(0.3)
+            assert not sleeper.held
+            assert successor.held
+            sleeper.release()
+            assert successor.held
+
+
+@pytest.mark.parametrize("content", [b"", b"\0\0\0", b"{}", b"[1]", b"\xff", b'{"host": 3}'])
+def test_a_damaged_lock_is_taken_when_it_stays_so(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+    assert read_owner(path) is None
+    began = time.monotonic()
+    with Lock(path, patience_s=0.4) as lock:
+        assert lock.held
+    assert time.monotonic() - began > 0.3
+
+
+def test_a_system_that_cannot_be_named_is_watched(path: Path) -> None:
+    elsewhere(path, system="")
+    assert owner_of(path) is not None
+    with Lock(path, patience_s=0.4) as lock:
+        assert lock.held
+
+
+def test_a_watched_owner_is_replaced_only_while_it_is_the_one(path: Path) -> None:
+    elsewhere(path, beat=3)
+    watched = read_owner(path)
+    elsewhere(path, beat=4)
+    with pytest.raises(SetupError):
+        Lock(path, patience_s=0).acquire(watched=(watched,))
+    lock = Lock(path, patience_s=0)
+    lock.acquire(watched=(read_owner(path),))
+    assert lock.held
+    lock.release()
+
+
+def test_only_one_of_many_takes_a_dead_owners_lock(path: Path) -> None:
+    code = (
+        "import sys, time; from pathlib import Path; from cfgen.render.lock import Lock\n"
+        "from cfgen.errors import SetupError\n"
+        "lock = Lock(Path(sys.argv[1]), patience_s=0.3)\n"
+        "try:\n    lock.acquire(); print('took', flush=True); time.sleep(3)\n"
+        "except SetupError:\n    print('refused', flush=True)"
+    )
+    elsewhere(path)
+    processes = [
+        subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, text=True)
+        for _ in range(4)
+    ]
+    said = sorted(process.communicate()[0].strip() for process in processes)
+    assert said == ["refused", "refused", "refused", "took"]

@@ -1,0 +1,74 @@
+"""Whatever stands in a file of the run folder, reading it gives a record or a ValueError."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import asdict, fields
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cfgen.render.batch import Fate
+from cfgen.render.folder import RunRecord
+from cfgen.render.journal import ChunkLine, SegmentLine, SessionLine, VideoLine
+from cfgen.render.records import read_mapping, seal, typed, unseal
+
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
+    lambda s: st.lists(s, max_size=3) | st.dictionaries(st.text(max_size=5), s, max_size=3),
+)
+CLASSES = [Fate, RunRecord, ChunkLine, SegmentLine, SessionLine, VideoLine]
+
+
+@given(st.dictionaries(st.text(max_size=5).filter(lambda name: name != "check"), ANYTHING))
+def test_a_sealed_record_is_read_back_and_any_other_value_breaks_the_seal(
+    facts: dict[str, Any],
+) -> None:
+    sealed = seal(facts, before="abc")
+    text = json.dumps(sealed)
+    assert unseal(text, before="abc") == (facts, sealed["check"])
+    for before in ("", "abd"):
+        with pytest.raises(ValueError, match="checksum"):
+            unseal(text, before=before)
+    for name in facts:
+        with pytest.raises(ValueError, match="checksum"):
+            unseal(json.dumps({**sealed, name: [facts[name]]}), before="abc")
+
+
+@given(st.binary(max_size=200) | st.text(max_size=200) | ANYTHING.map(json.dumps))
+def test_anything_else_is_refused(content: bytes | str) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011 - whatever it says
+        unseal(content)
+
+
+def test_a_deep_nest_is_refused() -> None:
+    with pytest.raises(ValueError, match="nested too deeply"):
+        read_mapping('{"a":' * 100_000)
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+@given(data=st.data())
+def test_a_record_has_the_types_that_were_written(
+    cls: Callable[..., Any], data: st.DataObject
+) -> None:
+    names = [field.name for field in fields(cls)]
+    facts = data.draw(st.dictionaries(st.sampled_from([*names, "more"]), ANYTHING))
+    try:
+        record = typed(cls, facts)
+    except ValueError:
+        return
+    assert set(facts) <= set(names)
+    assert json.loads(json.dumps(asdict(record))) == {**asdict(record), **facts}
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [[], None, 3, {"attempts": True}, {"attempts": 1.0}, {"seconds": "1"}, {"seconds": math.nan}],
+)
+def test_other_types_are_refused(facts: object) -> None:
+    with pytest.raises(ValueError, match="no mapping|of another type|is nan"):
+        typed(Fate, facts)

@@ -1,0 +1,455 @@
+"""Interrupted renders go on to the very film that would have been, whatever interrupted them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from cfgen.build import build_render
+from cfgen.cli.app import app
+from cfgen.cli.plan import plan_of
+from cfgen.config.loader import load
+from cfgen.errors import CfgenError, Interrupted, PresetError
+from cfgen.render.disk import sha256_of
+from cfgen.render.events import ChunkDone, Event, Finished, Resumed, Saved, Warned
+from cfgen.render.folder import RunFolder
+from cfgen.render.journal import ChunkLine, SegmentLine
+from cfgen.render.ledger import Ledger
+from cfgen.render.output import described, sidecar_of
+from tests.render.crash import Crash, dying
+from tests.render.test_run import MEMORIES, PROMPT
+
+EIGHT_CHUNKS = "5.8s"
+
+
+@dataclass
+class Film:
+    """A render of the tiny model in a folder of its own."""
+
+    folder: Path
+    settings: list[str]
+
+    @property
+    def run(self) -> Path:
+        return self.folder / "clip.cfgen"
+
+    @property
+    def output(self) -> Path:
+        return self.folder / "clip.mp4"
+
+    def events(self, *, resume: bool) -> Iterator[Event]:
+        self.folder.mkdir(exist_ok=True)
+        values = {"prompt": PROMPT, "seed": "3", "duration": EIGHT_CHUNKS}
+        config = load(values | {"output": str(self.output)}, assignments=self.settings).config
+        render = build_render(config, plan_of(config))
+        if resume:
+            render.resume()
+        yield from render.run()
+
+    def whole(self) -> bytes:
+        """Render without a break; the video."""
+        for _ in self.events(resume=False):
+            pass
+        return self.output.read_bytes()
+
+    def until(self, chunks: int) -> None:
+        """Render, and leave like a killed process after some chunks."""
+        self.killed(self.events(resume=False), lambda event: event.index + 1 == chunks)
+
+    def killed(self, events: Iterator[Event], at: Callable[[ChunkDone], bool]) -> None:
+        with dying(self.folder, None) as disk:
+            for event in events:
+                if isinstance(event, ChunkDone) and at(event):
+                    break
+            disk.dead = True
+            with suppress(Crash):
+                events.close()
+        self.bury()
+
+    def bury(self) -> None:
+        """Make the lock that of a dead process, not of this one."""
+        lock = self.run / "lock"
+        if lock.exists():
+            text = lock.read_text()
+            lock.unlink()
+            if text:  # else it died while it wrote that
+                lock.write_text(json.dumps(json.loads(text) | {"born": "long ago"}))
+
+    def go_on(self) -> list[Event]:
+        return list(self.events(resume=True))
+
+
+@pytest.fixture(autouse=True)
+def small_segments(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three chunks a segment, and a snapshot after every second chunk."""
+    import cfgen.cli.plan as plan_module
+    from cfgen.render.plan import make_plan
+
+    monkeypatch.setattr(
+        plan_module, "make_plan", lambda *given, **named: make_plan(*given, segment_chunks=3)
+    )
+
+    def due(ledger: object) -> bool:
+        vars(ledger)["asked"] = vars(ledger).get("asked", 0) + 1
+        return vars(ledger)["asked"] % 2 == 0
+
+    monkeypatch.setattr(Ledger, "snapshot_due", property(due))
+
+
+@pytest.fixture
+def film(tiny_settings: list[str], tmp_path: Path) -> Callable[..., Film]:
+    made = []
+
+    def make(*settings: str) -> Film:
+        made.append(1)
+        return Film(tmp_path / f"film-{len(made)}", [*tiny_settings, *settings])
+
+    return make
+
+
+@pytest.mark.parametrize("chunks", range(1, 8))
+def test_a_killed_render_goes_on_to_the_same_file(film: Callable[..., Film], chunks: int) -> None:
+    expected = film().whole()
+    cut = film()
+    cut.until(chunks)
+    events = cut.go_on()
+    assert cut.output.read_bytes() == expected
+    resumed = next(event for event in events if isinstance(event, Resumed))
+    assert resumed.chunk == chunks
+    assert resumed.made_again == 0
+    made = [event.index for event in events if isinstance(event, ChunkDone)]
+    assert made == list(range(chunks, 8))
+    assert isinstance(events[-1], Finished)
+    assert events[-1].frames == 93
+
+
+@pytest.mark.parametrize("mode", ["full", "latents"])
+@pytest.mark.parametrize("memory", MEMORIES)
+def test_every_memory_goes_on(film: Callable[..., Film], memory: str, mode: str) -> None:
+    settings = [*MEMORIES[memory], f"snapshot.mode={mode}"]
+    if (memory, mode) == ("release", "latents"):
+        with pytest.raises(PresetError, match=r"snapshot\.mode: must be full or off"):
+            film(*settings).whole()
+        return
+    expected = film(*settings).whole()
+    cut = film(*settings)
+    cut.until(5)
+    events = cut.go_on()
+    resumed = next(event for event in events if isinstance(event, Resumed))
+    start = resumed.snapshot
+    assert (start > 0) == (mode == "full")
+    again = 5 - start
+    release = memory == "release"
+    assert (resumed.replayed, resumed.made_again) == ((0, again) if release else (again, 0))
+    assert cut.output.read_bytes() == expected
+
+
+@pytest.mark.parametrize("rng", ["reference", "keyed"])
+@pytest.mark.parametrize("renoise", ["fresh", "predicted"])
+def test_noise_goes_on_where_it_stopped(film: Callable[..., Film], rng: str, renoise: str) -> None:
+    settings = [f"rng={rng}", f"schedule.renoise={renoise}"]
+    expected = film(*settings).whole()
+    cut = film(*settings)
+    cut.until(4)
+    cut.go_on()
+    assert cut.output.read_bytes() == expected
+
+
+def test_a_render_may_be_killed_again_and_again(film: Callable[..., Film]) -> None:
+    expected = film().whole()
+    cut = film()
+    cut.until(1)
+    for _ in range(5):
+        cut.killed(cut.events(resume=True), lambda event: True)
+    events = cut.go_on()
+    assert [event.index for event in events if isinstance(event, ChunkDone)] == [6, 7]
+    assert cut.output.read_bytes() == expected
+
+
+@pytest.mark.parametrize("share", [i / 23 for i in range(24)])
+def test_a_render_that_dies_at_any_write_goes_on(film: Callable[..., Film], share: float) -> None:
+    """The disk changes are counted in a whole render first; then one of them is the last."""
+    expected, changes = counted_whole(film())
+    dies_and_goes_on(film(), round(share * (changes - 1)), expected)
+
+
+@pytest.mark.slow
+def test_a_render_that_dies_at_every_write_goes_on(film: Callable[..., Film]) -> None:
+    expected, changes = counted_whole(film())
+    for at in range(changes):
+        dies_and_goes_on(film(), at, expected)
+
+
+def counted_whole(counted: Film) -> tuple[bytes, int]:
+    """The video of a render that nothing disturbs, and the number of its changes to the disk."""
+    with dying(counted.folder, None) as disk:
+        return counted.whole(), len(disk.changes)
+
+
+def dies_and_goes_on(cut: Film, at: int, expected: bytes) -> None:
+    """Let a render die at one change to the disk, and go on with it."""
+    with dying(cut.folder, at), pytest.raises(Crash):
+        cut.whole()
+    cut.bury()
+    if cut.output.exists():
+        assert cut.output.read_bytes() == expected
+    if not (cut.run / "run.json").exists():
+        assert not cut.output.exists()
+        cut.whole()
+    elif RunFolder(cut.run).finished is None:
+        cut.go_on()
+    assert cut.output.read_bytes() == expected
+
+
+DAMAGES: dict[str, Callable[[Path], None]] = {
+    "truncated": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+    "emptied": lambda path: path.write_bytes(b""),
+    "zeroed": lambda path: path.write_bytes(bytes(path.stat().st_size)),
+    "flipped": lambda path: flip(path),
+    "deleted": lambda path: path.unlink(),
+}
+KINDS = {
+    "record": "run.json",
+    "journal": "journal.jsonl",
+    "latents": "latents/000003.safetensors",
+    "newest latents": "latents/000006.safetensors",
+    "first segment": "segments/segment-000000.mp4",
+    "second segment": "segments/segment-000001.mp4",
+    "manifest": "snapshots/000006.json",
+    "pages": "snapshots/000006-0.safetensors",
+    "older manifest": "snapshots/000004.json",
+    "older pages": "snapshots/000004-0.safetensors",
+}
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_damage_is_found_and_mended_or_refused(
+    film: Callable[..., Film], kind: str, damage: str
+) -> None:
+    expected = film().whole()
+    cut = film()
+    cut.until(7)
+    file = cut.run / KINDS[kind]
+    assert file.is_file(), sorted(cut.run.rglob("*"))
+    DAMAGES[damage](file)
+    if kind == "record":
+        with pytest.raises(CfgenError, match=r"run\.json"):
+            cut.go_on()
+        assert not cut.output.exists()
+        return
+    events = cut.go_on()
+    assert cut.output.read_bytes() == expected
+    unneeded = {"latents": False, "older manifest": True, "older pages": True}
+    told = [event for event in events if isinstance(event, Warned)]
+    # Without its manifest, a snapshot is one that was never taken.
+    if not unneeded.get(kind, False) and (kind, damage) != ("manifest", "deleted"):
+        assert told, "damage is told"
+
+
+def test_everything_but_the_latents_may_be_lost(film: Callable[..., Film]) -> None:
+    expected = film().whole()
+    cut = film()
+    cut.until(7)
+    shutil.rmtree(cut.run / "segments")
+    shutil.rmtree(cut.run / "snapshots")
+    events = cut.go_on()
+    resumed = next(event for event in events if isinstance(event, Resumed))
+    assert (resumed.made_again, resumed.replayed, resumed.encoded_again) == (0, 7, 81)
+    assert cut.output.read_bytes() == expected
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda film: film.output.unlink(),
+        lambda film: flip(film.output),
+        lambda film: sidecar_of(film.output).unlink(),
+        lambda film: sidecar_of(film.output).write_text("{}") and film.output.unlink(),
+    ],
+)
+def test_a_lost_video_is_made_from_its_latents(
+    film: Callable[..., Film], damage: Callable[[Film], None]
+) -> None:
+    done = film()
+    expected = done.whole()
+    damage(done)
+    events = done.go_on()
+    assert not [event for event in events if isinstance(event, ChunkDone)]
+    assert done.output.read_bytes() == expected
+    assert described(done.output) == sha256_of(done.output)
+
+
+def test_a_gentle_stop_snapshots_and_goes_on(film: Callable[..., Film]) -> None:
+    expected = film().whole()
+    cut = film()
+    values = {"prompt": PROMPT, "seed": "3", "duration": EIGHT_CHUNKS}
+    cut.folder.mkdir()
+    config = load(values | {"output": str(cut.output)}, assignments=cut.settings).config
+    render = build_render(config, plan_of(config))
+    events = []
+
+    def work() -> None:
+        for event in render.run():
+            events.append(event)
+            if isinstance(event, ChunkDone) and event.index == 2:
+                render.stop("interrupted", exit_code=130)
+
+    with pytest.raises(Interrupted, match="interrupted after chunk 3 of 8") as stopped:
+        work()
+    assert isinstance(events[-1], Saved)
+    assert events[-1].chunk == 3
+    assert "cfgen resume" in (stopped.value.hint or "")
+    resumed = next(event for event in cut.go_on() if isinstance(event, Resumed))
+    assert (resumed.snapshot, resumed.replayed, resumed.encoded_again) == (3, 0, 0)
+    assert cut.output.read_bytes() == expected
+
+
+def test_journal_latents_and_settings_stay_and_the_rest_goes(film: Callable[..., Film]) -> None:
+    done = film()
+    done.whole()
+    folder = RunFolder(done.run)
+    assert folder.finished is not None
+    assert len(folder.journal.of(ChunkLine)) == 8
+    assert len(list((done.run / "latents").iterdir())) == 8
+    assert list((done.run / "segments").iterdir()) == []
+    clean = film("snapshot.clean=true")
+    clean.whole()
+    assert not clean.run.exists()
+    off = film("snapshot.mode=off")
+    off.whole()
+    assert not off.run.exists()
+
+
+def test_time_spent_is_counted_over_all_sessions(film: Callable[..., Film]) -> None:
+    cut = film()
+    cut.until(5)
+    before = RunFolder(cut.run).journal.of(ChunkLine)[-1].elapsed_s
+    events = cut.go_on()
+    resumed = next(event for event in events if isinstance(event, Resumed))
+    assert resumed.elapsed_s == before
+    assert events[-1].elapsed_s > before
+    assert all(e.elapsed_s > before for e in events if isinstance(e, ChunkDone))
+
+
+@pytest.fixture
+def cfgen_command(
+    tiny_settings: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Result]:
+    monkeypatch.chdir(tmp_path)
+    sets = [part for value in tiny_settings for part in ("--set", value)]
+
+    def run(command: str, *arguments: str) -> Result:
+        given = [command, *arguments]
+        if command == "render":
+            given += ["--duration", EIGHT_CHUNKS, "--seed", "3", *sets, "-o", "clip.mp4"]
+        return CliRunner().invoke(app, given)
+
+    return run
+
+
+def interrupted_here(film: Callable[..., Film], tmp_path: Path, chunks: int = 5) -> None:
+    cut = film()
+    cut.folder = tmp_path
+    cut.until(chunks)
+
+
+def test_commands_go_on_with_an_interrupted_render(
+    film: Callable[..., Film], cfgen_command: Callable[..., Result], tmp_path: Path
+) -> None:
+    for arguments in (["resume"], ["resume", "clip.cfgen"], ["resume", "clip.mp4"]):
+        interrupted_here(film, tmp_path)
+        result = cfgen_command(*arguments)
+        assert result.exit_code == 0, result.stderr
+        assert result.stdout == "clip.mp4\n"
+        assert "resuming at chunk 6 of 8, 0:04 of 0:06" in result.stderr
+        shutil.rmtree(tmp_path / "clip.cfgen")
+        (tmp_path / "clip.mp4").unlink()
+        (tmp_path / "clip.mp4.json").unlink()
+
+
+def test_a_plain_render_onto_an_interrupted_one_is_refused(
+    film: Callable[..., Film], cfgen_command: Callable[..., Result], tmp_path: Path
+) -> None:
+    interrupted_here(film, tmp_path)
+    result = cfgen_command("render", PROMPT)
+    assert result.exit_code == 3
+    assert "clip.cfgen holds an earlier render of clip.mp4" in result.stderr
+    assert "`cfgen resume clip.cfgen`, or begin again with -y" in result.stderr
+    assert cfgen_command("render", PROMPT, "--resume").exit_code == 0
+    again = cfgen_command("resume")
+    assert again.exit_code == 2
+    assert "no render was interrupted" in again.stderr
+    done = cfgen_command("resume", "clip.mp4")
+    assert (done.exit_code, done.stdout) == (0, "clip.mp4\n")
+    assert "clip.mp4 is finished, and whole: 93 frames" in done.stderr
+
+
+def test_another_render_is_refused_with_every_difference(
+    film: Callable[..., Film], cfgen_command: Callable[..., Result], tmp_path: Path
+) -> None:
+    interrupted_here(film, tmp_path)
+    result = cfgen_command("render", "a boat", "--resume", "--set", "memory.tau=0.5")
+    assert result.exit_code == 3
+    assert f"prompt: began with {PROMPT!r}, now 'a boat'" in result.stderr
+    tau = json.loads((tmp_path / "clip.cfgen" / "run.json").read_text())["config"]["memory"]["tau"]
+    assert f"memory.tau: began with {tau}, now 0.5" in result.stderr
+    record = tmp_path / "clip.cfgen" / "run.json"
+    facts = json.loads(record.read_text())
+    from cfgen.render.records import seal
+
+    facts.pop("check")
+    facts["fingerprint"] |= {"torch_version": "0.0", "ffmpeg_version": "0.1"}
+    record.write_text(json.dumps(seal(facts)))
+    result = cfgen_command("resume")
+    assert result.exit_code == 3
+    assert "torch_version: began with 0.0, now" in result.stderr
+    assert "ffmpeg_version: began with 0.1, now" in result.stderr
+    allowed = cfgen_command("resume", "--allow-changed", "ffmpeg_version")
+    assert "ffmpeg_version" not in allowed.stderr
+    assert allowed.exit_code == 3
+    never = cfgen_command("resume", "--allow-changed", "torch_version")
+    assert never.exit_code == 2
+    assert "'torch_version' may not change" in never.stderr
+
+
+def test_several_interrupted_renders_are_listed(
+    film: Callable[..., Film], cfgen_command: Callable[..., Result], tmp_path: Path
+) -> None:
+    interrupted_here(film, tmp_path)
+    shutil.copytree(tmp_path / "clip.cfgen", tmp_path / "other one.cfgen")
+    result = cfgen_command("resume")
+    assert result.exit_code == 2
+    assert "2 renders were interrupted in this folder" in result.stderr
+    assert "cfgen resume 'other one.cfgen'" in result.stderr
+
+
+def test_a_video_of_somebody_else_is_not_overwritten(film: Callable[..., Film]) -> None:
+    cut = film()
+    cut.until(5)
+    cut.output.write_bytes(b"another film")
+    with pytest.raises(CfgenError, match="is not the video of this render"):
+        cut.go_on()
+    assert cut.output.read_bytes() == b"another film"
+
+
+def test_segment_lines_stand_only_for_whole_segments(film: Callable[..., Film]) -> None:
+    cut = film()
+    cut.until(7)
+    (cut.run / "segments" / "segment-000000.mp4").unlink()
+    cut.go_on()
+    lines = RunFolder(cut.run).journal.of(SegmentLine)
+    assert [line.index for line in lines] == [0, 1, 2]

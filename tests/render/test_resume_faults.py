@@ -1,0 +1,476 @@
+"""Disks that fail, folders that vanish, signals, and two processes at once: nothing is lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cfgen.build import arithmetic, embeddings
+from cfgen.cli.runs import require_same_render
+from cfgen.config.loader import load
+from cfgen.errors import (
+    BudgetError,
+    CfgenError,
+    LockHeld,
+    OutputRefused,
+    SnapshotError,
+    SnapshotMismatch,
+    WriterError,
+)
+from cfgen.model.vae import State
+from cfgen.render.events import ChunkDone, Event
+from cfgen.render.folder import RunFolder, RunRecord, write_record
+from cfgen.render.journal import ChunkLine, SegmentLine
+from cfgen.render.lock import Lock
+from cfgen.render.records import seal
+from cfgen.render.source import Frames, FrameSource
+from cfgen.rollout import Chunk
+from tests.render.crash import Crash, dying, full, read_only
+from tests.render.test_resume import Film, film, small_segments  # noqa: F401 - fixtures
+from tests.render.test_run import PROMPT
+
+MakeFilm = Callable[..., Film]
+POINTS = [i / 11 for i in range(12)]
+
+
+def changes_of(counted: Film) -> int:
+    with dying(counted.folder, None) as disk:
+        counted.whole()
+    return len(disk.changes)
+
+
+def gone_on_with(cut: Film) -> bytes:
+    """Go on, or begin again where nothing was kept; the video."""
+    if not (cut.run / "run.json").exists():
+        return cut.whole()
+    if RunFolder(cut.run).finished is None:
+        cut.go_on()
+    return cut.output.read_bytes()
+
+
+@pytest.mark.parametrize("share", POINTS)
+@pytest.mark.parametrize(
+    ("fails", "error", "says"),
+    [
+        (full, BudgetError, "the disk is full"),
+        (read_only, (WriterError, OutputRefused), "Read-only file system"),
+    ],
+)
+def test_a_disk_that_fails_stops_the_render_and_loses_nothing(
+    film: MakeFilm,  # noqa: F811
+    share: float,
+    fails: Callable[[str], BaseException | None],
+    error: type[CfgenError] | tuple[type[CfgenError], ...],
+    says: str,
+) -> None:
+    counted, cut = film(), film()
+    at = round(share * (changes_of(counted) - 1))
+    stopped: list[CfgenError] = []
+    cut.folder.mkdir()
+    with dying(cut.folder, at, fails):
+        try:
+            cut.whole()
+        except CfgenError as raised:
+            stopped.append(raised)
+    for each in stopped:
+        assert isinstance(each, error), each
+        assert says in str(each)
+    cut.bury()
+    assert gone_on_with(cut) == counted.output.read_bytes()
+
+
+@pytest.mark.parametrize("share", POINTS)
+def test_a_power_failure_costs_no_more_than_what_was_not_on_the_disk(
+    film: MakeFilm,  # noqa: F811
+    share: float,
+) -> None:
+    counted, cut = film(), film()
+    at = round(share * (changes_of(counted) - 1))
+    with dying(cut.folder, at) as disk, suppress(Crash):
+        cut.whole()
+    disk.lose_power()
+    cut.run.joinpath("lock").unlink(missing_ok=True)
+    try:
+        RunFolder(cut.run)
+    except SnapshotError:
+        assert share < 0.1, "the record is on the disk before anything is rendered"
+        return
+    assert gone_on_with(cut) == counted.output.read_bytes()
+
+
+def test_a_run_folder_that_vanishes_ends_the_render_and_is_not_made_again(
+    film: MakeFilm,  # noqa: F811
+) -> None:
+    cut = film()
+
+    def work() -> None:
+        for event in cut.events(resume=False):
+            if isinstance(event, ChunkDone) and event.index == 3:
+                shutil.rmtree(cut.run)
+
+    with pytest.raises(CfgenError, match="was removed, or taken over|could not write"):
+        work()
+    assert not cut.run.exists()
+    assert not cut.output.exists()
+
+
+def test_two_resumes_at_once_do_not_meet(film: MakeFilm) -> None:  # noqa: F811
+    expected = film().whole()
+    cut = film()
+    cut.until(3)
+    begun, may_end = threading.Event(), threading.Event()
+    first: list[Event] = []
+
+    def work() -> None:
+        for event in cut.events(resume=True):
+            first.append(event)
+            if isinstance(event, ChunkDone) and not begun.is_set():
+                begun.set()
+                may_end.wait(60)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    assert begun.wait(60)
+    with pytest.raises(LockHeld, match=rf"in use by process {os.getpid()}"):
+        cut.go_on()
+    may_end.set()
+    thread.join(120)
+    assert cut.output.read_bytes() == expected
+    lines = RunFolder(cut.run).journal.of(ChunkLine)
+    assert [line.index for line in lines] == list(range(8))
+
+
+def test_a_run_that_another_process_took_is_left_to_it(film: MakeFilm) -> None:  # noqa: F811
+    """A process that slept for long finds its lock gone, and touches nothing any more."""
+    cut = film()
+    seen: dict[str, bytes] = {}
+
+    def files() -> dict[str, bytes]:
+        whole = (p for p in cut.run.rglob("*") if p.is_file() and ".part" not in p.name)
+        return {str(path): path.read_bytes() for path in whole}
+
+    def work() -> None:
+        for event in cut.events(resume=False):
+            if isinstance(event, ChunkDone) and event.index == 4:
+                (cut.run / "lock").unlink()
+                (cut.run / "lock").write_text("of another process")
+                seen.update(files())
+
+    with pytest.raises(LockHeld, match="taken over"):
+        work()
+    assert files() == seen
+    assert not cut.output.exists()
+
+
+def test_a_process_that_lost_its_lock_and_is_then_stopped_leaves_the_files(film: MakeFilm) -> None:  # noqa: F811
+    """As a laptop that slept while another machine took over, and is interrupted when it wakes."""
+    cut = film()
+
+    def work() -> None:
+        for event in cut.events(resume=False):
+            if isinstance(event, ChunkDone) and event.index == 4:
+                (cut.run / "lock").unlink()
+                (cut.run / "lock").write_text("of another process")
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert (cut.run / "segments" / "segment-000000.mp4").exists()
+    assert (cut.run / "segments" / "segment-000001.part.mp4").exists()
+
+
+def test_a_render_that_is_refused_leaves_the_other_alone(film: MakeFilm) -> None:  # noqa: F811
+    expected = film().whole()
+    cut = film()
+    cut.until(4)
+    with pytest.raises(OutputRefused, match="holds an earlier render"):
+        list(cut.events(resume=False))
+    cut.bury()
+    cut.go_on()
+    assert cut.output.read_bytes() == expected
+
+
+def test_frames_of_a_machine_that_computes_otherwise_get_into_no_segment(
+    film: MakeFilm,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One chunk comes out otherwise, the last of its segment."""
+    expected = film().whole()
+    cut = film()
+    cut.until(6)
+    for path in (cut.run / "segments").iterdir():
+        path.unlink()
+    with monkeypatch.context() as patch:
+        decode = FrameSource.decode
+
+        def other(source: FrameSource, chunk: Chunk, state: State) -> Frames:
+            frames = decode(source, chunk, state)
+            return frames ^ 1 if chunk.index == 5 else frames
+
+        patch.setattr(FrameSource, "decode", other)
+        with pytest.raises(SnapshotMismatch, match="does not make the same frames again"):
+            cut.go_on()
+    cut.bury()
+    cut.go_on()
+    assert cut.output.read_bytes() == expected
+
+
+def test_a_segment_of_other_frames_is_not_believed(film: MakeFilm) -> None:  # noqa: F811
+    expected = film().whole()
+    cut = film()
+    cut.until(7)
+    folder = RunFolder(cut.run)
+    lines = [
+        replace(line, frames_sha256="0" * 64)
+        if isinstance(line, SegmentLine) and line.index == 1
+        else line
+        for line in folder.journal.lines
+    ]
+    folder.journal.rewrite(lines)
+    cut.go_on()
+    assert cut.output.read_bytes() == expected
+
+
+def test_what_fixes_the_frames_is_compared(
+    film: MakeFilm,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cut = film()
+    cut.until(3)
+    with monkeypatch.context() as patch:
+        patch.setattr("cfgen.build.arithmetic", lambda *_: "other bits")
+        with pytest.raises(SnapshotMismatch, match="arithmetic: began with [0-9a-f]+, now other"):
+            cut.go_on()
+    with monkeypatch.context() as patch:
+        read = embeddings
+
+        def flipped(*arguments, **named):
+            return {text: 1.001 * found for text, found in read(*arguments, **named).items()}
+
+        patch.setattr("cfgen.build.embeddings", flipped)
+        with pytest.raises(SnapshotMismatch, match="prompt_sha256: began with"):
+            cut.go_on()
+    cut.go_on()
+
+
+def test_arithmetic_is_the_same_each_time_and_another_with_another_dtype() -> None:
+    cpu = torch.device("cpu")
+    assert arithmetic(cpu, torch.float32) == arithmetic(cpu, torch.float32)
+    assert arithmetic(cpu, torch.bfloat16) != arithmetic(cpu, torch.float32)
+
+
+def test_a_copy_of_a_run_folder_is_not_taken_for_the_run(film: MakeFilm) -> None:  # noqa: F811
+    cut = film()
+    cut.until(3)
+    copy = cut.folder / "copy.cfgen"
+    shutil.copytree(cut.run, copy)
+    with pytest.raises(SnapshotError, match=r"is the run folder of clip\.mp4, and must be called"):
+        RunFolder(copy)
+
+
+@pytest.mark.parametrize("name", ["segments", "latents", "snapshots", "journal.jsonl", "log.txt"])
+def test_a_link_in_a_run_folder_is_not_followed(
+    film: MakeFilm,  # noqa: F811
+    name: str,
+    tmp_path: Path,
+) -> None:
+    cut = film()
+    cut.until(4)
+    outside = tmp_path / "outside"
+    shutil.move(cut.run / name, outside)
+    (cut.run / name).symlink_to(outside)
+    with pytest.raises(SnapshotError, match="is a link"):
+        cut.go_on()
+
+
+@pytest.mark.parametrize("name", ["logo.png", "running-notes.txt", "journal.docx", "latents.bak"])
+def test_files_of_somebody_else_in_a_run_folder_stay(film: MakeFilm, name: str) -> None:  # noqa: F811
+    fresh = film()
+    fresh.run.mkdir(parents=True)
+    (fresh.run / name).write_text("precious")
+    with pytest.raises(OutputRefused, match=f"holds {name}, which is not of cfgen"):
+        fresh.whole()
+    assert (fresh.run / name).read_text() == "precious"
+
+
+@pytest.fixture
+def started(tiny_settings: list[str], tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
+    """Starts `cfgen` with arguments in a process of its own, which signals reach."""
+    runner = (
+        "import signal, sys\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from cfgen.cli.app import main\n"
+        "main()\n"
+    )
+    sets = [part for value in tiny_settings for part in ("--set", value)]
+
+    def start(*arguments: str) -> subprocess.Popen[str]:
+        given = [*arguments, *(sets if arguments[0] == "render" else [])]
+        return subprocess.Popen(
+            [sys.executable, "-c", runner, *given],
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    return start
+
+
+def after_chunks(process: subprocess.Popen[str], chunks: int) -> None:
+    assert process.stdout is not None
+    for line in process.stdout:
+        if json.loads(line)["type"] == "chunk" and json.loads(line)["index"] + 1 >= chunks:
+            return
+    raise AssertionError("the render ended too soon")
+
+
+RENDER = ("render", PROMPT, "--seed", "3", "--duration", "300s", "-o", "clip.mp4", "--json")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+@pytest.mark.parametrize(
+    ("number", "code", "says"),
+    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")],
+)
+def test_the_first_signal_stops_gently_and_tells_how_to_go_on(
+    started: Callable[..., subprocess.Popen[str]], number: int, code: int, says: str, tmp_path: Path
+) -> None:
+    process = started(*RENDER)
+    after_chunks(process, 2)
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert f"{says} after chunk" in stderr
+    assert "hint: go on with `cfgen resume clip.cfgen`" in stderr
+    done = len(RunFolder(tmp_path / "clip.cfgen").journal.of(ChunkLine))
+    snapshots = sorted((tmp_path / "clip.cfgen" / "snapshots").glob("*.json"))
+    assert snapshots[-1].stem == f"{done:06d}"
+    assert not (tmp_path / "clip.cfgen" / "lock").exists()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+def test_the_second_signal_stops_at_once_and_the_render_can_be_resumed(
+    started: Callable[..., subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    process = started(*RENDER)
+    after_chunks(process, 2)
+    process.send_signal(signal.SIGSTOP)  # so that both arrive within one chunk
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGCONT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode in (130, 143)
+    assert "stopped at once" in stderr
+    again = started("resume", "clip.cfgen", "--json")
+    after_chunks(again, 1)
+    again.kill()
+    again.communicate()
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="there is no SIGUSR1")
+def test_a_render_tells_how_far_it_is_when_asked(
+    started: Callable[..., subprocess.Popen[str]],
+) -> None:
+    process = started(*RENDER)
+    after_chunks(process, 2)
+    process.send_signal(signal.SIGUSR1)
+    after_chunks(process, 1)
+    process.terminate()
+    _, stderr = process.communicate(timeout=60)
+    assert re.search(r"^chunk [0-9]+ of 401\b", stderr, re.MULTILINE), stderr
+
+
+RECORD = RunRecord(
+    output="clip.mp4",
+    overwrite=False,
+    config={"prompt": "a kite"},
+    fingerprint={"machine": "x"},
+    created="2026-01-01T00:00:00+00:00",
+)
+
+
+def test_a_render_goes_on_with_another_gpu_of_the_same_kind() -> None:
+    config = load({"prompt": "a", "seed": "1", "output": "a.mp4"}).config
+    one, two, none = (replace(config, device=name) for name in ("cuda", "cuda:1", "cpu"))
+    require_same_render(Path("a"), one, two)
+    with pytest.raises(SnapshotMismatch, match="device: began with 'cuda', now 'cpu'"):
+        require_same_render(Path("a"), one, none)
+
+
+@settings(deadline=None, max_examples=150)
+@given(data=st.data())
+def test_a_record_that_was_touched_is_refused_or_as_it_was(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    path = tmp_path_factory.mktemp("fuzz") / "clip.cfgen"
+    path.mkdir()
+    write_record(path, RECORD)
+    content = bytearray((path / "run.json").read_bytes())
+    at = data.draw(st.integers(0, len(content) - 1))
+    match data.draw(st.sampled_from(["cut", "flip", "insert", "nonsense"])):
+        case "cut":
+            content = content[:at]
+        case "flip":
+            content[at] ^= 1 << data.draw(st.integers(0, 7))
+        case "insert":
+            content[at:at] = data.draw(st.binary(max_size=6))
+        case "nonsense":
+            content = bytearray(data.draw(st.binary(max_size=60)))
+    (path / "run.json").write_bytes(content)
+    found: RunRecord | str
+    try:
+        found = RunFolder(path).record
+    except SnapshotError as error:
+        found = str(error)
+    assert found == RECORD or str(path) in str(found)
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    st.dictionaries(
+        st.sampled_from([*RunRecord.__dataclass_fields__, "version", "check", "more"]),
+        st.none() | st.integers() | st.text(max_size=9) | st.lists(st.text(max_size=3)),
+    )
+)
+def test_a_record_of_nonsense_is_refused(
+    tmp_path_factory: pytest.TempPathFactory, facts: dict[str, object]
+) -> None:
+    path = tmp_path_factory.mktemp("fuzz") / "clip.cfgen"
+    path.mkdir()
+    facts.pop("check", None)
+    (path / "run.json").write_text(json.dumps(seal(facts)))
+    with pytest.raises(SnapshotError):
+        RunFolder(path)
+
+
+@pytest.mark.parametrize("output", ["../clip.mp4", "/clip.mp4", "a/clip.mp4", "..", "", "a\0.mp4"])
+def test_a_record_cannot_lead_out_of_its_folder(tmp_path: Path, output: str) -> None:
+    path = tmp_path / "clip.cfgen"
+    path.mkdir()
+    write_record(path, replace(RECORD, output=output))
+    with pytest.raises(SnapshotError, match=r"output is not a plain file name"):
+        RunFolder(path)
+
+
+def test_a_living_lock_refuses_every_command_that_would_write(film: MakeFilm) -> None:  # noqa: F811
+    cut = film()
+    cut.until(3)
+    with Lock(cut.run / "lock"), pytest.raises(LockHeld):
+        cut.go_on()
+    assert gone_on_with(cut) == film().whole()
