@@ -41,8 +41,6 @@ POLICIES = {
 }
 AIMS = ("time", "latents", "pages", "time", "snapshot")
 """What kills aim at while the film is made: a moment, or a file that appears."""
-SPARE = 20
-"""Kills more than asked for, since some come too late."""
 RESULTS = Path(__file__).parent / "results"
 shown = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -92,23 +90,25 @@ def killed(policy: str, kills: int, duration_s: float, work: Path) -> dict[str, 
     plan = [(end - 1.0, "segment") for end in ends]
     plan += [
         (chance.uniform(0, chunks - 1), AIMS[number % len(AIMS)])
-        for number in range(kills - last - len(plan) + SPARE)
+        for number in range(kills - last - len(plan))
     ]
     plan = sorted(plan) + [(float(chunks), "join")] * (last - 1) + [(float(chunks), "name")]
     chunk_s = whole_s / chunks
     moments: dict[str, int] = {}
     arguments = render_arguments("cut.mp4", policy, duration_s)
     done = 0
-    for target, aim in plan:
-        if done >= kills and aim != "name":
-            continue
-        process = cfgen(*arguments, "--json", cwd=folder)
-        wait_for_chunk(process, target)
-        hit = wait_for(process, aim, folder, chance.uniform(0, 3 * chunk_s), limit_s=6 * chunk_s)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        arguments = ["resume", "cut.mp4"]
-        if process.returncode != -signal.SIGKILL:  # it was quicker
+    for target, wanted in plan:
+        for aim in (wanted, "time"):  # a process that was quicker is killed at any moment then
+            process = cfgen(*arguments, "--json", cwd=folder)
+            wait_for_chunk(process, target)
+            seconds = chance.uniform(0, 3 * chunk_s)
+            hit = wait_for(process, aim, folder, seconds, limit_s=6 * chunk_s)
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+            arguments = ["resume", "cut.mp4"]
+            if process.returncode in (0, -signal.SIGKILL):
+                break
+        if process.returncode != -signal.SIGKILL:
             continue
         done += 1
         lines = kinds(folder / "cut.cfgen")
