@@ -47,9 +47,9 @@ app = options.command_app()
 REPORT_VERSION = 1
 _AGAIN = "the same command goes on with the list"
 _PLACE_HINT = (
-    "give the clip another output in the list, or move away what is there; then try again "
+    "give the clip another output in the list, or move away what is there; then try again with "
+    "--retry-failed"
 )
-_PLACE_HINT += "with --retry-failed"
 
 List = Annotated[
     Path,

@@ -104,13 +104,14 @@ class RunFolder:
                 f"{run_of(self.output).name}",
                 "give it that name, beside that video",
             )
-        for name in (JOURNAL, "latents", "segments", "snapshots", LOG):
-            if (entry := path / self._taken(name)).is_symlink():
+        file = path / self._taken(JOURNAL)
+        own = (file, self.segments, self.snapshots, self.latents(0).parent, path / LOG)
+        for entry in own:
+            if entry.is_symlink():
                 raise SnapshotError(
                     f"{entry} is a link, and cfgen changes no file outside of a run folder",
                     "put what it leads to in its place",
                 )
-        file = path / self._taken(JOURNAL)
         try:
             self.journal = Journal(file, run=self.record.digest)
         except OSError as error:

@@ -126,7 +126,8 @@ def _sound_segments(
     """The segments that are whole and hold the frames of their chunks, up to the first other."""
     segments: list[SegmentFacts] = []
     for line in folder.journal.of(SegmentLine):
-        chunks = lines[: (line.index + 1) * plan.segment_chunks][line.index * plan.segment_chunks :]
+        first = line.index * plan.segment_chunks
+        chunks = lines[first : first + plan.segment_chunks]
         if not chunks or chunks[-1].frames_sha256 != line.frames_sha256:
             break
         if sum(chunk.frames for chunk in chunks) != line.frames:

@@ -19,8 +19,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
 from cfgen.build import arithmetic, embeddings
+from cfgen.cli.app import app
 from cfgen.cli.runs import require_same_render
 from cfgen.config.loader import load
 from cfgen.errors import (
@@ -296,6 +298,22 @@ def test_a_link_in_a_run_folder_is_not_followed(
     (cut.run / name).symlink_to(outside)
     with pytest.raises(SnapshotError, match="is a link"):
         cut.go_on()
+
+
+@pytest.mark.parametrize("name", ["segments", "latents", "snapshots-2", "journal-2.jsonl"])
+def test_a_link_is_not_followed_after_a_retry_either(
+    film: MakeFilm,  # noqa: F811
+    name: str,
+    tmp_path: Path,
+) -> None:
+    done = film()
+    done.whole()
+    result = CliRunner().invoke(app, ["retry", str(done.run), "--from", "2s", "--seed", "9"])
+    assert result.exit_code == 0, result.stderr
+    shutil.move(done.run / name, tmp_path / "outside")
+    (done.run / name).symlink_to(tmp_path / "outside")
+    with pytest.raises(SnapshotError, match="is a link"):
+        RunFolder(done.run)
 
 
 @pytest.mark.parametrize("name", ["logo.png", "running-notes.txt", "journal.docx", "latents.bak"])
