@@ -6,10 +6,9 @@ import dataclasses
 import hashlib
 import math
 import os
-import platform
 import re
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,9 +17,7 @@ from typing import Literal
 import psutil
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from cfgen import __version__
 from cfgen.checkpoint.container import read_json
 from cfgen.checkpoint.load import digest as file_digest
 from cfgen.checkpoint.load import load_generator, load_text_encoder, load_vae
@@ -35,6 +32,7 @@ from cfgen.config.schema import (
     to_mapping,
 )
 from cfgen.errors import BudgetError, CheckpointError, SetupError
+from cfgen.fingerprint import arithmetic, processor, prompt_digest, weights_and_versions
 from cfgen.memory.base import Table
 from cfgen.memory.kv_cache import KVCache
 from cfgen.memory.paged import PagedMemory, Surprise
@@ -103,7 +101,7 @@ def build_render(
     if config.output is None or config.seed is None:
         raise ValueError("a render needs an output and a seed")
     folder = model_folder(config.model.path)
-    facts = _facts(folder)
+    facts = weights_and_versions(folder / GENERATOR_FILE, folder / VAE_FILE)
     path = run_of(config.output)
     writer = VideoWriter(
         config.output,
@@ -129,7 +127,7 @@ def build_render(
                 **facts,
                 "text_sha256": _text_digest(folder),
                 "prompt_sha256": prompt_digest(source.conditioning, source.guidance),
-                "processor": _processor(device_of(config)),
+                "processor": processor(device_of(config)),
                 "arithmetic": arithmetic(device_of(config), dtype_of(config)),
                 "backend": source.memory.ops.name,
                 "ffmpeg_version": ffmpeg.version,
@@ -201,13 +199,6 @@ def read_prompt(
         read = {p: generator.condition(text[p].to(generator.device)) for p in prompts_of(config)}
     scale = config.schedule.guidance
     return read[config.prompt], None if scale == 1 else Guidance(read[""], scale)
-
-
-def prompt_digest(conditioning: Conditioning, guidance: Guidance | None) -> str:
-    """Digest of a prompt as the layers read it: it may come from a cache."""
-    read = [conditioning, *([] if guidance is None else [guidance.unconditional])]
-    pairs = (pair for each in read for pair in each.keys_values)
-    return _tensors_digest(tensor for pair in pairs for tensor in pair)
 
 
 def build_memory(
@@ -405,46 +396,3 @@ def _words(config: RenderConfig) -> dict[str, str]:
         "threads": str(config.threads),
         "dtype": config.dtype,
     }
-
-
-def _facts(folder: Path) -> dict[str, str]:
-    """What fixes the frames besides the configuration, by name."""
-    return {
-        "generator_sha256": file_digest(folder / GENERATOR_FILE),
-        "vae_sha256": file_digest(folder / VAE_FILE),
-        "cfgen_version": __version__,
-        "torch_version": torch.__version__,
-        "machine": platform.machine(),
-    }
-
-
-def _tensors_digest(tensors: Iterable[Tensor]) -> str:
-    """SHA-256 of the bits of tensors."""
-    sha256 = hashlib.sha256()
-    for tensor in tensors:
-        sha256.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return sha256.hexdigest()
-
-
-def arithmetic(device: torch.device, dtype: torch.dtype) -> str:
-    """Digest of a small computation: where it is another, so are the last bits of frames.
-
-    Tells apart what has one name and computes differently: processors of two makers, settings of
-    the libraries below torch, drivers.
-    """
-    generator = torch.Generator("cpu").manual_seed(0)
-    x = torch.randn(4, 8, 128, 64, generator=generator)
-    with torch.inference_mode():
-        on = x.to(device, dtype)
-        attended = F.scaled_dot_product_attention(on, on, on)
-        projected = F.linear(attended.flatten(0, 2), on[0].flatten(0, 1)[:256])
-        convolved = F.conv2d(on[:, :, :32, :32], on[:, :, :3, :3].repeat(4, 1, 1, 1))
-        bent = torch.softmax(on.float(), dim=-1) + F.silu(on.float()).rsqrt().nan_to_num()
-    return _tensors_digest([x, attended, projected, convolved, bent])[:16]
-
-
-def _processor(device: torch.device) -> str:
-    """What computes, in words."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"

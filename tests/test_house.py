@@ -33,8 +33,9 @@ BELOW = {
     "train": {"rollout", "model", "memory", "ops", "checkpoint"},
     "checkpoint": {"model", "memory", "ops"},
     "config": {"presets"},
-    "build": {"config", "checkpoint", "render", "rollout", "model", "memory", "ops"},
-    "cli": {"build", "config", "render", "checkpoint"},
+    "fingerprint": {"checkpoint", "rollout", "model"},
+    "build": {"config", "checkpoint", "render", "rollout", "model", "memory", "ops", "fingerprint"},
+    "cli": {"build", "fingerprint", "config", "render", "checkpoint"},
     "cli.train": {"train", "model", "checkpoint", "config"},
 }
 """The layers: each may import itself, the leaves and what is listed."""

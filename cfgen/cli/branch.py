@@ -163,7 +163,8 @@ def _branch(
 
 def with_config(record: RunRecord, config: RenderConfig, point: Branching) -> RunRecord:
     """The record of a render with another configuration of the same model."""
-    from cfgen.build import prompt_digest, read_prompt
+    from cfgen.build import read_prompt
+    from cfgen.fingerprint import prompt_digest
 
     prompt = prompt_digest(*read_prompt(config, point.source.generator))
     fingerprint = {**record.fingerprint, "prompt_sha256": prompt}

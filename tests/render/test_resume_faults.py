@@ -21,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from cfgen.build import arithmetic, embeddings
+from cfgen.build import embeddings
 from cfgen.cli.app import app
 from cfgen.cli.runs import require_same_render
 from cfgen.config.loader import load
@@ -34,6 +34,7 @@ from cfgen.errors import (
     SnapshotMismatch,
     WriterError,
 )
+from cfgen.fingerprint import arithmetic
 from cfgen.model.vae import State
 from cfgen.render.events import ChunkDone, Event
 from cfgen.render.folder import RunFolder, RunRecord, write_record
