@@ -1,112 +1,187 @@
-"""Safetensors files, read and written whole; whatever is not one is refused by name."""
+"""Files that hold tensors by name: what they are is told by their first bytes, never their names.
+
+Opening reads the header alone and checks it against the file's size; a tensor is read when it is
+asked for, into memory of its own, so that whoever goes through a file holds one tensor at a time.
+"""
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO, Protocol
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from cfgen.errors import CheckpointError, OutputRefused
-
-HEADER_LIMIT = 100_000_000
-"""Bytes of the longest header that the safetensors format allows."""
+from cfgen.errors import CheckpointError
 
 FETCH_AGAIN = "download the file again"
+CHECK_PATH = "check the path of the model"
+
+NAME_LIMIT = 1000
+"""Letters of a tensor's name, at most; published files have 100."""
 
 STRANGERS = (
     (b"version https://git-lfs", "a git-LFS pointer to the weights", "run git lfs pull"),
     (b"<!doctype html", "a web page", FETCH_AGAIN),
     (b"<html", "a web page", FETCH_AGAIN),
-    (b"pk\x03\x04", "a zip archive or a PyTorch .pt file", "convert it to safetensors"),
-    (b"gguf", "a GGUF file", "convert it to safetensors"),
+    (b"<?xml", "an XML page, most likely a server's error message", FETCH_AGAIN),
+    (b"\x1f\x8b", "a gzip archive", "unpack it and give the file inside"),
+    (b"7z\xbc\xaf\x27\x1c", "a 7-Zip archive", "unpack it and give the file inside"),
+    (b"\x93numpy", "a NumPy array", CHECK_PATH),
+    (b"\x89hdf", "an HDF5 file", "ask for safetensors"),
+    (b"%pdf", "a PDF document", CHECK_PATH),
+    (b"ggml", "a GGML file, the format before GGUF", "ask for GGUF or safetensors"),
 )
 """First bytes, in lower case, of files that people take for weights; what they are; what to do."""
 
 
 @dataclass(frozen=True, slots=True)
-class Contents:
-    """Everything in a file: tensors by name and the text of its header."""
+class Entry:
+    """What a header says of a tensor.
 
-    tensors: dict[str, Tensor]
-    metadata: dict[str, str]
+    Attributes:
+        kind: dtype in torch's words (`bfloat16`), or one of GGML's block formats (`Q4_K`).
+        shape: shape of what it stands for.
+        nbytes: bytes in the file.
+    """
+
+    kind: str
+    shape: tuple[int, ...]
+    nbytes: int
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """Its dtype; None for GGML's block formats."""
+        found = getattr(torch, self.kind, None)
+        return found if isinstance(found, torch.dtype) else None
+
+    @property
+    def is_float(self) -> bool:
+        """Whether it holds numbers that stand for themselves."""
+        return self.kind in ("float64", "float32", "float16", "bfloat16")
 
 
-def read(path: Path) -> Contents:
-    """Read a safetensors file into memory.
+class Container(Protocol):
+    """An opened file, or several that belong together."""
+
+    @property
+    def path(self) -> Path:
+        """The file, for messages."""
+
+    @property
+    def kind(self) -> str:
+        """What it is, in words."""
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Every file that tensors come from."""
+
+    @property
+    def metadata(self) -> Mapping[str, object]:
+        """What its header says besides, by key."""
+
+    @property
+    def entries(self) -> Mapping[str, Entry]:
+        """What is in it, by name; parts of a nested file are joined by `/`."""
+
+    def read(self, name: str) -> Tensor:
+        """A tensor in memory of its own; blocks as uint8 [rows, bytes of a row].
+
+        Raises:
+            CheckpointError: the file changed or cannot be read.
+        """
+
+
+def open_container(path: Path) -> Container:
+    """Open a safetensors, GGUF or PyTorch file, or the index of a sharded one.
 
     Raises:
-        CheckpointError: there is no such file, it cannot be read, or it is cut off, damaged or no
-            safetensors file.
+        CheckpointError: there is no such file, it cannot be read, or it is cut off, damaged or
+            something else; the message says what.
+    """
+    from cfgen.checkpoint import gguf_file, safetensors_file, torch_file
+
+    start = first_bytes(path)
+    opened: Container
+    if path.name.endswith(".index.json"):
+        opened = safetensors_file.open_sharded(path)
+    elif start.startswith(gguf_file.MAGIC):
+        opened = gguf_file.open_gguf(path)
+    elif start.startswith(torch_file.MAGICS) and not _is_safetensors(start):
+        opened = torch_file.open_torch(path)
+    else:
+        opened = safetensors_file.open_safetensors(path)
+    odd = next((n for n in opened.entries if not n.isprintable() or len(n) > NAME_LIMIT), None)
+    if odd is not None:
+        raise CheckpointError(f"{path} is damaged: no tensor is named {odd[:40]!r}", FETCH_AGAIN)
+    return opened
+
+
+def refuse_stranger(path: Path) -> None:
+    """Refuse a file that starts like something that is no checkpoint at all."""
+    start = first_bytes(path)
+    known = b"" if _is_safetensors(start) else start.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    for magic, what, hint in STRANGERS:
+        if known.startswith(magic):
+            raise CheckpointError(f"{path} is {what}, not a file of weights", hint)
+
+
+def _is_safetensors(start: bytes) -> bool:
+    """Whether a file starts with the length of a header and the header; a length may be a magic."""
+    return start[4:9] == b"\0\0\0\0{"
+
+
+def first_bytes(path: Path) -> bytes:
+    """What a file starts with.
+
+    Raises:
+        CheckpointError: there is no such file, or it cannot be read.
     """
     try:
-        _inspect(path)
-        with safe_open(path, framework="pt") as file:
-            metadata = dict(file.metadata() or {})
-            names: list[str] = list(file.keys())
-            return Contents({name: file.get_tensor(name) for name in names}, metadata)
+        with path.open("rb") as file:
+            return file.read(64)
     except FileNotFoundError as error:
-        raise CheckpointError(f"{path} does not exist", "check the path of the model") from error
+        raise CheckpointError(f"{path} does not exist", CHECK_PATH) from error
     except IsADirectoryError as error:
-        raise CheckpointError(f"{path} is a folder, not a safetensors file") from error
+        raise CheckpointError(f"{path} is a folder, not a file of weights", CHECK_PATH) from error
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
-    except SafetensorError as error:
-        raise CheckpointError(f"{path} is damaged: {error}", FETCH_AGAIN) from error
+        raise unreadable(path, error) from error
 
 
-def write(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
-    """Write a safetensors file so that `path` never holds half of one.
+def unreadable(path: Path, error: OSError) -> CheckpointError:
+    """The error for a file that the system refuses to read."""
+    return CheckpointError(f"{path} cannot be read: {error.strerror or error}")
 
-    Args:
-        tensors: what to write; no two may share storage.
-        path: the file, replaced if it is there.
-        metadata: text for the header.
+
+def read_at(path: Path, offset: int, nbytes: int) -> Tensor:
+    """Bytes of a file as uint8 [nbytes].
 
     Raises:
-        OutputRefused: the folder is missing or the file cannot be written.
+        CheckpointError: the file ends before, or cannot be read.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    ready = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    found = torch.empty(nbytes, dtype=torch.uint8)
     try:
-        temporary.touch()
-        save_file(ready, temporary, metadata={"format": "pt", **metadata})
-        _sync(temporary, os.O_RDWR)
-        os.replace(temporary, path)
-        if os.name == "posix":
-            _sync(path.parent, os.O_RDONLY)
-    except (OSError, SafetensorError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise OutputRefused(f"{path} cannot be written: {reason}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def digest(path: Path) -> str:
-    """SHA-256 of a file as hexadecimal digits, worked out once for a file that does not change.
-
-    Raises:
-        CheckpointError: the file cannot be read.
-    """
-    try:
-        facts = path.stat()
-        return _digest(path, facts.st_size, facts.st_mtime_ns, facts.st_ino)
+        with path.open("rb", buffering=0) as file:
+            file.seek(offset)
+            _fill(file, found.numpy().data)
+    except EOFError as error:
+        raise CheckpointError(f"{path} became shorter while it was read", FETCH_AGAIN) from error
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
+        raise unreadable(path, error) from error
+    return found
 
 
-@functools.lru_cache(maxsize=64)
-def _digest(path: Path, *_stamp: int) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _fill(file: BinaryIO, view: memoryview) -> None:
+    while view:
+        count = file.readinto(view)  # type: ignore[attr-defined]
+        if not count:
+            raise EOFError
+        view = view[count:]
 
 
 def read_json(path: Path) -> dict[str, object]:
@@ -116,12 +191,12 @@ def read_json(path: Path) -> dict[str, object]:
         CheckpointError: the file is missing, cannot be read or holds no JSON object.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=each_once)
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} does not exist", "restore the model folder") from error
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
-    except ValueError as error:
+        raise unreadable(path, error) from error
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not JSON: {error}", "restore the model folder") from error
     if not isinstance(found, dict):
         raise CheckpointError(
@@ -131,55 +206,18 @@ def read_json(path: Path) -> dict[str, object]:
     return found
 
 
-def is_float(tensor: Tensor) -> bool:
-    """Whether a tensor holds numbers that stand for themselves (fp8 included)."""
-    return tensor.is_floating_point() and tensor.dtype != torch.float8_e8m0fnu
+def each_once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """A JSON object, for `json.loads`; names that stand in it twice raise a ValueError."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(name for name, n in Counter(name for name, _ in pairs).items() if n > 1)
+        raise ValueError(f"it names {twice} twice")
+    return found
 
 
-def _inspect(path: Path) -> None:
-    """Refuse what is certainly no whole safetensors file, saying what it is instead."""
-    with path.open("rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        start = file.read(64)
-        known = start.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-        for magic, what, hint in STRANGERS:
-            if known.startswith(magic):
-                raise CheckpointError(f"{path} is {what}, not a safetensors file", hint)
-        if size < 8:
-            raise CheckpointError(f"{path} is cut off: it has {size} bytes", FETCH_AGAIN)
-        length = int.from_bytes(start[:8], "little")
-        if length > HEADER_LIMIT:
-            raise CheckpointError(
-                f"{path} is not a safetensors file: it announces a header of {length} bytes, "
-                f"at most {HEADER_LIMIT} are allowed",
-                FETCH_AGAIN,
-            )
-        file.seek(8)
-        needed = 8 + length
-        if size >= needed:
-            needed += _data_bytes(path, file.read(length))
-    if size < needed:
-        raise CheckpointError(
-            f"{path} is cut off: it has {size} of at least {needed} bytes", FETCH_AGAIN
-        )
-
-
-def _data_bytes(path: Path, header: bytes) -> int:
-    """Bytes of data behind a header."""
+def size_of(path: Path) -> int:
+    """Bytes of a file."""
     try:
-        entries = json.loads(header)
-        ends = [e["data_offsets"][1] for name, e in entries.items() if name != "__metadata__"]
-        return int(max(ends, default=0))
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
-        raise CheckpointError(
-            f"{path} is not a safetensors file: its header cannot be read", FETCH_AGAIN
-        ) from error
-
-
-def _sync(path: Path, flags: int) -> None:
-    """Wait until a file or a folder is on the disk."""
-    handle = os.open(path, flags)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        return os.stat(path).st_size
+    except OSError as error:
+        raise unreadable(path, error) from error

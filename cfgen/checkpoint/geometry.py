@@ -1,4 +1,4 @@
-"""Sizes of a Wan generator: what config.json says, checked against the weights beside it."""
+"""Sizes of a Wan generator: told by its weights, and by config.json where one lies beside them."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import cast
-
-from torch import Tensor
 
 from cfgen.errors import CheckpointError
 from cfgen.model.generator import Geometry
@@ -37,61 +35,121 @@ AXES = {
 }
 """Tensors that tell sizes, and how many axes each has."""
 
+Shape = tuple[int, ...]
+
+HEAD_DIM = 128
+"""Channels of a head in all of Wan's published models."""
+
+RELATIVES = {
+    "img_emb.": "an image-to-video model of Wan",
+    "condition_embedder.image_embedder.": "an image-to-video model of Wan",
+    "vace_": "a VACE model of Wan",
+    "control_adapter.": "a camera-control model of Wan",
+    "ref_conv.": "a reference-image model of Wan",
+    "audio_": "an audio-driven model of Wan",
+    "face_": "an Animate model of Wan",
+}
+"""Starts of names that only Wan models have which want more than text."""
+
 HINT = "take config.json and weights from the same model"
+TEXT_ONLY = "take a text-to-video model of the Wan2.1 architecture"
+
+MOST_BLOCKS = 200
+"""Blocks of a generator, at most; Wan's largest models have 40."""
 
 
 def read_geometry(
-    state: Mapping[str, Tensor], config: Mapping[str, object], *, weights: Path, config_path: Path
+    shapes: Mapping[str, Shape], config: tuple[Path, Mapping[str, object]] | None, *, weights: Path
 ) -> Geometry:
-    """Sizes that config and weights agree on.
+    """Sizes of a generator; config and weights must agree.
 
     Args:
-        state: weights under Wan's names.
-        config: the object in config.json, in Wan's or diffusers' keys. `num_heads` cannot be seen
-            in the weights and must be there; `text_len` (512) and `eps` (1e-6) have Wan's defaults.
+        shapes: shape of every weight by Wan's names.
+        config: config.json and the object in it, in Wan's or diffusers' keys, or None without one:
+            then heads are `HEAD_DIM` wide, `text_len` is 512 and `eps` 1e-6, as in all of Wan's
+            published models.
         weights: where the weights come from, for messages.
-        config_path: where the config comes from, for messages.
 
     Raises:
-        CheckpointError: the weights are no Wan generator, the config is incomplete, or they differ.
+        CheckpointError: the weights are no Wan generator that makes video from text, the config is
+            incomplete, or they differ.
     """
-    said = _in_wan_keys(config, config_path)
-    patch_embedding, ffn, head = _tell(state, weights)
-    patch = (patch_embedding.shape[2], patch_embedding.shape[3], patch_embedding.shape[4])
+    _refuse_relatives(shapes, weights)
+    patch_embedding, ffn, head = _tell(shapes, weights)
+    dim = shapes["head.modulation"][2]
+    if config is None:
+        place, said = weights, _usual(dim, weights)
+    else:
+        place, said = config[0], _in_wan_keys(config[1], config[0])
+    patch = (patch_embedding[2], patch_embedding[3], patch_embedding[4])
     geometry = Geometry(
-        dim=state["head.modulation"].shape[2],
-        ffn_dim=ffn.shape[0],
-        num_heads=_whole(said.get("num_heads"), "num_heads", config_path),
-        num_layers=len({name.split(".")[1] for name in state if name.startswith("blocks.")}),
-        in_dim=patch_embedding.shape[1],
-        out_dim=head.shape[0] // math.prod(patch),
-        freq_dim=state["time_embedding.0.weight"].shape[1],
-        text_len=_whole(said.get("text_len", 512), "text_len", config_path),
-        text_dim=state["text_embedding.0.weight"].shape[1],
+        dim=dim,
+        ffn_dim=ffn[0],
+        num_heads=_whole(said.get("num_heads"), "num_heads", place),
+        num_layers=len({name.split(".")[1] for name in shapes if name.startswith("blocks.")}),
+        in_dim=patch_embedding[1],
+        out_dim=head[0] // math.prod(patch),
+        freq_dim=shapes["time_embedding.0.weight"][1],
+        text_len=_whole(said.get("text_len", 512), "text_len", place),
+        text_dim=shapes["text_embedding.0.weight"][1],
         patch_size=patch,
-        eps=_positive(said.get("eps", 1e-6), "eps", config_path),
+        eps=_positive(said.get("eps", 1e-6), "eps", place),
     )
-    _compare(geometry, said, weights, config_path)
+    _compare(geometry, said, weights, place)
+    _refuse_others(geometry, weights)
     return geometry
 
 
-def _tell(state: Mapping[str, Tensor], weights: Path) -> tuple[Tensor, Tensor, Tensor]:
-    """The tensors that tell sizes: patch embedding, first feed-forward matrix, head."""
+def _refuse_others(g: Geometry, weights: Path) -> None:
+    """Refuse sizes that only other models have."""
+    if g.in_dim != g.out_dim:
+        raise CheckpointError(
+            f"{weights} takes {g.in_dim} channels and gives {g.out_dim}: it is a model of Wan "
+            "that wants images besides text, which cfgen does not run",
+            TEXT_ONLY,
+        )
+    if g.num_layers > MOST_BLOCKS:
+        raise CheckpointError(
+            f"{weights} holds no Wan generator: it names {g.num_layers} blocks, at most "
+            f"{MOST_BLOCKS} are allowed"
+        )
+
+
+def _usual(dim: int, weights: Path) -> dict[str, object]:
+    """What stands in for a config: Wan's heads."""
+    if dim % HEAD_DIM:
+        raise CheckpointError(
+            f"{weights} is {dim} wide, which is no multiple of {HEAD_DIM}, the width of Wan's "
+            "heads, and no config.json lies beside it",
+            "put the config.json of the model beside its weights",
+        )
+    return {"num_heads": dim // HEAD_DIM}
+
+
+def _refuse_relatives(shapes: Mapping[str, Shape], weights: Path) -> None:
+    """Refuse Wan models that want more than text, by name."""
+    for start, what in RELATIVES.items():
+        if any(name.startswith(start) for name in shapes):
+            raise CheckpointError(f"{weights} holds {what}, which cfgen does not run", TEXT_ONLY)
+
+
+def _tell(shapes: Mapping[str, Shape], weights: Path) -> tuple[Shape, Shape, Shape]:
+    """The shapes that tell sizes: patch embedding, first feed-forward matrix, head."""
     for name, axes in AXES.items():
-        if name not in state:
+        if name not in shapes:
             raise CheckpointError(
-                f"{weights} holds no Wan generator: {name} is missing",
-                "check the path of the model",
+                f"{weights} holds no whole Wan generator: {name} is missing",
+                "take a complete file of the model",
             )
-        if state[name].ndim != axes:
+        if len(shapes[name]) != axes:
             raise CheckpointError(
                 f"{weights} holds no Wan generator: {name} must have {axes} axes, got "
-                f"{list(state[name].shape)}"
+                f"{list(shapes[name])}"
             )
     return (
-        state["patch_embedding.weight"],
-        state["blocks.0.ffn.0.weight"],
-        state["head.head.weight"],
+        shapes["patch_embedding.weight"],
+        shapes["blocks.0.ffn.0.weight"],
+        shapes["head.head.weight"],
     )
 
 
@@ -120,8 +178,7 @@ def _in_wan_keys(config: Mapping[str, object], path: Path) -> dict[str, object]:
     for key, allowed in FIXED.items():
         if key in config and config[key] not in allowed:
             raise CheckpointError(
-                f"{path}: {key} is {config[key]!r}; only {allowed[0]!r} can be run",
-                "take a text-to-video model of the Wan2.1 architecture",
+                f"{path}: {key} is {config[key]!r}; only {allowed[0]!r} can be run", TEXT_ONLY
             )
     said = {DIFFUSERS.get(key, key): value for key, value in config.items()}
     if "attention_head_dim" in said:
@@ -139,6 +196,8 @@ def _whole(value: object, key: str, path: Path) -> int:
 
 
 def _positive(value: object, key: str, path: Path) -> float:
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
-        raise CheckpointError(f"{path}: {key} must be a number above 0, got {value!r}", HINT)
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < 1:
+        raise CheckpointError(
+            f"{path}: {key} must be a number above 0, below 1, got {value!r}", HINT
+        )
     return float(value)

@@ -1,26 +1,187 @@
-"""Names of tensors: known prefixes off, diffusers' names turned into Wan's own.
+"""Names of tensors: what tools put before them comes off, diffusers' names become Wan's own.
 
+A network is found by a name that only it has (its anchor); whatever stands before the anchor is
+the prefix that wraps it in this file.
 Source: diffusers loaders/single_file_utils.py @ 58eb52c, turned around.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
-PREFIXES = (
-    "model.",
-    "diffusion_model.",
-    "generator.",
-    "transformer.",
-    "net.",
-    "_fsdp_wrapped_module.",
-    "_orig_mod.",
+from cfgen.errors import CheckpointError
+
+RESIDUE = re.compile(r"(_fsdp_wrapped_module|_checkpoint_wrapped_module|_orig_mod)\.")
+"""What FSDP, activation checkpointing and torch.compile leave inside names."""
+
+OTHERS = frozenset(
+    (
+        "critic",
+        "discriminator",
+        "fake_score",
+        "real_score",
+        "teacher",
+        "text_encoder",
+        "text_encoders",
+        "cond_stage_model",
+        "conditioner",
+        "vae",
+        "first_stage_model",
+        "generator_optimizer",
+        "critic_optimizer",
+        "optimizer",
+        "scheduler",
+        "lr_scheduler",
+    )
 )
-"""Parts that tools put before every name, in any order and number."""
+"""First parts of names that say: this belongs to another network, or to a training state."""
+
+EMA, LIVE = "generator_ema", "generator"
+"""Two sets of weights that one training state may hold: averaged, and as they stood."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """One way to name the tensors of a network.
+
+    Attributes:
+        title: whose names these are.
+        anchor: a name that every such file has and no other network does.
+        native: turns a name (whole, or with more behind it) into the network's own.
+    """
+
+    title: str
+    anchor: str
+    native: Callable[[str], str]
+
+
+@dataclass(frozen=True, slots=True)
+class Naming:
+    """The tensors of one network in a file.
+
+    Attributes:
+        layout: how they are named.
+        prefix: what stood before every name, residue left out.
+        names: name in the file by native name.
+        left_alone: names that belong to other networks or to a training state.
+        choices: every prefix under which such a network was found.
+    """
+
+    layout: Layout
+    prefix: str
+    names: Mapping[str, str]
+    left_alone: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()
+
+    def native(self, name: str) -> str:
+        """The native form of a name that the file mentions, with or without its prefix."""
+        return self.layout.native(without_residue(name).removeprefix(self.prefix))
+
+    def is_other(self, name: str) -> bool:
+        """Whether a name that the file mentions is one of a network that was left alone."""
+        parts = _parts(without_residue(name).removeprefix(self.prefix))
+        return bool(self.left_alone) and bool(parts & OTHERS)
+
+
+def without_residue(name: str) -> str:
+    """A name without what wrappers leave inside names."""
+    return RESIDUE.sub("", name)
+
+
+def find_network(
+    names: Iterable[str], layouts: Sequence[Layout], path: Path, *, prefer: str = EMA
+) -> Naming | None:
+    """The one network of a kind in a file, None if there is none.
+
+    Args:
+        names: names in the file.
+        layouts: how such networks are named.
+        path: the file, for messages.
+        prefer: `generator_ema` or `generator`: which to take where a file holds both.
+
+    Raises:
+        CheckpointError: there are several and nothing says which, or two tensors get one name.
+    """
+    clean = {name: without_residue(name) for name in names}
+    flat = next((name for name in clean.values() if name.endswith("flat_param")), None)
+    if flat:
+        raise CheckpointError(
+            f"{path} holds FSDP's flat parameters ({flat}), not a network's own tensors",
+            "save it with FSDP's FULL_STATE_DICT",
+        )
+    for layout in layouts:
+        found = sorted(set(_prefixes(clean.values(), layout.anchor)))
+        mine = [prefix for prefix in found if not _parts(prefix) & OTHERS]
+        if mine:
+            prefix = _choose(mine, path, prefer)
+            return _named(clean, layout, prefix, tuple(mine), path)
+        if found:
+            raise CheckpointError(
+                f"{path}: the only network of its kind is under {found[0]!r}, which "
+                "names another part",
+                "write the part that you mean to a file of its own",
+            )
+    return None
+
+
+def _prefixes(names: Iterable[str], anchor: str) -> Iterable[str]:
+    for name in names:
+        before = name.removesuffix(anchor)
+        if len(before) < len(name) and (not before or before[-1] in "./"):
+            yield before
+
+
+def _parts(prefix: str) -> set[str]:
+    return set(re.split(r"[./]", prefix))
+
+
+def _choose(prefixes: Sequence[str], path: Path, prefer: str) -> str:
+    if len(prefixes) == 1:
+        return prefixes[0]
+    wanted = [prefix for prefix in prefixes if prefer in _parts(prefix)]
+    tops = {name for p in prefixes for name in _top(p)}
+    if len(wanted) == 1 and len(prefixes) == 2 and tops <= {EMA, LIVE}:
+        return wanted[0]
+    listed = ", ".join(repr(prefix) for prefix in prefixes[:4])
+    raise CheckpointError(
+        f"{path} holds {len(prefixes)} networks of one kind, under {listed}, and nothing "
+        "says which",
+        "write the one you mean to a file of its own",
+    )
+
+
+def _top(prefix: str) -> set[str]:
+    """Which of the two sets of a training state a prefix is, itself if neither."""
+    return (_parts(prefix) & {EMA, LIVE}) or {prefix}
+
+
+def _named(
+    clean: Mapping[str, str], layout: Layout, prefix: str, choices: tuple[str, ...], path: Path
+) -> Naming:
+    others = [choice for choice in choices if choice != prefix]
+    names: dict[str, str] = {}
+    left: list[str] = []
+    for raw, name in clean.items():
+        inside = name.startswith(prefix)
+        first = re.split(r"[./]", name.removeprefix(prefix), maxsplit=1)[0]
+        beside = any(name.startswith(other) for other in others if not prefix.startswith(other))
+        if first in OTHERS or (not inside and (beside or _parts(name) & OTHERS)):
+            left.append(raw)
+            continue
+        native = layout.native(name.removeprefix(prefix))
+        if native in names:
+            raise CheckpointError(
+                f"{path} holds {native} twice, once as {names[native]} and once as {raw}",
+                "write the one you mean to a file of its own",
+            )
+        names[native] = raw
+    return Naming(layout, prefix, names, tuple(left), choices)
+
 
 TOP = {
-    "patch_embedding.": "patch_embedding.",
     "condition_embedder.text_embedder.linear_1.": "text_embedding.0.",
     "condition_embedder.text_embedder.linear_2.": "text_embedding.2.",
     "condition_embedder.time_embedder.linear_1.": "time_embedding.0.",
@@ -47,29 +208,37 @@ BLOCK = {
 """Starts of names inside a block: diffusers' to Wan's; norm2 and norm3 change places."""
 
 
-def common_prefix(names: Iterable[str]) -> str:
-    """The longest run of `PREFIXES` that every name starts with."""
-    listed = list(names)
-    found = ""
-    while listed:
-        part = next((p for p in PREFIXES if all(n.startswith(p, len(found)) for n in listed)), None)
-        if part is None:
-            break
-        found += part
-    return found
-
-
-def is_diffusers(names: Iterable[str]) -> bool:
-    """Whether these are the names of a Wan transformer in diffusers' layout."""
-    return any(name.startswith("condition_embedder.") for name in names)
-
-
 def from_diffusers(name: str) -> str:
     """Wan's name of a tensor in diffusers' layout; a name without a rule stays as it is."""
-    block = re.match(r"blocks\.\d+\.", name)
-    head = block.group() if block else ""
+    return _renamed(name, TOP, BLOCK)
+
+
+def to_diffusers(name: str) -> str:
+    """Diffusers' name of one of Wan's tensors; a name without a rule stays as it is."""
+    return _renamed(name, _turned(TOP), _turned(BLOCK))
+
+
+def _turned(rules: Mapping[str, str]) -> dict[str, str]:
+    return {ours: theirs for theirs, ours in rules.items()}
+
+
+def _renamed(name: str, top: Mapping[str, str], block: Mapping[str, str]) -> str:
+    within = re.match(r"blocks\.\d+\.", name)
+    head = within.group() if within else ""
     rest = name[len(head) :]
-    for theirs, ours in (BLOCK if block else TOP).items():
-        if rest.startswith(theirs):
-            return head + ours + rest[len(theirs) :]
+    for before, after in (block if within else top).items():
+        if rest.startswith(before):
+            return head + after + rest[len(before) :]
     return name
+
+
+def unchanged(name: str) -> str:
+    """The name itself: for layouts that are a network's own."""
+    return name
+
+
+WAN = (
+    Layout("Wan's own", "head.modulation", unchanged),
+    Layout("diffusers'", "condition_embedder.time_embedder.linear_1.bias", from_diffusers),
+)
+"""How a Wan generator is named."""

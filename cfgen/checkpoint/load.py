@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from cfgen.checkpoint import container, keys, quantized
-from cfgen.checkpoint.container import digest
+from cfgen.checkpoint.container import open_container, read_json
+from cfgen.checkpoint.find import generator_file
 from cfgen.checkpoint.geometry import read_geometry
-from cfgen.errors import CheckpointError
+from cfgen.checkpoint.keys import EMA, WAN, Layout, Naming, unchanged
+from cfgen.checkpoint.layers import Layer
+from cfgen.checkpoint.network import Network, describe_network, open_network
+from cfgen.errors import BackendUnavailable, CheckpointError
 from cfgen.model.generator import Generator
-from cfgen.model.vae import TinyAutoencoder
+from cfgen.model.quantized import QuantizedEmbedding, QuantizedLinear
+from cfgen.ops.native import unsupported
 
-if TYPE_CHECKING:
-    from cfgen.model.text_encoder import TextEncoder
+__all__ = ["fill", "load_generator", "load_state", "open_generator", "text_len_of"]
 
-__all__ = ["digest", "load_generator", "load_state", "load_text_encoder", "load_vae"]
-
-GENERATOR_FILE = "diffusion_pytorch_model.safetensors"
 CONFIG_FILE = "config.json"
-TEXT_ENCODER_FILE = "model.safetensors"
-
-SHARED, TWIN = "shared.weight", "encoder.embed_tokens.weight"
-"""Two names of a text encoder's one embedding table; files need to hold the first only."""
 
 MATRICES = re.compile(r"blocks\.\d+\.((self|cross)_attn\.[qkvo]|ffn\.[02])\.(weight|bias)")
 """Linear layers of a generator's blocks; `F.linear` wants the biases in the weights' dtype."""
@@ -37,201 +33,223 @@ NAMED = 5
 
 CPU = torch.device("cpu")
 
+DtypeOf = Callable[[str], torch.dtype]
+"""The dtype that a tensor is computed with, by its native name."""
 
-def load_state(path: Path, *, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-    """Tensors of a safetensors file under native names.
 
-    Quantized layers are decoded, prefixes that tools put before every name come off, and diffusers'
-    names of a Wan transformer become Wan's own. Plain tensors are views of the file: it must not
-    change while they live.
-
-    Args:
-        path: the file.
-        dtype: of decoded layers; plain tensors keep theirs.
+def open_generator(path: Path, *, prefer: str = EMA) -> Network:
+    """Open a file, or the file of a folder, that holds a Wan generator; no weight is read.
 
     Raises:
-        CheckpointError: the file is missing, damaged or of an unknown layout.
+        CheckpointError: it holds none, or is damaged or of an unknown layout.
     """
-    return _load_state(path, lambda _name: dtype)
+    return open_network(generator_file(path), WAN, what="Wan generator", prefer=prefer)
 
 
 def load_generator(
-    path: Path, *, dtype: torch.dtype = torch.float32, device: torch.device = CPU
+    path: Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device = CPU,
+    expand: bool = False,
+    native: bool = False,
+    prefer: str = EMA,
 ) -> Generator:
     """A Wan generator in evaluation mode, its weights frozen.
 
     Args:
-        path: a model folder (`diffusion_pytorch_model.safetensors` and `config.json`), or a weights
-            file with `config.json` beside it.
+        path: a file of weights, or a folder of a model; config.json is read where it lies beside
+            the weights.
         dtype: of the linear layers inside the blocks, weights and biases; norms, modulations,
-            embeddings and head stay in float32 (float64 where `dtype` is float64).
+            embeddings and head are computed in float32 (float64 where `dtype` is float64).
         device: where it goes.
+        expand: dequantize all weights now, which takes more memory, instead of on every use.
+        native: multiply by quantized weights as they are stored, where the device can and the
+            file does not ask for high precision.
+        prefer: `generator_ema` or `generator`: which to take where a file holds both.
 
     Raises:
+        BackendUnavailable: `native` is asked for and no layer can.
         CheckpointError: a file is missing or damaged, the config contradicts the weights, or the
             tensors are not exactly those of the generator.
     """
-    weights = path / GENERATOR_FILE if path.is_dir() else path
-    config = weights.with_name(CONFIG_FILE)
-    precise = torch.promote_types(dtype, torch.float32)
-
-    def dtype_of(name: str) -> torch.dtype:
-        return dtype if MATRICES.fullmatch(name) else precise
-
-    state = _load_state(weights, dtype_of)
-    geometry = read_geometry(
-        state, container.read_json(config), weights=weights, config_path=config
-    )
+    network = open_generator(path, prefer=prefer)
+    weights = network.file.path
+    geometry = read_geometry(network.shapes, config_of(weights), weights=weights)
     with torch.device("meta"):
         generator = Generator(geometry)
-    _fill(generator, state, path=weights, dtype_of=dtype_of, device=device)
+    precise = torch.promote_types(dtype, torch.float32)
+    fill(
+        generator,
+        network,
+        dtype_of=lambda name: dtype if MATRICES.fullmatch(name) else precise,
+        device=device,
+        expand=expand,
+    )
+    if native:
+        go_native(generator, network, device)
     return generator
 
 
-def load_vae(
-    path: Path, *, dtype: torch.dtype = torch.float32, device: torch.device = CPU
-) -> TinyAutoencoder:
-    """A tiny autoencoder of the widths in the file, channels last, in evaluation mode, frozen.
+def go_native(module: nn.Module, network: Network, device: torch.device) -> None:
+    """Let quantized layers multiply by their weights as they are stored, where that can be.
 
     Raises:
-        CheckpointError: the file is missing or damaged, or no such autoencoder.
+        BackendUnavailable: no layer can; the message says why.
     """
-    state = load_state(path, dtype=dtype)
-    try:
-        with torch.device("meta"):
-            vae = TinyAutoencoder.for_weights(state)
-    except (KeyError, IndexError) as error:
-        raise CheckpointError(
-            f"{path} holds no tiny autoencoder: {error.args[0]} is missing or has too few axes",
-            "check the path of the model",
-        ) from error
-    _fill(vae, state, path=path, dtype_of=lambda _name: dtype, device=device)
-    return vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
-
-
-def load_text_encoder(
-    folder: Path,
-    tokenizer: Path,
-    *,
-    text_len: int,
-    dtype: torch.dtype = torch.float32,
-    device: torch.device = CPU,
-) -> TextEncoder:
-    """A UMT5 encoder with its tokenizer, in evaluation mode, its weights frozen.
-
-    Args:
-        folder: `config.json` and `model.safetensors` as Hugging Face lays them out.
-        tokenizer: the tokenizer.json that belongs to it.
-        text_len: positions of an embedded prompt.
-        dtype: of all weights.
-        device: where it goes.
-
-    Raises:
-        CheckpointError: a file is missing or damaged, or config, weights and tokenizer do not
-            belong together.
-    """
-    from cfgen.model.text_encoder import TextEncoder, load_tokenizer
-
-    words = load_tokenizer(tokenizer)
-    config, weights = folder / CONFIG_FILE, folder / TEXT_ENCODER_FILE
-    settings = container.read_json(config)
-    try:
-        with torch.device("meta"):
-            encoder = TextEncoder(settings, words, text_len=text_len)
-    except CheckpointError:
-        raise
-    except Exception as error:  # transformers raises whatever a value leads to
-        raise CheckpointError(f"{config} describes no UMT5 encoder: {error}") from error
-    rows = encoder.model.shared.num_embeddings
-    if words.get_vocab_size() > rows:
-        raise CheckpointError(
-            f"{tokenizer} has {words.get_vocab_size()} tokens, {config} only {rows}",
-            "give the tokenizer that belongs to the encoder",
+    reasons: list[str] = []
+    layers = {n: m for n, m in module.named_modules() if isinstance(m, QuantizedLinear)}
+    for name, layer in layers.items():
+        reason = unsupported(layer.weight, device)
+        if reason is None and network.layers[f"{name}.weight"].full_precision:
+            reason = "the file asks for products in high precision"
+        layer.native = reason is None
+        reasons += [reason] if reason else []
+    if len(reasons) == len(layers):
+        why = reasons[0] if reasons else "none of its layers is quantized"
+        raise BackendUnavailable(
+            f"{network.file.path} cannot be computed with as it is stored: {why}",
+            "use --set model.matmul=dequantize",
         )
-    state = load_state(weights, dtype=dtype)
-    _drop_twin(state, weights)
-    _fill(
-        encoder.model,
-        state,
-        path=weights,
-        dtype_of=lambda _name: dtype,
-        device=device,
-        tied={TWIN: SHARED},
-    )
-    return encoder.eval()
 
 
-def _load_state(path: Path, dtype_of: Callable[[str], torch.dtype]) -> dict[str, Tensor]:
-    """See `load_state`; `dtype_of` is asked with native names."""
-    contents = container.read(path)
-    prefix = keys.common_prefix(contents.tensors)
-    stripped = [name.removeprefix(prefix) for name in contents.tensors]
-    diffusers = keys.is_diffusers(stripped)
+def config_of(weights: Path) -> tuple[Path, dict[str, object]] | None:
+    """The Wan config.json beside a file of weights; None if there is none, or another model's.
 
-    def native(name: str) -> str:
-        bare = name.removeprefix(prefix)
-        return keys.from_diffusers(bare) if diffusers else bare
-
-    tensors: dict[str, Tensor] = {}
-    for name, tensor in contents.tensors.items():
-        if native(name) in tensors:
-            raise CheckpointError(f"{path} holds {native(name)} twice, once as {name}")
-        tensors[native(name)] = tensor
-    return quantized.decode(tensors, contents.metadata, path, native=native, dtype_of=dtype_of)
+    Raises:
+        CheckpointError: it is there and is no JSON.
+    """
+    path = weights.with_name(CONFIG_FILE)
+    if not path.is_file():
+        return None
+    config = read_json(path)
+    ours = {"dim", "num_heads", "num_attention_heads"} & set(config)
+    return (path, config) if ours and "d_model" not in config else None
 
 
-def _drop_twin(state: dict[str, Tensor], path: Path) -> None:
-    """Take the second name of the embedding table out, if it is there."""
-    if SHARED not in state:
-        raise CheckpointError(f"{path} holds no UMT5 encoder: {SHARED} is missing")
-    twin = state.pop(TWIN, state[SHARED])
-    if not torch.equal(twin.to(state[SHARED].dtype), state[SHARED]):
-        raise CheckpointError(f"{path}: {TWIN} differs from {SHARED}, which must be the same table")
+def text_len_of(weights: Path) -> int:
+    """Positions of an embedded prompt that a generator reads: what config.json says, else 512.
+
+    Raises:
+        CheckpointError: config.json says what is no number of positions.
+    """
+    config = config_of(weights)
+    found = 512 if config is None else config[1].get("text_len", 512)
+    if config is not None and (not isinstance(found, int) or found < 1):
+        raise CheckpointError(
+            f"{config[0]}: text_len must be a whole number above 0, got {found!r}",
+            "restore the model folder",
+        )
+    return int(str(found))
 
 
-def _fill(
+def fill(
     module: nn.Module,
-    state: dict[str, Tensor],
+    network: Network,
     *,
-    path: Path,
-    dtype_of: Callable[[str], torch.dtype],
+    dtype_of: DtypeOf,
     device: torch.device,
+    expand: bool = False,
     tied: Mapping[str, str] | None = None,
 ) -> None:
-    """Put weights into a network made on the meta device.
+    """Put the weights of a file into a network made on the meta device, and freeze it.
+
+    One tensor at a time is read and moved. Linear layers and tables that the file holds quantized
+    are replaced by layers that keep them so.
 
     Args:
         module: the network.
-        state: its weights, taken out one by one.
-        path: where they come from, for messages.
-        dtype_of: dtype of each, by its name.
+        network: its weights; their names are the module's.
+        dtype_of: dtype that each is computed with.
         device: where they go.
-        tied: names that are not in `state`, and the name whose parameter each shares.
+        expand: dequantize every weight instead.
+        tied: names that are not in the file, and the name whose parameter each shares.
 
     Raises:
         CheckpointError: a tensor is missing, unknown or of another shape.
     """
     tied = tied or {}
-    expected = {name: t for name, t in module.state_dict().items() if name not in tied}
-    _compare(expected, state, path)
-    # Copied, because what safetensors gives is the file itself; and moved, to hold nothing twice.
-    loaded: dict[str, Tensor] = {}
-    for name in list(state):
-        copy = state.pop(name).to(device=device, dtype=dtype_of(name), copy=True)
-        loaded[name] = nn.Parameter(copy, requires_grad=False)
-    loaded |= {twin: loaded[name] for twin, name in tied.items()}
-    module.load_state_dict(loaded, assign=True)
-    module.eval().requires_grad_(False)
+    expected = {n: tuple(t.shape) for n, t in module.state_dict().items() if n not in tied}
+    compare(expected, network.shapes, network.file.path)
+    plain: dict[str, Tensor] = {}
+    for name in expected:
+        stored = network.read(name)
+        if isinstance(stored, Tensor):
+            value = stored.to(device, dtype_of(name))
+        elif expand or not _keeps(module, name):
+            value = stored.dequantize(dtype_of(name)).to(device)
+        else:
+            _replace(module, name, stored, dtype_of(name))
+            continue
+        plain[name] = nn.Parameter(value, requires_grad=False)
+    _assign(module, plain, tied)
+    module.to(device).eval().requires_grad_(False)
 
 
-def _compare(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], path: Path) -> None:
-    """Refuse weights whose names or shapes are not exactly the expected ones."""
-    missing = [name for name in expected if name not in state]
-    unused = [name for name in state if name not in expected]
+def held_nbytes(network: Network, *, dtype_of: DtypeOf, expand: bool) -> dict[str, int]:
+    """Bytes of memory that each weight will take when `fill` has put it into its network.
+
+    Args:
+        network: the weights.
+        dtype_of: dtype that each is computed with.
+        expand: whether all are dequantized.
+    """
+
+    def held(layer: Layer) -> int:
+        matrix = layer.is_quantized and layer.name.endswith(".weight") and len(layer.shape) == 2
+        if matrix and not expand:
+            return sum(network.file.entries[raw].nbytes for raw in layer.parts.values())
+        return math.prod(layer.shape) * dtype_of(layer.name).itemsize
+
+    return {name: held(layer) for name, layer in network.layers.items()}
+
+
+def _keeps(module: nn.Module, name: str) -> bool:
+    """Whether a weight can stay quantized: that of a linear layer or of a table."""
+    owner, _, part = name.rpartition(".")
+    return part == "weight" and isinstance(module.get_submodule(owner), nn.Linear | nn.Embedding)
+
+
+def _replace(module: nn.Module, name: str, stored: object, dtype: torch.dtype) -> None:
+    """Put a layer that keeps its weight quantized where a plain one stands."""
+    owner = name.rpartition(".")[0]
+    before = module.get_submodule(owner)
+    layer: nn.Module
+    if isinstance(before, nn.Embedding):
+        layer = QuantizedEmbedding(stored, dtype)  # type: ignore[arg-type]
+    else:
+        layer = QuantizedLinear(stored, None, dtype)  # type: ignore[arg-type]
+    module.set_submodule(owner, layer)
+
+
+def _assign(module: nn.Module, plain: Mapping[str, Tensor], tied: Mapping[str, str]) -> None:
+    """Set tensors by name; the bias of a quantized layer is one of its buffers."""
+    for name, value in plain.items():
+        owner, _, part = name.rpartition(".")
+        layer = module.get_submodule(owner)
+        if isinstance(layer, QuantizedLinear) or part in dict(layer.named_buffers(recurse=False)):
+            layer.register_buffer(part, value.data)
+        else:
+            layer.register_parameter(part, nn.Parameter(value, requires_grad=False))
+    for twin, name in tied.items():
+        module.set_submodule(twin.rpartition(".")[0], module.get_submodule(name.rpartition(".")[0]))
+
+
+def compare(
+    expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], path: Path
+) -> None:
+    """Refuse weights whose names or shapes are not exactly the expected ones.
+
+    Raises:
+        CheckpointError: they are not; the message names what is missing, unknown or of another
+            shape.
+    """
+    missing = [name for name in expected if name not in found]
+    unused = [name for name in found if name not in expected]
     other = [
-        f"{name} {list(state[name].shape)} instead of {list(tensor.shape)}"
-        for name, tensor in expected.items()
-        if name in state and state[name].shape != tensor.shape
+        f"{name} {list(found[name])} instead of {list(shape)}"
+        for name, shape in expected.items()
+        if name in found and found[name] != shape
     ]
     problems = [
         f"{what} {_some(names)}"
@@ -250,3 +268,25 @@ def _some(names: Iterable[str]) -> str:
     listed = sorted(names)
     more = f" and {len(listed) - NAMED} more" if len(listed) > NAMED else ""
     return ", ".join(listed[:NAMED]) + more
+
+
+def load_state(path: Path, *, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    """Every tensor of a file under the name that it has there, dequantized.
+
+    Args:
+        path: the file.
+        dtype: of what was quantized; plain tensors keep theirs.
+
+    Raises:
+        CheckpointError: the file is damaged or of an unknown layout.
+    """
+    file = open_container(path)
+    naming = Naming(
+        Layout("the file's own", "", unchanged), "", {name: name for name in file.entries}
+    )
+    network = describe_network(file, naming)
+    stored = ((name, network.read(name)) for name in network.layers)
+    return {
+        name: value if isinstance(value, Tensor) else value.dequantize(dtype)
+        for name, value in stored
+    }

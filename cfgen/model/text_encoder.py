@@ -1,22 +1,23 @@
-"""Prompts to embeddings: a UMT5 encoder and its tokenizer file, through Hugging Face's libraries.
+"""Prompts to embeddings: a UMT5 encoder and its tokenizer, through Hugging Face's libraries.
 
-Source: Wan2.1 wan/modules/t5.py @ 9737cba: special tokens are added, positions past the text are
-zero.
+Source: Wan2.1 wan/modules/{t5,tokenizers}.py and wan/text2video.py @ 9737cba: prompts are cleaned,
+`</s>` is added, positions past the text are zero.
 """
 
 from __future__ import annotations
 
+import bisect
 import html
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer
 from torch import Tensor, nn
-from transformers import UMT5Config, UMT5EncoderModel
 
 from cfgen.errors import CheckpointError, UsageError
+from cfgen.model.tokenizer import END, OTHER_TOKENIZER, Tokenizer, load_tokenizer
+
+__all__ = ["TextEncoder", "clean", "load_tokenizer"]
 
 
 class TextEncoder(nn.Module):
@@ -24,22 +25,22 @@ class TextEncoder(nn.Module):
 
     Args:
         config: sizes, in Hugging Face's keys.
-        tokenizer: the loaded tokenizer.json.
+        tokenizer: the tokenizer that belongs to it.
         text_len: positions of an embedded prompt.
     """
 
     def __init__(
         self, config: Mapping[str, object], tokenizer: Tokenizer, *, text_len: int
     ) -> None:
+        from transformers import UMT5Config, UMT5EncoderModel
+
         super().__init__()
         self.model = UMT5EncoderModel(UMT5Config.from_dict(dict(config)))
         self.tokenizer = tokenizer
         self.text_len = text_len
-        end = tokenizer.token_to_id("</s>")
+        end = tokenizer.token_to_id(END)
         if end is None:
-            raise CheckpointError(
-                "the tokenizer has no </s> token", "give the tokenizer that belongs to the encoder"
-            )
+            raise CheckpointError(f"the tokenizer has no {END} token", OTHER_TOKENIZER)
         self._end: int = end
 
     def tokens(self, prompt: str) -> list[int]:
@@ -49,19 +50,33 @@ class TextEncoder(nn.Module):
             UsageError: they are more than `text_len`.
         """
         text = clean(prompt)
-        encoding = self.tokenizer.encode(text, add_special_tokens=False)
+        ids = self._numbers(text)
         room = self.text_len - 1
-        if len(encoding.ids) > room:
-            read = text[: encoding.offsets[room - 1][1]]
+        if len(ids) > room:
+            read = self._beginning(text, room)
             raise UsageError(
-                f"the prompt is too long: {len(encoding.ids)} tokens, and this model reads {room}",
+                f"the prompt is too long: {len(ids)} tokens, and this model reads {room}",
                 f'shorten it; the model would read up to "...{read[-30:]}"',
             )
-        return [*encoding.ids, self._end]
+        return [*ids, self._end]
+
+    def _numbers(self, text: str) -> Sequence[int]:
+        return self.tokenizer.encode(text, add_special_tokens=False).ids
+
+    def _beginning(self, text: str, room: int) -> str:
+        """As much of a text that is too long as has `room` tokens: whole words, then characters."""
+
+        def count(end: int) -> int:
+            return len(self._numbers(text[:end]))
+
+        words = [0, *(word.end() for word in re.finditer(r"\S+", text))]
+        fitting = bisect.bisect(words, room, key=count)
+        start, end = words[fitting - 1], words[fitting]
+        return text[: start + bisect.bisect(range(start + 1, end), room, key=count)].rstrip()
 
     def forward(self, prompts: Sequence[str]) -> Tensor:
         """Embeddings [len(prompts), text_len, d_model]; zero past each prompt's tokens."""
-        device = self.model.shared.weight.device
+        device = self.model.encoder.final_layer_norm.weight.device
         tokens = [self.tokens(prompt) for prompt in prompts]
         longest = max(len(t) for t in tokens)
         ids = torch.zeros(len(tokens), longest, dtype=torch.long)
@@ -74,24 +89,9 @@ class TextEncoder(nn.Module):
         return nn.functional.pad(hidden * mask[..., None], (0, 0, 0, self.text_len - longest))
 
 
-def load_tokenizer(path: Path) -> Tokenizer:
-    """The tokenizer of a tokenizer.json file.
-
-    Raises:
-        CheckpointError: the file is missing or not a tokenizer.
-    """
-    if not path.is_file():
-        raise CheckpointError(
-            f"{path} is missing: the text encoder needs its tokenizer", "restore the model folder"
-        )
-    try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises bare Exception
-        raise CheckpointError(
-            f"{path} is not a tokenizer file: {error}", "restore the model folder"
-        ) from error
-
-
 def clean(prompt: str) -> str:
-    """HTML entities resolved, runs of whitespace made one space, as Wan does with its prompts."""
-    return re.sub(r"\s+", " ", html.unescape(html.unescape(prompt))).strip()
+    """Text as Wan cleans its prompts: mojibake mended, HTML entities resolved, single spaces."""
+    import ftfy
+
+    text = html.unescape(html.unescape(ftfy.fix_text(prompt)))
+    return re.sub(r"\s+", " ", text).strip()

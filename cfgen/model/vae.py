@@ -1,8 +1,8 @@
-"""Streaming video autoencoder of the TAEHV architecture: latents in, frames out, chunk after chunk.
+"""Streaming video decoders: latents in, frames out, chunk after chunk; and the tiny one of them.
 
-Key names and shapes are those of `taew2_1`, with every width read from the weights, so that small
-ones of our own and the published file are the same class. Latent frame 0 stands for frame 0, latent
-frame i for frames 4i-3 .. 4i.
+The tiny one is of the TAEHV architecture. Key names and shapes are those of `taew2_1`, with every
+width read from the weights, so that small ones of our own and the published file are one class.
+Latent frame 0 stands for frame 0, latent frame i for frames 4i-3 .. 4i.
 
 Axis letters: B batch, T frames (pixels), F latent frames, C channels, H W grid.
 Source: madebyollin/taehv (MIT), architecture only; streaming state and training are ours.
@@ -11,16 +11,112 @@ Source: madebyollin/taehv (MIT), architecture only; streaming state and training
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-State = list[Tensor | None]
-
 TEMPORAL_STRIDE = 4
 SPATIAL_STRIDE = 8
+
+LATENT_MEAN = (
+    *(-0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508),
+    *(0.4134, -0.0715, 0.5517, -0.3632, -0.1922, -0.9497, 0.2503, -0.2921),
+)
+LATENT_STD = (
+    *(2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743),
+    *(3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160),
+)
+"""Moments of the 16 channels of Wan2.1's raw latents. A generator makes normalised ones.
+
+Source: Wan-Video/Wan2.1 wan/modules/vae.py @ 9737cba.
+"""
+
+Cache = Tensor | str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Mode:
+    """How a clip is decoded, beyond what its decoder knows of; see `tiled`.
+
+    Attributes:
+        tile: Latent cells on the side of a tile, None for whole frames.
+        on_cpu: Whether a copy of the decoder on the CPU has taken over.
+    """
+
+    tile: int | None = None
+    on_cpu: bool = False
+
+    def __str__(self) -> str:
+        """Return ``in whole frames`` or ``in tiles of 16x16 cells on the CPU``."""
+        size = "whole frames" if self.tile is None else f"tiles of {self.tile}x{self.tile} cells"
+        return f"in {size}{' on the CPU' if self.on_cpu else ''}"
+
+
+@dataclass(slots=True)
+class State:
+    """How far a clip is decoded. `decode` changes it, but only when it succeeds.
+
+    Attributes:
+        caches: What each layer remembers of the frames before: maps [..., H, W], on a grid that is
+            a whole number of times as fine as the latents'. None or a word before there is any.
+        mode: How the clip is decoded.
+    """
+
+    caches: list[Cache]
+    mode: Mode = Mode()
+
+
+class Decoder(Protocol):
+    """What makes frames of latents; clips may be decoded by turns, each with a state of its own."""
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of a latent frame."""
+
+    @property
+    def reach(self) -> int:
+        """Latent frames before its own that a frame depends on, at most.
+
+        After so many, from any state on, frames are those of a clip decoded from its start.
+        """
+
+    def start(self) -> State:
+        """The state before the first latent frame."""
+
+    def decode(self, latents_BFCHW: Tensor, state: State | None = None) -> Tensor:
+        """Frames of the next latent frames of a clip.
+
+        Args:
+            latents_BFCHW: [B, F, C, h, w], normalised, where the weights are.
+            state: what `start` gave; changed in place, so that the next call goes on. None decodes
+                one whole clip. A decode that fails leaves it as it was.
+
+        Returns:
+            [B, 4F, 3, 8h, 8w], not yet clamped to [0, 1]; of the first latent frame of a clip only
+            one frame, which leaves 4F - 3.
+        """
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """The weights; they tell dtype and device."""
+
+
+def normalised(raw_CHW: Tensor) -> Tensor:
+    """Raw latents [..., 16, h, w] of Wan2.1 as a generator makes them, in float32 at least."""
+    return (raw_CHW - _channels(LATENT_MEAN, raw_CHW)) / _channels(LATENT_STD, raw_CHW)
+
+
+def denormalised(latents_CHW: Tensor) -> Tensor:
+    """The raw latents [..., 16, h, w] of Wan2.1 that normalised ones mean, in float32 at least."""
+    return latents_CHW * _channels(LATENT_STD, latents_CHW) + _channels(LATENT_MEAN, latents_CHW)
+
+
+def _channels(values: Sequence[float], like: Tensor) -> Tensor:
+    dtype = torch.promote_types(like.dtype, torch.float32)
+    return torch.tensor(values, dtype=dtype, device=like.device)[:, None, None]
 
 
 class Clamp(nn.Module):
@@ -84,6 +180,8 @@ class TinyAutoencoder(nn.Module):
         latent_channels: channels of a latent frame.
         encoder_width: channels inside the encoder (64 in `taew2_1`).
         decoder_widths: channels of the four decoder stages (256, 128, 64, 64 in `taew2_1`).
+        raw_latents: whether its own latents are Wan2.1's raw ones, as those of `lighttaew2_1` are.
+            What comes in and goes out here is normalised in any case.
     """
 
     def __init__(
@@ -91,10 +189,13 @@ class TinyAutoencoder(nn.Module):
         latent_channels: int = 16,
         encoder_width: int = 64,
         decoder_widths: Sequence[int] = (256, 128, 64, 64),
+        *,
+        raw_latents: bool = False,
     ) -> None:
         super().__init__()
         e = encoder_width
         self.latent_channels = latent_channels
+        self.raw_latents = raw_latents
         encoder: list[nn.Module] = [_conv(3, e), nn.ReLU()]
         for stride in (2, 2, 1):
             encoder += [
@@ -113,10 +214,14 @@ class TinyAutoencoder(nn.Module):
         self.decoder = nn.ModuleList([*decoder, nn.ReLU(), _conv(w[3], 3)])
 
     @classmethod
-    def for_weights(cls, state: Mapping[str, Tensor]) -> TinyAutoencoder:
+    def for_weights(
+        cls, state: Mapping[str, Tensor], *, raw_latents: bool = False
+    ) -> TinyAutoencoder:
         """An autoencoder whose widths are those of a state dict (weights are not loaded)."""
         widths = [state[f"decoder.{i}.weight"].shape[1] for i in (8, 14, 20, 22)]
-        return cls(state["decoder.1.weight"].shape[1], state["encoder.0.weight"].shape[0], widths)
+        latent_channels = state["decoder.1.weight"].shape[1]
+        encoder_width = state["encoder.0.weight"].shape[0]
+        return cls(latent_channels, encoder_width, widths, raw_latents=raw_latents)
 
     def encode(self, video_BTCHW: Tensor) -> Tensor:
         """Latents of whole clips.
@@ -129,7 +234,9 @@ class TinyAutoencoder(nn.Module):
             group of four.
         """
         first = video_BTCHW[:, :1].expand(-1, TEMPORAL_STRIDE - 1, -1, -1, -1)
-        return _run(self.encoder, torch.cat([first, video_BTCHW], 1), [None] * len(self.encoder))
+        clip = torch.cat([first, video_BTCHW], 1)
+        latents = _run(self.encoder, clip, [None] * len(self.encoder))
+        return normalised(latents).to(latents.dtype) if self.raw_latents else latents
 
     @property
     def reach(self) -> int:
@@ -144,7 +251,7 @@ class TinyAutoencoder(nn.Module):
 
     def start(self) -> State:
         """The state before the first latent frame."""
-        return [None] * len(self.decoder)
+        return State([None] * len(self.decoder))
 
     def decode(self, latents_BFCHW: Tensor, state: State | None = None) -> Tensor:
         """Frames of the next latent frames of a clip.
@@ -152,15 +259,20 @@ class TinyAutoencoder(nn.Module):
         Args:
             latents_BFCHW: [B, F, C, h, w].
             state: what `start` gave; changed in place, so that the next call goes on. None decodes
-                one whole clip.
+                one whole clip. A decode that fails leaves it as it was.
 
         Returns:
             [B, 4F, 3, 8h, 8w], not yet clamped to [0, 1]; at the start of a clip the first three
             frames are dropped, which leaves 4F - 3.
         """
         state = self.start() if state is None else state
-        beginning = all(entry is None for entry in state)
-        video = _run(self.decoder, latents_BFCHW, state)
+        beginning = all(cache is None for cache in state.caches)
+        caches = list(state.caches)
+        latents = latents_BFCHW
+        if self.raw_latents:
+            latents = denormalised(latents).to(latents.dtype)
+        video = _run(self.decoder, latents, caches)
+        state.caches = caches
         return video[:, TEMPORAL_STRIDE - 1 :] if beginning else video
 
 
@@ -168,16 +280,16 @@ def _conv(n_in: int, n_out: int, stride: int = 1, bias: bool = True) -> nn.Conv2
     return nn.Conv2d(n_in, n_out, 3, stride=stride, padding=1, bias=bias)
 
 
-def _run(blocks: nn.ModuleList, clip: Tensor, state: State) -> Tensor:
+def _run(blocks: nn.ModuleList, clip: Tensor, caches: list[Cache]) -> Tensor:
     batch = clip.shape[0]
     x = clip.flatten(0, 1).contiguous(memory_format=torch.channels_last)
     for i, block in enumerate(blocks):
         if isinstance(block, MemBlock):
             frames = torch.unflatten(x, 0, (batch, -1))
-            before = state[i]
-            if before is None:
+            before = caches[i]
+            if not isinstance(before, Tensor):
                 before = torch.zeros_like(frames[:, :1])
-            state[i] = frames[:, -1:]
+            caches[i] = frames[:, -1:]
             past = torch.cat([before, frames[:, :-1]], 1).flatten(0, 1)
             x = block(x, past.contiguous(memory_format=torch.channels_last))
         else:

@@ -2,25 +2,39 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
-from cfgen.checkpoint.load import load_generator, load_vae
-from cfgen.checkpoint.quantized import save_quantized
+from cfgen.checkpoint.load import load_generator, load_state, open_generator
+from cfgen.checkpoint.quantize import save_quantized
 from cfgen.errors import CheckpointError
-from cfgen.model.generator import Generator
-from cfgen.model.vae import TinyAutoencoder
+from cfgen.model.generator import Generator, Geometry
+from cfgen.model.quantized import QuantizedLinear
+from tests.checkpoint import tiny
 from tests.checkpoint.conftest import SMALL, marker
 from tests.golden.cases import FOLDER
 
 Folder = Callable[..., Path]
 FILE = "diffusion_pytorch_model.safetensors"
+
+
+def flow(generator: Generator) -> Tensor:
+    """What a generator of the size `SMALL` makes of some noise, each chunk alone."""
+
+    class Alone:
+        def attend(self, _layer: int, _q: Tensor, _k: Tensor, v: Tensor) -> Tensor:
+            return v
+
+    torch.manual_seed(0)
+    x, text = torch.randn(1, 3, 3, 4, 6), torch.randn(1, 4, 5)
+    with torch.inference_mode():
+        return generator(x, 0.3, generator.condition(text), Alone())
 
 
 def test_generator_is_loaded_as_it_was_saved(folder: Folder, state: dict[str, Tensor]) -> None:
@@ -86,11 +100,34 @@ def test_only_the_matrices_of_blocks_are_narrow(folder: Folder, state: dict[str,
 def test_quantized_generator_is_loaded(folder: Folder, state: dict[str, Tensor]) -> None:
     path = folder(state) / FILE
     save_quantized(state, path, lambda name, t: t.ndim == 2)
-    found = load_generator(path).state_dict()
+    generator = load_generator(path, dtype=torch.bfloat16)
+    kept = {n: m for n, m in generator.named_modules() if isinstance(m, QuantizedLinear)}
+    assert set(kept) == {name.removesuffix(".weight") for name, t in state.items() if t.ndim == 2}
+    for name, layer in kept.items():
+        assert layer.dtype == (torch.bfloat16 if name.startswith("blocks.") else torch.float32)
+        assert layer.get_buffer("bias").dtype == layer.dtype
+    assert not any(p.requires_grad for p in generator.parameters())
+    found = load_generator(path, expand=True).state_dict()
     for name, tensor in state.items():
         step = tensor.abs().amax(-1, keepdim=True) / 127
         limit = 0.501 * step if tensor.ndim == 2 else torch.zeros(())
         assert ((found[name] - tensor).abs() <= limit).all(), name
+
+
+def test_quantized_generator_computes_what_the_expanded_one_does(
+    folder: Folder, state: dict[str, Tensor]
+) -> None:
+    path = folder(state) / FILE
+    save_quantized(state, path, lambda name, t: t.ndim == 2)
+    kept, expanded = load_generator(path), load_generator(path, expand=True)
+    assert torch.equal(flow(kept), flow(expanded))
+
+
+def test_patches_may_be_quantized(folder: Folder, state: dict[str, Tensor]) -> None:
+    path = folder(state) / FILE
+    save_quantized(state, path, lambda name, _: name == "patch_embedding.weight")
+    found = load_generator(path).patch_embedding.weight
+    torch.testing.assert_close(found, load_state(path)["patch_embedding.weight"])
 
 
 def without(*names: str) -> Callable[[dict], dict]:
@@ -116,11 +153,11 @@ BROKEN = {
     ),
     "no patch embedding": (
         without("patch_embedding.weight", "patch_embedding.bias"),
-        "holds no Wan generator: patch_embedding.weight is missing",
+        "holds no whole Wan generator: patch_embedding.weight is missing",
     ),
     "another network": (
         lambda _: {"decoder.1.weight": torch.ones(3)},
-        "holds no Wan generator: patch_embedding.weight is missing",
+        "holds no Wan generator: none of its 1 tensors (decoder.1.weight, ...) is named as one",
     ),
     "flat modulation": (
         plus(head__modulation=torch.ones(24)),
@@ -133,7 +170,7 @@ BROKEN = {
     ),
     "bare int8": (
         plus(blocks__0__ffn__0__weight=torch.ones(10, 12, dtype=torch.int8)),
-        "blocks.0.ffn.0.weight is torch.int8 and nothing says how it was quantized",
+        "blocks.0.ffn.0.weight is int8 and nothing says how it was quantized",
     ),
     "marker alone": (plus(head__comfy_quant=marker(format="int8_tensorwise")), "weight is missing"),
 }
@@ -155,7 +192,7 @@ def test_two_layouts_in_one_file_are_refused(folder: Folder, state: dict[str, Te
     twice = {"proj_out.weight": state["head.head.weight"].clone(), **state}
     twice["condition_embedder.time_proj.bias"] = state["time_projection.1.bias"].clone()
     with pytest.raises(
-        CheckpointError, match="holds time_projection.1.bias twice|head.head.weight twice"
+        CheckpointError, match="has unknown condition_embedder.time_proj.bias, proj_out.weight"
     ):
         load_generator(folder(twice))
 
@@ -180,7 +217,8 @@ CONFIGS = {
     "true heads": ({"num_heads": True}, "num_heads must be a whole number above 0, got True"),
     "text heads": ({"num_heads": "12"}, "num_heads must be a whole number above 0, got '12'"),
     "no text": ({"text_len": -1}, "text_len must be a whole number above 0, got -1"),
-    "eps": ({"eps": 0}, "eps must be a number above 0, got 0"),
+    "eps": ({"eps": 0}, "eps must be a number above 0, below 1, got 0"),
+    "huge eps": ({"eps": 10**400}, "eps must be a number above 0, below 1, got 1000"),
     "image model": ({"model_type": "i2v"}, "model_type is 'i2v'; only 't2v' can be run"),
     "no norm": ({"qk_norm": False}, "qk_norm is False; only True can be run"),
 }
@@ -201,17 +239,57 @@ def test_config_may_leave_out_what_the_weights_tell(
     folder: Folder, state: dict[str, Tensor]
 ) -> None:
     generator = load_generator(folder(state, {"num_heads": 2, "_class_name": "WanModel"}))
-    assert generator.geometry == dataclasses.replace(SMALL, text_len=512)
+    assert generator.geometry == replace(SMALL, text_len=512)
 
 
-def test_missing_config_is_refused(folder: Folder, state: dict[str, Tensor]) -> None:
+def test_without_a_config_the_heads_are_those_of_wan(tiny_file: Callable[[str], tiny.Tiny]) -> None:
+    geometry = load_generator(tiny_file("native_bf16").path).geometry
+    assert geometry == Geometry(
+        dim=tiny.DIM,
+        ffn_dim=tiny.FFN,
+        num_heads=2,
+        num_layers=1,
+        freq_dim=tiny.FREQ,
+        text_dim=tiny.TEXT,
+    )
+
+
+@pytest.mark.parametrize("config", [None, {"d_model": 4096, "num_heads": 64}, {"license": "?"}])
+def test_odd_width_without_its_config_is_refused(
+    config: dict | None, folder: Folder, state: dict[str, Tensor]
+) -> None:
+    path = folder(state, {} if config is None else config)
+    if config is None:
+        (path / "config.json").unlink()
+    with pytest.raises(CheckpointError, match="is 12 wide, which is no multiple of 128") as caught:
+        load_generator(path)
+    assert "config.json" in str(caught.value.hint)
+
+
+def test_missing_weights_are_refused(folder: Folder, state: dict[str, Tensor]) -> None:
     path = folder(state)
-    (path / "config.json").unlink()
-    with pytest.raises(CheckpointError, match="config.json does not exist"):
-        load_generator(path)
     (path / FILE).unlink()
-    with pytest.raises(CheckpointError, match=f"{FILE} does not exist"):
+    with pytest.raises(CheckpointError, match="holds no file of weights"):
         load_generator(path)
+    with pytest.raises(CheckpointError, match=f"{FILE} does not exist"):
+        load_generator(path / FILE)
+
+
+def test_state_is_what_the_file_holds_under_its_own_names(tmp_path: Path) -> None:
+    packed = tiny.pack(replace(tiny.STYLES["lightx2v_int8"], prefix="model."))
+    found = load_state(packed.write(tmp_path / "any.safetensors"), dtype=torch.bfloat16)
+    assert found.keys() == {f"model.{name}" for name in packed.weights}
+    assert found["model.head.modulation"].dtype == torch.float32
+    assert found["model.blocks.0.ffn.0.weight"].dtype == torch.bfloat16
+
+
+def test_opening_reads_no_weight(folder: Folder, state: dict[str, Tensor]) -> None:
+    path = folder(state) / FILE
+    network = open_generator(path)
+    path.unlink()
+    assert network.shapes == {name: tuple(tensor.shape) for name, tensor in state.items()}
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        network.read("head.modulation")
 
 
 def test_loaded_weights_do_not_hang_on_the_file(folder: Folder, state: dict[str, Tensor]) -> None:
@@ -225,57 +303,4 @@ def test_loaded_weights_do_not_hang_on_the_file(folder: Folder, state: dict[str,
 def test_loaded_generator_computes_what_the_saved_one_did(
     folder: Folder, state: dict[str, Tensor], generator: Generator
 ) -> None:
-    class Alone:
-        def attend(self, _layer: int, _q: Tensor, _k: Tensor, v: Tensor) -> Tensor:
-            return v
-
-    x, text = torch.randn(1, 3, 3, 4, 6), torch.randn(1, 4, 5)
-    loaded = load_generator(folder(state))
-    with torch.inference_mode():
-        flows = [g(x, 0.3, g.condition(text), Alone()) for g in (generator, loaded)]
-    assert torch.equal(*flows)
-
-
-@pytest.fixture
-def vae() -> TinyAutoencoder:
-    torch.manual_seed(1)
-    return TinyAutoencoder(4, 6, (12, 10, 8, 6))
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_vae_takes_its_widths_from_the_file(
-    dtype: torch.dtype, vae: TinyAutoencoder, tmp_path: Path
-) -> None:
-    path = tmp_path / "tae.safetensors"
-    save_file(vae.state_dict(), path)
-    loaded = load_vae(path, dtype=dtype)
-    assert {p.dtype for p in loaded.parameters()} == {dtype}
-    assert not any(p.requires_grad for p in loaded.parameters())
-    assert loaded.decoder[-1].weight.is_contiguous(memory_format=torch.channels_last)
-    latents = torch.randn(1, 2, 4, 3, 5)
-    with torch.inference_mode():
-        decoded = loaded.decode(latents.to(dtype)).float()
-        tolerance = 1e-6 if dtype == torch.float32 else 0.02
-        torch.testing.assert_close(decoded, vae.decode(latents), rtol=0, atol=tolerance)
-
-
-VAES = {
-    "no decoder": (
-        without("decoder.8.weight"),
-        "holds no tiny autoencoder: decoder.8.weight is miss",
-    ),
-    "no block": (without("decoder.4.conv.2.bias"), "lacks decoder.4.conv.2.bias"),
-    "generator": (lambda _: {"head.modulation": torch.ones(1, 2, 3)}, "holds no tiny autoencoder"),
-    "flat": (plus(decoder__8__weight=torch.ones(3)), "holds no tiny autoencoder"),
-    "unknown": (plus(decoder__4__skip__weight=torch.ones(3)), "has unknown decoder.4.skip.weight"),
-}
-
-
-@pytest.mark.parametrize("kind", VAES)
-def test_odd_vae_is_refused(kind: str, vae: TinyAutoencoder, tmp_path: Path) -> None:
-    change, reason = VAES[kind]
-    path = tmp_path / "tae.safetensors"
-    save_file(change(vae.state_dict()), path)
-    with pytest.raises(CheckpointError) as caught:
-        load_vae(path)
-    assert reason in caught.value.message
+    assert torch.equal(flow(generator), flow(load_generator(folder(state))))
