@@ -2,47 +2,40 @@
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import math
-import os
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import Literal
 
-import psutil
 import torch
 from torch import Tensor
 
 from cfgen.checkpoint.container import read_json
-from cfgen.checkpoint.load import digest as file_digest
-from cfgen.checkpoint.load import load_generator, load_text_encoder, load_vae
-from cfgen.config.catalog import model_folder
+from cfgen.config.catalog import locate_model
 from cfgen.config.schema import (
     FullMemory,
     MemoryConfig,
+    ModelConfig,
     RenderConfig,
     SlowFastMemory,
     WindowMemory,
     digest,
     to_mapping,
 )
-from cfgen.errors import BudgetError, CheckpointError, SetupError
-from cfgen.fingerprint import arithmetic, processor, prompt_digest, weights_and_versions
+from cfgen.errors import CheckpointError
+from cfgen.fingerprint import arithmetic, processor, prompt_digest, versions
+from cfgen.machine import device_of, dtype_of, settled, threads_of
 from cfgen.memory.base import Table
 from cfgen.memory.kv_cache import KVCache
 from cfgen.memory.paged import PagedMemory, Surprise
 from cfgen.memory.slow_fast import ReleaseTable, SlowFastTable
 from cfgen.memory.window import WindowTable
 from cfgen.model.generator import Conditioning, Generator
-from cfgen.model.prompts import Encode, embeddings
-from cfgen.model.vae import TinyAutoencoder
+from cfgen.needs import pages_of, place
 from cfgen.ops.reference import Rope
 from cfgen.ops.select import build_ops
+from cfgen.placement import Offload
 from cfgen.render.events import Loaded, Warned
 from cfgen.render.ffmpeg import find_ffmpeg
 from cfgen.render.folder import RunRecord
@@ -53,11 +46,7 @@ from cfgen.render.source import FrameSource
 from cfgen.render.writer import VideoWriter
 from cfgen.rollout import Guidance
 from cfgen.schedule import FewStepSchedule, KeyedNoise, Noise, ReferenceNoise
-
-GENERATOR_FILE = "diffusion_pytorch_model.safetensors"
-VAE_FILE = "tae.safetensors"
-MOST_THREADS = 8
-"""CPU threads by default, at most: what fixes the pixels should differ little between machines."""
+from cfgen.weights import LoadedModels, digests_of, encoded, load_models, text_digest
 
 
 @dataclass
@@ -65,19 +54,17 @@ class Models:
     """The generator and decoder that were loaded last; a batch renders many clips with them."""
 
     key: tuple[object, ...] = ()
-    loaded: tuple[Generator, TinyAutoencoder] | None = None
+    loaded: LoadedModels | None = None
 
     def load(
-        self, folder: Path, *, dtype: torch.dtype, device: torch.device
-    ) -> tuple[Generator, TinyAutoencoder]:
-        """Those of a model folder, read again only if another was asked for before."""
-        files = (folder / GENERATOR_FILE, folder / VAE_FILE)
-        key = (dtype, device, *map(file_digest, files))
+        self, model: ModelConfig, *, dtype: torch.dtype, device: torch.device, offload: Offload
+    ) -> LoadedModels:
+        """Those of a model, read again only if another was asked for before."""
+        key = (model, dtype, device, offload, *digests_of(model).items())
         if self.loaded is None or self.key != key:
             self.loaded = None  # both at once may be more than fits
-            generator = load_generator(files[0], dtype=dtype, device=device)
-            vae = load_vae(files[1], dtype=dtype).to(device)
-            self.key, self.loaded = key, (generator, vae)
+            loaded = load_models(model, dtype=dtype, device=device, offload=offload)
+            self.key, self.loaded = key, loaded
         return self.loaded
 
 
@@ -100,8 +87,7 @@ def build_render(
     recorded = settled(config)
     if config.output is None or config.seed is None:
         raise ValueError("a render needs an output and a seed")
-    folder = model_folder(config.model.path)
-    facts = weights_and_versions(folder / GENERATOR_FILE, folder / VAE_FILE)
+    facts = {**digests_of(config.model), **versions()}
     path = run_of(config.output)
     writer = VideoWriter(
         config.output,
@@ -114,7 +100,8 @@ def build_render(
         parts=path / "segments",
     )
     source = build_source(config, plan, models)
-    backend = f"{source.memory.ops.name} on {device_of(config)}, {_dtype_words(config)}"
+    words = str(dtype_of(config)).removeprefix("torch.")
+    backend = f"{source.memory.ops.name} on {device_of(config)}, {words}"
     return Render(
         source=source,
         writer=writer,
@@ -125,7 +112,7 @@ def build_render(
             config=to_mapping(recorded),
             fingerprint={
                 **facts,
-                "text_sha256": _text_digest(folder),
+                "text_sha256": text_digest(config.model),
                 "prompt_sha256": prompt_digest(source.conditioning, source.guidance),
                 "processor": processor(device_of(config)),
                 "arithmetic": arithmetic(device_of(config), dtype_of(config)),
@@ -137,8 +124,13 @@ def build_render(
         mode=config.snapshot.mode,
         budget_nbytes=config.snapshot.disk_budget,
         clean=config.snapshot.clean,
-        loaded=Loaded(model=config.model.path, backend=backend, seconds=time.monotonic() - began),
-        warnings=unknown_words(folder, config.prompt),
+        loaded=Loaded(
+            model=config.model.path,
+            backend=backend,
+            seconds=time.monotonic() - began,
+            details=(*licence_of(config), *source.told),
+        ),
+        warnings=(*unknown_words(config), *too_long(config)),
     )
 
 
@@ -150,21 +142,38 @@ def build_source(config: RenderConfig, plan: Plan, models: Models | None = None)
     """
     torch.set_num_threads(threads_of(config))
     device, dtype = device_of(config), dtype_of(config)
-    folder = model_folder(config.model.path)
     ops = build_ops(config.backend)
-    text = encoded(folder, prompts_of(config))  # first: the encoder is freed before the model comes
-    generator, vae = (models or Models()).load(folder, dtype=dtype, device=device)
+    # first: the encoder is freed before the model comes
+    text = encoded(config.model, prompts_of(config))
+    placement = place(config, plan)
+    loaded = (models or Models()).load(
+        config.model, dtype=dtype, device=device, offload=placement.offload
+    )
+    generator, vae = loaded.generator, loaded.decoder
     geometry = plan.geometry
     if generator.geometry.in_dim != geometry.channels or vae.latent_channels != geometry.channels:
         raise CheckpointError(
-            f"generator and autoencoder in {folder} have {generator.geometry.in_dim} and "
-            f"{vae.latent_channels} latent channels, the plan {geometry.channels}",
+            f"the generator reads {generator.geometry.in_dim} latent channels, the autoencoder "
+            f"{vae.latent_channels}, the plan {geometry.channels}",
+            "use files that belong together",
+        )
+    if (width := text[config.prompt].shape[-1]) != generator.geometry.text_dim:
+        raise CheckpointError(
+            f"the text encoder makes {width} numbers a token, the generator reads "
+            f"{generator.geometry.text_dim}",
             "use files that belong together",
         )
     conditioning, guidance = read_prompt(config, generator, text)
     return FrameSource(
         generator=generator,
-        memory=build_memory(config.memory, generator, plan, dtype=dtype, backend=ops.name),
+        memory=build_memory(
+            config.memory,
+            generator,
+            plan,
+            dtype=dtype,
+            backend=ops.name,
+            offload=placement.offload,
+        ),
         schedule=FewStepSchedule.from_timesteps(
             config.schedule.timesteps,
             shift=config.schedule.shift,
@@ -176,6 +185,7 @@ def build_source(config: RenderConfig, plan: Plan, models: Models | None = None)
         vae=vae,
         plan=plan,
         guidance=guidance,
+        told=(*loaded.told, placement.why),
     )
 
 
@@ -194,7 +204,7 @@ def read_prompt(
         generator: Its generator.
         text: What `encoded` gives; worked out if None.
     """
-    text = text or encoded(model_folder(config.model.path), prompts_of(config))
+    text = text or encoded(config.model, prompts_of(config))
     with torch.inference_mode():
         read = {p: generator.condition(text[p].to(generator.device)) for p in prompts_of(config)}
     scale = config.schedule.guidance
@@ -202,40 +212,27 @@ def read_prompt(
 
 
 def build_memory(
-    config: MemoryConfig, generator: Generator, plan: Plan, *, dtype: torch.dtype, backend: str
+    config: MemoryConfig,
+    generator: Generator,
+    plan: Plan,
+    *,
+    dtype: torch.dtype,
+    backend: str,
+    offload: Offload = "none",
 ) -> PagedMemory:
-    """An empty memory of a policy for a generator; `backend` is a name that `build_ops` takes.
-
-    Raises:
-        BudgetError: It is larger than what is free.
-    """
+    """An empty memory of a policy for a generator; `backend` is a name that `build_ops` takes."""
     sizes = generator.geometry
     grid = sizes.grid(plan.geometry.latent_height, plan.geometry.latent_width)
     tables = [build_table(config, plan.latent_frames) for _ in range(sizes.num_layers)]
     shape = (1, grid[0] * grid[1], sizes.num_heads, sizes.head_dim)
-    pages = tables[0].capacity + 1  # a released table copies a page before it drops one
-    needed = 2 * sizes.num_layers * pages * math.prod(shape) * dtype.itemsize
-    _require_memory(needed, generator.device)
-    pool = KVCache(sizes.num_layers, pages, shape, dtype=dtype, device=generator.device)
-    return PagedMemory(tables, pool, build_ops(backend), rope=Rope(sizes.head_dim), grid=grid)
-
-
-def _require_memory(needed: int, device: torch.device) -> None:
-    """Refuse a KV cache that does not fit, while nothing is lost by it.
-
-    Raises:
-        BudgetError: It is larger than what is free.
-    """
-    if device.type == "cuda":
-        free, place = torch.cuda.mem_get_info(device)[0], str(device)
-    else:
-        free, place = psutil.virtual_memory().available, "this machine"
-    if needed > free:
-        raise BudgetError(
-            f"the KV cache takes {needed / 1e6:.1f} MB and {place} has {free / 1e6:.1f} MB free",
-            "choose --memory slow_fast or window, whose cache does not grow with the clip, or make "
-            "the memory's sizes or --duration smaller",
-        )
+    pages = pages_of(config, plan.latent_frames)
+    waits = offload == "all"
+    storage = torch.device("cpu") if waits else generator.device
+    pool = KVCache(
+        sizes.num_layers, pages, shape, dtype=dtype, device=generator.device, storage=storage
+    )
+    rope = Rope(sizes.head_dim)
+    return PagedMemory(tables, pool, build_ops(backend), rope=rope, grid=grid, reuse=not waits)
 
 
 def build_table(config: MemoryConfig, latent_frames: int) -> Table[Tensor]:
@@ -286,41 +283,29 @@ def build_noise(config: RenderConfig, plan: Plan) -> Noise:
             return ReferenceNoise(config.seed, shape, draws=draws)
 
 
-def encoded(folder: Path, prompts: Sequence[str]) -> dict[str, Tensor]:
-    """Embedded prompts, [1, text_len, text_dim] float32 each; the encoder is freed afterwards."""
-    key = _text_digest(folder)
-
-    def load_encoder() -> Encode:
-        text_len = read_json(folder / "config.json").get("text_len", 512)
-        if not isinstance(text_len, int) or text_len < 1:
-            raise CheckpointError(
-                f"{folder / 'config.json'}: text_len must be a whole number above 0, "
-                f"got {text_len!r}",
-                "restore the model folder",
-            )
-        encoder = load_text_encoder(
-            folder / "text_encoder", folder / "tokenizer" / "tokenizer.json", text_len=text_len
-        )
-        return encoder.eval()
-
-    return embeddings(prompts, encoder=key, load=load_encoder, folder=cache_folder() / "text")
+def licence_of(config: RenderConfig) -> tuple[str, ...]:
+    """What the licence of a model does not allow, a line."""
+    return (f"licence: {config.model.licence}",) if config.model.licence else ()
 
 
-def _text_digest(folder: Path) -> str:
-    """Digest of everything that an embedded prompt depends on besides its text."""
-    parts = [folder / "text_encoder" / "config.json", folder / "text_encoder" / "model.safetensors"]
-    parts += [folder / "tokenizer" / "tokenizer.json", folder / "config.json"]
-    return hashlib.sha256("".join(file_digest(part) for part in parts).encode()).hexdigest()
+def too_long(config: RenderConfig) -> tuple[Warned, ...]:
+    """A warning if a clip is longer than its model was trained to keep up."""
+    longest = config.model.longest_s
+    if longest is None or config.duration_s <= longest:
+        return ()
+    return (
+        Warned(
+            message=f"{config.preset} was trained on clips of {longest:g} s; pictures may drift or "
+            f"freeze in the {config.duration_s:g} s that are asked for",
+            hint="longlive, infinity-rope and context-forcing are made for minutes",
+        ),
+    )
 
 
-def cache_folder() -> Path:
-    """`$XDG_CACHE_HOME/cfgen`, by default in `~/.cache`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cfgen"
-
-
-def unknown_words(folder: Path, prompt: str) -> tuple[Warned, ...]:
+def unknown_words(config: RenderConfig) -> tuple[Warned, ...]:
     """A warning if a model tells which words it knows and the prompt has others."""
-    path = folder / "mini.json"
+    place = locate_model(config.model.path)
+    path = (place if place.is_dir() else place.parent) / "mini.json"
     if not path.is_file():
         return ()
     facts = read_json(path)
@@ -330,7 +315,7 @@ def unknown_words(folder: Path, prompt: str) -> tuple[Warned, ...]:
             f"{path} must tell the model's words (a list) and what it knows (a sentence)",
             "restore the model folder",
         )
-    words = re.findall(r"[^\W\d_]+", prompt.lower())
+    words = re.findall(r"[^\W\d_]+", config.prompt.lower())
     strange = list(dict.fromkeys(word for word in words if word not in known))
     if not strange:
         return ()
@@ -340,49 +325,6 @@ def unknown_words(folder: Path, prompt: str) -> tuple[Warned, ...]:
             hint=f"it knows: {knows}",
         ),
     )
-
-
-def settled(config: RenderConfig) -> RenderConfig:
-    """The configuration with what `auto` and None mean on this machine, its device by kind."""
-    dtype: Literal["float32", "bfloat16"] = (
-        "bfloat16" if dtype_of(config) is torch.bfloat16 else "float32"
-    )
-    kind = device_of(config).type
-    return dataclasses.replace(config, device=kind, dtype=dtype, threads=threads_of(config))
-
-
-def device_of(config: RenderConfig) -> torch.device:
-    """The device of a render.
-
-    Raises:
-        SetupError: A CUDA device is asked for and there is none.
-    """
-    if config.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if config.device != "cpu" and not torch.cuda.is_available():
-        raise SetupError(
-            f"device {config.device} is not there: torch sees no CUDA GPU", "use --set device=cpu"
-        )
-    return torch.device(config.device)
-
-
-def threads_of(config: RenderConfig) -> int:
-    """CPU threads of a render: what is asked for, else one a core, up to `MOST_THREADS`."""
-    return config.threads or min(MOST_THREADS, os.cpu_count() or 1)
-
-
-def dtype_of(config: RenderConfig) -> torch.dtype:
-    """The number type of matrices: what is asked for, else bfloat16 where the device has it."""
-    if config.dtype == "auto":
-        native = device_of(config).type == "cuda" or (
-            torch._C._has_mkldnn and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-        )
-        return torch.bfloat16 if native else torch.float32
-    return torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
-
-
-def _dtype_words(config: RenderConfig) -> str:
-    return str(dtype_of(config)).removeprefix("torch.")
 
 
 def _words(config: RenderConfig) -> dict[str, str]:

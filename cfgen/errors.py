@@ -24,6 +24,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+LONGEST = 2000
+"""Letters of a message about a file, at most: names in a hostile file have any length."""
+
 
 class CfgenError(Exception):
     """Root of every error that a user can act on.
@@ -126,10 +129,17 @@ class LockHeld(SetupError):
 
 
 class CheckpointError(CfgenError):
-    """Weights are missing, damaged, incomplete or of an unknown layout."""
+    """Weights are missing, damaged, incomplete or of an unknown layout.
+
+    What a file brings into the message (names, another library's words) cannot break its line.
+    """
 
     exit_code = 3
     code = "checkpoint"
+
+    def __init__(self, message: str, hint: str | None = None) -> None:
+        shown = "".join(c if c.isprintable() else " " for c in message)
+        super().__init__(shown if len(shown) <= LONGEST else f"{shown[:LONGEST]} ...", hint)
 
 
 class SnapshotError(CfgenError):

@@ -7,6 +7,7 @@ import re
 import shutil
 import types
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +17,21 @@ import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
 
-from cfgen import build
+from cfgen import build, weights
+from cfgen.checkpoint.digests import digest
+from cfgen.checkpoint.load import load_generator
+from cfgen.checkpoint.quantize import save_quantized
 from cfgen.cli.app import app
 from cfgen.cli.plan import plan_of
+from cfgen.config.catalog import locate_model
 from cfgen.config.loader import load
-from cfgen.config.schema import FullMemory, RenderConfig, SlowFastMemory, WindowMemory
+from cfgen.config.schema import (
+    FullMemory,
+    ModelConfig,
+    RenderConfig,
+    SlowFastMemory,
+    WindowMemory,
+)
 from cfgen.errors import CheckpointError, SetupError
 from cfgen.memory.slow_fast import ReleaseTable, SlowFastTable
 from cfgen.memory.window import WindowTable
@@ -33,6 +44,7 @@ from cfgen.train.world import sample_film
 
 PROMPT = "a red balloon drifts over snowy hills at sunset, the camera pans right"
 GENERATOR = "diffusion_pytorch_model.safetensors"
+MATRICES = re.compile(r"blocks\.\d+\.(self_attn\.[qkvo]|ffn\.[02])\.weight")
 CONFIGS = ("config.json", "text_encoder/config.json")
 WEIGHTS = (GENERATOR, "tae.safetensors", "text_encoder/model.safetensors")
 
@@ -47,13 +59,13 @@ def model(tiny_model: Path, tmp_path: Path) -> Path:
 def render(tiny_settings: list[str], tmp_path: Path) -> Callable[..., Result]:
     """Run `cfgen render` with a model folder; the video is `out/clip.mp4`."""
 
-    def run(folder: Path, *settings: str, prompt: str = PROMPT) -> Result:
+    def run(folder: Path, *settings: str, prompt: str = PROMPT, duration: str = "1s") -> Result:
         (tmp_path / "out").mkdir(exist_ok=True)
         values = [*tiny_settings, f"model.path={folder}", *settings]
         sets = [part for value in values for part in ("--set", value)]
         output = str(tmp_path / "out" / "clip.mp4")
-        given = ["render", prompt, "--seed", "3", "--duration", "1s", *sets, "-o", output, "-y"]
-        return CliRunner().invoke(app, given)
+        given = ["render", prompt, "--preset", "mini", "--seed", "3", "--duration", duration]
+        return CliRunner().invoke(app, [*given, *sets, "-o", output, "-y"])
 
     return run
 
@@ -73,6 +85,10 @@ def _config(settings: list[str], **flags: str) -> RenderConfig:
 def _film(settings: list[str], *more: str) -> FrameSource:
     config = _config([*settings, *more])
     return build.build_source(config, plan_of(config))
+
+
+def _model(folder: Path) -> ModelConfig:
+    return ModelConfig(path=str(folder), sizes=((48, 32),))
 
 
 def _frames(film: FrameSource) -> npt.NDArray[np.uint8]:
@@ -97,7 +113,7 @@ def test_a_dtype_is_that_of_matrices_pages_and_decoder(
     assert film.generator.get_parameter("blocks.0.ffn.0.weight").dtype == kind
     assert film.generator.get_parameter("head.head.weight").dtype == torch.float32
     assert {p.dtype for p in film.vae.parameters()} == {kind}
-    pages, layers, tokens, width = 3 + 12 + 6 + 1, 2, 3 * 2, 24
+    pages, layers, tokens, width = 2 * 6 + 1, 2, 3 * 2, 24  # the clip has 6 latent frames
     assert film.memory.nbytes == 2 * layers * pages * tokens * width * kind.itemsize
     frames = _frames(film)
     assert frames.shape == (16, 32, 48, 3)
@@ -111,6 +127,21 @@ def test_bfloat16_makes_nearly_the_film_of_float32(tiny_settings: list[str]) -> 
     )
     assert not np.array_equal(exact, coarse)
     assert np.abs(exact - coarse).mean() < 2
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_weights_that_stay_quantized_make_the_same_film(
+    tiny_settings: list[str], model: Path, dtype: str
+) -> None:
+    state = load_file(model / GENERATOR)
+    save_quantized(state, model / GENERATOR, lambda name, _t: bool(MATRICES.fullmatch(name)))
+    settings = [*tiny_settings, f"model.path={model}", f"dtype={dtype}"]
+    kept, expanded = (_film(settings, f"model.quantized={way}") for way in ("keep", "expand"))
+    name = "blocks.0.ffn.0.weight"
+    assert name not in dict(kept.generator.named_parameters())
+    assert kept.generator.get_buffer("blocks.0.ffn.0.weight_values").dtype == torch.int8
+    assert expanded.generator.get_parameter(name).dtype == getattr(torch, dtype)
+    assert np.array_equal(_frames(kept), _frames(expanded))
 
 
 def test_backends_agree(tiny_settings: list[str]) -> None:
@@ -129,8 +160,8 @@ def test_the_sidecar_tells_how_to_make_the_video_again(
     told = json.loads((tmp_path / "out" / "clip.mp4.json").read_text())["metadata"]
     assert (told["prompt"], told["seed"], told["preset"]) == (PROMPT, "3", "mini")
     assert (told["dtype"], told["threads"]) == (dtype, "1")
-    assert told["generator_sha256"] == build.file_digest(model / GENERATOR)
-    assert told["vae_sha256"] == build.file_digest(model / "tae.safetensors")
+    assert told["generator_sha256"] == digest(model / GENERATOR)
+    assert told["vae_sha256"] == digest(model / "tae.safetensors")
 
 
 def test_threads_are_pinned(tiny_settings: list[str]) -> None:
@@ -171,30 +202,31 @@ def test_a_prompt_is_encoded_once(
 ) -> None:
     first = _frames(_film(tiny_settings))
     assert len(list(cache.iterdir())) == 1
-    monkeypatch.setattr(build, "load_text_encoder", _no_encoder)
+    monkeypatch.setattr(weights, "load_text_encoder", _no_encoder)
     assert chain_frames(_frames(_film(tiny_settings))) == chain_frames(first)
     with pytest.raises(AssertionError, match="the text encoder was loaded"):
-        build.encoded(Path(tiny_settings[0].removeprefix("model.path=")), ["another prompt"])
+        weights.encoded(_config(tiny_settings).model, ["another prompt"])
 
 
 @pytest.mark.parametrize("part", ["text_encoder/model.safetensors", "tokenizer/tokenizer.json"])
 def test_another_encoder_does_not_take_the_cached_prompt(
     model: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, part: str
 ) -> None:
-    build.encoded(model, [PROMPT])
-    with (model / part).open("ab") as file:
-        file.write(b" ")
-    monkeypatch.setattr(build, "load_text_encoder", _no_encoder)
+    weights.encoded(_model(model), [PROMPT])
+    content = (model / part).read_bytes()
+    other = content + b" " if part.endswith(".json") else content[:-1] + bytes([content[-1] ^ 1])
+    (model / part).write_bytes(other)
+    monkeypatch.setattr(weights, "load_text_encoder", _no_encoder)
     with pytest.raises(AssertionError, match="the text encoder was loaded"):
-        build.encoded(model, [PROMPT])
+        weights.encoded(_model(model), [PROMPT])
 
 
 @pytest.mark.parametrize("content", [b"", b"not a safetensors file"])
 def test_a_damaged_cache_is_made_anew(model: Path, cache: Path, content: bytes) -> None:
-    before = build.encoded(model, [PROMPT])[PROMPT]
+    before = weights.encoded(_model(model), [PROMPT])[PROMPT]
     (file,) = cache.iterdir()
     file.write_bytes(content)
-    assert torch.equal(build.encoded(model, [PROMPT])[PROMPT], before)
+    assert torch.equal(weights.encoded(_model(model), [PROMPT])[PROMPT], before)
     assert torch.equal(load_file(file)["embedding"], before)
 
 
@@ -203,7 +235,7 @@ def test_a_cache_that_cannot_be_written_does_not_stop_a_render(
 ) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    assert build.encoded(model, [PROMPT])[PROMPT].shape == (1, 64, 16)
+    assert weights.encoded(_model(model), [PROMPT])[PROMPT].shape == (1, 64, 16)
 
 
 def test_unknown_words_are_named_with_what_the_model_knows(
@@ -220,28 +252,55 @@ def test_unknown_words_are_named_with_what_the_model_knows(
 
 
 @pytest.mark.parametrize("held_out", [False, True])
-def test_captions_have_no_unknown_words(tiny_model: Path, held_out: bool) -> None:
+def test_captions_have_no_unknown_words(tiny_settings: list[str], held_out: bool) -> None:
+    config = _config(tiny_settings)
     for seed in range(200):
         text = caption(sample_film(seed, held_out=held_out), seed)
-        assert build.unknown_words(tiny_model, text) == (), text
+        assert build.unknown_words(replace(config, prompt=text)) == (), text
 
 
-def test_a_model_that_does_not_tell_its_words_warns_of_none(model: Path) -> None:
+@pytest.mark.parametrize("named", ["folder", "file"])
+def test_a_model_that_tells_its_words_warns_of_others(
+    tiny_settings: list[str], model: Path, named: str
+) -> None:
+    place = model if named == "folder" else model / GENERATOR
+    config = _config([*tiny_settings, f"model.path={place}"], prompt="a zebra")
+    (warning,) = build.unknown_words(config)
+    assert "'zebra'" in warning.message
     (model / "mini.json").unlink()
-    assert build.unknown_words(model, "a zebra") == ()
+    assert build.unknown_words(config) == ()
 
 
 @pytest.mark.parametrize("name", [*CONFIGS, *WEIGHTS, "tokenizer/tokenizer.json"])
-@pytest.mark.parametrize("damage", ["missing", "empty", "cut off"])
-def test_a_missing_or_damaged_file_is_refused(
+@pytest.mark.parametrize("damage", ["empty", "cut off"])
+def test_a_damaged_file_is_refused(
     render: Callable[..., Result], model: Path, tmp_path: Path, cache: Path, name: str, damage: str
 ) -> None:
     file = model / name
     content = file.read_bytes()
-    file.unlink()
-    if damage != "missing":
-        file.write_bytes(content[: len(content) // 2] if damage == "cut off" else b"")
+    file.write_bytes(content[: len(content) // 2] if damage == "cut off" else b"")
     assert str(file) in _refused(render(model), tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("config.json", "{model}/" + GENERATOR + " is 24 wide, .* no config.json lies beside it"),
+        (GENERATOR, "{model} holds no file of weights, and none is named " + GENERATOR),
+        ("tae.safetensors", "no video autoencoder lies in {model}"),
+        ("text_encoder/config.json", "{model}/text_encoder/config.json cannot be read"),
+        ("text_encoder/model.safetensors", "{model}/text_encoder holds no text encoder"),
+        ("text_encoder", "no text encoder lies in {model}"),
+        ("tokenizer/tokenizer.json", "model.safetensors brings no tokenizer and none lies beside"),
+    ],
+)
+def test_what_is_missing_is_named(
+    render: Callable[..., Result], model: Path, tmp_path: Path, cache: Path, name: str, told: str
+) -> None:
+    file = model / name
+    shutil.rmtree(file) if file.is_dir() else file.unlink()
+    sentence = _refused(render(model), tmp_path / "out")
+    assert re.search(told.format(model=re.escape(str(model))), sentence), sentence
 
 
 @pytest.mark.parametrize("name", WEIGHTS)
@@ -269,7 +328,7 @@ def test_weights_that_do_not_fit_are_refused(
     [
         ("config.json", {"text_len": "long"}, "text_len must be a whole number above 0"),
         ("config.json", {"num_heads": 5}, "num_heads"),
-        ("text_encoder/config.json", {"vocab_size": 8}, "tokenizer"),
+        ("text_encoder/config.json", {"vocab_size": 8}, "vocab_size 8 instead of 437"),
         ("mini.json", {"words": None}, "must tell the model's words"),
     ],
 )
@@ -300,7 +359,8 @@ def test_parts_of_different_models_are_refused(tiny_settings: list[str], model: 
     )
     vae = VaeStage(widths, model)
     vae.export(dict(vae.modules.named_parameters()))
-    with pytest.raises(CheckpointError, match="16 and 4 latent channels, the plan 16"):
+    told = "reads 16 latent channels, the autoencoder 4, the plan 16"
+    with pytest.raises(CheckpointError, match=told):
         _film(tiny_settings, f"model.path={model}")
 
 
@@ -308,10 +368,11 @@ def test_a_cache_that_does_not_fit_is_refused_before_anything_is_rendered(
     render: Callable[..., Result], model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     free = types.SimpleNamespace(available=1000)
-    monkeypatch.setattr("cfgen.build.psutil.virtual_memory", lambda: free)
-    result = render(model)
+    monkeypatch.setattr("cfgen.needs.psutil.virtual_memory", lambda: free)
+    result = render(model, "memory.policy=full", duration="40m")
     told = _refused(result, tmp_path / "out")
-    assert re.search(r"the KV cache takes [0-9.]+ MB and this machine has 0\.0 MB free", told)
+    assert re.search(r"takes about [0-9.]+ GB of memory and 0\.0 GB are free", told)
+    assert re.search(r"most of it is for (kv cache|one pass), [0-9.]+ GB", told)
     assert "--memory slow_fast or window" in result.stderr
 
 
@@ -323,12 +384,16 @@ def test_a_missing_ffmpeg_is_found_before_the_model_is_read(
     assert "CFGEN_FFMPEG names" in _refused(render(model), tmp_path / "out")
 
 
-def test_what_is_exported_is_what_is_loaded(tiny_settings: list[str], tmp_path: Path) -> None:
-    """A second export of the loaded weights gives the same int8 values."""
-    film = _film(tiny_settings, "dtype=float32")
-    weights = {f"generator.{name}": p for name, p in film.generator.named_parameters()}
-    Exporter(tmp_path)(film.generator.geometry, {}, weights)
-    again = load_file(tmp_path / GENERATOR)
-    model = Path(tiny_settings[0].removeprefix("model.path="))
-    for name, tensor in load_file(model / GENERATOR).items():
-        assert torch.equal(again[name], tensor), name
+@pytest.mark.parametrize("kind", ["tiny", "mini"])
+def test_what_is_exported_is_what_is_loaded(tiny_model: Path, tmp_path: Path, kind: str) -> None:
+    """A second export of the loaded weights gives the same values, in int8 where they were."""
+    folder = tiny_model if kind == "tiny" else locate_model("mini")
+    generator = load_generator(folder, expand=True)
+    loaded = {f"generator.{name}": p for name, p in generator.named_parameters()}
+    Exporter(tmp_path)(generator.geometry, {}, loaded)
+    before, again = load_file(folder / GENERATOR), load_file(tmp_path / GENERATOR)
+    assert again.keys() == before.keys()
+    assert (torch.int8 in {t.dtype for t in again.values()}) == (kind == "mini")
+    for name, tensor in before.items():
+        if not name.endswith("comfy_quant"):
+            assert torch.equal(again[name], tensor), name

@@ -11,11 +11,13 @@ from safetensors import safe_open
 from typer.testing import CliRunner
 
 from cfgen.build import build_source
-from cfgen.checkpoint.load import load_generator, load_vae
+from cfgen.checkpoint.load import load_generator
+from cfgen.checkpoint.vae import load_vae
 from cfgen.cli.app import app
 from cfgen.cli.plan import plan_of
-from cfgen.config.catalog import model_folder
+from cfgen.config.catalog import locate_model
 from cfgen.config.loader import load
+from cfgen.model.quantized import QuantizedLinear
 from cfgen.render.ffmpeg import find_ffmpeg, measure
 from cfgen.train.captions import caption, vocabulary
 from cfgen.train.probes import measure as look
@@ -26,7 +28,7 @@ MOST_NBYTES = 20_000_000
 
 @pytest.fixture
 def folder() -> Path:
-    return model_folder("mini")
+    return locate_model("mini")
 
 
 def test_it_is_small_enough_to_ship(folder: Path) -> None:
@@ -38,9 +40,11 @@ def test_matrices_are_stored_in_int8_and_everything_loads_strictly(folder: Path)
         kinds = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
     generator = load_generator(folder)
     matrices = [
-        name for name, p in generator.named_parameters() if "blocks" in name and p.ndim == 2
+        f"{name}.weight"
+        for name, layer in generator.named_modules()
+        if isinstance(layer, QuantizedLinear)
     ]
-    assert matrices
+    assert len(matrices) == generator.geometry.num_layers * 10
     assert {kinds[name] for name in matrices} == {"I8"}
     assert load_vae(folder / "tae.safetensors").latent_channels == generator.geometry.in_dim
 

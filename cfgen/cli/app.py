@@ -25,7 +25,11 @@ _COMMANDS = {
     "jobs": "cfgen.cli.jobs",
     "plan": "cfgen.cli.plan",
     "presets": "cfgen.cli.presets",
+    "inspect": "cfgen.cli.inspect",
+    "quantize": "cfgen.cli.quantize",
+    "convert": "cfgen.cli.convert",
     "doctor": "cfgen.cli.doctor",
+    "models": "cfgen.cli.models",
     "train": "cfgen.cli.train",
 }
 

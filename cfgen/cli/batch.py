@@ -21,8 +21,7 @@ from cfgen.cli.render import check_place
 from cfgen.cli.runs import go_on_with
 from cfgen.cli.work import gentle_signals
 from cfgen.config.batchlist import Clip, read_list
-from cfgen.config.catalog import model_folder
-from cfgen.config.schema import RenderConfig, digest
+from cfgen.config.schema import ModelConfig, RenderConfig, digest
 from cfgen.errors import (
     BudgetError,
     CfgenError,
@@ -32,6 +31,7 @@ from cfgen.errors import (
     SnapshotError,
     UsageError,
 )
+from cfgen.recipe import recipe_of
 from cfgen.render.batch import Batch, ClipBegun, ClipEnded, Item, Waiting
 from cfgen.render.disk import disk_errors, sha256_of, write_file
 from cfgen.render.folder import RunFolder, is_run
@@ -111,7 +111,9 @@ def batch(
     console = options.console_of(ctx)
     console.configure(json=json_lines, quiet=quiet, verbose=verbose, debug=debug)
     text, label, folder = _read(clips)
-    listed = read_list(text, label=label, folder=folder, environ=os.environ, slug=slug)
+    listed = read_list(
+        text, label=label, folder=folder, environ=os.environ, slug=slug, recipe=recipe_of
+    )
     state = folder / f"{_stem(clips, text)}.cfgen-batch"
     night = Night(console, listed, overwrite=overwrite)
     work = night.batch = Batch(
@@ -166,17 +168,19 @@ class Night:
         """Embed all prompts before anything else, so that each text encoder is loaded once."""
         import torch
 
-        from cfgen.build import Models, encoded, prompts_of, threads_of
+        from cfgen.build import Models, prompts_of
+        from cfgen.machine import threads_of
+        from cfgen.weights import encoded
 
         self._models = Models()
-        by_model: dict[tuple[str, int], list[str]] = {}
+        by_model: dict[tuple[ModelConfig, int], list[str]] = {}
         for config in self._configs.values():
-            key = (config.model.path, threads_of(config))
+            key = (config.model, threads_of(config))
             by_model.setdefault(key, []).extend(prompts_of(config))
-        for (path, threads), prompts in by_model.items():
+        for (model, threads), prompts in by_model.items():
             torch.set_num_threads(threads)  # as in the render: they may change the last bits
             try:
-                encoded(model_folder(path), prompts)
+                encoded(model, prompts)
             except CfgenError:
                 continue  # the clip that it belongs to will say so
 

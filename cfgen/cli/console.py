@@ -140,6 +140,8 @@ class Console:
                 self.warn(message, hint)
             case Loaded():
                 self.note(f"model {event.model} loaded in {event.seconds:.1f} s, {event.backend}")
+                for line in event.details:
+                    self.note(line)
             case ChunkDone():
                 self._pace.add(event.frames_done, event.elapsed_s)
                 fields |= {

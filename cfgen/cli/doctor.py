@@ -16,7 +16,7 @@ import typer
 from cfgen import __version__
 from cfgen.cli import options
 from cfgen.cli.progress import bytes_words
-from cfgen.config.catalog import model_folder, preset_names
+from cfgen.config.catalog import preset_names
 from cfgen.config.loader import load
 from cfgen.errors import CfgenError
 
@@ -177,21 +177,29 @@ def _ffmpeg() -> Iterator[Finding]:
 
 
 def _models() -> Iterator[Finding]:
+    from cfgen.weights import files_of
+
     for name in preset_names():
+        model = load({"preset": name}, environ={}).config.model
         try:
-            folder = model_folder(load({"preset": name}, environ={}).config.model.path)
+            files = files_of(model)
         except CfgenError as error:
-            yield Finding(part="model", state="bad", found=f"{name}: {error}")
+            yield Finding(
+                part="model",
+                state="bad" if name == "mini" else "note",
+                found=f"{name} is not here",
+                meaning=str(error),
+                advice=error.hint or "",
+            )
             continue
-        nbytes = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-        weights = any(folder.glob("*.safetensors"))
-        yield Finding(
-            part="model",
-            state="ok" if weights else "bad",
-            found=f"{name}, {bytes_words(nbytes)}",
-            meaning="" if weights else f"{folder} holds no weights",
-            advice="" if weights else "install cfgen again, or set model.path to a whole model",
-        )
+        parts = [files.generator, files.vae, files.text_encoder]
+        nbytes = sum(_nbytes(part) for part in parts)
+        yield Finding(part="model", state="ok", found=f"{name}, {bytes_words(nbytes)}")
+
+
+def _nbytes(place: Path) -> int:
+    files = [place] if place.is_file() else [path for path in place.rglob("*") if path.is_file()]
+    return sum(file.stat().st_size for file in files)
 
 
 def _disk() -> Iterator[Finding]:

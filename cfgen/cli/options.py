@@ -82,6 +82,58 @@ Preset = Annotated[
         "--preset", metavar="NAME", help="Preset to start from; see `cfgen presets list`. [mini]"
     ),
 ]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        "-m",
+        "--model",
+        metavar="PATH",
+        help="Weights of the generator: a file, a folder, or owner/name[/file] in the cache of "
+        "Hugging Face.",
+    ),
+]
+Loras = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--lora",
+        metavar="PATH[:STRENGTH]",
+        help="A LoRA in place of the preset's, such as style.safetensors:0.8; may be repeated.",
+    ),
+]
+Vae = Annotated[
+    str | None, typer.Option("--vae", metavar="PATH", help="The video autoencoder's weights.")
+]
+TextEncoder = Annotated[
+    str | None,
+    typer.Option("--text-encoder", metavar="PATH", help="The UMT5 encoder: a file or a folder."),
+]
+Tokenizer = Annotated[
+    str | None,
+    typer.Option(
+        "--tokenizer", metavar="PATH", help="Its tokenizer, where its own file holds none."
+    ),
+]
+CommitReads = Annotated[
+    str | None,
+    typer.Option(
+        "--commit-reads",
+        metavar="WHAT",
+        help="What a finished chunk is written into memory with: all of it, or the fast part.",
+    ),
+]
+Offload = Annotated[
+    str | None,
+    typer.Option(
+        "--offload",
+        metavar="WHAT",
+        help="What waits in main memory while a GPU renders: none, blocks, all, or auto, which "
+        "takes what --vram makes necessary. [auto]",
+    ),
+]
+Vram = Annotated[
+    str | None,
+    typer.Option("--vram", metavar="BYTES", help="GPU memory to stay within, such as 12G."),
+]
 Duration = Annotated[
     str | None,
     typer.Option(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import asdict
 
@@ -11,10 +10,12 @@ import typer
 from cfgen.cli import options
 from cfgen.cli.console import Console
 from cfgen.cli.progress import bytes_words, clock
-from cfgen.config.catalog import model_folder
 from cfgen.config.loader import load
-from cfgen.config.schema import FullMemory, RenderConfig, SlowFastMemory, WindowMemory
-from cfgen.config.values import size_text
+from cfgen.config.schema import RenderConfig
+from cfgen.config.values import Tree, size_text
+from cfgen.errors import CheckpointError
+from cfgen.placement import LEVELS, Sizes, table
+from cfgen.recipe import recipe_of
 from cfgen.render.plan import Estimate, Geometry, KvShape, Plan, count, estimate, make_plan
 
 _ROWS_SHOWN = 12
@@ -26,10 +27,18 @@ app = options.command_app()
 def plan(
     ctx: typer.Context,
     preset: options.Preset = None,
+    model: options.Model = None,
+    loras: options.Loras = None,
+    text_encoder: options.TextEncoder = None,
+    tokenizer: options.Tokenizer = None,
+    vae: options.Vae = None,
     duration: options.Duration = None,
     size: options.Size = None,
     fps: options.Fps = None,
     memory: options.Memory = None,
+    commit_reads: options.CommitReads = None,
+    offload: options.Offload = None,
+    vram: options.Vram = None,
     assignments: options.Set = None,
     config_file: options.Config = None,
     json_lines: options.Json = False,
@@ -49,10 +58,22 @@ def plan(
     """
     console = options.console_of(ctx)
     console.configure(json=json_lines, quiet=quiet, verbose=verbose, debug=debug)
-    flags = {"preset": preset, "duration": duration, "size": size, "fps": fps}
-    resolved = load(
-        {**flags, "memory.policy": memory}, assignments=assignments or (), run_file=config_file
-    )
+    flags: dict[str, Tree | None] = {
+        "preset": preset,
+        "duration": duration,
+        "size": size,
+        "fps": fps,
+        "memory.policy": memory,
+        "model.path": model,
+        "model.loras": list[Tree](loras) if loras else None,
+        "model.text_encoder": text_encoder,
+        "model.tokenizer": tokenizer,
+        "model.vae": vae,
+        "memory.commit_reads": commit_reads,
+        "placement.offload": offload,
+        "placement.vram": vram,
+    }
+    resolved = load(flags, assignments=assignments or (), run_file=config_file, recipe=recipe_of)
     show_plan(console, resolved.config, plan_of(resolved.config), every_chunk=verbose)
 
 
@@ -81,29 +102,33 @@ def needs_of(config: RenderConfig, drawn: Plan) -> Estimate:
 
 
 def _kv_shape(config: RenderConfig, drawn: Plan) -> KvShape | None:
-    """The KV cache by the model's own config.json, or None where that cannot be read."""
-    file = model_folder(config.model.path) / "config.json"
+    """The KV cache by the sizes of the model, or None where that cannot be read."""
+    from cfgen.machine import dtype_of
+    from cfgen.needs import pages_of
+    from cfgen.weights import geometry_of
+
     try:
-        facts = json.loads(file.read_text(encoding="utf-8"))
-        layers, dim = int(facts["num_layers"]), int(facts["dim"])
-        _, rows, columns = (int(side) for side in facts.get("patch_size", (1, 2, 2)))
-    except (OSError, ValueError, KeyError, TypeError):
+        sizes = geometry_of(config.model)
+    except CheckpointError:
         return None
-    geometry = drawn.geometry
-    match config.memory:
-        case FullMemory():
-            pages = drawn.latent_frames
-        case WindowMemory(size=pages):
-            pass
-        case SlowFastMemory(sink=sink, slow=slow, fast=fast):
-            pages = sink + slow + fast
+    rows, columns = sizes.grid(drawn.geometry.latent_height, drawn.geometry.latent_width)
     return KvShape(
-        layers=layers,
-        dim=dim,
-        tokens=(geometry.latent_height // rows) * (geometry.latent_width // columns),
-        pages=min(pages, drawn.latent_frames),
-        itemsize=2 if config.dtype == "bfloat16" else 4,
+        layers=sizes.num_layers,
+        dim=sizes.dim,
+        tokens=rows * columns,
+        pages=pages_of(config.memory, drawn.latent_frames),
+        itemsize=dtype_of(config).itemsize,
     )
+
+
+def memory_of(config: RenderConfig, drawn: Plan) -> Sizes | str:
+    """What the parts of a render take of memory, or why that cannot be told."""
+    from cfgen.needs import sizes_of
+
+    try:
+        return sizes_of(config, drawn)
+    except CheckpointError as error:
+        return f"unknown: {error}" + (f"; {error.hint}" if error.hint else "")
 
 
 def show_plan(
@@ -112,8 +137,9 @@ def show_plan(
     """Show a plan as the result of a command."""
     needs = needs_of(config, drawn)
     if console.json:
-        table = [asdict(chunk) for chunk in drawn]
-        console.result("", {**plan_data(drawn, needs), "table": table})
+        rows = [asdict(chunk) for chunk in drawn]
+        memory = _memory_data(memory_of(config, drawn))
+        console.result("", {**plan_data(drawn, needs), **memory, "table": rows})
     else:
         console.result("\n".join(_text(config, drawn, needs, every_chunk)), {})
 
@@ -139,7 +165,7 @@ def _text(config: RenderConfig, drawn: Plan, needs: Estimate, every_chunk: bool)
     yield f"video     {count(drawn.frames, 'frame')}, {drawn.seconds:.3f} s"
     for number, line in enumerate([*drawn.lines(), *_speed(config)]):
         yield f"{'rounding' if number == 0 else '':10}{line}"
-    yield f"memory    {_memory_words(needs)}"
+    yield from _memory_words(memory_of(config, drawn))
     yield (
         f"disk      {bytes_words(needs.output_nbytes)} for the video, "
         f"{bytes_words(needs.disk_nbytes)} while it is made (estimates):"
@@ -190,11 +216,23 @@ def _speed(config: RenderConfig) -> list[str]:
     ]
 
 
-def _memory_words(needs: Estimate) -> str:
-    chunk = f"{bytes_words(needs.chunk_nbytes)} for a chunk's latents and frames"
-    if needs.kv_nbytes is None:
-        return f"{chunk}; the KV cache is unknown: the model has no readable config.json"
-    return f"at most {bytes_words(needs.kv_nbytes)} for the KV cache, {chunk}"
+def _memory_words(sizes: Sizes | str) -> Iterator[str]:
+    if isinstance(sizes, str):
+        yield f"memory    {sizes}"
+        return
+    parts = [f"{part.replace('_', ' ')} {bytes_words(n)}" for part, n in table(sizes).items() if n]
+    yield f"memory    about {bytes_words(sizes.ram_on_cpu)} on a CPU:"
+    for first in range(0, len(parts), 3):
+        yield f"{'':10}{', '.join(parts[first : first + 3])}"
+    levels = ", ".join(f"{level} {bytes_words(sizes.vram(level))}" for level in LEVELS)
+    yield f"on a GPU  by --offload: {levels} (estimates)"
+
+
+def _memory_data(sizes: Sizes | str) -> dict[str, object]:
+    if isinstance(sizes, str):
+        return {"memory": None}
+    gpu = {level: sizes.vram(level) for level in LEVELS}
+    return {"memory": {"ram_nbytes": sizes.ram_on_cpu, "vram_nbytes": gpu, "parts": table(sizes)}}
 
 
 def _time_words(config: RenderConfig, needs: Estimate) -> str:

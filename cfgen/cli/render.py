@@ -19,7 +19,9 @@ from cfgen.cli.resume import go_on
 from cfgen.cli.work import carry_out, tell_result
 from cfgen.config.loader import Resolved, load
 from cfgen.config.schema import RenderConfig
+from cfgen.config.values import Tree
 from cfgen.errors import BudgetError, UsageError
+from cfgen.recipe import recipe_of
 from cfgen.render.folder import is_run
 from cfgen.render.output import check_output, refuse_existing, run_of
 from cfgen.render.plan import Plan
@@ -35,11 +37,19 @@ def render(
     prompt: options.Prompt = None,
     output: options.Output = None,
     preset: options.Preset = None,
+    model: options.Model = None,
+    loras: options.Loras = None,
+    text_encoder: options.TextEncoder = None,
+    tokenizer: options.Tokenizer = None,
+    vae: options.Vae = None,
     duration: options.Duration = None,
     seed: options.Seed = None,
     size: options.Size = None,
     fps: options.Fps = None,
     memory: options.Memory = None,
+    commit_reads: options.CommitReads = None,
+    offload: options.Offload = None,
+    vram: options.Vram = None,
     rng: options.Rng = None,
     assignments: options.Set = None,
     config_file: options.Config = None,
@@ -68,7 +78,7 @@ def render(
     """
     console = options.console_of(ctx)
     console.configure(json=json_lines, quiet=quiet, verbose=verbose, debug=debug)
-    flags = {
+    flags: dict[str, Tree | None] = {
         "prompt": _prompt_text(prompt),
         "output": output,
         "preset": preset,
@@ -77,12 +87,20 @@ def render(
         "size": size,
         "fps": fps,
         "memory.policy": memory,
+        "model.path": model,
+        "model.loras": list[Tree](loras) if loras else None,
+        "model.text_encoder": text_encoder,
+        "model.tokenizer": tokenizer,
+        "model.vae": vae,
+        "memory.commit_reads": commit_reads,
+        "placement.offload": offload,
+        "placement.vram": vram,
         "rng": rng,
         "snapshot.mode": snapshot,
         "snapshot.disk_budget": disk_budget,
         "snapshot.clean": "true" if clean else None,
     }
-    resolved = load(flags, assignments=assignments or (), run_file=config_file)
+    resolved = load(flags, assignments=assignments or (), run_file=config_file, recipe=recipe_of)
     config = _completed(resolved.config)
     assert config.output is not None
     if allow_changed and not resume:
@@ -156,6 +174,7 @@ def check_place(config: RenderConfig, drawn: Plan, *, overwrite: bool) -> None:
 
 
 def _tell_values(console: Console, resolved: Resolved, config: RenderConfig) -> None:
+    console.note(f"preset {config.preset}, {resolved.origins['preset']}")
     if resolved.config.seed is None:
         console.note(f"seed {config.seed} (chosen at random; --seed {config.seed} repeats it)")
     for key, value, origin in resolved.rows():

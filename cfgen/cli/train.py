@@ -127,7 +127,8 @@ def _base_stage(settings: _Settings, work: Path) -> BaseStage:
     """Build stage `base` on what the stages before it left in the model folder."""
     import torch
 
-    from cfgen.checkpoint.load import digest, load_vae
+    from cfgen.checkpoint.digests import digest
+    from cfgen.checkpoint.vae import load_tiny
     from cfgen.model.text_encoder import load_tokenizer
     from cfgen.train.base_stage import BaseStage
     from cfgen.train.export import Exporter
@@ -137,7 +138,7 @@ def _base_stage(settings: _Settings, work: Path) -> BaseStage:
     weights = model / "tae.safetensors"
     store = LatentStore(
         work / "latents" / digest(weights)[:16],
-        load_vae(weights, dtype=torch.bfloat16),
+        load_tiny(weights, dtype=torch.bfloat16),
         latent_frames=3 * max(settings.base.chunks),
         width=settings.vae.width,
         height=settings.vae.height,

@@ -13,12 +13,13 @@ import string
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import count
 from pathlib import Path, PurePosixPath
 
 import yaml
 
-from cfgen.config.loader import known_keys, load
+from cfgen.config.loader import Recipe, Resolved, known_keys, load
 from cfgen.config.schema import RenderConfig
 from cfgen.config.sources import Entries, Entry, Origin, compose, flatten
 from cfgen.config.values import nearest
@@ -66,6 +67,7 @@ def read_list(
     folder: Path,
     environ: Mapping[str, str],
     slug: Callable[[str, int], str],
+    recipe: Recipe | None = None,
 ) -> list[Clip]:
     """Read a list of clips.
 
@@ -75,11 +77,14 @@ def read_list(
         folder: Where the videos go; no output may lie outside.
         environ: The environment.
         slug: Makes a name of at most so many bytes from a prompt.
+        recipe: Tells the preset of a model; see `loader.load`.
 
     Raises:
         PresetError: Something is wrong; lists everything that is.
+        CfgenError: As `recipe` raises.
     """
     problems: list[Problem] = []
+    resolve = partial(load, {}, environ=environ, recipe=recipe)
     try:
         defaults, raws = _parsed(text.removeprefix("\ufeff"), label, problems)
     except RecursionError:
@@ -102,7 +107,7 @@ def read_list(
             problems.append(Problem(key="name", where=raw.where, reason=reason))
             continue
         names[_same(name)] = raw.where
-        clip = _clip(raw, name, entries, defaults, folder, environ, problems)
+        clip = _clip(raw, name, entries, defaults, folder, resolve, problems)
         if clip is None:
             continue
         output = _same(str((clip.config.output or folder).with_suffix("")))
@@ -130,7 +135,7 @@ def _clip(  # noqa: PLR0913 - the parts of a list
     entries: Entries,
     defaults: Entries,
     folder: Path,
-    environ: Mapping[str, str],
+    resolve: Callable[..., Resolved],
     problems: list[Problem],
 ) -> Clip | None:
     list_seed = str(defaults["seed"].tree) if "seed" in defaults else "0"
@@ -140,7 +145,7 @@ def _clip(  # noqa: PLR0913 - the parts of a list
     template = str(entries["output"].tree) if "output" in entries else TEMPLATE
     given = {key: entry for key, entry in entries.items() if key not in ("output", _FRAMES)}
     try:
-        config = load({}, run_entries=given, environ=environ).config
+        config = resolve(run_entries=given).config
         if _FRAMES in entries:
             frames = int(str(entries[_FRAMES].tree))
             config = replace(config, duration_s=frames / config.playback_fps)

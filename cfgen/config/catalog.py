@@ -10,7 +10,8 @@ from pathlib import Path
 import yaml
 
 from cfgen.config.values import nearest
-from cfgen.errors import CheckpointError, PresetError, Problem
+from cfgen.errors import PresetError, Problem
+from cfgen.hub import locate
 
 
 def presets_folder() -> Path:
@@ -52,23 +53,17 @@ def preset_description(name: str) -> str:
     return str(values["description"])
 
 
-def model_folder(path: str) -> Path:
-    """Return the folder of a model: one of the installed presets, else one on disk.
+def locate_model(path: str) -> Path:
+    """Return where a model lies: among the installed presets, on disk or in the hub's cache.
 
     A bare name (no slash) means an installed model if there is one of that name.
 
     Raises:
-        CheckpointError: There is no such folder.
+        CheckpointError: It is nowhere.
     """
     if Path(path).name == path and (installed := presets_folder() / path).is_dir():
         return installed
-    folder = Path(path).expanduser()
-    if folder.is_dir():
-        return folder
-    raise CheckpointError(
-        f"there is no model folder {path!r}, neither among the installed presets nor on disk",
-        hint="set model.path to a folder that holds config.json and the weights",
-    )
+    return locate(path, what="model")
 
 
 def user_config_file(environ: Mapping[str, str] = os.environ) -> Path:

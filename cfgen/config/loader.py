@@ -7,7 +7,7 @@ Everything that is wrong is reported in one error.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import get_args, get_type_hints
@@ -24,6 +24,9 @@ from cfgen.config.schema import (
 from cfgen.config.sources import Entries, Entry, Kind, Origin
 from cfgen.config.values import Tree, coerce, nearest
 from cfgen.errors import PresetError, Problem
+
+Recipe = Callable[[str], tuple[str, str]]
+"""Tells the preset that a model wants, and what says so."""
 
 _PRESET_ONLY = frozenset({"description", "extends"})
 _TAG = "policy"
@@ -84,12 +87,13 @@ def _members(hint: object) -> tuple[type, ...]:
 
 
 def load(
-    flags: Mapping[str, str | None] | None = None,
+    flags: Mapping[str, Tree | None] | None = None,
     *,
     assignments: Iterable[str] = (),
     run_file: Path | None = None,
     run_entries: Entries | None = None,
     environ: Mapping[str, str] = os.environ,
+    recipe: Recipe | None = None,
 ) -> Resolved:
     """Resolve a configuration from all sources.
 
@@ -99,9 +103,12 @@ def load(
         run_file: A YAML file for this run.
         run_entries: What such a file holds, where it was read already.
         environ: The environment, for `CFGEN_*` and the user configuration's place.
+        recipe: Tells the preset of a model, and why, where a source names a model and none a
+            preset; without it that is mini.
 
     Raises:
         PresetError: Something is wrong; lists everything that is.
+        CfgenError: As `recipe` raises.
     """
     problems: list[Problem] = []
     known = known_keys()
@@ -113,8 +120,9 @@ def load(
         user_file if user_file.is_file() else None, "user config", known, problems
     )
     stronger = [user_entries, run_entries, env_entries, flag_entries]
-    preset_layers = _read_preset(_preset_choice(stronger), known, problems)
-    merged: Entries = {}
+    choice = _preset_choice(stronger, recipe)
+    preset_layers = _read_preset(choice, known, problems)
+    merged: Entries = {} if choice.origin.kind == "default" else {"preset": choice}
     for layer in [*preset_layers, *stronger]:
         _overlay(merged, layer)
     origins: dict[str, Origin] = {}
@@ -185,10 +193,17 @@ def _read_file(
     return sources.read_yaml(file, kind, label=str(file), known=known, problems=problems)
 
 
-def _preset_choice(stronger: list[Entries]) -> Entry:
-    for layer in reversed(stronger):
-        if "preset" in layer:
-            return layer["preset"]
+def _preset_choice(stronger: list[Entries], recipe: Recipe | None) -> Entry:
+    """The preset that is named, else that of the model that is named, else mini."""
+    for key in ("preset", "model.path"):
+        for layer in reversed(stronger):
+            if key not in layer:
+                continue
+            if key == "preset":
+                return layer[key]
+            if recipe is not None and isinstance(path := layer[key].tree, str):
+                name, reason = recipe(path)
+                return Entry(tree=name, origin=Origin(kind="weights", where=f"({reason})"))
     return Entry(tree="mini", origin=Origin(kind="default"))
 
 

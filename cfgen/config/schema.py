@@ -49,18 +49,49 @@ def _check(config: object, *more: Problem) -> None:
 class ModelConfig:
     """The model that renders.
 
+    Each part is named by a path on disk, or as `owner/name[/path/in/the/repository]` in the cache
+    of Hugging Face. Parts that are not named are looked for beside the generator.
+
     Attributes:
-        path: A folder of the installed presets, or a folder on disk.
+        path: The generator: an installed model, a folder, or a file of weights.
+        text_encoder: A UMT5 encoder: a folder or a file.
+        tokenizer: Its tokenizer, where its own file has none.
+        vae: The video autoencoder: a folder or a file.
+        loras: LoRAs as `PATH` or `PATH:strength`, applied in order.
+        lora_alpha: Alpha of LoRAs whose files do not tell it, or None for their rank.
+        prefer: Which weights to take of a training state that holds both.
+        quantized: Whether quantized weights stay so in memory and are dequantized on every use,
+            or are expanded when they are loaded.
+        raw_latents: Whether a tiny autoencoder (TAEHV) takes Wan's raw latents, as `lighttaew2_1`
+            does, or normalised ones, as `taew2_1`; None where its file settles it.
+        vae_tile: Latent cells on the side of the tiles that frames are decoded in, None for whole
+            frames as long as memory lasts.
+        matmul: Whether inputs are multiplied by dequantized weights, or (native) quantized too and
+            multiplied by the stored numbers where the device can: faster, less exact.
         sizes: The sizes it was trained for; the first is the default.
         fps: The rate that its motion was trained at, in frames per second.
         chunk_latent_frames: Latent frames denoised together.
+        longest_s: Playing time that it was trained to keep up, in seconds, if it has one.
+        licence: What its licence does not allow, in a sentence.
         cpu_frames_per_s: Frames rendered a second on two CPU cores, if measured; for estimates.
     """
 
     path: str
+    text_encoder: str | None = None
+    tokenizer: str | None = None
+    vae: str | None = None
+    loras: tuple[str, ...] = ()
+    lora_alpha: Annotated[float | None, Range(above=0)] = None
+    prefer: Literal["generator_ema", "generator"] = "generator_ema"
+    quantized: Literal["keep", "expand"] = "keep"
+    raw_latents: bool | None = None
+    vae_tile: Annotated[int | None, Range(low=16)] = None
+    matmul: Literal["dequantize", "native"] = "dequantize"
     sizes: tuple[Size, ...]
     fps: Annotated[float, Range(above=0)] = 16.0
     chunk_latent_frames: Positive = 3
+    longest_s: Duration | None = None
+    licence: str = ""
     cpu_frames_per_s: Annotated[float | None, Range(above=0)] = None
 
     def __post_init__(self) -> None:
@@ -209,6 +240,23 @@ class SnapshotConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class PlacementConfig:
+    """Where weights wait; nothing here changes a frame.
+
+    Attributes:
+        offload: What waits in main memory until it is used: nothing, the generator's blocks, all
+            weights, or as much as `vram` makes necessary (auto).
+        vram: Bytes of GPU memory that may be used, or None for what is free.
+    """
+
+    offload: Literal["auto", "none", "blocks", "all"] = "auto"
+    vram: ByteCount | None = None
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RenderConfig:
     """One render, complete.
 
@@ -230,6 +278,7 @@ class RenderConfig:
         memory: What the generator keeps of earlier chunks.
         encode: How the video is encoded.
         snapshot: What is kept of the render to go on with it.
+        placement: Where weights wait.
     """
 
     preset: str = "mini"
@@ -251,6 +300,7 @@ class RenderConfig:
     memory: MemoryConfig = field(default_factory=FullMemory)
     encode: EncodeConfig = field(default_factory=EncodeConfig)
     snapshot: SnapshotConfig = field(default_factory=SnapshotConfig)
+    placement: PlacementConfig = field(default_factory=PlacementConfig)
 
     def __post_init__(self) -> None:
         more = []
@@ -298,7 +348,7 @@ def to_mapping(config: RenderConfig) -> dict[str, object]:
 
 def digest(config: RenderConfig) -> str:
     """Return the SHA-256 of what fixes the video in `config`, as hexadecimal digits."""
-    without = {"output", "snapshot"}
+    without = {"output", "snapshot", "placement"}
     mapping = {key: value for key, value in to_mapping(config).items() if key not in without}
     canonical = json.dumps(mapping, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()

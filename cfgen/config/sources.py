@@ -16,7 +16,7 @@ import yaml
 from cfgen.config.values import Tree, nearest
 from cfgen.errors import Problem
 
-Kind = Literal["default", "preset", "user config", "run file", "environment", "flag"]
+Kind = Literal["default", "weights", "preset", "user config", "run file", "environment", "flag"]
 """Sources, the weakest first."""
 
 ENV_PREFIX = "CFGEN_"
@@ -212,7 +212,7 @@ def read_env(
 
 
 def read_flags(
-    flags: Mapping[str, str | None],
+    flags: Mapping[str, Tree | None],
     assignments: Iterable[str],
     *,
     known: frozenset[str],
@@ -221,7 +221,8 @@ def read_flags(
     """Read flags and `--set key=value` assignments.
 
     Args:
-        flags: Text by dotted key; None where a flag was not given.
+        flags: Text by dotted key, lists of it where a flag may be repeated; None where it was not
+            given.
         assignments: The arguments of `--set`, in order; a later one wins.
         known: All dotted keys that may be set.
         problems: Receives what is wrong.
@@ -249,5 +250,6 @@ def _flag_name(key: str) -> str:
     if key == "prompt":
         return "PROMPT"
     section, _, name = key.rpartition(".")
-    flag = section if name in ("policy", "quality", "mode") else name
+    flag = section if name in ("policy", "quality", "mode", "path") else name
+    flag = "lora" if flag == "loras" else flag
     return f"--{flag.replace('_', '-')}"

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, Union, get_args, get_origin
 
+from cfgen.errors import UsageError
+
 Tree = str | list["Tree"] | dict[str, "Tree"]
 """What a source holds before it is typed: text, lists and mappings of it."""
 
@@ -159,6 +161,34 @@ def parse_size(text: str) -> tuple[int, int]:
     if width < 1 or height < 1:
         raise ValueError(f"a size must be at least 1x1, got {text!r}")
     return width, height
+
+
+def parse_lora(text: str) -> tuple[str, float]:
+    r"""Read a LoRA such as ``film.safetensors`` or ``film.safetensors:0.8``.
+
+    What follows the last colon is the strength, unless a slash is in it: ``C:\film.safetensors``
+    is a path. A path with another colon needs its strength.
+
+    Returns:
+        Where it lies, and its strength: 1 if it is not written.
+
+    Raises:
+        UsageError: There is no path, or the strength is no finite number other than 0.
+    """
+    path, colon, tail = text.strip().rpartition(":")
+    if not colon or "/" in tail or "\\" in tail:
+        path, tail = text.strip(), "1"
+    try:
+        strength = float(tail)
+    except ValueError:
+        strength = math.nan
+    if not path or not math.isfinite(strength) or strength == 0:
+        raise UsageError(
+            f"{text!r} is not a LoRA with a strength: what follows the colon must be a finite "
+            "number other than 0",
+            "write PATH or PATH:0.8; a path with a colon in it needs its strength",
+        )
+    return path, strength
 
 
 def size_text(size: tuple[int, int]) -> str:

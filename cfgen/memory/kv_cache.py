@@ -44,7 +44,8 @@ class KVCache:
         pages: most pages in use at once in a layer.
         shape: (B, P, N, D) of one page.
         dtype: dtype of the stored keys and values.
-        device: where the pool lives.
+        device: where pages are written from and handed out to.
+        storage: where the pool lies; by default there too.
     """
 
     def __init__(
@@ -55,11 +56,14 @@ class KVCache:
         *,
         dtype: torch.dtype,
         device: torch.device,
+        storage: torch.device | None = None,
     ) -> None:
         self.layers = layers
         self.device = device
-        self._k = torch.zeros(layers, pages, *shape, dtype=dtype, device=device)
-        self._v = torch.zeros_like(self._k)
+        place = storage or device
+        pinned = place.type == "cpu" and device.type == "cuda"
+        self._k = torch.zeros(layers, pages, *shape, dtype=dtype, device=place, pin_memory=pinned)
+        self._v = torch.zeros_like(self._k, pin_memory=pinned)
         self._used: list[dict[int, int]] = [{} for _ in range(layers)]
         self._taken = [0] * layers
 
@@ -90,7 +94,7 @@ class KVCache:
         """Keys and values of pages, [B, S * P, N, D]."""
         index = torch.tensor(pages, dtype=torch.long, device=self._k.device)
         k, v = (
-            pool[layer].index_select(0, index).transpose(0, 1).flatten(1, 2)
+            pool[layer].index_select(0, index).to(self.device).transpose(0, 1).flatten(1, 2)
             for pool in (self._k, self._v)
         )
         return k, v

@@ -2,7 +2,7 @@
 
 Keys are stored with the spatial rotation applied and the temporal one left off, so a page can move
 to another temporal position without being touched. Context is rotated once a chunk and reused by
-its passes.
+its passes, unless memory is too short for it.
 
 Axis letters: B batch, F latent frames, P tokens per latent frame, L = F * P, N heads, D head dim.
 """
@@ -33,6 +33,8 @@ class PagedMemory:
         ops: rotation and attention.
         rope: rotary layout of the generator.
         grid: tokens of a latent frame as (rows, columns).
+        reuse: keep the rotated context of a chunk for all its passes, at about the size of the
+            cache itself, or rotate anew in every pass.
     """
 
     def __init__(
@@ -43,7 +45,9 @@ class PagedMemory:
         *,
         rope: Rope,
         grid: tuple[int, int],
+        reuse: bool = True,
     ) -> None:
+        self.reuse = reuse
         self.tables = list(tables)
         self.pool = pool
         self.ops = ops
@@ -173,7 +177,9 @@ class PagedView:
             k = self.memory.ops.rotate(
                 k, self._turns(tuple(p.position for p in past), like, spatial=False)
             )
-            known = self.contexts[layer] = (past, k.to(like.dtype), v.to(like.dtype))
+            known = (past, k.to(like.dtype), v.to(like.dtype))
+            if self.memory.reuse:
+                self.contexts[layer] = known
         return known[1], known[2]
 
     def _copy(self, layer: int, page: int) -> int:

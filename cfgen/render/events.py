@@ -15,11 +15,13 @@ class Loaded:
         model: Name or folder of the model.
         backend: The ops that were taken, in words.
         seconds: Time that loading took.
+        details: What else is worth knowing of it, a line each.
     """
 
     model: str
     backend: str
     seconds: float
+    details: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

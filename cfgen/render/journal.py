@@ -46,6 +46,8 @@ class ChunkLine:
         latents_sha256: Digest of the file of its latents.
         elapsed_s: Seconds spent on rendering so far, over all sessions.
         memory: Figures of the memory policy.
+        tile: Latent cells on the side of the tiles that it was decoded in, 0 for whole frames.
+        on_cpu: Whether it was decoded on the CPU because the GPU's memory ran out.
     """
 
     index: int
@@ -53,6 +55,8 @@ class ChunkLine:
     frames_sha256: str
     latents_sha256: str
     elapsed_s: float
+    tile: int = 0
+    on_cpu: bool = False
     memory: Mapping[str, float] = field(default_factory=dict)
 
 

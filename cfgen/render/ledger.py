@@ -15,6 +15,7 @@ from torch import Tensor
 
 from cfgen.errors import LockHeld
 from cfgen.memory.paged import PagedMemory
+from cfgen.model.vae import Mode
 from cfgen.render.disk import disk_errors, sync_file, sync_folder
 from cfgen.render.events import Saved
 from cfgen.render.folder import RunFolder
@@ -96,7 +97,7 @@ class Ledger:
         return sha256
 
     def chunk(
-        self, index: int, frames: int, *, frames_sha256: str, latents_sha256: str
+        self, index: int, frames: int, *, frames_sha256: str, latents_sha256: str, mode: Mode
     ) -> ChunkLine:
         """Write down a chunk whose latents are kept and whose frames went to the encoder.
 
@@ -110,6 +111,8 @@ class Ledger:
             latents_sha256=latents_sha256,
             elapsed_s=round(self.elapsed_s, 3),
             memory=self._memory.figures(),
+            tile=mode.tile or 0,
+            on_cpu=mode.on_cpu,
         )
         self._folder.journal.append(line)
         return line

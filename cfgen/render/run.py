@@ -21,7 +21,7 @@ from cfgen.errors import (
     OutputRefused,
     WriterError,
 )
-from cfgen.model.vae import State
+from cfgen.model.vae import Mode, State
 from cfgen.render.disk import disk_errors
 from cfgen.render.events import (
     ChunkDone,
@@ -49,6 +49,9 @@ from cfgen.render.resume import (
 from cfgen.render.snapshot import SnapshotStore
 from cfgen.render.source import Frames, FrameSource
 from cfgen.render.writer import VideoWriter
+
+WHOLE = Mode()
+"""Frames decoded whole, which is the rule."""
 
 
 class Render:
@@ -275,6 +278,8 @@ class Render:
         for chunk in pass_again(self.source, self._folder, self._store, ground, way):
             self._stop_here(way.until)
             if chunk.index >= decode_from:
+                line = ground.lines[chunk.index]  # frames are the same only if decoded likewise
+                state.mode = Mode(line.tile or None, line.on_cpu)
                 frames = self.source.decode(chunk, state)
                 if chunk.index >= encode_from:
                     yield from self._encode(chunk.index, frames, before=ground.lines[chunk.index])
@@ -282,9 +287,16 @@ class Render:
     def _go_on(self, first: int, state: State) -> Iterator[Event]:
         """Make the chunks that are still to be made."""
         for chunk in self.source.make(range(first, self.plan.chunks)):
+            before = state.mode
             frames = self.source.decode(chunk, state)
+            if state.mode != before:
+                yield Warned(
+                    message=f"memory ran out while chunk {chunk.index + 1} was decoded; from it "
+                    f"on frames are decoded {state.mode}, which can show at the tiles' borders",
+                    hint="nothing is lost; a smaller --size or --offload all leaves more room",
+                )
             sha256 = self._ledger.latents(chunk.index, chunk.latents)
-            yield from self._encode(chunk.index, frames, latents_sha256=sha256)
+            yield from self._encode(chunk.index, frames, latents_sha256=sha256, mode=state.mode)
             if chunk.index + 1 < self.plan.chunks:
                 if self._mode == "full" and (self._stop or self._ledger.snapshot_due):
                     yield self._ledger.snapshot(chunk.index + 1)
@@ -310,6 +322,7 @@ class Render:
         frames: Frames,
         *,
         latents_sha256: str | None = None,
+        mode: Mode = WHOLE,
         before: ChunkLine | None = None,
     ) -> Iterator[Event]:
         """Hand a chunk's frames to the encoder; a chunk that is new gets its line and its event.
@@ -318,6 +331,7 @@ class Render:
             index: The chunk.
             frames: Its frames.
             latents_sha256: Digest of its latents, if it is new.
+            mode: How it was decoded, if it is new.
             before: Its line, if it is not.
         """
         planned = self.plan.chunk(index)
@@ -330,6 +344,7 @@ class Render:
                 len(frames),
                 frames_sha256=self.writer.frames_sha256,
                 latents_sha256=latents_sha256,
+                mode=mode,
             )
             self._worth_keeping = self._mode != "off"
             yield ChunkDone(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cfgen.memory.paged import PagedMemory
 from cfgen.model.generator import Conditioning, Generator
-from cfgen.model.vae import State, TinyAutoencoder
+from cfgen.model.vae import Decoder, State
 from cfgen.render.plan import ChunkPlan, Plan
 from cfgen.rollout import Chunk, Guidance, inference, recommit, rollout
 from cfgen.schedule import FewStepSchedule, Noise
@@ -33,6 +33,7 @@ class FrameSource:
         vae: The decoder.
         plan: What to make.
         guidance: How strongly the prompt is followed, None for as it stands.
+        told: What is worth knowing of how it was put together, a line each.
     """
 
     generator: Generator
@@ -40,9 +41,10 @@ class FrameSource:
     schedule: FewStepSchedule
     noise: Noise
     conditioning: Conditioning
-    vae: TinyAutoencoder
+    vae: Decoder
     plan: Plan
     guidance: Guidance | None = None
+    told: tuple[str, ...] = ()
 
     @property
     def shape(self) -> tuple[int, ...]:

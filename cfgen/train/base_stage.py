@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from cfgen.checkpoint.load import load_generator, load_text_encoder
+from cfgen.checkpoint.load import load_generator
+from cfgen.checkpoint.text_encoder import load_text_encoder
 from cfgen.errors import CheckpointError
 from cfgen.memory.base import Pass
 from cfgen.memory.kv_cache import GraphCache
@@ -167,11 +168,12 @@ class BaseStage:
         Raises:
             CheckpointError: the folder is incomplete, or its model has other sizes.
         """
-        generator = load_generator(folder)
+        generator = load_generator(folder, expand=True)
         encoder = load_text_encoder(
             folder / "text_encoder",
             folder / "tokenizer" / "tokenizer.json",
             text_len=self.settings.text_len,
+            expand=True,
         )
         try:
             self.generator.load_state_dict(generator.state_dict())

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from cfgen.checkpoint.quantized import save_quantized
+from cfgen.checkpoint.quantize import save_quantized
 from cfgen.model.generator import Geometry
 
 
@@ -64,6 +64,7 @@ class Exporter:
             _under(weights, "generator."),
             folder / "diffusion_pytorch_model.safetensors",
             _is_matrix,
+            {"cfgen.recipe": "mini"},
         )
         encoder = _under(weights, "text_encoder.model.")
         encoder.pop("encoder.embed_tokens.weight", None)

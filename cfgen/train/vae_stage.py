@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from cfgen.checkpoint.load import load_vae
+from cfgen.checkpoint.vae import load_tiny
 from cfgen.errors import CheckpointError
 from cfgen.model.vae import MemBlock, TinyAutoencoder
 from cfgen.train.muon import Muon
@@ -87,7 +87,7 @@ class VaeStage:
         Raises:
             CheckpointError: it is missing, damaged or of other widths.
         """
-        vae = load_vae(folder / "tae.safetensors", dtype=torch.float32)
+        vae = load_tiny(folder / "tae.safetensors", dtype=torch.float32)
         try:
             self.vae.load_state_dict(vae.state_dict())
         except RuntimeError as error:  # torch's word for other names or shapes

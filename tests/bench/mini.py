@@ -87,7 +87,7 @@ def model_source(preset: str, assignments: list[str]) -> Source:
     """cfgen's own pipeline, without the video file."""
     from cfgen.build import build_source
     from cfgen.cli.plan import plan_of
-    from cfgen.config.catalog import model_folder
+    from cfgen.config.catalog import locate_model
     from cfgen.config.loader import load
     from cfgen.config.schema import RenderConfig, digest
 
@@ -107,7 +107,7 @@ def model_source(preset: str, assignments: list[str]) -> Source:
             yield made
 
     config = configured("a prompt", 1, 0)
-    folder = model_folder(config.model.path)
+    folder = locate_model(config.model.path)
     files = sorted(path for path in folder.rglob("*") if path.suffix in {".json", ".safetensors"})
     return Source(preset, digest_of(files, digest(config)), frames)
 

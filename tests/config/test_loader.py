@@ -227,10 +227,10 @@ def test_training_values_are_no_presets(folder: Path) -> None:
 def test_a_model_is_looked_for_among_the_presets_and_on_disk(folder: Path, tmp_path: Path) -> None:
     (folder / "base").mkdir()
     (tmp_path / "mine").mkdir()
-    assert catalog.model_folder("base") == folder / "base"
-    assert catalog.model_folder(str(tmp_path / "mine")) == tmp_path / "mine"
-    with pytest.raises(CheckpointError, match="there is no model folder 'nowhere'"):
-        catalog.model_folder("nowhere")
+    assert catalog.locate_model("base") == folder / "base"
+    assert catalog.locate_model(str(tmp_path / "mine")) == tmp_path / "mine"
+    with pytest.raises(CheckpointError, match="the model 'nowhere' is not on disk"):
+        catalog.locate_model("nowhere")
 
 
 def test_shipped_presets_resolve() -> None:

@@ -1,0 +1,65 @@
+"""`cfgen convert`: a model in another layout."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import typer
+
+from cfgen.cli import options, rewriting
+
+app = options.command_app()
+
+
+@app.command()
+def convert(
+    ctx: typer.Context,
+    source: rewriting.Source,
+    target: rewriting.Target,
+    to: Annotated[
+        Literal["wan", "diffusers"] | None,
+        typer.Option("--to", help="Whose names a generator's tensors get. [wan]"),
+    ] = None,
+    dtype: Annotated[
+        rewriting.Dtype | None,
+        typer.Option("--dtype", help="Store everything in this, dequantized; else as it is."),
+    ] = None,
+    weights: rewriting.Which = None,
+    yes: options.Yes = False,
+    json_lines: options.Json = False,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
+) -> None:
+    """Write a model as one clean safetensors file.
+
+    Any generator or text encoder that cfgen reads will do: GGUF, training
+    states (.pt), shards, prefixes, diffusers' names, quantized files. Values
+    stay as they are, bit by bit: plain tensors keep their dtype, and quantized
+    layers stay quantized, in ComfyUI's native layout. What cannot be stored so
+    (GGUF's blocks, musubi's scales) needs --dtype.
+
+    A text encoder gets Hugging Face's names. A model whose heads are not those
+    of Wan's published ones needs its config.json: it is put beside DST.
+
+    \b
+    Examples:
+      cfgen convert self_forcing_dmd.pt self_forcing.safetensors
+      cfgen convert wan-q4_k_m.gguf wan.safetensors --dtype bf16
+      cfgen convert wan.safetensors \\
+        diffusion_pytorch_model.safetensors --to diffusers
+    """
+    from cfgen.checkpoint.convert import plan_convert
+    from cfgen.checkpoint.source import open_source
+    from cfgen.checkpoint.target import check
+
+    console = options.console_of(ctx)
+    console.configure(json=json_lines, quiet=quiet, debug=debug)
+    found = open_source(source, weights=weights and rewriting.WEIGHTS[weights])
+    rewrite = plan_convert(found, to=to, dtype=rewriting.dtype_of(dtype))
+    check(found, target, nbytes=rewrite.nbytes, overwrite=yes)
+    if to == "diffusers" and rewrite.formats:
+        console.warn(
+            "diffusers reads no quantized layers in this layout; cfgen does",
+            "add --dtype bf16 for a file that diffusers reads",
+        )
+    console.result(str(target), rewriting.write(console, rewrite, target))

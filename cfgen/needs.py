@@ -1,0 +1,167 @@
+"""What a render will take of memory, told from headers: before a weight is read.
+
+The figures for activations are counted from the sizes of the largest tensors that live together;
+those of a CPU are calibrated with `python tests/bench/full_size.py render`.
+"""
+
+from __future__ import annotations
+
+import math
+
+import psutil
+import torch
+
+from cfgen.checkpoint.load import MATRICES, held_nbytes, open_generator
+from cfgen.checkpoint.text_encoder import open_text_encoder
+from cfgen.checkpoint.vae import open_vae
+from cfgen.config.catalog import locate_model
+from cfgen.config.schema import (
+    FullMemory,
+    MemoryConfig,
+    ModelConfig,
+    RenderConfig,
+    SlowFastMemory,
+    WindowMemory,
+)
+from cfgen.errors import BudgetError, SetupError
+from cfgen.machine import device_of, dtype_of
+from cfgen.model.generator import Geometry
+from cfgen.placement import PROGRAM, Placement, Sizes, choose, table
+from cfgen.render.plan import Plan
+from cfgen.weights import files_of, geometry_of
+
+DECODED = {torch.bfloat16: 24_000, torch.float32: 38_000}
+"""Bytes a pixel of a frame that the Wan VAE takes to decode a chunk, its caches included (measured
+at 128x128 to 256x256 on a CPU, torch 2.13)."""
+
+DIFFUSERS = 130_000_000
+"""Resident memory of diffusers itself, which the Wan VAE comes from."""
+
+TINY_MAPS = 5
+"""Feature maps of its widest stage that a tiny autoencoder holds at once, for every frame."""
+
+
+def pages_of(memory: MemoryConfig, latent_frames: int) -> int:
+    """Pages that a layer's pool needs for a clip."""
+    match memory:
+        case FullMemory():
+            most = latent_frames
+        case WindowMemory(size=size):
+            most = min(size, latent_frames)
+        case SlowFastMemory(sink=sink, slow=slow, fast=fast):
+            most = min(sink + slow + fast, 2 * latent_frames)  # key frames are copies
+    return most + 1  # a released table copies a page before it drops one
+
+
+def kv_nbytes(sizes: Geometry, grid: tuple[int, int], pages: int, dtype: torch.dtype) -> int:
+    """Bytes of a KV cache."""
+    return 2 * sizes.num_layers * pages * grid[0] * grid[1] * sizes.dim * dtype.itemsize
+
+
+def sizes_of(config: RenderConfig, plan: Plan) -> Sizes:
+    """What each part of a render takes.
+
+    Raises:
+        CheckpointError: A file is nowhere, damaged or not what it should be.
+    """
+    model, dtype = config.model, dtype_of(config)
+    sizes = geometry_of(model)
+    geometry = plan.geometry
+    grid = sizes.grid(geometry.latent_height, geometry.latent_width)
+    pages = pages_of(config.memory, plan.latent_frames)
+    held = _generator(model, dtype)
+    blocks = {name: n for name, n in held.items() if MATRICES.fullmatch(name)}
+    text, widest = _text_encoder(model)
+    vae, decode = _vae(model, dtype, geometry.width * geometry.height, config)
+    kv = kv_nbytes(sizes, grid, pages, dtype)
+    return Sizes(
+        blocks=sum(blocks.values()),
+        largest=max(blocks.values()),
+        rest=sum(held.values()) - sum(blocks.values()),
+        kv=kv,
+        context=kv * max(0, pages - 1 - geometry.chunk_latent_frames) // pages,
+        layers=sizes.num_layers,
+        conditioning=_prompts(config) * kv_nbytes(sizes, (1, sizes.text_len), 1, dtype),
+        forward=_forward(sizes, grid[0] * grid[1], geometry.chunk_latent_frames, pages, dtype),
+        vae=vae,
+        decode=decode,
+        text=text,
+        encode=4 * widest,
+    )
+
+
+def place(config: RenderConfig, plan: Plan) -> Placement:
+    """Where the weights of a render wait.
+
+    Raises:
+        BudgetError: It does not fit.
+        SetupError: There is no GPU that weights could wait for.
+    """
+    device, asked = device_of(config), config.placement
+    if device.type == "cuda":
+        free = torch.cuda.mem_get_info(device)[0]
+        budget = free if asked.vram is None else min(asked.vram, free)
+        return choose(sizes_of(config, plan), asked=asked.offload, budget=budget)
+    if asked.vram is not None or asked.offload in ("blocks", "all"):
+        raise SetupError(
+            "--vram and --offload are for GPUs, and this render is on the CPU, where nothing is "
+            "to be gained by them",
+            "leave them out; `cfgen plan` tells how much memory the render takes",
+        )
+    sizes, free = sizes_of(config, plan), psutil.virtual_memory().available
+    needed = sizes.ram_on_cpu
+    if needed - PROGRAM > free:
+        part, most = max(table(sizes).items(), key=lambda item: item[1])
+        raise BudgetError(
+            f"the render takes about {needed / 1e9:.1f} GB of memory and {free / 1e9:.1f} GB are "
+            f"free; most of it is for {part.replace('_', ' ')}, {most / 1e9:.1f} GB",
+            "choose --memory slow_fast or window, whose cache does not grow with the clip, a "
+            "smaller --size, or smaller weights (cfgen quantize)",
+        )
+    return Placement("none", f"about {needed / 1e9:.1f} GB of memory at most")
+
+
+def _prompts(config: RenderConfig) -> int:
+    return 1 if config.schedule.guidance == 1 else 2
+
+
+def _generator(model: ModelConfig, dtype: torch.dtype) -> dict[str, int]:
+    network = open_generator(locate_model(model.path), prefer=model.prefer)
+    precise = torch.promote_types(dtype, torch.float32)
+    return held_nbytes(
+        network,
+        dtype_of=lambda name: dtype if MATRICES.fullmatch(name) else precise,
+        expand=model.quantized == "expand",
+    )
+
+
+def _forward(sizes: Geometry, tokens: int, frames: int, pages: int, dtype: torch.dtype) -> int:
+    """Activations of the stage of a block that holds most: attention or feed-forward."""
+    here, there = tokens * frames, tokens * max(0, pages - 1)
+    stream = 4 * here * sizes.dim * 4
+    attention = 2 * there * sizes.dim * dtype.itemsize + 12 * there * sizes.dim
+    inner = 2 * here * sizes.ffn_dim * dtype.itemsize
+    weight = sizes.dim * sizes.ffn_dim * dtype.itemsize
+    return stream + max(attention, inner) + weight
+
+
+def _text_encoder(model: ModelConfig) -> tuple[int, int]:
+    """Bytes of the text encoder as it is held, and of its largest matrix in float32."""
+    network = open_text_encoder(files_of(model).text_encoder)
+    held = held_nbytes(network, dtype_of=lambda _name: torch.bfloat16, expand=False)
+    tables = [math.prod(s) for n, s in network.shapes.items() if "block" in n]
+    return sum(held.values()), 4 * max(tables, default=0)
+
+
+def _vae(
+    model: ModelConfig, dtype: torch.dtype, pixels: int, config: RenderConfig
+) -> tuple[int, int]:
+    """Bytes of the autoencoder's weights, and the most that decoding a chunk takes."""
+    network = open_vae(files_of(model).vae)
+    weights = sum(math.prod(shape) for shape in network.shapes.values()) * dtype.itemsize
+    if "decoder.22.bias" in network.shapes:
+        width = network.shapes["decoder.22.weight"][1]
+        frames = 4 * config.model.chunk_latent_frames
+        return weights, TINY_MAPS * frames * width * pixels * dtype.itemsize
+    share = network.shapes["decoder.conv_out.weight"][1] / 96
+    return weights + DIFFUSERS, round(DECODED[dtype] * share * pixels)
