@@ -23,6 +23,9 @@ from cfgen.ops.quantized import AnyQuantized
 HEADER = "_quantization_metadata"
 """Where ComfyUI's files declare quantized layers, if not in a tensor beside each."""
 
+SCALES = {"scale_weight", "weight_scale", "data_scale", "qdata_scale"}
+"""Parts of which one in a file says that small values without a scale are incomplete."""
+
 MARKER = "scaled_fp8"
 """A tensor without numbers in it that says: all small values here have scales."""
 
@@ -132,10 +135,12 @@ def _describe(file: Container, names: Mapping[str, str], naming: Naming) -> dict
     full, marked = _take_marker(file, plain)
     for module in declared:
         groups.setdefault(module, {})
-    strict = marked or any({"scale_weight", "weight_scale"} & set(g) for g in groups.values())
+    strict = marked or any(SCALES & set(parts) for parts in groups.values())
     layers = {name: plain_layer(file, name, raw, strict=strict) for name, raw in plain.items()}
     for module, parts in groups.items():
         found = Found(file, module, parts, declared.get(module, {}), strict)
+        if declared and module not in declared and {"weight", "weight_scale"} <= set(parts):
+            raise found.error("nothing declares how it was quantized, as others of the file are")
         layer = recognise(found, declared=module in declared)
         layers[layer.name] = layer
     if not full:

@@ -179,22 +179,27 @@ def _ffmpeg() -> Iterator[Finding]:
 def _models() -> Iterator[Finding]:
     from cfgen.weights import files_of
 
+    absent: list[str] = []
     for name in preset_names():
         model = load({"preset": name}, environ={}).config.model
         try:
             files = files_of(model)
         except CfgenError as error:
-            yield Finding(
-                part="model",
-                state="bad" if name == "mini" else "note",
-                found=f"{name} is not here",
-                meaning=str(error),
-                advice=error.hint or "",
-            )
+            if name == "mini":
+                yield Finding(part="model", state="bad", found=f"mini is damaged: {error}")
+            absent.append(name)
             continue
         parts = [files.generator, files.vae, files.text_encoder]
         nbytes = sum(_nbytes(part) for part in parts)
         yield Finding(part="model", state="ok", found=f"{name}, {bytes_words(nbytes)}")
+    if absent:
+        yield Finding(
+            part="model",
+            state="ok",
+            found=f"weights of {len(absent)} other presets are not on this machine",
+            meaning=", ".join(absent),
+            advice="`cfgen models pull NAME` fetches all that a preset needs",
+        )
 
 
 def _nbytes(place: Path) -> int:

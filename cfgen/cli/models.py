@@ -17,6 +17,8 @@ from cfgen.cli.console import Console
 from cfgen.cli.fetching import Fetching
 from cfgen.cli.progress import bytes_words
 from cfgen.config import catalog
+from cfgen.config.loader import load
+from cfgen.config.values import parse_lora
 from cfgen.errors import Interrupted, SetupError, UsageError
 from cfgen.hub.cache import Snapshot, choose, in_cache, snapshots, unfinished, verify
 from cfgen.hub.listing import Listing, check_room, hub_from, list_files
@@ -33,6 +35,13 @@ app = options.command_app(
 
 _Ref = Annotated[
     str, typer.Argument(metavar="REF", help="owner/name, owner/name@revision or owner/name/file.")
+]
+_PullRef = Annotated[
+    str,
+    typer.Argument(
+        metavar="REF",
+        help="owner/name, owner/name@revision, owner/name/file, or a preset for all its parts.",
+    ),
 ]
 _OptionalRef = Annotated[
     str | None,
@@ -94,7 +103,7 @@ def list_models(
 @app.command()
 def pull(
     ctx: typer.Context,
-    ref: _Ref,
+    ref: _PullRef,
     include: _Include = None,
     exclude: _Exclude = None,
     revision: _Revision = None,
@@ -111,24 +120,32 @@ def pull(
 
     \b
     Examples:
+      cfgen models pull longlive
       cfgen models pull Wan-AI/Wan2.1-T2V-1.3B --exclude "*.mp4"
       cfgen models pull owner/name/model.safetensors --dry-run
     """
     console = options.console_of(ctx)
     console.configure(json=json_lines, quiet=quiet, debug=debug)
     hub = hub_from(offline=offline)
-    reference = _reference(ref, revision)
-    listing = list_files(reference, hub, include=include or (), exclude=exclude or ())
-    shown = _shown(listing)
+    if ref in catalog.preset_names():
+        references = _parts_of(ref, revision)
+    else:
+        references = [_reference(ref, revision)]
+    listings = [
+        list_files(each, hub, include=include or (), exclude=exclude or ()) for each in references
+    ]
+    shown = [line for listing in listings for line in _shown(listing)]
+    parts = [{**_listed(listing), "dry_run": dry_run} for listing in listings]
+    data = parts[0] if len(parts) == 1 else {"preset": ref, "parts": parts}
     if dry_run:
-        console.result("\n".join(shown), {**_listed(listing), "dry_run": True})
+        console.result("\n".join(shown), data)
         return
     for line in shown:
         console.note(line)
-    check_room(listing)
-    data = {**_listed(listing), "dry_run": False}  # before there is nothing left to fetch
-    _follow(listing, console)
-    console.result(str(listing.path), data)
+    for listing in listings:
+        check_room(listing)
+        _follow(listing, console)
+    console.result("\n".join(str(listing.path) for listing in listings), data)
 
 
 @app.command("verify")
@@ -200,6 +217,20 @@ def remove_model(
     remove(removal)
     paths = [str(path) for path in removal.paths]
     console.result(f"removed {what}", {"removed": paths, "nbytes": removal.nbytes})
+
+
+def _parts_of(preset: str, revision: str | None) -> list[Reference]:
+    """Everything on the hub that a preset names, each once."""
+    if revision is not None:
+        raise UsageError("--revision goes with a repository, not with a preset")
+    model = load({"preset": preset}, environ={}).config.model
+    loras = [parse_lora(text)[0] for text in model.loras]
+    named = [model.path, *loras, model.text_encoder, model.tokenizer, model.vae]
+    found = [parse_reference(text) for text in named if text is not None]
+    references = list(dict.fromkeys(each for each in found if each is not None))
+    if not references:
+        raise UsageError(f"the preset {preset} needs nothing from the hub")
+    return references
 
 
 def _reference(ref: str, revision: str | None) -> Reference:

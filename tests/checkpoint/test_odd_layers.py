@@ -62,6 +62,14 @@ REFUSED: dict[str, tuple[Tensors, str]] = {
         parts(scale_weight=torch.ones(1)),
         "m.scale_weight has no meaning in the layout ComfyUI native",
     ),
+    "one of two not declared": (
+        parts() | layer("n", weight=WEIGHT, weight_scale=torch.ones(1)),
+        "layer n: nothing declares how it was quantized, as others of the file are",
+    ),
+    "small values beside quanto": (
+        layer(weight___data=WEIGHT, weight___scale=torch.ones(1)) | layer("n", weight=FP8),
+        "layer n: its weight is float8_e4m3fn and its scale is missing",
+    ),
     "unknown format": (
         parts(comfy_quant=marker(format="int7")),
         "layer m: unknown format 'int7'; known: float8_e4m3fn, float8_e5m2",

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from cfgen.checkpoint.source import open_source
 from cfgen.errors import CheckpointError
 from tests.checkpoint import tiny
+from tests.checkpoint.encoders import encoder
 
 TinyFile = Callable[[str], tiny.Tiny]
 
@@ -52,3 +53,11 @@ def test_weights_that_are_not_there_are_refused(tiny_file: TinyFile, tmp_path: P
     ):
         with pytest.raises(CheckpointError, match=f"holds no generator_ema.*{where}"):
             open_source(tiny_file(name).path, weights="generator_ema")
+
+
+def test_an_incomplete_text_encoder_is_refused(tmp_path: Path) -> None:
+    tensors = encoder()
+    del tensors["encoder.block.0.layer.1.DenseReluDense.wi_0.weight"]
+    save_file(tensors, tmp_path / "te.safetensors")
+    with pytest.raises(CheckpointError, match=r"wi_0\.weight is missing"):
+        open_source(tmp_path / "te.safetensors")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import shutil
 import sys
 import types
 from collections.abc import Callable, Iterator
@@ -27,13 +27,11 @@ memory: {policy: slow_fast, slow: 12}
 
 
 @pytest.fixture(autouse=True)
-def presets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Presets with one model folder, and an empty current folder."""
+def presets(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Presets with one tiny model, and an empty current folder."""
     folder = tmp_path / "presets"
-    (folder / "mini").mkdir(parents=True)
+    shutil.copytree(tiny_model, folder / "mini")
     (folder / "mini.yaml").write_text(PRESET)
-    facts = {"num_layers": 2, "dim": 64, "num_heads": 4}
-    (folder / "mini" / "config.json").write_text(json.dumps(facts))
     monkeypatch.setattr(catalog, "presets_folder", lambda: folder)
     here = tmp_path / "here"
     here.mkdir()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -63,12 +64,16 @@ def test_an_unknown_command_is_a_usage_error(cfgen: Run) -> None:
 
 
 def test_plan_shows_roundings_needs_and_chunks(cfgen: Run) -> None:
-    result = cfgen("plan", "--duration", "1.03s")
+    result = cfgen("plan", "--duration", "1.03s", "--set", "dtype=float32")
     assert result.exit_code == 0
     assert result.stderr == ""
     text = result.stdout
     assert "1.03 s at 16 fps are 16.48 frames, rounded to 16 frames (1 s)" in text
-    assert "at most 368.6 kB for the KV cache" in text  # 2 * 2 layers * 64 * 60 tokens * 6 * 4 B
+    assert re.search(r"^memory    about [0-9.]+ MB on a CPU:$", text, re.MULTILINE)
+    assert "kv cache 299.5 kB" in text  # 2 * 2 layers * 24 * 60 tokens * (2 * 6 + 1) * 4 B
+    assert re.search(
+        r"^on a GPU  by --offload: none .*, blocks .*, all .* \(estimates\)$", text, re.MULTILINE
+    )
     assert "about 0:00 on two CPU cores (32 frames/s measured there)" in text
     assert text.splitlines()[-2:] == [
         "    1  0-8               0.000-0.562         0-2                  1",
@@ -96,18 +101,35 @@ def test_plan_json_holds_every_chunk(cfgen: Run) -> None:
     assert sum(chunk["frames"] for chunk in data["table"]) == 9600
 
 
-@pytest.mark.parametrize(("policy", "pages"), [("full", 123), ("window", 21), ("slow_fast", 21)])
+@pytest.mark.parametrize(("policy", "pages"), [("full", 124), ("window", 22), ("slow_fast", 22)])
 def test_memory_in_a_plan_follows_the_policy(cfgen: Run, policy: str, pages: int) -> None:
-    line = cfgen("plan", "--duration", "30s", "--memory", policy, "--json").stdout
-    needs = json.loads(line)["data"]["estimate"]
-    assert needs["kv_nbytes"] == 2 * 2 * 64 * 60 * pages * 4
+    asked = ["--duration", "30s", "--memory", policy, "--set", "dtype=float32"]
+    data = json.loads(cfgen("plan", *asked, "--json").stdout)["data"]
+    nbytes = 2 * 2 * 24 * 60 * pages * 4
+    assert data["estimate"]["kv_nbytes"] == data["memory"]["parts"]["kv_cache"] == nbytes
+    assert data["memory"]["ram_nbytes"] > nbytes
+    assert list(data["memory"]["vram_nbytes"]) == ["none", "blocks", "all"]
 
 
-def test_plan_says_what_it_cannot_know(cfgen: Run, presets: Path) -> None:
-    (presets / "mini" / "config.json").write_text("{}")
-    text = cfgen("plan", "--set", "model.cpu_frames_per_s=null").stdout
-    assert "the KV cache is unknown: the model has no readable config.json" in text
+@pytest.mark.parametrize(
+    ("lost", "reason"),
+    [
+        ("tae.safetensors", "unknown: no video autoencoder lies in {}; name one with --vae PATH"),
+        ("diffusion_pytorch_model.safetensors", "unknown: {} holds no file of weights"),
+    ],
+)
+def test_plan_says_what_it_cannot_know(
+    cfgen: Run, presets: Path, lost: str, reason: str
+) -> None:
+    (presets / "mini" / lost).unlink()
+    arguments = ["plan", "--set", "model.cpu_frames_per_s=null"]
+    text = cfgen(*arguments).stdout
+    assert f"memory    {reason.format(presets / 'mini')}" in text
     assert "unknown: this model was never timed" in text
+    data = json.loads(cfgen(*arguments, "--json").stdout)["data"]
+    assert data["memory"] is None
+    assert (data["estimate"]["kv_nbytes"] is None) == lost.startswith("diffusion")
+    assert data["frames"] == 160
 
 
 def test_presets_are_listed_with_their_descriptions(cfgen: Run) -> None:
@@ -151,8 +173,7 @@ def test_doctor_exits_by_what_it_finds(
     assert data["ready"] is (exit_code == 0)
 
 
-def test_doctor_looks_at_everything(cfgen: Run, presets: Path) -> None:
-    (presets / "mini" / "diffusion_pytorch_model.safetensors").write_bytes(b"x")
+def test_doctor_looks_at_everything(cfgen: Run) -> None:
     result = cfgen("doctor", "--json")
     parts = [finding["part"] for finding in json.loads(result.stdout)["data"]["findings"]]
     assert parts == [
@@ -177,10 +198,21 @@ def test_doctor_finds_a_missing_ffmpeg(cfgen: Run, monkeypatch: pytest.MonkeyPat
     assert result.stdout.splitlines()[-1].startswith("not ready: see ")
 
 
-def test_doctor_finds_a_model_without_weights(cfgen: Run) -> None:
+def test_doctor_finds_a_model_without_weights(cfgen: Run, presets: Path) -> None:
+    (presets / "mini" / "diffusion_pytorch_model.safetensors").unlink()
     result = cfgen("doctor")
     assert result.exit_code == 3
-    assert "holds no weights" in result.stdout
+    assert re.search(r"^bad +model +mini is not here$", result.stdout, re.MULTILINE)
+    assert f"{presets / 'mini'} holds no file of weights" in result.stdout
+
+
+def test_doctor_notes_models_that_are_to_be_fetched(cfgen: Run, presets: Path) -> None:
+    model = "model: {path: owner/big/wan.safetensors, sizes: [832x480]}"
+    (presets / "big.yaml").write_text(f"description: elsewhere\n{model}\n")
+    result = cfgen("doctor")
+    assert result.exit_code == 0
+    assert re.search(r"^note +model +big is not here$", result.stdout, re.MULTILINE)
+    assert "cfgen models pull owner/big/wan.safetensors" in result.stdout
 
 
 WAITING = """
@@ -220,7 +252,7 @@ def test_a_signal_ends_the_command_with_its_exit_code(
 
 
 def test_a_reader_that_leaves_early_is_no_error(tmp_path: Path) -> None:
-    arguments = ["plan", "--duration", "10h", "-v", "--set", f"model.path={tmp_path}"]
+    arguments = ["plan", "--duration", "10h", "-v"]
     with _start(arguments, tmp_path) as process:
         assert process.stdout is not None
         assert process.stderr is not None

@@ -363,3 +363,39 @@ def test_progress_counts_again_what_is_fetched_again() -> None:
     fetching.words(Step(what="fetch", file=file, nbytes=100))
     assert fetching.data()["nbytes"] == 100
     assert fetching.words(Step(what="check", file=file, nbytes=1000)) == ""
+
+
+def test_a_preset_is_pulled_with_all_its_parts(cfgen: Run, server: HubServer, cache: Path) -> None:
+    encoder = "models_t5_umt5-xxl-enc-bf16.pth"
+    tokenizer = "google/umt5-xxl/tokenizer.json"
+    server.repos["Wan-AI/Wan2.1-T2V-1.3B"] = Repo(
+        {encoder: b"text", "Wan2.1_VAE.pth": b"vae", tokenizer: b"{}", "other.mp4": b"no"}
+    )
+    server.repos["Efficient-Large-Model/LongLive-1.3B"] = Repo(
+        {"models/longlive_base.pt": b"base", "models/lora.pt": b"lora", "README.md": b"no"}
+    )
+    result = cfgen("models", "pull", "longlive")
+    assert result.exit_code == 0, result.stderr
+    paths = [Path(line) for line in result.stdout.splitlines()]
+    assert [path.name for path in paths] == [
+        "longlive_base.pt",
+        "lora.pt",
+        encoder,
+        "umt5-xxl",
+        "Wan2.1_VAE.pth",
+    ]
+    assert [path.read_bytes() for path in paths if path.is_file()] == [
+        b"base",
+        b"lora",
+        b"text",
+        b"vae",
+    ]
+    assert (paths[3] / "tokenizer.json").read_bytes() == b"{}"
+    assert not list(cache.rglob("other.mp4"))
+    assert not list(cache.rglob("README.md"))
+
+
+def test_a_preset_in_the_box_needs_no_pull(cfgen: Run) -> None:
+    result = cfgen("models", "pull", "mini")
+    assert result.exit_code == 2
+    assert "needs nothing from the hub" in result.stderr

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from cfgen.memory.base import Table
+from cfgen.memory.base import Pass, Table
 from cfgen.memory.kv_cache import KVCache
 from cfgen.memory.paged import PagedMemory
 from cfgen.memory.window import WindowTable
@@ -127,3 +127,20 @@ def play(
         )
         latents = torch.cat([chunk.latents for chunk in chunks], 1)
     return Played(latents, schedule.x0, memory)
+
+
+def recorded_config(layout: str) -> dict:
+    """The config.json of the recorded weights, in the keys of `original` or `diffusers`."""
+    with safe_open(FOLDER / f"wan_bidir_{layout}.safetensors", "pt") as file:
+        return json.loads(file.metadata()["config"])
+
+
+def forward(generator, inputs: Mapping[str, Tensor], *, backend: str = "torch") -> Tensor:
+    """The flow of the bidirectional case, [B, C, F, H, W], computed in the inputs' dtype."""
+    x, timestep, text = (inputs[f"in/{key}"] for key in ("x", "timestep", "text"))
+    memory = paged(lambda: WindowTable(5), backend=backend, batch=2, dtype=x.dtype)
+    with torch.inference_mode():
+        view = memory.begin(5).at(Pass(0))
+        sigma = timestep.double()[:, None] / 1000
+        flow = generator(x.transpose(1, 2), sigma, generator.condition(text), view)
+    return flow.transpose(1, 2)

@@ -1,0 +1,78 @@
+"""The preset of a model that is named without one: by what is certain, or not at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from cfgen.checkpoint import recipe
+from cfgen.checkpoint.known import DIGESTS
+from cfgen.config.loader import load
+from cfgen.errors import UsageError
+from cfgen.recipe import recipe_of
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    path = tmp_path / "weights.safetensors"
+    save_file({"head.modulation": torch.zeros(1)}, path)
+    return path
+
+
+def test_an_installed_model_is_its_own_preset() -> None:
+    assert recipe_of("mini")[0] == "mini"
+
+
+def test_a_sidecar_tells(weights: Path) -> None:
+    Path(f"{weights}.yaml").write_text("recipe: longlive\n", encoding="utf-8")
+    name, reason = recipe_of(str(weights))
+    assert name == "longlive"
+    assert "weights.safetensors.yaml" in reason
+
+
+def test_the_header_tells(tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    save_file({"head.modulation": torch.zeros(1)}, path, {"cfgen.recipe": "self-forcing"})
+    assert recipe_of(str(path))[0] == "self-forcing"
+
+
+def test_a_known_digest_tells(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = next(d for d, each in DIGESTS.items() if each.recipes == ("self-forcing",))
+    monkeypatch.setattr(recipe, "cached_digest", lambda _path: known)
+    assert recipe_of(str(weights))[0] == "self-forcing"
+
+
+def test_a_known_file_without_a_preset_is_named(
+    weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = next(d for d, each in DIGESTS.items() if each.file == "Wan2.1_VAE.pth")
+    monkeypatch.setattr(recipe, "cached_digest", lambda _path: known)
+    with pytest.raises(UsageError, match="is Wan2.1's autoencoder"):
+        recipe_of(str(weights))
+
+
+def test_a_name_alone_is_no_evidence(tmp_path: Path) -> None:
+    path = tmp_path / "longlive_fp8.safetensors"
+    save_file({"head.modulation": torch.zeros(1)}, path)
+    with pytest.raises(UsageError, match="nothing certain tells") as caught:
+        recipe_of(str(path))
+    assert "it may be longlive" in caught.value.message
+    assert "--preset" in str(caught.value.hint)
+
+
+def test_the_loader_takes_the_models_preset_only_where_none_is_named(weights: Path) -> None:
+    def choose(path: str) -> tuple[str, str]:
+        assert path == str(weights)
+        return "longlive", "a sidecar says so"
+
+    flags = {"model.path": str(weights)}
+    chosen = load(flags, environ={}, recipe=choose)
+    assert chosen.config.preset == "longlive"
+    assert str(chosen.origins["preset"]) == "weights (a sidecar says so)"
+    assert chosen.config.memory.size == 12
+    named = load({**flags, "preset": "self-forcing"}, environ={}, recipe=choose)
+    assert named.config.preset == "self-forcing"
+    assert load({}, environ={}, recipe=choose).config.preset == "mini"
