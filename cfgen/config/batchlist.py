@@ -23,7 +23,7 @@ from cfgen.config.loader import Recipe, Resolved, known_keys, load
 from cfgen.config.schema import RenderConfig
 from cfgen.config.sources import Entries, Entry, Origin, compose, flatten
 from cfgen.config.values import nearest
-from cfgen.errors import PresetError, Problem
+from cfgen.errors import CfgenError, PresetError, Problem
 
 VERSION = "1"
 TEMPLATE = "{name}.mp4"
@@ -81,7 +81,6 @@ def read_list(
 
     Raises:
         PresetError: Something is wrong; lists everything that is.
-        CfgenError: As `recipe` raises.
     """
     problems: list[Problem] = []
     resolve = partial(load, {}, environ=environ, recipe=recipe)
@@ -155,6 +154,10 @@ def _clip(  # noqa: PLR0913 - the parts of a list
         output = _output(template, name, config, folder)
     except PresetError as error:
         problems += [replace(p, where=p.where or raw.where) for p in error.problems]
+        return None
+    except CfgenError as error:  # of the recipe: the model is nowhere, or tells no preset
+        reason = f"{error.message} ({error.hint})" if error.hint else error.message
+        problems.append(Problem(key="model.path", where=raw.where, reason=reason))
         return None
     except UnicodeEncodeError:
         reason = "is not valid Unicode text"

@@ -56,8 +56,9 @@ class Encoding:
         if len(shape) != 2 or not math.prod(shape):
             return f"only matrices can be, and it is {list(shape)}"
         if shape[0] % self.rows or shape[1] % self.columns:
-            wanted = f"rows must be a multiple of {self.rows}, columns of {self.columns}"
-            return f"its {wanted}, and it is {list(shape)}"
+            sides = {"rows": self.rows, "columns": self.columns}
+            wanted = " and ".join(f"{side} of {n}" for side, n in sides.items() if n > 1)
+            return f"its sides must be multiples ({wanted}), and it is {list(shape)}"
         return None
 
 

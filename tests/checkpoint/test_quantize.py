@@ -256,7 +256,7 @@ def test_shapes_that_do_not_fit_are_refused_by_name(
     state: dict[str, Tensor], folder: Callable[..., Path]
 ) -> None:
     path = folder(state) / "diffusion_pytorch_model.safetensors"
-    reason = r"blocks\.0\.\w+\.\w+ cannot be nvfp4: its rows must be a multiple of 16"
+    reason = r"blocks\.0\.\w+\.\w+ cannot be nvfp4: its sides must be multiples \(rows of 16"
     with pytest.raises(CheckpointError, match=reason) as caught:
         quantized(path, path.with_name("q.safetensors"), "nvfp4")
     assert "--keep" in (caught.value.hint or "")

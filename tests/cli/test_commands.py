@@ -118,9 +118,7 @@ def test_memory_in_a_plan_follows_the_policy(cfgen: Run, policy: str, pages: int
         ("diffusion_pytorch_model.safetensors", "unknown: {} holds no file of weights"),
     ],
 )
-def test_plan_says_what_it_cannot_know(
-    cfgen: Run, presets: Path, lost: str, reason: str
-) -> None:
+def test_plan_says_what_it_cannot_know(cfgen: Run, presets: Path, lost: str, reason: str) -> None:
     (presets / "mini" / lost).unlink()
     arguments = ["plan", "--set", "model.cpu_frames_per_s=null"]
     text = cfgen(*arguments).stdout

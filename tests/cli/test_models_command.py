@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -109,7 +110,7 @@ def test_a_revision_is_named_in_the_reference_or_by_the_flag(
     assert cfgen("models", "pull", "owner/model", "--revision", "../x").exit_code == 2
 
 
-@pytest.mark.parametrize("ref", ["mini", "./owner/model", "https://hub.example/owner/model"])
+@pytest.mark.parametrize("ref", ["nowhere", "./owner/model", "https://hub.example/owner/model"])
 def test_what_is_no_reference_is_a_usage_error(cfgen: Run, server: HubServer, ref: str) -> None:
     result = cfgen("models", "pull", ref)
     assert result.exit_code == 2
@@ -191,10 +192,8 @@ def test_list_shows_the_box_and_the_cache_in_80_columns(
     result = cfgen("models", "list")
     assert result.exit_code == 0
     lines = result.stdout.splitlines()
-    assert [line.split() for line in lines[:2]] == [
-        ["size", "files", "commit", "model"],
-        ["44", "B", "1", "in", "the", "box", "mini"],
-    ]
+    assert lines[0].split() == ["size", "files", "commit", "model"]
+    assert lines[1].split()[-4:] == ["in", "the", "box", "mini"]
     at = lines.index(f"  {LONG}")
     assert lines[at - 1].split() == ["26", "B", "1", "c0ffee0"]
     assert "300.0 kB      2  c0ffee0     owner/model" in lines
@@ -365,7 +364,10 @@ def test_progress_counts_again_what_is_fetched_again() -> None:
     assert fetching.words(Step(what="check", file=file, nbytes=1000)) == ""
 
 
-def test_a_preset_is_pulled_with_all_its_parts(cfgen: Run, server: HubServer, cache: Path) -> None:
+def test_a_preset_is_pulled_with_all_its_parts(
+    cfgen: Run, server: HubServer, cache: Path, presets: Path
+) -> None:
+    shutil.copy(Path(__file__).parents[2] / "presets" / "longlive.yaml", presets)
     encoder = "models_t5_umt5-xxl-enc-bf16.pth"
     tokenizer = "google/umt5-xxl/tokenizer.json"
     server.repos["Wan-AI/Wan2.1-T2V-1.3B"] = Repo(

@@ -10,13 +10,20 @@ from hypothesis import strategies as st
 
 from cfgen.cli.naming import slug
 from cfgen.config.batchlist import Clip, clip_seed, read_list
-from cfgen.errors import PresetError
+from cfgen.errors import CheckpointError, PresetError
 
 FOLDER = Path("videos")
 
 
 def read(text: str) -> list[Clip]:
-    return read_list(text, label="list.yaml", folder=FOLDER, environ={}, slug=slug)
+    return read_list(text, label="list.yaml", folder=FOLDER, environ={}, slug=slug, recipe=_recipe)
+
+
+def _recipe(model: str) -> tuple[str, str]:
+    """Tells the preset of one model only."""
+    if model == "causal.pt":
+        return "causal-forcing", "its header says so"
+    raise CheckpointError(f"the model {model!r} is not on disk", "pull it")
 
 
 def refused(text: str) -> str:
@@ -53,6 +60,37 @@ clips:
     assert second.config.memory.sink == 2
     assert second.config.memory.size == 12
     assert second.config.output == FOLDER / "night" / "kite-12.mp4"
+
+
+def test_each_clip_has_the_preset_of_its_model() -> None:
+    first, second, third = read(
+        """version: 1
+defaults: {model: {path: causal.pt}}
+clips:
+  - a kite
+  - {prompt: a boat, model: {path: mini}, preset: mini}
+  - {prompt: a star, preset: longlive}
+"""
+    )
+    assert [clip.config.preset for clip in (first, second, third)] == [
+        "causal-forcing",
+        "mini",
+        "longlive",
+    ]
+    assert first.config.model.path == third.config.model.path == "causal.pt"
+
+
+def test_models_that_tell_no_preset_are_named_with_their_clips() -> None:
+    said = refused(
+        "version: 1\nclips:\n- {prompt: a, model: {path: lost}}\n- {prompt: b, seed: x}\n"
+        "- {prompt: c, model: {path: gone}}"
+    )
+    for line in (
+        "list.yaml:3: model.path: the model 'lost' is not on disk (pull it)",
+        "list.yaml:4: seed: must be a whole number",
+        "list.yaml:5: model.path: the model 'gone' is not on disk",
+    ):
+        assert line in said
 
 
 def test_the_seed_depends_on_the_list_and_the_name_alone() -> None:

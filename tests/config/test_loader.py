@@ -4,11 +4,15 @@ from pathlib import Path
 
 import pytest
 
+from cfgen.checkpoint.known import by_repository
+from cfgen.checkpoint.recipe import RECIPES
 from cfgen.config import catalog
 from cfgen.config.loader import known_keys, load
 from cfgen.config.schema import SlowFastMemory, WindowMemory
 from cfgen.config.sources import env_name
+from cfgen.config.values import parse_lora
 from cfgen.errors import CheckpointError, PresetError
+from cfgen.hub import parse_reference
 
 BASE = """\
 description: for tests
@@ -104,6 +108,62 @@ def test_a_preset_chosen_in_the_run_file_is_the_base(folder: Path, tmp_path: Pat
     resolved = load(run_file=_run_file(tmp_path, "preset: other\n"), environ={})
     assert resolved.config.preset == "other"
     assert resolved.config.duration_s == 9
+
+
+def _recipe(model: str) -> tuple[str, str]:
+    return "other", f"the header of {model} says so"
+
+
+def test_a_model_that_is_named_decides_the_preset(folder: Path, tmp_path: Path) -> None:
+    (folder / "other.yaml").write_text(BASE.replace("3s", "9s"))
+    run_file = _run_file(tmp_path, "model: {path: a.gguf}\n")
+    for sources in (
+        {"flags": {"model.path": "b.pt"}, "run_file": run_file},
+        {"run_file": run_file},
+    ):
+        resolved = load(**sources, environ={}, recipe=_recipe)
+        path = "b.pt" if "flags" in sources else "a.gguf"
+        assert (resolved.config.preset, resolved.config.model.path) == ("other", path)
+        assert resolved.config.duration_s == 9
+        assert str(resolved.origins["preset"]) == f"weights (the header of {path} says so)"
+
+
+def test_a_preset_that_is_named_wins_over_the_models(folder: Path, tmp_path: Path) -> None:
+    (folder / "other.yaml").write_text(BASE.replace("3s", "9s"))
+    run_file = _run_file(tmp_path, "preset: mini\n")
+    resolved = load({"model.path": "b.pt"}, run_file=run_file, environ={}, recipe=_recipe)
+    assert (resolved.config.preset, resolved.config.duration_s) == ("mini", 3)
+    assert str(resolved.origins["preset"]).startswith("run file ")
+
+
+def test_without_a_model_the_preset_is_mini(folder: Path) -> None:
+    resolved = load({}, environ={}, recipe=_recipe)
+    assert resolved.config.preset == "mini"
+    assert str(resolved.origins["preset"]) == "default"
+
+
+def test_loras_of_flags_come_in_order_and_replace_the_presets(folder: Path) -> None:
+    (folder / "mini.yaml").write_text(BASE.replace("base,", "base, loras: [own.pt],"))
+    assert load(environ={}).config.model.loras == ("own.pt",)
+    for loras in (["b.pt:0.5", "a.pt"], ["a.pt"]):
+        config = load({"model.loras": loras}, environ={}).config
+        assert config.model.loras == tuple(loras)
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "message"),
+    [
+        ("model.path", " ", "--model: must name a folder"),
+        ("memory.commit_reads", "slow", "--commit-reads: must be all or fast, got 'slow'"),
+        ("placement.offload", "half", "--offload: must be auto, none, blocks or all, got 'half'"),
+        ("placement.vram", "much", "--vram: 'much' is not a number of bytes"),
+    ],
+)
+def test_a_wrong_flag_is_named_as_it_was_given(
+    folder: Path, key: str, text: str, message: str
+) -> None:
+    (told,) = _messages(flags={key: text})
+    assert told.startswith(message)
 
 
 def test_choosing_a_policy_starts_from_its_own_defaults(folder: Path) -> None:
@@ -235,11 +295,28 @@ def test_a_model_is_looked_for_among_the_presets_and_on_disk(folder: Path, tmp_p
 
 def test_shipped_presets_resolve() -> None:
     names = catalog.preset_names()
-    assert "mini" in names
+    assert {*RECIPES, "context-forcing-paper"} <= set(names)
     for name in names:
         assert load({"preset": name}, environ={}).config.preset == name
         assert catalog.preset_description(name)
         assert len(catalog.preset_file(name).read_text().splitlines()) <= 60
+
+
+@pytest.mark.parametrize("name", sorted({*RECIPES, "context-forcing-paper"} - {"mini"}))
+def test_presets_of_published_weights_name_every_part_on_the_hub(name: str) -> None:
+    config = load({"preset": name}, environ={}).config
+    model = config.model
+    loras = [parse_lora(text)[0] for text in model.loras]
+    for text in (model.path, model.text_encoder, model.tokenizer, model.vae, *loras):
+        reference = parse_reference(text or "")
+        assert reference is not None
+        assert reference.file is not None
+        assert reference.pull_command == f"cfgen models pull {text}"
+    published = by_repository("/".join(model.path.split("/")[:2]))
+    assert published is not None
+    assert ("commercial" in model.licence) == published.is_non_commercial
+    if isinstance(config.memory, WindowMemory):  # absolute positions end with what was trained
+        assert config.memory.positions == ("relative" if "infinity" in name else "absolute")
 
 
 def test_guidance_is_refused_where_every_pass_decides() -> None:

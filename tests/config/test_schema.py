@@ -10,6 +10,7 @@ from cfgen.config.schema import (
     EncodeConfig,
     FullMemory,
     ModelConfig,
+    PlacementConfig,
     RenderConfig,
     ScheduleConfig,
     SlowFastMemory,
@@ -53,6 +54,12 @@ def test_all_that_is_wrong_is_reported_together() -> None:
         (lambda: ModelConfig(path=" ", sizes=((160, 96),)), "path"),
         (lambda: ModelConfig(path="mini", sizes=()), "sizes"),
         (lambda: ModelConfig(path="mini", sizes=((160, 96),), fps=float("nan")), "fps"),
+        (lambda: ModelConfig(path="mini", sizes=((160, 96),), lora_alpha=0), "lora_alpha"),
+        (lambda: ModelConfig(path="mini", sizes=((160, 96),), prefer="ema"), "prefer"),
+        (lambda: ModelConfig(path="mini", sizes=((160, 96),), quantized="no"), "quantized"),
+        (lambda: ModelConfig(path="mini", sizes=((160, 96),), vae_tile=8), "vae_tile"),
+        (lambda: ModelConfig(path="mini", sizes=((160, 96),), matmul="int8"), "matmul"),
+        (lambda: PlacementConfig(offload="half"), "offload"),
         (lambda: ScheduleConfig(timesteps=()), "timesteps"),
         (lambda: ScheduleConfig(timesteps=(750, 500)), "timesteps"),
         (lambda: ScheduleConfig(timesteps=(1000, 500, 500)), "timesteps"),
@@ -82,9 +89,14 @@ def test_mapping_is_json_under_the_keys_people_write() -> None:
     assert mapping["memory"] == {"policy": "full", "commit_reads": "all"}
 
 
-def test_digest_covers_everything_but_the_output() -> None:
+def test_digest_covers_everything_but_output_and_placement() -> None:
     config = RenderConfig(model=MODEL, prompt="a boat", seed=1)
     same = dataclasses.replace(config, output=Path("elsewhere.mp4"))
     assert digest(config) == digest(same)
+    offloaded = PlacementConfig(offload="all", vram=10**10)
+    assert digest(dataclasses.replace(config, placement=offloaded)) == digest(config)
     for change in ({"seed": 2}, {"prompt": "a kite"}, {"memory": WindowMemory()}):
         assert digest(dataclasses.replace(config, **change)) != digest(config)
+    for part in ({"loras": ("a.pt",)}, {"vae": "b.pth"}, {"quantized": "expand"}, {"vae_tile": 16}):
+        other = dataclasses.replace(config, model=dataclasses.replace(MODEL, **part))
+        assert digest(other) != digest(config), part

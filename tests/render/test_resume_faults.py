@@ -21,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from cfgen.build import embeddings
+
 from cfgen.cli.app import app
 from cfgen.cli.runs import require_same_render
 from cfgen.config.loader import load
@@ -35,6 +35,7 @@ from cfgen.errors import (
     WriterError,
 )
 from cfgen.fingerprint import arithmetic
+from cfgen.model.prompts import embeddings
 from cfgen.model.vae import State
 from cfgen.render.events import ChunkDone, Event
 from cfgen.render.folder import RunFolder, RunRecord, write_record
@@ -265,7 +266,7 @@ def test_what_fixes_the_frames_is_compared(
         def flipped(*arguments, **named):
             return {text: 1.001 * found for text, found in read(*arguments, **named).items()}
 
-        patch.setattr("cfgen.build.embeddings", flipped)
+        patch.setattr("cfgen.weights.embeddings", flipped)
         with pytest.raises(SnapshotMismatch, match="prompt_sha256: began with"):
             cut.go_on()
     cut.go_on()
