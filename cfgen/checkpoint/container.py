@@ -143,6 +143,8 @@ def first_bytes(path: Path) -> bytes:
         CheckpointError: there is no such file, or it cannot be read.
     """
     try:
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise CheckpointError(f"{path} is a device or a pipe, not a file", CHECK_PATH)
         with path.open("rb") as file:
             return file.read(64)
     except FileNotFoundError as error:

@@ -28,6 +28,9 @@ CONFIG_FILE = "config.json"
 MATRICES = re.compile(r"blocks\.\d+\.((self|cross)_attn\.[qkvo]|ffn\.[02])\.(weight|bias)")
 """Linear layers of a generator's blocks; `F.linear` wants the biases in the weights' dtype."""
 
+MOST_TOKENS = 65536
+"""Positions of an embedded prompt, at most; Wan's have 512."""
+
 NAMED = 5
 """Most tensors that one message names."""
 
@@ -135,12 +138,13 @@ def text_len_of(weights: Path) -> int:
     """
     config = config_of(weights)
     found = 512 if config is None else config[1].get("text_len", 512)
-    if config is not None and (not isinstance(found, int) or found < 1):
-        raise CheckpointError(
-            f"{config[0]}: text_len must be a whole number above 0, got {found!r}",
-            "restore the model folder",
-        )
-    return int(str(found))
+    if isinstance(found, int) and not isinstance(found, bool) and 0 < found <= MOST_TOKENS:
+        return found
+    place = weights if config is None else config[0]
+    raise CheckpointError(
+        f"{place}: text_len must be a whole number from 1 to {MOST_TOKENS}, got {found!r}",
+        "restore the model folder",
+    )
 
 
 def fill(

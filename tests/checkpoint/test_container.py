@@ -304,3 +304,10 @@ def test_bytes_of_every_dtype_are_those_of_other_writers(tmp_path: Path) -> None
     assert len(file.entries) == len(packing.CODES)
     for name in arrays:
         assert torch.equal(file.read(name).float(), torch.ones(2, 3)), name
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no named pipes")
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(CheckpointError, match="is a device or a pipe"):
+        open_container(tmp_path / "pipe")

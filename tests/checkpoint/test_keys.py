@@ -141,6 +141,7 @@ def test_training_state_inside_another_dictionary_is_left_alone() -> None:
         ("ema/", "model/"),
         ("generator/a.", "generator/b."),
         ("generator/", "generator_ema/", "generator_old/"),
+        ("generator/a.", "generator/b.", "generator_ema/"),
         ("", "generator_ema."),
     ],
 )
