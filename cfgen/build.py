@@ -56,6 +56,11 @@ class Models:
     key: tuple[object, ...] = ()
     loaded: LoadedModels | None = None
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of their weights, wherever they lie."""
+        return 0 if self.loaded is None else self.loaded.nbytes
+
     def load(
         self, model: ModelConfig, *, dtype: torch.dtype, device: torch.device, offload: Offload
     ) -> LoadedModels:
@@ -143,12 +148,11 @@ def build_source(config: RenderConfig, plan: Plan, models: Models | None = None)
     torch.set_num_threads(threads_of(config))
     device, dtype = device_of(config), dtype_of(config)
     ops = build_ops(config.backend)
+    models = models or Models()
+    placement = place(config, plan, held=models.nbytes)
     # first: the encoder is freed before the model comes
     text = encoded(config.model, prompts_of(config))
-    placement = place(config, plan)
-    loaded = (models or Models()).load(
-        config.model, dtype=dtype, device=device, offload=placement.offload
-    )
+    loaded = models.load(config.model, dtype=dtype, device=device, offload=placement.offload)
     generator, vae = loaded.generator, loaded.decoder
     geometry = plan.geometry
     if generator.geometry.in_dim != geometry.channels or vae.latent_channels != geometry.channels:

@@ -90,8 +90,13 @@ def sizes_of(config: RenderConfig, plan: Plan) -> Sizes:
     )
 
 
-def place(config: RenderConfig, plan: Plan) -> Placement:
+def place(config: RenderConfig, plan: Plan, *, held: int = 0) -> Placement:
     """Where the weights of a render wait.
+
+    Args:
+        config: The render.
+        plan: Its plan.
+        held: Bytes of weights of the render before, which go or are used again.
 
     Raises:
         BudgetError: It does not fit.
@@ -99,7 +104,7 @@ def place(config: RenderConfig, plan: Plan) -> Placement:
     """
     device, asked = device_of(config), config.placement
     if device.type == "cuda":
-        free = torch.cuda.mem_get_info(device)[0]
+        free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
         budget = free if asked.vram is None else min(asked.vram, free)
         return choose(sizes_of(config, plan), asked=asked.offload, budget=budget)
     if asked.vram is not None or asked.offload in ("blocks", "all"):
@@ -108,7 +113,7 @@ def place(config: RenderConfig, plan: Plan) -> Placement:
             "to be gained by them",
             "leave them out; `cfgen plan` tells how much memory the render takes",
         )
-    sizes, free = sizes_of(config, plan), psutil.virtual_memory().available
+    sizes, free = sizes_of(config, plan), psutil.virtual_memory().available + held
     needed = sizes.ram_on_cpu
     if needed - PROGRAM > free:
         part, most = max(table(sizes).items(), key=lambda item: item[1])

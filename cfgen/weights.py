@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -126,6 +127,12 @@ class LoadedModels:
     generator: Generator
     decoder: TiledDecoder
     told: tuple[str, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all weights."""
+        generator = itertools.chain(self.generator.parameters(), self.generator.buffers())
+        return sum(t.nbytes for t in itertools.chain(generator, self.decoder.parameters()))
 
 
 def load_models(

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
 
-from cfgen import build, weights
+from cfgen import build
 from cfgen.checkpoint.digests import digest
 from cfgen.checkpoint.load import load_generator
 from cfgen.checkpoint.quantize import save_quantized
@@ -27,7 +27,6 @@ from cfgen.config.catalog import locate_model
 from cfgen.config.loader import load
 from cfgen.config.schema import (
     FullMemory,
-    ModelConfig,
     RenderConfig,
     SlowFastMemory,
     WindowMemory,
@@ -36,7 +35,6 @@ from cfgen.errors import CheckpointError, SetupError
 from cfgen.memory.slow_fast import ReleaseTable, SlowFastTable
 from cfgen.memory.window import WindowTable
 from cfgen.render.source import FrameSource
-from cfgen.render.writer import chain_frames
 from cfgen.train.captions import caption
 from cfgen.train.export import Exporter
 from cfgen.train.vae_stage import VaeSettings, VaeStage
@@ -85,10 +83,6 @@ def _config(settings: list[str], **flags: str) -> RenderConfig:
 def _film(settings: list[str], *more: str) -> FrameSource:
     config = _config([*settings, *more])
     return build.build_source(config, plan_of(config))
-
-
-def _model(folder: Path) -> ModelConfig:
-    return ModelConfig(path=str(folder), sizes=((48, 32),))
 
 
 def _frames(film: FrameSource) -> npt.NDArray[np.uint8]:
@@ -191,51 +185,6 @@ def test_a_device_that_is_not_there_is_refused(tiny_settings: list[str]) -> None
     with pytest.raises(SetupError, match="device cuda:1 is not there") as caught:
         _film(tiny_settings, "device=cuda:1")
     assert caught.value.exit_code == 3
-
-
-def _no_encoder(*_arguments: object, **_named: object) -> None:
-    raise AssertionError("the text encoder was loaded")
-
-
-def test_a_prompt_is_encoded_once(
-    tiny_settings: list[str], cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    first = _frames(_film(tiny_settings))
-    assert len(list(cache.iterdir())) == 1
-    monkeypatch.setattr(weights, "load_text_encoder", _no_encoder)
-    assert chain_frames(_frames(_film(tiny_settings))) == chain_frames(first)
-    with pytest.raises(AssertionError, match="the text encoder was loaded"):
-        weights.encoded(_config(tiny_settings).model, ["another prompt"])
-
-
-@pytest.mark.parametrize("part", ["text_encoder/model.safetensors", "tokenizer/tokenizer.json"])
-def test_another_encoder_does_not_take_the_cached_prompt(
-    model: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, part: str
-) -> None:
-    weights.encoded(_model(model), [PROMPT])
-    content = (model / part).read_bytes()
-    other = content + b" " if part.endswith(".json") else content[:-1] + bytes([content[-1] ^ 1])
-    (model / part).write_bytes(other)
-    monkeypatch.setattr(weights, "load_text_encoder", _no_encoder)
-    with pytest.raises(AssertionError, match="the text encoder was loaded"):
-        weights.encoded(_model(model), [PROMPT])
-
-
-@pytest.mark.parametrize("content", [b"", b"not a safetensors file"])
-def test_a_damaged_cache_is_made_anew(model: Path, cache: Path, content: bytes) -> None:
-    before = weights.encoded(_model(model), [PROMPT])[PROMPT]
-    (file,) = cache.iterdir()
-    file.write_bytes(content)
-    assert torch.equal(weights.encoded(_model(model), [PROMPT])[PROMPT], before)
-    assert torch.equal(load_file(file)["embedding"], before)
-
-
-def test_a_cache_that_cannot_be_written_does_not_stop_a_render(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "file").touch()
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    assert weights.encoded(_model(model), [PROMPT])[PROMPT].shape == (1, 64, 16)
 
 
 def test_unknown_words_are_named_with_what_the_model_knows(
@@ -365,7 +314,11 @@ def test_parts_of_different_models_are_refused(tiny_settings: list[str], model: 
 
 
 def test_a_cache_that_does_not_fit_is_refused_before_anything_is_rendered(
-    render: Callable[..., Result], model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    render: Callable[..., Result],
+    model: Path,
+    tmp_path: Path,
+    cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     free = types.SimpleNamespace(available=1000)
     monkeypatch.setattr("cfgen.needs.psutil.virtual_memory", lambda: free)
@@ -374,6 +327,7 @@ def test_a_cache_that_does_not_fit_is_refused_before_anything_is_rendered(
     assert re.search(r"takes about [0-9.]+ GB of memory and 0\.0 GB are free", told)
     assert re.search(r"most of it is for (kv cache|one pass), [0-9.]+ GB", told)
     assert "--memory slow_fast or window" in result.stderr
+    assert not cache.exists(), "not even the prompt was encoded"
 
 
 def test_a_missing_ffmpeg_is_found_before_the_model_is_read(

@@ -75,6 +75,18 @@ BELOW = {
 LIGHT = ("cfgen", "cfgen.errors", "cfgen.render.plan", "cfgen.render.events", "cfgen.render.output")
 """Modules that load without torch, besides those of config and cli."""
 
+HEAVY = {
+    "accelerate",
+    "diffusers",
+    "gguf",
+    "huggingface_hub",
+    "imageio_ffmpeg",
+    "matplotlib",
+    "sentencepiece",
+    "transformers",
+}
+"""Libraries that are imported where they are used: most commands do without them."""
+
 PRINTING = {("typer", "echo"), ("typer", "secho"), ("sys", "stdout"), ("sys", "stderr")}
 
 
@@ -218,6 +230,11 @@ def test_command_line_and_config_load_without_torch(tmp_path: Path) -> None:
         f"sys.stdout.write(str([name for name in {heavy} if name in sys.modules]))"
     )
     assert _run(code, tmp_path) == "[]"
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if not m.startswith("cfgen.train.")])
+def test_heavy_libraries_are_imported_where_they_are_used(module: str) -> None:
+    assert not HEAVY & {name.split(".")[0] for name in _imports_at_load(module)}
 
 
 def test_rendering_loads_without_the_training_part(tmp_path: Path) -> None:

@@ -187,7 +187,8 @@ def _models() -> Iterator[Finding]:
         except CfgenError as error:
             if name == "mini":
                 yield Finding(part="model", state="bad", found=f"mini is damaged: {error}")
-            absent.append(name)
+            else:
+                absent.append(name)
             continue
         parts = [files.generator, files.vae, files.text_encoder]
         nbytes = sum(_nbytes(part) for part in parts)

@@ -11,7 +11,7 @@ from cfgen.errors import SnapshotError, SnapshotMismatch
 from cfgen.render.folder import RunFolder, is_run
 from cfgen.render.output import resume_command, run_of
 
-_FREE = ("output", "snapshot")
+_FREE = ("output", "snapshot", "placement")
 """Keys that may differ: they do not change a frame."""
 _SETTLED = ("threads", "dtype", "device")
 """Keys that a run holds as the machine settled them."""
@@ -57,7 +57,9 @@ def go_on_with(folder: RunFolder, asked: RenderConfig | None) -> RenderConfig:
     if asked is not None:
         require_same_render(folder.path, stored, asked)
         device = stored.device if asked.device == "auto" else asked.device
-        stored = dataclasses.replace(stored, snapshot=asked.snapshot, device=device)
+        stored = dataclasses.replace(
+            stored, snapshot=asked.snapshot, placement=asked.placement, device=device
+        )
     return stored
 
 

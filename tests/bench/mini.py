@@ -46,7 +46,7 @@ RESULTS = Path(__file__).parent / "results"
 SOURCES = (
     *("train/world.py", "train/drawing.py", "train/captions.py", "train/probes*.py"),
     *("rollout.py", "schedule.py", "model/*.py", "memory/*.py", "ops/*.py"),
-    *("checkpoint/*.py", "render/source.py", "build.py"),
+    *("checkpoint/*.py", "render/source.py", "build.py", "weights.py"),
 )
 
 Frames = np.ndarray
@@ -87,9 +87,9 @@ def model_source(preset: str, assignments: list[str]) -> Source:
     """cfgen's own pipeline, without the video file."""
     from cfgen.build import build_source
     from cfgen.cli.plan import plan_of
-    from cfgen.config.catalog import locate_model
     from cfgen.config.loader import load
     from cfgen.config.schema import RenderConfig, digest
+    from cfgen.weights import digests_of, files_of, text_digest
 
     def configured(prompt: str, duration_s: float, seed: int) -> RenderConfig:
         flags = {
@@ -107,9 +107,10 @@ def model_source(preset: str, assignments: list[str]) -> Source:
             yield made
 
     config = configured("a prompt", 1, 0)
-    folder = locate_model(config.model.path)
-    files = sorted(path for path in folder.rglob("*") if path.suffix in {".json", ".safetensors"})
-    return Source(preset, digest_of(files, digest(config)), frames)
+    weights = json.dumps([digests_of(config.model), text_digest(config.model)])
+    beside = files_of(config.model).generator.with_name("config.json")
+    files = [beside] if beside.is_file() else []
+    return Source(preset, digest_of(files, digest(config) + weights), frames)
 
 
 def world_source(*, damage: bool) -> Source:

@@ -60,7 +60,8 @@ class FakeBuild:
     def run(self) -> Iterator[Event]:
         plan, output = self._plan, self.configs[-1].output
         assert output is not None
-        yield Loaded(model="mini", backend="torch on cpu", seconds=0.5)
+        details = ("licence: for tests", "about 0.5 GB of memory at most")
+        yield Loaded(model="mini", backend="torch on cpu", seconds=0.5, details=details)
         if self.warns:
             yield Warned(message="mini has never seen the word 'zebra'", hint="it knows 'boat'")
         for chunk in plan:

@@ -200,17 +200,23 @@ def test_doctor_finds_a_model_without_weights(cfgen: Run, presets: Path) -> None
     (presets / "mini" / "diffusion_pytorch_model.safetensors").unlink()
     result = cfgen("doctor")
     assert result.exit_code == 3
-    assert re.search(r"^bad +model +mini is not here$", result.stdout, re.MULTILINE)
-    assert f"{presets / 'mini'} holds no file of weights" in result.stdout
+    said = f"mini is damaged: {presets / 'mini'} holds no file of weights"
+    assert re.search(rf"^bad +model +{re.escape(said)}", result.stdout, re.MULTILINE)
+    assert "other preset" not in result.stdout
 
 
-def test_doctor_notes_models_that_are_to_be_fetched(cfgen: Run, presets: Path) -> None:
+def test_doctor_lists_presets_whose_weights_are_to_be_fetched(cfgen: Run, presets: Path) -> None:
     model = "model: {path: owner/big/wan.safetensors, sizes: [832x480]}"
-    (presets / "big.yaml").write_text(f"description: elsewhere\n{model}\n")
-    result = cfgen("doctor")
+    for name in ("big", "huge"):
+        (presets / f"{name}.yaml").write_text(f"description: elsewhere\n{model}\n")
+    result = cfgen("doctor", "--json")
     assert result.exit_code == 0
-    assert re.search(r"^note +model +big is not here$", result.stdout, re.MULTILINE)
-    assert "cfgen models pull owner/big/wan.safetensors" in result.stdout
+    findings = json.loads(result.stdout)["data"]["findings"]
+    mini, others = [finding for finding in findings if finding["part"] == "model"]
+    assert mini["found"].startswith("mini, ")
+    assert (others["state"], others["meaning"]) == ("ok", "big, huge")
+    assert others["found"] == "weights of 2 other presets are not on this machine"
+    assert "`cfgen models pull NAME`" in others["advice"]
 
 
 WAITING = """

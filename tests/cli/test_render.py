@@ -70,6 +70,37 @@ def test_json_is_lines_with_a_schema_and_one_envelope_at_the_end(cfgen: Run, bui
     assert last["data"]["output"] == str(Path("a.mp4").absolute())
 
 
+def test_what_is_worth_knowing_of_the_model_is_told_a_line_each(cfgen: Run, build) -> None:
+    given = ["render", "a boat", "--duration", "1s", "-o", "a.mp4"]
+    lines = cfgen(*given).stderr.splitlines()
+    loaded = lines.index("model mini loaded in 0.5 s, torch on cpu")
+    assert lines[loaded + 1 : loaded + 3] == [
+        "licence: for tests",
+        "about 0.5 GB of memory at most",
+    ]
+    events = [json.loads(line) for line in cfgen(*given, "-y", "--json").stdout.splitlines()]
+    (load,) = [event for event in events if event["type"] == "load"]
+    assert load["details"] == lines[loaded + 1 : loaded + 3]
+
+
+def test_models_and_placement_have_flags(cfgen: Run, build, presets: Path) -> None:
+    model = str(presets / "mini")
+    given = ["-m", model, "--vae", "v.pth", "--text-encoder", "t", "--tokenizer", "s"]
+    given += ["--lora", "b.pt:0.5", "--lora", "a.pt", "--commit-reads", "fast"]
+    result = cfgen("render", "a boat", *given, "--offload", "all", "--vram", "12G", "-o", "a.mp4")
+    assert result.exit_code == 0, result.stderr
+    (config,) = build.configs
+    parts = config.model
+    assert (parts.path, parts.vae, parts.text_encoder, parts.tokenizer) == (
+        *(model, "v.pth"),
+        *("t", "s"),
+    )
+    assert parts.loras == ("b.pt:0.5", "a.pt")
+    assert config.memory.commit_reads == "fast"
+    assert (config.placement.offload, config.placement.vram) == ("all", 12 * 10**9)
+    assert "preset mini, weights (its header says so)" in result.stderr
+
+
 def test_without_output_the_name_comes_from_prompt_and_seed(cfgen: Run, build) -> None:
     result = cfgen("render", "A Red Balloon, at dusk!", "--seed", "7", "--duration", "1s")
     assert result.stdout == "a-red-balloon-at-dusk-7.mp4\n"

@@ -7,8 +7,8 @@ import pytest
 from cfgen.checkpoint.known import by_repository
 from cfgen.checkpoint.recipe import RECIPES
 from cfgen.config import catalog
-from cfgen.config.loader import known_keys, load
-from cfgen.config.schema import SlowFastMemory, WindowMemory
+from cfgen.config.loader import from_mapping, known_keys, load
+from cfgen.config.schema import SlowFastMemory, WindowMemory, to_mapping
 from cfgen.config.sources import env_name
 from cfgen.config.values import parse_lora
 from cfgen.errors import CheckpointError, PresetError
@@ -317,6 +317,15 @@ def test_presets_of_published_weights_name_every_part_on_the_hub(name: str) -> N
     assert ("commercial" in model.licence) == published.is_non_commercial
     if isinstance(config.memory, WindowMemory):  # absolute positions end with what was trained
         assert config.memory.positions == ("relative" if "infinity" in name else "absolute")
+
+
+def test_a_run_from_before_there_were_loras_and_placement_is_read(folder: Path) -> None:
+    config = load({"prompt": "a boat", "seed": "1"}, environ={}).config
+    mapping = to_mapping(config)
+    old = {"path", "sizes", "fps", "chunk_latent_frames", "cpu_frames_per_s"}
+    mapping["model"] = {key: value for key, value in mapping["model"].items() if key in old}
+    del mapping["placement"]
+    assert from_mapping(mapping, label="run.json") == config
 
 
 def test_guidance_is_refused_where_every_pass_decides() -> None:

@@ -35,14 +35,16 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Re
     return lambda *arguments: CliRunner().invoke(app, arguments)
 
 
-def spliced(settings: list[str], chunk: int, *, prompt: str, seed: str) -> str:
+def spliced(
+    settings: list[str], chunk: int, *, prompt: str, seed: str, duration: str = "5.8s"
+) -> str:
     """The digest of a film whose chunks from `chunk` on have another prompt and seed.
 
     Made without any of the code for branches: one memory, two sources.
     """
 
     def source(prompt: str, seed: str):
-        values = {"prompt": prompt, "seed": seed, "duration": "5.8s", "output": "x.mp4"}
+        values = {"prompt": prompt, "seed": seed, "duration": duration, "output": "x.mp4"}
         config = load(values, assignments=settings).config
         return build_source(config, plan_of(config))
 
@@ -138,6 +140,23 @@ def test_a_branch_of_the_same_settings_is_the_same_film_and_may_be_longer(
     frames = [frames for _, _, frames in build_source(config, plan_of(config)).chunks()]
     assert digest_of(Path("l.mp4")) == chain_frames(np.concatenate(frames))
     assert "parts" not in sidecar(Path("l.mp4"))["metadata"]
+
+
+@pytest.mark.parametrize("memory", ["full", "window-relative", "release", "cfgen"])
+@pytest.mark.parametrize("duration", ["3.5s", "8s"])
+def test_a_branch_of_another_length_holds_the_same_memory_in_another_pool(
+    film: MakeFilm,  # noqa: F811
+    command: Callable[..., Result],
+    memory: str,
+    duration: str,
+) -> None:
+    parent = film(*MEMORIES[memory])
+    parent.until(6)
+    changes = ["--at", "3.2s", "--seed", "9", "--duration", duration]
+    result = command("branch", str(parent.run), *changes, "-o", "b.mp4")
+    assert result.exit_code == 0, result.stderr
+    expected = spliced(parent.settings, 4, prompt=PROMPT, seed="9", duration=duration)
+    assert digest_of(Path("b.mp4")) == expected
 
 
 @pytest.mark.parametrize("interrupted", [False, True])

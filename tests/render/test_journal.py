@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cfgen.render.journal import ChunkLine, Journal, SegmentLine, SessionLine, VideoLine
+from cfgen.render.records import seal
 
 LINES = [
     SessionLine(chunk=0, began="2026-01-01T00:00:00+00:00", host="h", pid=3),
@@ -43,6 +46,25 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert journal.problem is None
     assert [line.index for line in journal.of(ChunkLine)] == [0, 1, 2]
     assert Journal(tmp_path / "none", run="run").lines == []
+
+
+def test_a_journal_from_before_tiles_were_noted_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    check, lines = "run", []
+    for line in written(path).splitlines():
+        facts = {key: value for key, value in json.loads(line).items() if key != "check"}
+        for name in ("tile", "on_cpu"):
+            facts.pop(name, None)
+        lines.append(seal(facts, before=check))
+        check = str(lines[-1]["check"])
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    journal = Journal(path, run="run")
+    assert journal.problem is None
+    assert journal.lines == LINES
+    assert [(line.tile, line.on_cpu) for line in journal.of(ChunkLine)] == [(0, False)] * 3
+    journal.append(replace(LINES[1], index=3, tile=16, on_cpu=True))
+    again = Journal(path, run="run")
+    assert (again.of(ChunkLine)[3].tile, again.of(ChunkLine)[3].on_cpu) == (16, True)
 
 
 def test_lines_may_be_rewritten_and_followed(tmp_path: Path) -> None:

@@ -21,10 +21,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-
 from cfgen.cli.app import app
-from cfgen.cli.runs import require_same_render
+from cfgen.cli.runs import config_of, go_on_with, require_same_render
 from cfgen.config.loader import load
+from cfgen.config.schema import PlacementConfig
 from cfgen.errors import (
     BudgetError,
     CfgenError,
@@ -431,6 +431,18 @@ def test_a_render_goes_on_with_another_gpu_of_the_same_kind() -> None:
     require_same_render(Path("a"), one, two)
     with pytest.raises(SnapshotMismatch, match="device: began with 'cuda', now 'cpu'"):
         require_same_render(Path("a"), one, none)
+
+
+def test_a_render_goes_on_with_another_placement(film: MakeFilm) -> None:  # noqa: F811
+    cut = film()
+    cut.until(3)
+    folder = RunFolder(cut.run)
+    began = config_of(folder)
+    asked = replace(began, placement=PlacementConfig(offload="all", vram=10**10))
+    require_same_render(cut.run, began, asked)
+    found = go_on_with(folder, asked)
+    assert found.placement == asked.placement
+    assert replace(found, placement=began.placement) == began
 
 
 @settings(deadline=None, max_examples=150)

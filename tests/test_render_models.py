@@ -1,0 +1,84 @@
+"""What a render tells of the files that it is made with, and keeps of them in its record."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from typer.testing import CliRunner
+
+from cfgen.build import too_long
+from cfgen.cli.app import app
+from cfgen.config.loader import load
+from cfgen.render.folder import RunFolder
+
+PROMPT = "a red balloon drifts over snowy hills at sunset"
+
+
+@pytest.fixture
+def lora(tmp_path: Path) -> Callable[..., str]:
+    """Write a LoRA for one layer of the tiny model; its path."""
+
+    def write(name: str, seed: int) -> str:
+        torch.manual_seed(seed)
+        pair = {"lora_A": torch.randn(2, 24), "lora_B": torch.randn(24, 2)}
+        layer = "diffusion_model.blocks.0.self_attn.q"
+        save_file({f"{layer}.{part}.weight": t for part, t in pair.items()}, tmp_path / name)
+        return str(tmp_path / name)
+
+    return write
+
+
+def test_a_clip_longer_than_its_model_keeps_up_is_warned_of(tiny_settings: list[str]) -> None:
+    settings = [*tiny_settings, "model.longest_s=5s"]
+    config = load({"prompt": PROMPT, "duration": "1s"}, assignments=settings).config
+    assert too_long(config) == ()
+    assert too_long(replace(config, duration_s=5)) == ()
+    (warning,) = too_long(replace(config, duration_s=9))
+    assert warning.message == (
+        "mini was trained on clips of 5 s; pictures may drift or freeze in the 9 s that are asked "
+        "for"
+    )
+    assert warning.hint
+
+
+def test_a_render_tells_licence_loras_and_memory_and_keeps_the_loras_digest(
+    tiny_settings: list[str], lora: Callable[..., str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "out"
+    folder.mkdir()
+    licence = "model.licence=for tests only"
+    settings = [*tiny_settings, licence, "model.longest_s=0.5s"]
+    sets = [part for value in settings for part in ("--set", value)]
+    given = ["render", PROMPT, "--preset", "mini", "--seed", "3", "--duration", "1s", *sets]
+
+    def render(name: str, *arguments: str) -> str:
+        result = CliRunner().invoke(app, [*given, *arguments, "-o", str(folder / name)])
+        assert result.exit_code == 0, result.output
+        return result.stderr
+
+    without = render("without.mp4")
+    assert "licence: for tests only" in without.splitlines()
+    assert any(
+        line.startswith("warning: mini was trained on clips") for line in without.splitlines()
+    )
+    assert any(
+        line.startswith("about 0.") and "GB of memory" in line for line in without.splitlines()
+    )
+    told = render(
+        "with.mp4", "--lora", lora("a.safetensors", 0), "--lora", f"{lora('b.safetensors', 1)}:0.5"
+    )
+    assert [line for line in told.splitlines() if line.startswith("applied at")] == [
+        "applied at 1: 1 merged",
+        "applied at 0.5: 1 merged",
+    ]
+    records = [RunFolder(folder / f"{name}.cfgen").record for name in ("without", "with")]
+    assert "loras_sha256" not in records[0].fingerprint
+    assert len(records[1].fingerprint["loras_sha256"]) == 64
+    assert records[0].fingerprint["generator_sha256"] == records[1].fingerprint["generator_sha256"]
+    videos = [(folder / f"{name}.mp4").read_bytes() for name in ("without", "with")]
+    assert videos[0] != videos[1]
