@@ -11,6 +11,7 @@ import math
 import psutil
 import torch
 
+from cfgen.checkpoint.container import open_container
 from cfgen.checkpoint.load import MATRICES, held_nbytes, open_generator
 from cfgen.checkpoint.text_encoder import open_text_encoder
 from cfgen.checkpoint.vae import open_vae
@@ -28,7 +29,7 @@ from cfgen.machine import device_of, dtype_of
 from cfgen.model.generator import Geometry
 from cfgen.placement import PROGRAM, Placement, Sizes, choose, table
 from cfgen.render.plan import Plan
-from cfgen.weights import files_of, geometry_of
+from cfgen.weights import files_of, geometry_of, loras_of
 
 DECODED = {torch.bfloat16: 24_000, torch.float32: 38_000}
 """Bytes a pixel of a frame that the Wan VAE takes to decode a chunk, its caches included (measured
@@ -87,6 +88,7 @@ def sizes_of(config: RenderConfig, plan: Plan) -> Sizes:
         decode=decode,
         text=text,
         encode=4 * widest,
+        adapters=_adapters(config.model, dtype),
     )
 
 
@@ -106,24 +108,33 @@ def place(config: RenderConfig, plan: Plan, *, held: int = 0) -> Placement:
     if device.type == "cuda":
         free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
         budget = free if asked.vram is None else min(asked.vram, free)
-        return choose(sizes_of(config, plan), asked=asked.offload, budget=budget)
+        sizes = sizes_of(config, plan)
+        chosen = choose(sizes, asked=asked.offload, budget=budget)
+        _require_main_memory(sizes.ram_beside_gpu(chosen.offload), sizes, held)
+        return chosen
     if asked.vram is not None or asked.offload in ("blocks", "all"):
         raise SetupError(
             "--vram and --offload are for GPUs, and this render is on the CPU, where nothing is "
             "to be gained by them",
             "leave them out; `cfgen plan` tells how much memory the render takes",
         )
-    sizes, free = sizes_of(config, plan), psutil.virtual_memory().available + held
-    needed = sizes.ram_on_cpu
-    if needed - PROGRAM > free:
-        part, most = max(table(sizes).items(), key=lambda item: item[1])
-        raise BudgetError(
-            f"the render takes about {needed / 1e9:.1f} GB of memory and {free / 1e9:.1f} GB are "
-            f"free; most of it is for {part.replace('_', ' ')}, {most / 1e9:.1f} GB",
-            "choose --memory slow_fast or window, whose cache does not grow with the clip, a "
-            "smaller --size, or smaller weights (cfgen quantize)",
-        )
-    return Placement("none", f"about {needed / 1e9:.1f} GB of memory at most")
+    sizes = sizes_of(config, plan)
+    _require_main_memory(sizes.ram_on_cpu, sizes, held)
+    return Placement("none", f"about {sizes.ram_on_cpu / 1e9:.1f} GB of memory at most")
+
+
+def _require_main_memory(needed: int, sizes: Sizes, held: int) -> None:
+    """Refuse a render that main memory is too small for, while nothing is lost by it."""
+    free = psutil.virtual_memory().available + held
+    if needed - PROGRAM <= free:
+        return
+    part, most = max(table(sizes).items(), key=lambda item: item[1])
+    raise BudgetError(
+        f"the render takes about {needed / 1e9:.1f} GB of memory and {free / 1e9:.1f} GB are "
+        f"free; most of it is for {part.replace('_', ' ')}, {most / 1e9:.1f} GB",
+        "choose --memory slow_fast or window, whose cache does not grow with the clip, a "
+        "smaller --size, or smaller weights (cfgen quantize)",
+    )
 
 
 def _prompts(config: RenderConfig) -> int:
@@ -138,6 +149,17 @@ def _generator(model: ModelConfig, dtype: torch.dtype) -> dict[str, int]:
         dtype_of=lambda name: dtype if MATRICES.fullmatch(name) else precise,
         expand=model.quantized == "expand",
     )
+
+
+def _adapters(model: ModelConfig, dtype: torch.dtype) -> int:
+    """Bytes of the LoRAs that cannot be merged, because the weights stay quantized."""
+    network = open_generator(locate_model(model.path), prefer=model.prefer)
+    quantized = any(layer.is_quantized for layer in network.layers.values())
+    if model.quantized == "expand" or not quantized:
+        return 0
+    files = [open_container(lora.path) for lora in loras_of(model)]
+    shapes = [entry.shape for file in files for entry in file.entries.values()]
+    return sum(math.prod(shape) for shape in shapes) * dtype.itemsize
 
 
 def _forward(sizes: Geometry, tokens: int, frames: int, pages: int, dtype: torch.dtype) -> int:

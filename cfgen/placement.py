@@ -152,6 +152,7 @@ def table(sizes: Sizes) -> Mapping[str, int]:
         "loras": sizes.adapters,
         "kv_cache": sizes.kv,
         "prompt": sizes.conditioning,
+        "context": sizes.context,
         "one_pass": sizes.forward,
         "autoencoder": sizes.vae,
         "decoding": sizes.decode,

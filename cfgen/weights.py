@@ -18,6 +18,7 @@ from cfgen.checkpoint.find import ModelFiles, find_files
 from cfgen.checkpoint.geometry import read_geometry
 from cfgen.checkpoint.load import config_of, load_generator, open_generator, text_len_of
 from cfgen.checkpoint.lora import Applied, apply_lora, open_lora
+from cfgen.checkpoint.lora_alpha import SIDECAR
 from cfgen.checkpoint.network import Network
 from cfgen.checkpoint.text_encoder import (
     find_text_encoder,
@@ -94,8 +95,13 @@ def digests_of(model: ModelConfig) -> dict[str, str]:
         "generator_sha256": digest_of(files.generator),
         "vae_sha256": digest_of(files.vae),
     }
+    if (config := config_of(files.generator)) is not None:
+        found["generator_config_sha256"] = file_digest(config[0])
     if loras := loras_of(model):
         each = [f"{digest_of(lora.path)}:{lora.strength:g}" for lora in loras]
+        beside = (lora.path.with_name(SIDECAR) for lora in loras)
+        each += [file_digest(path) for path in beside if path.is_file()]
+        each.append(f"alpha {model.lora_alpha}")
         found["loras_sha256"] = hashlib.sha256(" ".join(each).encode()).hexdigest()
     return found
 

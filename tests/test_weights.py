@@ -127,10 +127,18 @@ def test_a_named_part_that_is_nowhere_is_refused_by_what_it_is(model: Path, part
 
 def test_every_file_that_makes_frames_reaches_a_digest(model: Path) -> None:
     before = weights.digests_of(config_of(model))
-    assert set(before) == {"generator_sha256", "vae_sha256"}
-    for name, key in ((GENERATOR, "generator_sha256"), ("tae.safetensors", "vae_sha256")):
+    files = {
+        GENERATOR: "generator_sha256",
+        "config.json": "generator_config_sha256",
+        "tae.safetensors": "vae_sha256",
+    }
+    assert set(before) == set(files.values())
+    for name, key in files.items():
         content = bytearray((model / name).read_bytes())
-        content[-1] ^= 1
+        if name.endswith(".json"):
+            content += b" "
+        else:
+            content[-1] ^= 1
         (model / name).write_bytes(content)
         after = weights.digests_of(config_of(model))
         assert {other for other in before if after[other] != before[other]} == {key}
@@ -320,3 +328,15 @@ def test_an_encoder_of_another_width_is_refused(
     told = "the text encoder makes 24 numbers a token, the generator reads 16"
     with pytest.raises(CheckpointError, match=told):
         _film([*tiny_settings, *parts])
+
+
+def test_alpha_and_what_lies_beside_a_lora_reach_the_digest(
+    model: Path, lora: Callable[..., str]
+) -> None:
+    path = lora("a.safetensors", 1)
+    found = [weights.digests_of(config_of(model, loras=(path,)))["loras_sha256"]]
+    changed = config_of(model, loras=(path,), lora_alpha=2.0)
+    found.append(weights.digests_of(changed)["loras_sha256"])
+    Path(path).with_name("adapter_config.json").write_text('{"lora_alpha": 4}')
+    found.append(weights.digests_of(config_of(model, loras=(path,)))["loras_sha256"])
+    assert len(set(found)) == 3

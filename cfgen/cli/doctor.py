@@ -19,6 +19,7 @@ from cfgen.cli.progress import bytes_words
 from cfgen.config.catalog import preset_names
 from cfgen.config.loader import load
 from cfgen.errors import CfgenError
+from cfgen.render.plan import count
 
 _LOW_DISK_NBYTES = 1_000_000_000
 
@@ -197,7 +198,7 @@ def _models() -> Iterator[Finding]:
         yield Finding(
             part="model",
             state="ok",
-            found=f"weights of {len(absent)} other presets are not on this machine",
+            found=f"weights of {count(len(absent), 'other preset')} are not on this machine",
             meaning=", ".join(absent),
             advice="`cfgen models pull NAME` fetches all that a preset needs",
         )

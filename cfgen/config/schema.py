@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Literal, get_args, get_origin, get_type_hints
 
-from cfgen.config.values import ByteCount, Duration, Form, Range, Size, size_text
-from cfgen.errors import PresetError, Problem
+from cfgen.config.values import ByteCount, Duration, Form, Range, Size, parse_lora, size_text
+from cfgen.errors import PresetError, Problem, UsageError
 
 CommitReads = Literal["all", "fast"]
 """What the commit pass may attend to: all of the memory, or fast memory and the chunk itself."""
@@ -98,6 +98,11 @@ class ModelConfig:
         more = []
         if not self.path.strip():
             more.append(Problem(key="path", reason="must name a folder, got nothing"))
+        for text in self.loras:
+            try:
+                parse_lora(text)
+            except UsageError as error:
+                more.append(Problem(key="loras", reason=error.message))
         if not self.sizes:
             more.append(Problem(key="sizes", reason="must list at least one size, got none"))
         _check(self, *more)
