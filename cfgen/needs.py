@@ -35,8 +35,9 @@ DECODED = {torch.bfloat16: 24_000, torch.float32: 38_000}
 """Bytes a pixel of a frame that the Wan VAE takes to decode a chunk, its caches included (measured
 at 128x128 to 256x256 on a CPU, torch 2.13)."""
 
-DIFFUSERS = 130_000_000
-"""Resident memory of diffusers itself, which the Wan VAE comes from."""
+DIFFUSERS = {torch.bfloat16: 130_000_000, torch.float32: 240_000_000}
+"""Resident memory of diffusers itself, which the Wan VAE comes from, and of what is left of turning
+its weights into their number type."""
 
 TINY_MAPS = 5
 """Feature maps of its widest stage that a tiny autoencoder holds at once, for every frame."""
@@ -191,4 +192,4 @@ def _vae(
         frames = 4 * config.model.chunk_latent_frames
         return weights, TINY_MAPS * frames * width * pixels * dtype.itemsize
     share = network.shapes["decoder.conv_out.weight"][1] / 96
-    return weights + DIFFUSERS, round(DECODED[dtype] * share * pixels)
+    return weights + DIFFUSERS[dtype], round(DECODED[dtype] * share * pixels)
