@@ -13,6 +13,7 @@ CfgenError
 │   ├── SnapshotMismatch 3  the snapshot belongs to other settings
 │   └── SnapshotCorrupt  3  the snapshot is damaged
 ├── BudgetError          3  not enough disk or memory
+├── NotFinite            1  a chunk came out as no numbers
 ├── WriterError          1  ffmpeg failed while encoding
 └── Interrupted        130  stopped by a signal (143 for SIGTERM)
 
@@ -166,6 +167,13 @@ class BudgetError(CfgenError):
 
     exit_code = 3
     code = "budget"
+
+
+class NotFinite(CfgenError):
+    """A chunk holds numbers that are not finite, which no picture can be made of."""
+
+    exit_code = 1
+    code = "not-finite"
 
 
 class WriterError(CfgenError):

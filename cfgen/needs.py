@@ -13,7 +13,8 @@ import torch
 
 from cfgen.checkpoint.container import open_container
 from cfgen.checkpoint.load import MATRICES, held_nbytes, open_generator
-from cfgen.checkpoint.text_encoder import open_text_encoder
+from cfgen.checkpoint.lora import open_lora
+from cfgen.checkpoint.text_encoder import find_text_encoder, open_text_encoder
 from cfgen.checkpoint.vae import open_vae
 from cfgen.config.catalog import locate_model
 from cfgen.config.schema import (
@@ -24,7 +25,7 @@ from cfgen.config.schema import (
     SlowFastMemory,
     WindowMemory,
 )
-from cfgen.errors import BudgetError, SetupError
+from cfgen.errors import BudgetError, SetupError, UsageError
 from cfgen.machine import device_of, dtype_of
 from cfgen.model.generator import Geometry
 from cfgen.placement import PROGRAM, Placement, Sizes, choose, table
@@ -70,6 +71,7 @@ def sizes_of(config: RenderConfig, plan: Plan) -> Sizes:
     sizes = geometry_of(model)
     geometry = plan.geometry
     grid = sizes.grid(geometry.latent_height, geometry.latent_width)
+    _require_patches(sizes, plan)
     pages = pages_of(config.memory, plan.latent_frames)
     held = _generator(model, dtype)
     blocks = {name: n for name, n in held.items() if MATRICES.fullmatch(name)}
@@ -91,6 +93,23 @@ def sizes_of(config: RenderConfig, plan: Plan) -> Sizes:
         encode=4 * widest,
         adapters=_adapters(config.model, dtype),
     )
+
+
+def _require_patches(sizes: Geometry, plan: Plan) -> None:
+    """Refuse frames that the generator cannot cut into whole patches.
+
+    Raises:
+        UsageError: They are not.
+    """
+    g = plan.geometry
+    _, rows, columns = sizes.patch_size
+    if g.latent_height % rows or g.latent_width % columns:
+        raise UsageError(
+            f"the size {g.width}x{g.height} cannot be rendered: this model's frames must be a "
+            f"multiple of {columns * g.spatial_stride} pixels wide and of "
+            f"{rows * g.spatial_stride} high",
+            "choose another --size (or model.sizes)",
+        )
 
 
 def place(config: RenderConfig, plan: Plan, *, held: int = 0) -> Placement:
@@ -122,6 +141,19 @@ def place(config: RenderConfig, plan: Plan, *, held: int = 0) -> Placement:
     sizes = sizes_of(config, plan)
     _require_main_memory(sizes.ram_on_cpu, sizes, held)
     return Placement("none", f"about {sizes.ram_on_cpu / 1e9:.1f} GB of memory at most")
+
+
+def check(config: RenderConfig, plan: Plan) -> None:
+    """Look at everything that a render needs of its model, without reading weights.
+
+    Raises:
+        CfgenError: Something stands in the way of it.
+    """
+    place(config, plan)
+    files = files_of(config.model)
+    find_text_encoder(files.text_encoder, files.tokenizer)
+    for lora in loras_of(config.model):
+        open_lora(lora.path, alpha=config.model.lora_alpha, prefer=config.model.prefer)
 
 
 def _require_main_memory(needed: int, sizes: Sizes, held: int) -> None:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from cfgen.build import too_long
 from cfgen.cli.app import app
+from cfgen.cli.options import lora_list
 from cfgen.config.loader import load
 from cfgen.render.folder import RunFolder
 
@@ -82,3 +84,62 @@ def test_a_render_tells_licence_loras_and_memory_and_keeps_the_loras_digest(
     assert records[0].fingerprint["generator_sha256"] == records[1].fingerprint["generator_sha256"]
     videos = [(folder / f"{name}.mp4").read_bytes() for name in ("without", "with")]
     assert videos[0] != videos[1]
+
+
+def failing(tiny_settings: list[str], tmp_path: Path, *arguments: str) -> tuple[int, str]:
+    """Exit code and error of a render that cannot be."""
+    sets = [part for value in tiny_settings for part in ("--set", value)]
+    given = ["render", PROMPT, "--preset", "mini", "--duration", "1s", "--seed", "1", *sets]
+    result = CliRunner().invoke(app, [*given, *arguments, "-o", str(tmp_path / "clip.mp4")])
+    return result.exit_code, result.stderr
+
+
+def test_a_dry_run_refuses_what_the_render_would_refuse(
+    tiny_settings: list[str], tmp_path: Path
+) -> None:
+    for wrong, code, told in (
+        (("--model", "nowhere.safetensors"), 3, "is not on disk"),
+        (("--lora", "nowhere.safetensors"), 3, "is not on disk"),
+        (("--vram", "12G"), 3, "--vram and --offload are for GPUs"),
+        (("--set", "model.sizes=[40x40]"), 2, "multiple of 16 pixels wide and of 16 high"),
+    ):
+        for more in ((), ("--dry-run",)):
+            exit_code, stderr = failing(tiny_settings, tmp_path, *wrong, *more)
+            assert exit_code == code, (wrong, more, stderr)
+            assert told in stderr
+            assert not (tmp_path / "clip.mp4").exists()
+
+
+def test_numbers_that_are_not_finite_stop_a_render(
+    tiny_settings: list[str], tiny_model: Path, tmp_path: Path
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(tiny_model, model)
+    weights = model / "diffusion_pytorch_model.safetensors"
+    state = load_file(weights)
+    name = "patch_embedding.bias"
+    state[name] = state[name].clone()
+    state[name][0] = torch.nan
+    save_file(state, weights)
+    code, stderr = failing(tiny_settings, tmp_path, "--set", f"model.path={model}")
+    assert code == 1
+    assert "chunk 1 holds numbers that are not finite" in stderr
+    assert not (tmp_path / "clip.mp4").exists()
+
+
+def test_native_products_of_expanded_weights_are_refused_with_the_reason(
+    tiny_settings: list[str], lora: Callable[..., str], tmp_path: Path
+) -> None:
+    native = ("--set", "model.matmul=native", "--set", "model.quantized=expand")
+    code, stderr = failing(tiny_settings, tmp_path, *native)
+    assert code == 3
+    assert "cannot be computed with as it is stored" in stderr
+
+
+def test_lora_none_takes_the_presets_away(lora: Callable[..., str]) -> None:
+    assert lora_list(None) is None
+    assert lora_list([]) is None
+    assert lora_list(["none"]) == []
+    assert lora_list(["a.safetensors:0.5", "none"]) == ["a.safetensors:0.5", "none"]
+    flags = {"preset": "longlive", "model.loras": lora_list(["none"])}
+    assert load(flags, environ={}).config.model.loras == ()

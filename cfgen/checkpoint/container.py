@@ -35,6 +35,8 @@ STRANGERS = (
     (b"\x93numpy", "a NumPy array", CHECK_PATH),
     (b"\x89hdf", "an HDF5 file", "ask for safetensors"),
     (b"%pdf", "a PDF document", CHECK_PATH),
+    (b"\xff\xd8\xff", "a JPEG picture", CHECK_PATH),
+    (b"\x89png", "a PNG picture", CHECK_PATH),
     (b"ggml", "a GGML file, the format before GGUF", "ask for GGUF or safetensors"),
 )
 """First bytes, in lower case, of files that people take for weights; what they are; what to do."""
@@ -129,6 +131,11 @@ def refuse_stranger(path: Path) -> None:
     for magic, what, hint in STRANGERS:
         if known.startswith(magic):
             raise CheckpointError(f"{path} is {what}, not a file of weights", hint)
+    if start[4:8] == b"ftyp":
+        raise CheckpointError(f"{path} is a video, not a file of weights", CHECK_PATH)
+    if len(start) > 8 and all(32 <= byte < 127 or byte in b"\t\r\n" for byte in start):
+        what = "JSON" if known.startswith((b"{", b"[")) else "text"
+        raise CheckpointError(f"{path} is {what}, not a file of weights", CHECK_PATH)
 
 
 def _is_safetensors(start: bytes) -> bool:

@@ -109,10 +109,14 @@ def go_native(module: nn.Module, network: Network, device: torch.device) -> None
         layer.native = reason is None
         reasons += [reason] if reason else []
     if len(reasons) == len(layers):
-        why = reasons[0] if reasons else "none of its layers is quantized"
+        why, hint = "none of its layers is quantized", "use --set model.matmul=dequantize"
+        if reasons:
+            why = reasons[0]
+        elif any(layer.is_quantized for layer in network.layers.values()):
+            why = "its quantized layers are expanded when they are loaded"
+            hint = "use --set model.quantized=keep with it"
         raise BackendUnavailable(
-            f"{network.file.path} cannot be computed with as it is stored: {why}",
-            "use --set model.matmul=dequantize",
+            f"{network.file.path} cannot be computed with as it is stored: {why}", hint
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -107,6 +108,11 @@ def open_network(
     naming = find_network(file.entries, layouts, path, prefer=prefer)
     if naming is None:
         _refuse_foreign(file)
+        if re.search(r"-\d{5}-of-\d{5}\.", path.name):
+            raise CheckpointError(
+                f"{path} is one shard of several and holds no whole {what}",
+                "give the folder, or the .index.json beside it",
+            )
         some = ", ".join(sorted(file.entries)[:3]) or "nothing"
         raise CheckpointError(
             f"{path} holds no {what}: none of its {len(file.entries)} tensors ({some}, ...) is "

@@ -41,6 +41,7 @@ from cfgen.render.output import described, refuse_existing, run_of
 if TYPE_CHECKING:
     from cfgen.build import Models
     from cfgen.render.run import Render
+from cfgen.render.plan import Plan
 
 app = options.command_app()
 
@@ -330,7 +331,8 @@ def _show_plan(console: Console, clips: list[Clip], night: Night) -> None:
     for clip, item in zip(clips, night.items, strict=True):
         plan, fate = plan_of(clip.config), night.batch.fate(item)
         state = fate.state
-        obstacle = night.obstacle(item) if state in ("waiting", "started") else fate.error
+        open_ = state in ("waiting", "started")
+        obstacle = night.obstacle(item) or _missing(clip, plan) if open_ else fate.error
         facts = {"name": clip.name, "seed": clip.config.seed, "frames": plan.frames}
         listed.append(facts | {"output": str(item.output), "state": state, "obstacle": obstacle})
         made = night.progress(item) if state != "done" else plan.chunks
@@ -346,6 +348,17 @@ def _show_plan(console: Console, clips: list[Clip], night: Night) -> None:
     console.result("\n".join(lines), {"clips": listed, "seconds": seconds}, ok=ok)
     if not ok:
         raise typer.Exit(1)
+
+
+def _missing(clip: Clip, plan: Plan) -> str | None:
+    """What of its model stands in the way of a clip."""
+    from cfgen.needs import check
+
+    try:
+        check(clip.config, plan)
+    except CfgenError as error:
+        return str(error)
+    return None
 
 
 def _line(text: str) -> str:

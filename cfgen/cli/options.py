@@ -12,6 +12,7 @@ from typing import Annotated, cast
 import typer
 
 from cfgen.cli.console import Console
+from cfgen.config.values import Tree
 
 
 def command_app(help_text: str | None = None) -> typer.Typer:
@@ -24,6 +25,13 @@ def command_app(help_text: str | None = None) -> typer.Typer:
         rich_markup_mode=None,
         context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80},
     )
+
+
+def lora_list(given: list[str] | None) -> Tree | None:
+    """What `--lora` says, as a source holds it: None without it, nothing for `none`."""
+    if not given:
+        return None
+    return [] if given == ["none"] else list[Tree](given)
 
 
 def console_of(ctx: typer.Context) -> Console:
@@ -97,7 +105,8 @@ Loras = Annotated[
     typer.Option(
         "--lora",
         metavar="PATH[:STRENGTH]",
-        help="A LoRA in place of the preset's, such as style.safetensors:0.8; may be repeated.",
+        help="A LoRA, such as style.safetensors:0.8; may be repeated. They stand in place of the "
+        "preset's own; none takes those away.",
     ),
 ]
 Vae = Annotated[

@@ -11,10 +11,10 @@ from cfgen.cli import options
 from cfgen.cli.console import Console
 from cfgen.cli.progress import bytes_words, clock
 from cfgen.config.loader import load
-from cfgen.config.schema import RenderConfig
+from cfgen.config.schema import PlacementConfig, RenderConfig
 from cfgen.config.values import Tree, size_text
-from cfgen.errors import CheckpointError
-from cfgen.placement import LEVELS, Sizes, table
+from cfgen.errors import BudgetError, CheckpointError
+from cfgen.placement import LEVELS, Sizes, choose, table
 from cfgen.recipe import recipe_of
 from cfgen.render.plan import Estimate, Geometry, KvShape, Plan, count, estimate, make_plan
 
@@ -65,7 +65,7 @@ def plan(
         "fps": fps,
         "memory.policy": memory,
         "model.path": model,
-        "model.loras": list[Tree](loras) if loras else None,
+        "model.loras": options.lora_list(loras),
         "model.text_encoder": text_encoder,
         "model.tokenizer": tokenizer,
         "model.vae": vae,
@@ -163,9 +163,12 @@ def _text(config: RenderConfig, drawn: Plan, needs: Estimate, every_chunk: bool)
     size = size_text(config.frame_size)
     yield f"preset    {config.preset}, {size}, memory {config.memory.policy}"
     yield f"video     {count(drawn.frames, 'frame')}, {drawn.seconds:.3f} s"
+    longest = config.model.longest_s
+    if longest is not None and config.duration_s > longest:
+        yield f"{'':10}longer than the {longest:g} s that it was trained for: pictures may drift"
     for number, line in enumerate([*drawn.lines(), *_speed(config)]):
         yield f"{'rounding' if number == 0 else '':10}{line}"
-    yield from _memory_words(memory_of(config, drawn))
+    yield from _memory_words(memory_of(config, drawn), config.placement)
     yield (
         f"disk      {bytes_words(needs.output_nbytes)} for the video, "
         f"{bytes_words(needs.disk_nbytes)} while it is made (estimates):"
@@ -216,16 +219,23 @@ def _speed(config: RenderConfig) -> list[str]:
     ]
 
 
-def _memory_words(sizes: Sizes | str) -> Iterator[str]:
+def _memory_words(sizes: Sizes | str, placement: PlacementConfig) -> Iterator[str]:
     if isinstance(sizes, str):
         yield f"memory    {sizes}"
         return
     parts = [f"{part.replace('_', ' ')} {bytes_words(n)}" for part, n in table(sizes).items() if n]
-    yield f"memory    about {bytes_words(sizes.ram_on_cpu)} on a CPU:"
+    yield f"memory    about {bytes_words(sizes.ram_on_cpu)} on a CPU; the parts are"
+    yield f"{'':10}not all there at once:"
     for first in range(0, len(parts), 3):
         yield f"{'':10}{', '.join(parts[first : first + 3])}"
     levels = ", ".join(f"{level} {bytes_words(sizes.vram(level))}" for level in LEVELS)
     yield f"on a GPU  by --offload: {levels} (estimates)"
+    if placement.vram is not None:
+        try:
+            chosen = choose(sizes, asked=placement.offload, budget=placement.vram)
+            yield f"{'':10}--vram {bytes_words(placement.vram)}: {chosen.why}"
+        except BudgetError as error:
+            yield f"{'':10}--vram {bytes_words(placement.vram)}: {error}"
 
 
 def _memory_data(sizes: Sizes | str) -> dict[str, object]:

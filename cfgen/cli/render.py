@@ -88,7 +88,7 @@ def render(
         "fps": fps,
         "memory.policy": memory,
         "model.path": model,
-        "model.loras": list[Tree](loras) if loras else None,
+        "model.loras": options.lora_list(loras),
         "model.text_encoder": text_encoder,
         "model.tokenizer": tokenizer,
         "model.vae": vae,
@@ -119,6 +119,9 @@ def render(
         check_place(config, drawn, overwrite=overwrite)
     _tell_values(console, resolved, config)
     if dry_run:
+        from cfgen.needs import check
+
+        check(config, drawn)
         show_plan(console, config, drawn, every_chunk=verbose)
     else:
         finished = carry_out(console, config, drawn, overwrite=overwrite)

@@ -83,7 +83,7 @@ def read_list(
         PresetError: Something is wrong; lists everything that is.
     """
     problems: list[Problem] = []
-    resolve = partial(load, {}, environ=environ, recipe=recipe)
+    resolve = partial(load, {}, base=folder, environ=environ, recipe=recipe)
     try:
         defaults, raws = _parsed(text.removeprefix("\ufeff"), label, problems)
     except RecursionError:

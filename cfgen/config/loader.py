@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import get_args, get_type_hints
 
 from cfgen.config import sources
-from cfgen.config.catalog import preset_file, user_config_file
+from cfgen.config.catalog import preset_file, presets_folder, user_config_file
 from cfgen.config.schema import (
     VARIANT_DEFAULTS,
     RenderConfig,
@@ -27,6 +27,11 @@ from cfgen.errors import PresetError, Problem
 
 Recipe = Callable[[str], tuple[str, str]]
 """Tells the preset that a model wants, and what says so."""
+
+PATHS = frozenset(
+    {"model.path", "model.text_encoder", "model.tokenizer", "model.vae", "model.loras"}
+)
+"""Keys that name weights: on disk, or in a cache."""
 
 _PRESET_ONLY = frozenset({"description", "extends"})
 _TAG = "policy"
@@ -92,6 +97,7 @@ def load(
     assignments: Iterable[str] = (),
     run_file: Path | None = None,
     run_entries: Entries | None = None,
+    base: Path | None = None,
     environ: Mapping[str, str] = os.environ,
     recipe: Recipe | None = None,
 ) -> Resolved:
@@ -102,6 +108,7 @@ def load(
         assignments: `key=value` texts, as strong as flags (a flag wins over them).
         run_file: A YAML file for this run.
         run_entries: What such a file holds, where it was read already.
+        base: The folder that paths in `run_entries` start from; None for the current one.
         environ: The environment, for `CFGEN_*` and the user configuration's place.
         recipe: Tells the preset of a model, and why, where a source names a model and none a
             preset; without it that is mini.
@@ -114,12 +121,19 @@ def load(
     known = known_keys()
     flag_entries = sources.read_flags(flags or {}, assignments, known=known, problems=problems)
     env_entries = sources.read_env(environ, known=known, problems=problems)
-    run_entries = (run_entries or {}) | _read_file(run_file, "run file", known, problems)
+    run_entries = _anchored(run_entries or {}, base) | _anchored(
+        _read_file(run_file, "run file", known, problems), run_file and run_file.parent
+    )
     user_file = user_config_file(environ)
     user_entries = _read_file(
         user_file if user_file.is_file() else None, "user config", known, problems
     )
-    stronger = [user_entries, run_entries, env_entries, flag_entries]
+    stronger = [
+        _anchored(user_entries, user_file.parent),
+        run_entries,
+        _anchored(env_entries, None),
+        _anchored(flag_entries, None),
+    ]
     choice = _preset_choice(stronger, recipe)
     preset_layers = _read_preset(choice, known, problems)
     merged: Entries = {} if choice.origin.kind == "default" else {"preset": choice}
@@ -191,6 +205,40 @@ def _read_file(
         problems.append(Problem(key="", where=str(file), reason="there is no such file"))
         return {}
     return sources.read_yaml(file, kind, label=str(file), known=known, problems=problems)
+
+
+def _anchored(entries: Entries, folder: Path | None) -> Entries:
+    """Entries whose paths of weights on disk hold from any folder.
+
+    A path in a file starts from the file's folder, any other from the current one.
+    """
+    found = dict(entries)
+    for key in PATHS & set(entries):
+        entry = entries[key]
+        each = entry.tree if isinstance(entry.tree, list) else [entry.tree]
+        made = [_absolute(text, folder) for text in each]
+        tree = made if isinstance(entry.tree, list) else made[0]
+        found[key] = Entry(tree=tree, origin=entry.origin)
+    return found
+
+
+def _absolute(tree: Tree, folder: Path | None) -> Tree:
+    """A path that is on disk from the root on; whatever else it may be as it is."""
+    if not isinstance(tree, str) or (presets_folder() / tree).is_dir():
+        return tree
+    path, colon, strength = tree, "", ""
+    if not _on_disk(path, folder):
+        path, colon, strength = tree.rpartition(":")
+    if not path or not _on_disk(path, folder):
+        return tree
+    return os.path.abspath((folder or Path()) / Path(path).expanduser()) + colon + strength
+
+
+def _on_disk(path: str, folder: Path | None) -> bool:
+    try:
+        return ((folder or Path()) / Path(path).expanduser()).exists()
+    except (OSError, RuntimeError, ValueError):
+        return False
 
 
 def _preset_choice(stronger: list[Entries], recipe: Recipe | None) -> Entry:

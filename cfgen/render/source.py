@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from cfgen.errors import NotFinite
 from cfgen.memory.paged import PagedMemory
 from cfgen.model.generator import Conditioning, Generator
 from cfgen.model.vae import Decoder, State
@@ -75,7 +76,7 @@ class FrameSource:
             chunks=chunks,
             guidance=self.guidance,
         )
-        return inference(made)
+        return map(_finite, inference(made))
 
     def recommit(self, latents: Tensor) -> None:
         """Commit a chunk that was made before; see `rollout.recommit`."""
@@ -101,6 +102,17 @@ class FrameSource:
             latents = chunk.latents.to(parameter.device, parameter.dtype)
             video = self.vae.decode(latents, state)
             return to_pixels(video[0])[: self.plan.chunk(chunk.index).frames]
+
+
+def _finite(chunk: Chunk) -> Chunk:
+    """The chunk, unless it would be a black picture."""
+    if not bool(torch.isfinite(chunk.latents).all()):
+        raise NotFinite(
+            f"chunk {chunk.index + 1} holds numbers that are not finite: a weight is damaged, "
+            "or a LoRA far too strong",
+            "`cfgen inspect FILE --values` looks at every weight",
+        )
+    return chunk
 
 
 def to_pixels(video: Tensor) -> Frames:

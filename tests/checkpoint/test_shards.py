@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from cfgen.checkpoint.container import open_container
-from cfgen.checkpoint.load import load_generator
+from cfgen.checkpoint.load import load_generator, open_generator
 from cfgen.errors import CheckpointError
 from tests.checkpoint import packing, tiny
 
@@ -111,3 +111,11 @@ def test_shards_that_declare_different_layers_are_refused(
     save_file(state, tmp_path / SHARDS[1], {"_quantization_metadata": layers})
     with pytest.raises(CheckpointError, match="say different things of _quantization_metadata"):
         open_container(index)
+
+
+def test_a_shard_by_itself_is_called_one(tmp_path: Path) -> None:
+    path = tmp_path / "model-00002-of-00002.safetensors"
+    save_file({"blocks.0.modulation": torch.zeros(1, 6, 4)}, path)
+    with pytest.raises(CheckpointError, match="is one shard of several") as caught:
+        open_generator(path)
+    assert ".index.json" in str(caught.value.hint)

@@ -115,14 +115,17 @@ def test_a_night_ends_with_every_possible_clip(night: Path) -> None:
     assert names == sorted([*NAMES, "crashes", "impossible"])
 
 
-def test_a_dry_run_lists_the_clips(night: Path) -> None:
+def test_a_dry_run_lists_the_clips_and_what_stands_in_their_way(night: Path) -> None:
     result = subprocess.run(
         [sys.executable, "-m", "cfgen", "batch", "list.yaml", "--dry-run"],
         cwd=night / "whole",
         capture_output=True,
         text=True,
-        check=True,
+        check=False,
     )
+    assert result.returncode == 1
     assert result.stdout.splitlines()[-1] == "12 clips, 0:24 of video"
+    (line,) = [line for line in result.stdout.splitlines() if "will fail" in line]
+    assert re.search("will fail: the model '.*/nowhere' is not on disk", line)
     assert "crashes     seed 77" in result.stdout
     assert sorted(path.name for path in (night / "whole").iterdir()) == ["list.yaml"]

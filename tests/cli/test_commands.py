@@ -69,7 +69,7 @@ def test_plan_shows_roundings_needs_and_chunks(cfgen: Run) -> None:
     assert result.stderr == ""
     text = result.stdout
     assert "1.03 s at 16 fps are 16.48 frames, rounded to 16 frames (1 s)" in text
-    assert re.search(r"^memory    about [0-9.]+ MB on a CPU:$", text, re.MULTILINE)
+    assert re.search(r"^memory    about [0-9.]+ MB on a CPU; the parts are$", text, re.MULTILINE)
     assert "kv cache 299.5 kB" in text  # 2 * 2 layers * 24 * 60 tokens * (2 * 6 + 1) * 4 B
     assert re.search(
         r"^on a GPU  by --offload: none .*, blocks .*, all .* \(estimates\)$", text, re.MULTILINE

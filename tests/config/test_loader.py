@@ -340,3 +340,44 @@ def test_latents_alone_are_refused_where_they_do_not_give_the_memory_back() -> N
             assignments=["memory.variant=release", "schedule.guidance=1"],
             environ={},
         )
+
+
+@pytest.fixture
+def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a file of weights, and another one to stand in."""
+    home, elsewhere = tmp_path / "home", tmp_path / "elsewhere"
+    home.mkdir()
+    elsewhere.mkdir()
+    (home / "x.safetensors").touch()
+    monkeypatch.chdir(elsewhere)
+    return home
+
+
+def test_a_path_of_weights_in_a_file_starts_from_the_files_folder(weights: Path) -> None:
+    run_file = weights / "run.yaml"
+    run_file.write_text(
+        "model: {path: x.safetensors, loras: ['x.safetensors:0.5', 'x.safetensors']}"
+    )
+    model = load({}, run_file=run_file, environ={}).config.model
+    there = str(weights / "x.safetensors")
+    assert model.path == there
+    assert model.loras == (f"{there}:0.5", there)
+
+
+def test_a_path_of_weights_in_a_flag_holds_from_any_folder(
+    weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(weights)
+    flags = {"model.vae": "x.safetensors", "model.path": "./x.safetensors"}
+    model = load(flags, environ={}).config.model
+    assert (model.vae, model.path) == (str(weights / "x.safetensors"),) * 2
+
+
+def test_what_is_not_on_disk_and_what_is_installed_stay_as_they_are(
+    weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(weights)
+    (weights / "mini").mkdir()
+    flags = {"model.vae": "owner/name/x.pth", "model.path": "mini", "model.loras": ["owner/l:2"]}
+    model = load(flags, environ={}).config.model
+    assert (model.vae, model.path, model.loras) == ("owner/name/x.pth", "mini", ("owner/l:2",))

@@ -116,3 +116,10 @@ def test_a_file_with_nothing_to_multiply_is_refused(name: str, tmp_path: Path) -
     file = tiny.write(name, tmp_path).path
     with pytest.raises(BackendUnavailable, match="cannot be computed with as it is stored"):
         load_generator(file, native=True)
+
+
+def test_expanded_weights_say_why_they_cannot_be_native(tmp_path: Path) -> None:
+    file = tiny.write("comfyquant_int8", tmp_path).path
+    with pytest.raises(BackendUnavailable, match="expanded when they are loaded") as caught:
+        load_generator(file, native=True, expand=True)
+    assert "model.quantized=keep" in str(caught.value.hint)
