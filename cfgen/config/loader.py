@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import get_args, get_type_hints
 
 from cfgen.config import sources
-from cfgen.config.catalog import preset_file, presets_folder, user_config_file
+from cfgen.config.anchors import anchored
+from cfgen.config.catalog import preset_file, user_config_file
 from cfgen.config.schema import (
     VARIANT_DEFAULTS,
     RenderConfig,
@@ -27,11 +28,6 @@ from cfgen.errors import PresetError, Problem
 
 Recipe = Callable[[str], tuple[str, str]]
 """Tells the preset that a model wants, and what says so."""
-
-PATHS = frozenset(
-    {"model.path", "model.text_encoder", "model.tokenizer", "model.vae", "model.loras"}
-)
-"""Keys that name weights: on disk, or in a cache."""
 
 _PRESET_ONLY = frozenset({"description", "extends"})
 _TAG = "policy"
@@ -121,7 +117,7 @@ def load(
     known = known_keys()
     flag_entries = sources.read_flags(flags or {}, assignments, known=known, problems=problems)
     env_entries = sources.read_env(environ, known=known, problems=problems)
-    run_entries = _anchored(run_entries or {}, base) | _anchored(
+    run_entries = anchored(run_entries or {}, base) | anchored(
         _read_file(run_file, "run file", known, problems), run_file and run_file.parent
     )
     user_file = user_config_file(environ)
@@ -129,10 +125,10 @@ def load(
         user_file if user_file.is_file() else None, "user config", known, problems
     )
     stronger = [
-        _anchored(user_entries, user_file.parent),
+        anchored(user_entries, user_file.parent),
         run_entries,
-        _anchored(env_entries, None),
-        _anchored(flag_entries, None),
+        anchored(env_entries, None),
+        anchored(flag_entries, None),
     ]
     choice = _preset_choice(stronger, recipe)
     preset_layers = _read_preset(choice, known, problems)
@@ -205,40 +201,6 @@ def _read_file(
         problems.append(Problem(key="", where=str(file), reason="there is no such file"))
         return {}
     return sources.read_yaml(file, kind, label=str(file), known=known, problems=problems)
-
-
-def _anchored(entries: Entries, folder: Path | None) -> Entries:
-    """Entries whose paths of weights on disk hold from any folder.
-
-    A path in a file starts from the file's folder, any other from the current one.
-    """
-    found = dict(entries)
-    for key in PATHS & set(entries):
-        entry = entries[key]
-        each = entry.tree if isinstance(entry.tree, list) else [entry.tree]
-        made = [_absolute(text, folder) for text in each]
-        tree = made if isinstance(entry.tree, list) else made[0]
-        found[key] = Entry(tree=tree, origin=entry.origin)
-    return found
-
-
-def _absolute(tree: Tree, folder: Path | None) -> Tree:
-    """A path that is on disk from the root on; whatever else it may be as it is."""
-    if not isinstance(tree, str) or (presets_folder() / tree).is_dir():
-        return tree
-    path, colon, strength = tree, "", ""
-    if not _on_disk(path, folder):
-        path, colon, strength = tree.rpartition(":")
-    if not path or not _on_disk(path, folder):
-        return tree
-    return os.path.abspath((folder or Path()) / Path(path).expanduser()) + colon + strength
-
-
-def _on_disk(path: str, folder: Path | None) -> bool:
-    try:
-        return ((folder or Path()) / Path(path).expanduser()).exists()
-    except (OSError, RuntimeError, ValueError):
-        return False
 
 
 def _preset_choice(stronger: list[Entries], recipe: Recipe | None) -> Entry:

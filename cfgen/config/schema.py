@@ -249,8 +249,8 @@ class PlacementConfig:
     """Where weights wait; nothing here changes a frame.
 
     Attributes:
-        offload: What waits in main memory until it is used: nothing, the generator's blocks, all
-            weights, or as much as `vram` makes necessary (auto).
+        offload: What waits in main memory until it is used: nothing, the weights of the generator's
+            blocks, those and the KV cache (all), or as much as `vram` makes necessary (auto).
         vram: Bytes of GPU memory that may be used, or None for what is free.
     """
 

@@ -381,3 +381,12 @@ def test_what_is_not_on_disk_and_what_is_installed_stay_as_they_are(
     flags = {"model.vae": "owner/name/x.pth", "model.path": "mini", "model.loras": ["owner/l:2"]}
     model = load(flags, environ={}).config.model
     assert (model.vae, model.path, model.loras) == ("owner/name/x.pth", "mini", ("owner/l:2",))
+
+
+def test_paths_in_a_list_of_one_text_hold_too(
+    weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(weights)
+    text = "model.loras=[x.safetensors:0.5, owner/name]"
+    model = load({}, assignments=[text], environ={}).config.model
+    assert model.loras == (f"{weights / 'x.safetensors'}:0.5", "owner/name")
