@@ -10,18 +10,18 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from cfgen.checkpoint.container import open_container, read_json
+from cfgen.checkpoint.container import read_json
 from cfgen.checkpoint.find import generator_file
 from cfgen.checkpoint.geometry import read_geometry
-from cfgen.checkpoint.keys import EMA, WAN, Layout, Naming, unchanged
+from cfgen.checkpoint.keys import EMA, WAN
 from cfgen.checkpoint.layers import Layer
-from cfgen.checkpoint.network import Network, describe_network, open_network
+from cfgen.checkpoint.network import Network, open_network
 from cfgen.errors import BackendUnavailable, CheckpointError
 from cfgen.model.generator import Generator
 from cfgen.model.quantized import QuantizedEmbedding, QuantizedLinear
 from cfgen.ops.native import unsupported
 
-__all__ = ["fill", "load_generator", "load_state", "open_generator", "text_len_of"]
+__all__ = ["fill", "load_generator", "open_generator", "text_len_of"]
 
 CONFIG_FILE = "config.json"
 
@@ -276,25 +276,3 @@ def _some(names: Iterable[str]) -> str:
     listed = sorted(names)
     more = f" and {len(listed) - NAMED} more" if len(listed) > NAMED else ""
     return ", ".join(listed[:NAMED]) + more
-
-
-def load_state(path: Path, *, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-    """Every tensor of a file under the name that it has there, dequantized.
-
-    Args:
-        path: the file.
-        dtype: of what was quantized; plain tensors keep theirs.
-
-    Raises:
-        CheckpointError: the file is damaged or of an unknown layout.
-    """
-    file = open_container(path)
-    naming = Naming(
-        Layout("the file's own", "", unchanged), "", {name: name for name in file.entries}
-    )
-    network = describe_network(file, naming)
-    stored = ((name, network.read(name)) for name in network.layers)
-    return {
-        name: value if isinstance(value, Tensor) else value.dequantize(dtype)
-        for name, value in stored
-    }

@@ -8,6 +8,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from cfgen.checkpoint.container import open_container
+from cfgen.checkpoint.keys import Layout, Naming, unchanged
+from cfgen.checkpoint.network import describe_network
 from tests.checkpoint.conftest import marker
 
 FORMAT = {"format": "int8_tensorwise"}
@@ -34,3 +37,25 @@ def saved(tensors: Tensors, folder: Path, metadata: dict[str, str] | None = None
         {name: t.clone() for name, t in tensors.items()}, folder / "weights.safetensors", metadata
     )
     return folder / "weights.safetensors"
+
+
+def load_state(path: Path, *, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    """Every tensor of a file under the name that it has there, dequantized.
+
+    Args:
+        path: the file.
+        dtype: of what was quantized; plain tensors keep theirs.
+
+    Raises:
+        CheckpointError: the file is damaged or of an unknown layout.
+    """
+    file = open_container(path)
+    naming = Naming(
+        Layout("the file's own", "", unchanged), "", {name: name for name in file.entries}
+    )
+    network = describe_network(file, naming)
+    stored = ((name, network.read(name)) for name in network.layers)
+    return {
+        name: value if isinstance(value, Tensor) else value.dequantize(dtype)
+        for name, value in stored
+    }

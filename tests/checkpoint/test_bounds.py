@@ -95,7 +95,8 @@ LIES = {
 
 SCRIPT = """
 import json, pathlib, re, sys, time
-from cfgen.checkpoint.load import load_state, open_generator
+from cfgen.checkpoint.load import open_generator
+from tests.checkpoint.small import load_state
 from cfgen.errors import CheckpointError
 
 def peak():
@@ -133,7 +134,11 @@ def test_headers_of_small_files_take_little_memory_and_time(tmp_path: Path) -> N
         paths[-1].write_bytes(make())
         assert paths[-1].stat().st_size < 2 * MEGABYTE, name
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, good, *paths], capture_output=True, text=True, check=False
+        [sys.executable, "-c", SCRIPT, good, *paths],
+        cwd=Path(__file__).parents[2],  # where the package `tests` is
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)

@@ -17,9 +17,10 @@ from torch import Tensor
 from cfgen.checkpoint import container, safetensors_file
 from cfgen.checkpoint.container import Entry, open_container
 from cfgen.checkpoint.digests import digest
-from cfgen.checkpoint.load import load_generator, load_state, open_generator
+from cfgen.checkpoint.load import load_generator, open_generator
 from cfgen.errors import CheckpointError, OutputRefused
 from tests.checkpoint import packing, tiny
+from tests.checkpoint.small import load_state
 
 
 def header(entries: object, data: bytes = b"") -> bytes:

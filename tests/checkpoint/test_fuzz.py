@@ -15,10 +15,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from cfgen.checkpoint.load import load_generator, load_state, open_generator
+from cfgen.checkpoint.load import load_generator, open_generator
 from cfgen.errors import CheckpointError
 from tests.checkpoint import damage
 from tests.checkpoint.conftest import SMALL
+from tests.checkpoint.small import load_state
 from tests.strategies import random_generator
 
 bounded = settings(

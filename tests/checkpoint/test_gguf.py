@@ -13,10 +13,11 @@ import torch
 from gguf import GGMLQuantizationType as Kind
 
 from cfgen.checkpoint.container import open_container
-from cfgen.checkpoint.load import load_generator, load_state, open_generator
+from cfgen.checkpoint.load import load_generator, open_generator
 from cfgen.errors import CheckpointError
 from cfgen.model.quantized import QuantizedLinear
 from tests.checkpoint import tiny
+from tests.checkpoint.small import load_state
 
 TinyFile = Callable[[str], tiny.Tiny]
 Q4_K = tiny.pack_gguf(Kind.Q4_K)

@@ -11,13 +11,14 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from cfgen.checkpoint.load import load_generator, load_state, open_generator
+from cfgen.checkpoint.load import load_generator, open_generator
 from cfgen.checkpoint.quantize import save_quantized
 from cfgen.errors import CheckpointError
 from cfgen.model.generator import Generator, Geometry
 from cfgen.model.quantized import QuantizedLinear
 from tests.checkpoint import tiny
 from tests.checkpoint.conftest import SMALL, marker
+from tests.checkpoint.small import load_state
 from tests.golden.cases import FOLDER
 
 Folder = Callable[..., Path]

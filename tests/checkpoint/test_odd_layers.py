@@ -9,10 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from cfgen.checkpoint.load import load_state
 from cfgen.errors import CheckpointError
 from tests.checkpoint.conftest import marker
-from tests.checkpoint.small import FORMAT, FP8, WEIGHT, Tensors, layer, parts, saved
+from tests.checkpoint.small import FORMAT, FP8, WEIGHT, Tensors, layer, load_state, parts, saved
 
 FP4 = {
     "weight": torch.zeros(2, 8, dtype=torch.uint8),

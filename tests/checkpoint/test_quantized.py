@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from cfgen.checkpoint.load import load_state
 from tests.checkpoint.conftest import marker
-from tests.checkpoint.small import COLUMN, FORMAT, FP8, WEIGHT, layer, parts, saved
+from tests.checkpoint.small import COLUMN, FORMAT, FP8, WEIGHT, layer, load_state, parts, saved
 
 SCALES = {
     "scalar": torch.tensor(0.5),

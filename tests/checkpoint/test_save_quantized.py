@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor
 
-from cfgen.checkpoint.load import load_state
 from cfgen.checkpoint.quantize import save_quantized
 from cfgen.checkpoint.safetensors_file import open_safetensors
+from tests.checkpoint.small import load_state
 
 
 @settings(deadline=None, max_examples=40)

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from cfgen.checkpoint.container import open_container
-from cfgen.checkpoint.load import load_generator, load_state, open_generator
+from cfgen.checkpoint.load import load_generator, open_generator
 from cfgen.errors import CheckpointError
 from tests.checkpoint import tiny
+from tests.checkpoint.small import load_state
 
 STATE = {name: torch.from_numpy(weight) for name, weight in tiny.source().items()}
 OTHER = {name: tensor + 1 for name, tensor in STATE.items()}

@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from cfgen.checkpoint.container import open_container
-from cfgen.checkpoint.load import load_generator, load_state
+from cfgen.checkpoint.load import load_generator
 from cfgen.errors import CheckpointError
+from tests.checkpoint.small import load_state
 
 STATE = {"head.modulation": torch.ones(1, 2, 3)}
 
