@@ -117,11 +117,7 @@ def build_render(
             config=to_mapping(recorded),
             fingerprint={
                 **facts,
-                "text_sha256": text_digest(config.model),
-                "prompt_sha256": prompt_digest(source.conditioning, source.guidance),
-                "processor": processor(device_of(config)),
-                "arithmetic": arithmetic(device_of(config), dtype_of(config)),
-                "backend": source.memory.ops.name,
+                **_fingerprint(config, source),
                 "ffmpeg_version": ffmpeg.version,
             },
             created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -137,6 +133,18 @@ def build_render(
         ),
         warnings=(*unknown_words(config), *too_long(config)),
     )
+
+
+def _fingerprint(config: RenderConfig, source: FrameSource) -> dict[str, str]:
+    """What fixes the frames besides weights and versions, by name."""
+    device = device_of(config)
+    return {
+        "text_sha256": text_digest(config.model),
+        "prompt_sha256": prompt_digest(source.conditioning, source.guidance),
+        "processor": processor(device),
+        "arithmetic": arithmetic(device, dtype_of(config)),
+        "backend": source.memory.ops.name,
+    }
 
 
 def build_source(config: RenderConfig, plan: Plan, models: Models | None = None) -> FrameSource:
@@ -308,8 +316,8 @@ def too_long(config: RenderConfig) -> tuple[Warned, ...]:
 
 def unknown_words(config: RenderConfig) -> tuple[Warned, ...]:
     """A warning if a model tells which words it knows and the prompt has others."""
-    place = locate_model(config.model.path)
-    path = (place if place.is_dir() else place.parent) / "mini.json"
+    model = locate_model(config.model.path)
+    path = (model if model.is_dir() else model.parent) / "mini.json"
     if not path.is_file():
         return ()
     facts = read_json(path)

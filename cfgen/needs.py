@@ -12,11 +12,11 @@ import psutil
 import torch
 
 from cfgen.checkpoint.container import open_container
-from cfgen.checkpoint.load import MATRICES, held_nbytes, open_generator
+from cfgen.checkpoint.load import MATRICES, held_nbytes
 from cfgen.checkpoint.lora import open_lora
+from cfgen.checkpoint.network import Network
 from cfgen.checkpoint.text_encoder import find_text_encoder, open_text_encoder
 from cfgen.checkpoint.vae import open_vae
-from cfgen.config.catalog import locate_model
 from cfgen.config.schema import (
     FullMemory,
     MemoryConfig,
@@ -30,7 +30,7 @@ from cfgen.machine import device_of, dtype_of
 from cfgen.model.generator import Geometry
 from cfgen.placement import PROGRAM, Placement, Sizes, choose, table
 from cfgen.render.plan import Plan
-from cfgen.weights import files_of, geometry_of, loras_of
+from cfgen.weights import files_of, generator_of, loras_of, sizes_in
 
 DECODED = {torch.bfloat16: 24_000, torch.float32: 38_000}
 """Bytes a pixel of a frame that the Wan VAE takes to decode a chunk, its caches included (measured
@@ -68,12 +68,13 @@ def sizes_of(config: RenderConfig, plan: Plan) -> Sizes:
         CheckpointError: A file is nowhere, damaged or not what it should be.
     """
     model, dtype = config.model, dtype_of(config)
-    sizes = geometry_of(model)
+    network = generator_of(model)
+    sizes = sizes_in(network)
     geometry = plan.geometry
     grid = sizes.grid(geometry.latent_height, geometry.latent_width)
     _require_patches(sizes, plan)
     pages = pages_of(config.memory, plan.latent_frames)
-    held = _generator(model, dtype)
+    held = _generator(network, model, dtype)
     blocks = {name: n for name, n in held.items() if MATRICES.fullmatch(name)}
     text, widest = _text_encoder(model)
     vae, decode = _vae(model, dtype, geometry.width * geometry.height, config)
@@ -91,7 +92,7 @@ def sizes_of(config: RenderConfig, plan: Plan) -> Sizes:
         decode=decode,
         text=text,
         encode=4 * widest,
-        adapters=_adapters(config.model, dtype),
+        adapters=_adapters(network, model, dtype),
     )
 
 
@@ -174,8 +175,8 @@ def _prompts(config: RenderConfig) -> int:
     return 1 if config.schedule.guidance == 1 else 2
 
 
-def _generator(model: ModelConfig, dtype: torch.dtype) -> dict[str, int]:
-    network = open_generator(locate_model(model.path), prefer=model.prefer)
+def _generator(network: Network, model: ModelConfig, dtype: torch.dtype) -> dict[str, int]:
+    """Bytes of the generator's weights as they are held, by name."""
     precise = torch.promote_types(dtype, torch.float32)
     return held_nbytes(
         network,
@@ -184,9 +185,8 @@ def _generator(model: ModelConfig, dtype: torch.dtype) -> dict[str, int]:
     )
 
 
-def _adapters(model: ModelConfig, dtype: torch.dtype) -> int:
+def _adapters(network: Network, model: ModelConfig, dtype: torch.dtype) -> int:
     """Bytes of the LoRAs that cannot be merged, because the weights stay quantized."""
-    network = open_generator(locate_model(model.path), prefer=model.prefer)
     quantized = any(layer.is_quantized for layer in network.layers.values())
     if model.quantized == "expand" or not quantized:
         return 0

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from cfgen.checkpoint.container import open_container
 from cfgen.checkpoint.digests import cache_folder
 from cfgen.checkpoint.digests import digest as file_digest
 from cfgen.checkpoint.find import ModelFiles, find_files
@@ -72,7 +73,20 @@ def geometry_of(model: ModelConfig) -> Geometry:
     Raises:
         CheckpointError: It is nowhere, or no Wan generator.
     """
-    network = open_generator(locate_model(model.path), prefer=model.prefer)
+    return sizes_in(generator_of(model))
+
+
+def generator_of(model: ModelConfig) -> Network:
+    """A model's generator as its file describes it; no weight is read.
+
+    Raises:
+        CheckpointError: It is nowhere, or no Wan generator.
+    """
+    return open_generator(locate_model(model.path), prefer=model.prefer)
+
+
+def sizes_in(network: Network) -> Geometry:
+    """Sizes of a generator that was opened."""
     weights = network.file.path
     return read_geometry(network.shapes, config_of(weights), weights=weights)
 
@@ -112,8 +126,7 @@ def digest_of(place: Path) -> str:
         kinds = {".json", ".safetensors", ".gguf", ".pth", ".pt", ".bin", ".model"}
         parts = sorted(path for path in place.iterdir() if path.suffix in kinds)
     elif place.name.endswith(".index.json"):
-        stem = place.name.removesuffix(".safetensors.index.json")
-        parts = [place, *sorted(place.parent.glob(f"{stem}*.safetensors"))]
+        parts = list(open_container(place).files)
     else:
         return file_digest(place)
     text = "".join(f"{path.name} {file_digest(path)}\n" for path in parts)

@@ -163,14 +163,15 @@ def test_a_folder_and_an_index_have_the_digest_of_all_their_weights(tmp_path: Pa
     folder.mkdir()
     shard = {n: folder / f"model-0000{n}-of-00002.safetensors" for n in (1, 2)}
     for n, path in shard.items():
-        save_file({"x": torch.tensor([n])}, path)
+        save_file({f"x{n}": torch.tensor([n])}, path)
     index = folder / "model.safetensors.index.json"
-    index.write_text('{"weight_map": {}}')
+    places_of = {f"x{n}": path.name for n, path in shard.items()}
+    index.write_text(json.dumps({"weight_map": places_of}))
     places = (folder, index)
     before = [weights.digest_of(place) for place in places]
     (folder / "README.md").write_text("hello")
     assert [weights.digest_of(place) for place in places] == before
-    save_file({"x": torch.tensor([3])}, shard[2])
+    save_file({"x2": torch.tensor([3])}, shard[2])
     after = [weights.digest_of(place) for place in places]
     assert all(one != other for one, other in zip(before, after, strict=True))
 

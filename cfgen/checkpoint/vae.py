@@ -206,7 +206,7 @@ def _tiny(network: Network, raw_latents: bool | None) -> TinyAutoencoder:
             raise CheckpointError(
                 f"{path} is either taew2_1 or lighttaew2_1: they have the same tensors and take "
                 "other latents, and the file does not tell them apart",
-                "say whether it takes raw latents (lighttaew2_1) or normalised ones (taew2_1)",
+                "say which: --set model.raw_latents=true for lighttaew2_1, false for taew2_1",
             )
         raw_latents = False
     try:
