@@ -63,6 +63,14 @@ def test_a_name_alone_is_no_evidence(tmp_path: Path) -> None:
     assert "--preset" in str(caught.value.hint)
 
 
+def test_a_title_in_the_header_is_no_evidence_either(tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    tensors = {"head.modulation": torch.zeros(1)}
+    save_file(tensors, path, {"modelspec.title": "merge of Self-Forcing and LongLive"})
+    with pytest.raises(UsageError, match="nothing certain tells .* its header calls it"):
+        recipe_of(str(path))
+
+
 def test_the_loader_takes_the_models_preset_only_where_none_is_named(weights: Path) -> None:
     def choose(path: str) -> tuple[str, str]:
         assert path == str(weights)

@@ -28,7 +28,9 @@ from cfgen.checkpoint.known import (
 )
 from cfgen.errors import CheckpointError
 
-Basis = Literal["sidecar", "header", "sha256", "repository", "file name", "folder name", "nothing"]
+Basis = Literal[
+    "sidecar", "header", "sha256", "repository", "title", "file name", "folder name", "nothing"
+]
 
 RECIPES = (
     SELF_FORCING,
@@ -165,7 +167,7 @@ def _by_names(path: Path, metadata: Mapping[str, object]) -> Iterator[Guess]:
         yield _from(found, "file name", f"it is called {path.name}")
     for title in [str(metadata[key]) for key in TITLES if key in metadata]:
         if found := by_name(title):
-            yield _from(found, "header", f"its header calls it {title}")
+            yield _from(found, "title", f"its header calls it {title}")
     for folder in [parent.name for parent in path.absolute().parents][:FOLDERS]:
         if found := by_name(folder):
             yield _from(found, "folder name", f"it lies in a folder called {folder}")

@@ -95,7 +95,7 @@ def test_header_of_a_converted_file_is_heeded(tmp_path: Path) -> None:
 
 def test_title_in_a_header_is_a_hint(tmp_path: Path) -> None:
     found = guess(placed(tmp_path, "q4.gguf"), metadata={"general.name": "Self Forcing DMD"})
-    assert (found.recipe, found.basis) == ("self-forcing", "header")
+    assert (found.recipe, found.basis) == ("self-forcing", "title")
 
 
 def cached(tmp_path: Path, repo: str, file: str, content: bytes = b"x") -> Path:
