@@ -112,7 +112,7 @@ def digests_of(model: ModelConfig) -> dict[str, str]:
     if (config := config_of(files.generator)) is not None:
         found["generator_config_sha256"] = file_digest(config[0])
     if loras := loras_of(model):
-        each = [f"{digest_of(lora.path)}:{lora.strength:g}" for lora in loras]
+        each = [f"{digest_of(lora.path)}:{lora.strength!r}" for lora in loras]
         beside = (lora.path.with_name(SIDECAR) for lora in loras)
         each += [file_digest(path) for path in beside if path.is_file()]
         each.append(f"alpha {model.lora_alpha}")

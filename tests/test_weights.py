@@ -150,6 +150,7 @@ def test_order_and_strength_of_loras_reach_the_digest(
 ) -> None:
     a, b = lora("a.safetensors", 1), lora("b.safetensors", 2)
     lists = [(a,), (b,), (a, b), (b, a), (f"{a}:0.5",), (f"{a}:-1",), (f"{a}:0.5", b), (a, a)]
+    lists += [(f"{a}:0.50000001",)]
     found = [weights.digests_of(config_of(model, loras=each))["loras_sha256"] for each in lists]
     assert len(set(found)) == len(lists)
     same = weights.digests_of(config_of(model, loras=(f"{a}:1.0",)))
