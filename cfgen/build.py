@@ -27,14 +27,17 @@ from cfgen.errors import CheckpointError
 from cfgen.fingerprint import arithmetic, processor, prompt_digest, versions
 from cfgen.machine import device_of, dtype_of, settled, threads_of
 from cfgen.memory.base import Table
+from cfgen.memory.in_place import InPlaceReader
 from cfgen.memory.kv_cache import KVCache
-from cfgen.memory.paged import PagedMemory, Surprise
+from cfgen.memory.paged import PagedMemory
+from cfgen.memory.reader import Reader
+from cfgen.memory.rotated import RotatedReader
 from cfgen.memory.slow_fast import ReleaseTable, SlowFastTable
 from cfgen.memory.window import WindowTable
 from cfgen.model.generator import Conditioning, Generator
-from cfgen.needs import pages_of, place
+from cfgen.needs import pages_of, place, wanted_of
 from cfgen.ops.reference import Rope
-from cfgen.ops.select import build_ops
+from cfgen.ops.select import Ops, build_ops
 from cfgen.placement import Offload
 from cfgen.render.events import Loaded, Warned
 from cfgen.render.ffmpeg import find_ffmpeg
@@ -106,7 +109,7 @@ def build_render(
     )
     source = build_source(config, plan, models)
     words = str(dtype_of(config)).removeprefix("torch.")
-    backend = f"{source.memory.ops.name} on {device_of(config)}, {words}"
+    backend = f"{source.backend} on {device_of(config)}, {words}"
     return Render(
         source=source,
         writer=writer,
@@ -143,7 +146,7 @@ def _fingerprint(config: RenderConfig, source: FrameSource) -> dict[str, str]:
         "prompt_sha256": prompt_digest(source.conditioning, source.guidance),
         "processor": processor(device),
         "arithmetic": arithmetic(device, dtype_of(config)),
-        "backend": source.memory.ops.name,
+        "backend": source.backend,
     }
 
 
@@ -155,7 +158,6 @@ def build_source(config: RenderConfig, plan: Plan, models: Models | None = None)
     """
     torch.set_num_threads(threads_of(config))
     device, dtype = device_of(config), dtype_of(config)
-    ops = build_ops(config.backend)
     models = models or Models()
     placement = place(config, plan, held=models.nbytes)
     # first: the encoder is freed before the model comes
@@ -175,6 +177,8 @@ def build_source(config: RenderConfig, plan: Plan, models: Models | None = None)
             f"{generator.geometry.text_dim}",
             "use files that belong together",
         )
+    ops = build_ops(config.backend, wanted_of(config, generator.geometry))
+    generator.compute_with(ops)
     conditioning, guidance = read_prompt(config, generator, text)
     return FrameSource(
         generator=generator,
@@ -182,8 +186,8 @@ def build_source(config: RenderConfig, plan: Plan, models: Models | None = None)
             config.memory,
             generator,
             plan,
+            ops,
             dtype=dtype,
-            backend=ops.name,
             offload=placement.offload,
         ),
         schedule=FewStepSchedule.from_timesteps(
@@ -197,6 +201,7 @@ def build_source(config: RenderConfig, plan: Plan, models: Models | None = None)
         vae=vae,
         plan=plan,
         guidance=guidance,
+        backend=ops.name,
         told=(*loaded.told, placement.why),
     )
 
@@ -227,27 +232,39 @@ def build_memory(
     config: MemoryConfig,
     generator: Generator,
     plan: Plan,
+    ops: Ops,
     *,
     dtype: torch.dtype,
-    backend: str,
     offload: Offload = "none",
 ) -> PagedMemory:
-    """An empty memory of a policy for a generator; `backend` is a name that `build_ops` takes."""
+    """An empty memory of a policy for a generator."""
     sizes = generator.geometry
     grid = sizes.grid(plan.geometry.latent_height, plan.geometry.latent_width)
     tables = [build_table(config, plan.latent_frames) for _ in range(sizes.num_layers)]
-    shape = (1, grid[0] * grid[1], sizes.num_heads, sizes.head_dim)
-    pages = pages_of(config, plan.latent_frames)
     waits = offload == "all"
-    storage = torch.device("cpu") if waits else generator.device
     pool = KVCache(
-        sizes.num_layers, pages, shape, dtype=dtype, device=generator.device, storage=storage
+        sizes.num_layers,
+        pages_of(config, plan.latent_frames),
+        (1, grid[0] * grid[1], sizes.num_heads, sizes.head_dim),
+        dtype=dtype,
+        device=generator.device,
+        place=torch.device("cpu") if waits else None,
+        storage=config.storage,
+        write=ops.write_pages,
     )
-    rope = Rope(sizes.head_dim)
-    return PagedMemory(tables, pool, build_ops(backend), rope=rope, grid=grid, reuse=not waits)
+    rope, slots = Rope(sizes.head_dim), tables[0].capacity
+    reader: Reader
+    if ops.pages is not None:
+        reader = InPlaceReader(pool, ops.pages, rope=rope, grid=grid, slots=slots)
+    else:
+        # What is stored small, or elsewhere, is not to be held a second time in full.
+        shared = waits or pool.expands
+        reader = RotatedReader(pool, ops, rope=rope, grid=grid, slots=slots, shared=shared)
+    tau = config.tau if isinstance(config, SlowFastMemory) else 0.0
+    return PagedMemory(tables, pool, reader, admit=ops.admit, tau=tau)
 
 
-def build_table(config: MemoryConfig, latent_frames: int) -> Table[Tensor]:
+def build_table(config: MemoryConfig, latent_frames: int) -> Table:
     """One layer's table for a clip of `latent_frames`."""
     match config:
         case FullMemory():
@@ -264,7 +281,6 @@ def build_table(config: MemoryConfig, latent_frames: int) -> Table[Tensor]:
                 sink=config.sink,
                 slow=config.slow,
                 fast=config.fast,
-                decide=Surprise(config.tau),
                 commit_reads=config.commit_reads,
             )
         case SlowFastMemory():
@@ -272,7 +288,6 @@ def build_table(config: MemoryConfig, latent_frames: int) -> Table[Tensor]:
                 sink=config.sink,
                 slow=config.slow,
                 fast=config.fast,
-                decide=Surprise(config.tau),
                 interval=config.interval,
                 min_gap=config.min_gap,
                 against="previous" if config.variant == "paper" else "admitted",

@@ -28,6 +28,8 @@ from cfgen.config.schema import (
 from cfgen.errors import BudgetError, SetupError, UsageError
 from cfgen.machine import device_of, dtype_of
 from cfgen.model.generator import Geometry
+from cfgen.ops.select import build_ops
+from cfgen.ops.triton_backend import Wanted
 from cfgen.placement import PROGRAM, Placement, Sizes, choose, table
 from cfgen.render.plan import Plan
 from cfgen.weights import files_of, generator_of, loras_of, sizes_in
@@ -57,8 +59,28 @@ def pages_of(memory: MemoryConfig, latent_frames: int) -> int:
 
 
 def kv_nbytes(sizes: Geometry, grid: tuple[int, int], pages: int, dtype: torch.dtype) -> int:
-    """Bytes of a KV cache."""
+    """Bytes of keys and values in a number type."""
     return 2 * sizes.num_layers * pages * grid[0] * grid[1] * sizes.dim * dtype.itemsize
+
+
+def page_dtypes(memory: MemoryConfig, dtype: torch.dtype) -> tuple[torch.dtype, torch.dtype]:
+    """What a KV cache keeps keys and values in, where they are computed in `dtype`."""
+    match memory.storage:
+        case "auto":
+            return dtype, dtype
+        case "bf16":
+            return torch.bfloat16, torch.bfloat16
+        case "int8":
+            return torch.int8, dtype
+        case "fp8":
+            return torch.int8, torch.float8_e4m3fn
+
+
+def wanted_of(config: RenderConfig, sizes: Geometry) -> Wanted:
+    """What a render asks of a backend."""
+    dtype = dtype_of(config)
+    keys, values = page_dtypes(config.memory, dtype)
+    return Wanted(device_of(config), dtype, sizes.head_dim, keys, values)
 
 
 def sizes_of(config: RenderConfig, plan: Plan) -> Sizes:
@@ -74,20 +96,23 @@ def sizes_of(config: RenderConfig, plan: Plan) -> Sizes:
     grid = sizes.grid(geometry.latent_height, geometry.latent_width)
     _require_patches(sizes, plan)
     pages = pages_of(config.memory, plan.latent_frames)
-    held = _generator(network, model, dtype)
-    blocks = {name: n for name, n in held.items() if MATRICES.fullmatch(name)}
+    weights = _generator(network, model, dtype)
+    blocks = {name: n for name, n in weights.items() if MATRICES.fullmatch(name)}
     text, widest = _text_encoder(model)
     vae, decode = _vae(model, dtype, geometry.width * geometry.height, config)
-    kv = kv_nbytes(sizes, grid, pages, dtype)
+    full = kv_nbytes(sizes, grid, pages, dtype)
+    kv = sum(kv_nbytes(sizes, grid, pages, each) for each in page_dtypes(config.memory, dtype)) // 2
+    rotates = build_ops(config.backend, wanted_of(config, sizes)).pages is None
+    held = full if kv == full else full // sizes.num_layers
     return Sizes(
         blocks=sum(blocks.values()),
         largest=max(blocks.values()),
-        rest=sum(held.values()) - sum(blocks.values()),
+        rest=sum(weights.values()) - sum(blocks.values()),
         kv=kv,
-        context=kv * max(0, pages - 1 - geometry.chunk_latent_frames) // pages,
+        context=held if rotates else 0,
         layers=sizes.num_layers,
         conditioning=_prompts(config) * kv_nbytes(sizes, (1, sizes.text_len), 1, dtype),
-        forward=_forward(sizes, grid[0] * grid[1], geometry.chunk_latent_frames, pages, dtype),
+        forward=_forward(sizes, grid[0] * grid[1], geometry.chunk_latent_frames, dtype),
         vae=vae,
         decode=decode,
         text=text,
@@ -195,11 +220,11 @@ def _adapters(network: Network, model: ModelConfig, dtype: torch.dtype) -> int:
     return sum(math.prod(shape) for shape in shapes) * dtype.itemsize
 
 
-def _forward(sizes: Geometry, tokens: int, frames: int, pages: int, dtype: torch.dtype) -> int:
+def _forward(sizes: Geometry, tokens: int, frames: int, dtype: torch.dtype) -> int:
     """Activations of the stage of a block that holds most: attention or feed-forward."""
-    here, there = tokens * frames, tokens * max(0, pages - 1)
+    here = tokens * frames
     stream = 4 * here * sizes.dim * 4
-    attention = 2 * there * sizes.dim * dtype.itemsize + 12 * there * sizes.dim
+    attention = 6 * here * sizes.dim * 4
     inner = 2 * here * sizes.ffn_dim * dtype.itemsize
     weight = sizes.dim * sizes.ffn_dim * dtype.itemsize
     return stream + max(attention, inner) + weight

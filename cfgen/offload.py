@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import torch
 
-from cfgen.model.generator import Generator
+from cfgen.model.generator import Generator, Linear
+from cfgen.model.quantized import QuantizedLinear
 
 
 def offload_blocks(generator: Generator, device: torch.device) -> None:
-    """Leave the weights of a generator's blocks where they are; the rest moves to `device`.
+    """Leave the matrices of a generator's blocks where they are; the rest moves to `device`.
 
-    Each layer's weights come to `device` before it runs and go afterwards; quantized ones travel
-    as they are stored.
+    Each matrix comes to `device` before it is used and goes afterwards; quantized ones travel as
+    they are stored.
     """
-    for name, child in generator.named_children():
-        if name != "blocks":
-            child.to(device)
     from accelerate import cpu_offload
 
-    for block in generator.blocks:
-        cpu_offload(block, execution_device=device, offload_buffers=True)
+    waiting = [m for m in generator.blocks.modules() if isinstance(m, Linear | QuantizedLinear)]
+    held = {id(tensor) for m in waiting for tensor in (*m.parameters(), *m.buffers())}
+    for module in generator.modules():
+        for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
+            if id(tensor) not in held:
+                tensor.data = tensor.data.to(device)
+    for module in waiting:
+        cpu_offload(module, execution_device=device, offload_buffers=True)

@@ -42,7 +42,7 @@ class Sizes:
         rest: The generator's other weights.
         adapters: LoRAs that are not merged.
         kv: The KV cache.
-        context: What is read from it for a chunk, rotated, for as long as the chunk is made.
+        context: Its keys rotated and its values, where a backend needs them laid out so.
         layers: Layers, each of which has its own part of the cache.
         conditioning: The prompt as all layers read it.
         forward: The most that a pass of the generator takes besides.

@@ -63,13 +63,14 @@ def rollout(
         each chunk after its commit pass.
     """
     device = generator.device
+    *levels, clean = [generator.level(sigma) for sigma in (*schedule.sigmas, 0.0)]
     for index in chunks:
         view = memory.begin(shape[1])
         x = noise.draw(index, 0, shape).to(device)
-        for step, sigma in enumerate(schedule.sigmas):
-            flow = generator(x, sigma, conditioning, view.at(Pass(step)))
+        for step, level in enumerate(levels):
+            flow = generator(x, level, conditioning, view.at(Pass(step)))
             if guidance is not None:
-                free = generator(x, sigma, guidance.unconditional, view.at(Pass(step)))
+                free = generator(x, level, guidance.unconditional, view.at(Pass(step)))
                 flow = free + guidance.scale * (flow - free)
             x0 = schedule.clean(x, flow, step)
             if step + 1 < len(schedule.sigmas):
@@ -79,7 +80,7 @@ def rollout(
                     else None
                 )
                 x = schedule.next(x0, flow, step, fresh)
-        generator(x0, 0.0, conditioning, view.at(Pass(len(schedule.sigmas), commit=True)))
+        generator.commit(x0, clean, conditioning, view.at(Pass(len(levels), commit=True)))
         memory.commit(view)
         yield Chunk(index, x0)
 
@@ -97,7 +98,8 @@ def recommit(
     The memory becomes what it was after the first time, if it looks at commit passes alone.
     """
     view = memory.begin(latents.shape[1])
-    generator(latents, 0.0, conditioning, view.at(Pass(len(schedule.sigmas), commit=True)))
+    pass_ = Pass(len(schedule.sigmas), commit=True)
+    generator.commit(latents, generator.level(0.0), conditioning, view.at(pass_))
     memory.commit(view)
 
 

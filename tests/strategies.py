@@ -6,14 +6,22 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from cfgen.kernels.pages import ADMITTED, FIRED, OPEN, RENEW
 from hypothesis import strategies as st
+from torch import Tensor
 
 from cfgen.memory.base import Table
+from cfgen.memory.graph import GraphCache, GraphReader
+from cfgen.memory.in_place import InPlaceReader
+from cfgen.memory.kv_cache import KVCache
+from cfgen.memory.paged import PagedMemory
+from cfgen.memory.reader import Reader
+from cfgen.memory.rotated import RotatedReader
 from cfgen.memory.slow_fast import ReleaseTable, SlowFastTable
 from cfgen.memory.window import WindowTable
 from cfgen.model.generator import Generator, Geometry
-
-Decide = Callable[[object, object], bool]
+from cfgen.ops.reference import Rope
+from cfgen.ops.select import TORCH, Ops
 
 
 @dataclass(frozen=True)
@@ -28,7 +36,7 @@ class Policy:
     fast: int
     chunk: int
     commit_reads: str
-    make: Callable[[Decide], Table]
+    make: Callable[[], Table]
     slow: int = 0
     spare: int = 0
     absolute: bool = False
@@ -47,7 +55,7 @@ def windows(draw: st.DrawFn) -> Policy:
     chunk, sink, reads = draw(chunk_sizes), draw(st.integers(0, 5)), draw(commit_reads)
     fast, relative = chunk + draw(st.integers(0, 6)), draw(st.booleans())
 
-    def make(_decide: Decide) -> Table:
+    def make() -> Table:
         return WindowTable(sink + fast, sink=sink, relative=relative, commit_reads=reads)
 
     return Policy("window", sink, fast, chunk, reads, make, absolute=not relative)
@@ -60,12 +68,11 @@ def slow_fasts(draw: st.DrawFn) -> Policy:
     interval, gap = draw(st.integers(1, 3)), draw(st.integers(0, 3))
     against = draw(st.sampled_from(["admitted", "previous"]))
 
-    def make(decide: Decide) -> Table:
+    def make() -> Table:
         return SlowFastTable(
             sink=sink,
             slow=slow,
             fast=fast,
-            decide=decide,
             interval=interval,
             min_gap=gap,
             against=against,
@@ -80,8 +87,8 @@ def releases(draw: st.DrawFn) -> Policy:
     chunk, sink, reads = draw(chunk_sizes), draw(st.integers(0, 5)), draw(commit_reads)
     slow, fast = draw(st.integers(0, 5)), chunk + draw(st.integers(0, 6))
 
-    def make(decide: Decide) -> Table:
-        return ReleaseTable(sink=sink, slow=slow, fast=fast, decide=decide, commit_reads=reads)
+    def make() -> Table:
+        return ReleaseTable(sink=sink, slow=slow, fast=fast, commit_reads=reads)
 
     return Policy("release", sink, fast, chunk, reads, make, slow=slow, spare=1)
 
@@ -105,6 +112,44 @@ def geometries(draw: st.DrawFn) -> Geometry:
         text_dim=draw(st.integers(1, 9)),
         patch_size=(1, draw(st.integers(1, 2)), draw(st.integers(1, 2))),
     )
+
+
+def told_by(decide: Callable[[Tensor, Tensor], bool]) -> Callable[..., None]:
+    """The op `admit` with another rule than the cosine: reference and keys, both [B, C]."""
+
+    def admit(parts: Tensor, reference: Tensor, decision: Tensor, *, tokens: int, tau: float):
+        keys = parts.sum(1) / tokens
+        asked = bool(decision[OPEN]) and not decision[ADMITTED]
+        fired = asked and decide(reference.clone(), keys)
+        decision[FIRED] = int(fired)
+        decision[ADMITTED] |= int(fired)
+        if fired or decision[RENEW]:
+            reference.copy_(keys)
+
+    return admit
+
+
+def memory_of(
+    tables: list[Table],
+    pool: KVCache | GraphCache,
+    *,
+    rope: Rope,
+    grid: tuple[int, int],
+    ops: Ops = TORCH,
+    shared: bool = False,
+    admit: Callable[..., None] | None = None,
+    tau: float = 0.95,
+) -> PagedMemory:
+    """A memory whose reader fits its pool and ops, as `build` puts one together."""
+    slots = max(table.capacity for table in tables)
+    reader: Reader
+    if isinstance(pool, GraphCache):
+        reader = GraphReader(pool, ops, rope=rope, grid=grid)
+    elif ops.pages is not None:
+        reader = InPlaceReader(pool, ops.pages, rope=rope, grid=grid, slots=slots)
+    else:
+        reader = RotatedReader(pool, ops, rope=rope, grid=grid, slots=slots, shared=shared)
+    return PagedMemory(tables, pool, reader, admit=admit or ops.admit, tau=tau)
 
 
 def random_generator(geometry: Geometry, seed: int = 0) -> Generator:

@@ -18,6 +18,10 @@ from cfgen.errors import PresetError, Problem, UsageError
 CommitReads = Literal["all", "fast"]
 """What the commit pass may attend to: all of the memory, or fast memory and the chunk itself."""
 
+Storage = Literal["auto", "bf16", "int8", "fp8"]
+"""How the KV cache is kept: as it is computed; in bfloat16; keys in int8; keys in int8 and values
+in float8."""
+
 Natural = Annotated[int, Range(low=0)]
 Positive = Annotated[int, Range(low=1)]
 
@@ -140,10 +144,16 @@ class ScheduleConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FullMemory:
-    """Keep every latent frame; memory grows with the clip."""
+    """Keep every latent frame; memory grows with the clip.
+
+    Attributes:
+        commit_reads: What the commit pass may attend to.
+        storage: How the KV cache is kept.
+    """
 
     policy: Literal["full"] = "full"
     commit_reads: CommitReads = "all"
+    storage: Storage = "auto"
 
     def __post_init__(self) -> None:
         _check(self)
@@ -158,6 +168,7 @@ class WindowMemory:
         size: Latent frames kept, the sink and the current chunk included.
         positions: Temporal positions: of the clip, or of the slot in the window.
         commit_reads: What the commit pass may attend to.
+        storage: How the KV cache is kept.
     """
 
     policy: Literal["window"] = "window"
@@ -165,6 +176,7 @@ class WindowMemory:
     size: Positive = 21
     positions: Literal["absolute", "relative"] = "relative"
     commit_reads: CommitReads = "all"
+    storage: Storage = "auto"
 
     def __post_init__(self) -> None:
         _check(self)
@@ -184,6 +196,7 @@ class SlowFastMemory:
         interval: Chunks between two decisions.
         min_gap: Chunks that must lie between two admitted ones.
         commit_reads: What the commit pass may attend to.
+        storage: How the KV cache is kept.
     """
 
     policy: Literal["slow_fast"] = "slow_fast"
@@ -195,6 +208,7 @@ class SlowFastMemory:
     interval: Positive = 1
     min_gap: Natural = 1
     commit_reads: CommitReads = "all"
+    storage: Storage = "auto"
 
     def __post_init__(self) -> None:
         _check(self)
@@ -299,7 +313,7 @@ class RenderConfig:
     ] = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     threads: Annotated[int | None, Range(low=1, high=1024)] = None
-    backend: Literal["auto", "torch", "reference"] = "auto"
+    backend: Literal["auto", "torch", "triton", "reference"] = "auto"
     model: ModelConfig
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     memory: MemoryConfig = field(default_factory=FullMemory)

@@ -2,18 +2,18 @@
 
 A page is the stored keys and values of one latent frame in one layer. A policy is a `Table` per
 layer: pure bookkeeping over page numbers, free of tensors, so its rules can be tested without a
-model.
+model. Whether keys are surprising is decided on the device, which may be busy: so a table says
+before a chunk what it would show in either case, and is told what was decided after it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Generic, NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 from torch import Tensor
 
-D = TypeVar("D")
 Scalars = dict[str, object]
 """Plain values that JSON can hold."""
 
@@ -40,49 +40,68 @@ class Placed(NamedTuple):
     position: int
 
 
-class Table(Protocol, Generic[D]):
+class Question(NamedTuple):
+    """What is to be decided on the keys of a chunk, in every pass that its table watches.
+
+    Attributes:
+        open: Whether its first latent frame may be admitted as a key frame, once.
+        renew: Whether the keys become the reference even if they are not admitted.
+    """
+
+    open: bool
+    renew: bool
+
+
+class Table(Protocol):
     """One layer's slots under one policy. The current chunk always stands last.
 
-    `D` is whatever describes a chunk's keys; a table only hands it on to its own `decide`.
+    Attributes:
+        capacity: Most slots.
+        copies: Pages that a chunk may be copied to before it is finished.
     """
 
     capacity: int
+    copies: int
 
     def evict(self, frames: int) -> None:
         """Make room for a chunk of `frames` latent frames."""
 
-    def enter(self, start: int, pages: list[int]) -> None:
+    def enter(self, start: int, pages: list[int], copies: list[int]) -> None:
         """The chunk whose first latent frame is `start` takes its place, on these pages."""
 
     def watches(self, pass_: Pass) -> bool:
         """Whether this pass's keys matter to the policy."""
 
-    def observe(self, pass_: Pass, keys: D, copy: Callable[[int], int]) -> bool:
-        """Decide on the keys of a pass, before that pass attends.
+    @property
+    def question(self) -> Question:
+        """What to decide in the current chunk."""
 
-        `copy` stores a current page once more and returns the number of the copy.
+    def visible(self, pass_: Pass, admitted: bool) -> list[Placed]:
+        """What a pass reads, in table order, the current chunk last.
 
-        Returns:
-            whether a key frame was admitted.
+        Where a policy has `copies`, the pass that admits the chunk has stored its first latent
+        frame there, and from that pass on `admitted` holds.
         """
 
-    def visible(self, pass_: Pass) -> list[Placed]:
-        """What the pass reads, in table order, the current chunk last."""
-
-    def commit(self) -> None:
-        """The chunk is finished: what was decided in it takes effect."""
+    def commit(self, admitted: bool) -> None:
+        """The chunk is finished, and was admitted or not."""
 
     def slots(self) -> list[Slot]:
         """Every slot held, in table order; a page may appear twice."""
 
-    def state(self) -> tuple[Scalars, D | None]:
-        """Between two chunks: what `restore` needs, and the keys the next ones are compared with.
+    def state(self) -> Scalars:
+        """Between two chunks: what `restore` needs."""
 
-        `restore` takes the scalars as they come back from JSON.
-        """
+    def restore(self, scalars: Mapping[str, object]) -> None:
+        """Be as the table was when it gave this state, which has been through JSON."""
 
-    def restore(self, scalars: Mapping[str, object], reference: D | None) -> None:
-        """Be as the table was when it gave this state."""
+
+class Norms(NamedTuple):
+    """The root-mean-square norms of a layer's queries and keys: gains [N * D] and epsilon."""
+
+    q: Tensor
+    k: Tensor
+    eps: float
 
 
 class View(Protocol):
@@ -91,11 +110,14 @@ class View(Protocol):
     def at(self, pass_: Pass) -> View:
         """The same chunk in another pass."""
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Attention of a layer; the output is like q.
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, norms: Norms) -> Tensor:
+        """Attention of a layer to what its view shows: [B, F * P, N * D].
 
-        q, k, v are [B, F * P, N, D], after their norm and before any rotation.
+        q, k, v are the layer's projections, [B, F * P, N * D], before norm and rotation.
         """
+
+    def write(self, layer: int, k: Tensor, v: Tensor, norms: Norms) -> None:
+        """What `attend` does besides, in a commit pass whose output nobody wants."""
 
 
 V = TypeVar("V", bound=View)

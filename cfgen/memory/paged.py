@@ -1,27 +1,27 @@
-"""The one memory of all policies: a page pool, a table per layer, and the ops that read them.
+"""The one memory of all policies: a page pool, a table per layer, and a reader of the pages.
 
 Keys are stored with the spatial rotation applied and the temporal one left off, so a page can move
-to another temporal position without being touched. Context is rotated once a chunk and reused by
-its passes, unless memory is too short for it.
+to another temporal position without being touched.
 
-Axis letters: B batch, F latent frames, P tokens per latent frame, L = F * P, N heads, D head dim.
+Axis letters: B batch, F latent frames, P tokens per latent frame, L = F * P, N heads, D head dim,
+C = N * D.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cosine_similarity
 
-from cfgen.memory.base import MemoryState, Pass, Placed, Scalars, Table, whole
+from cfgen.kernels.pages import ADMITTED, FIRED, OPEN, RENEW
+from cfgen.memory.base import MemoryState, Norms, Pass, Scalars, Table, whole
 from cfgen.memory.kv_cache import KVCache, PagePool
-from cfgen.ops.reference import Rope, turns
-from cfgen.ops.select import Ops
+from cfgen.memory.reader import Chunk, Prepared, Reader
 
-Context = tuple[tuple[Placed, ...], Tensor, Tensor]
+Admit = Callable[..., None]
+"""The op that decides; see `ops.reference.admit`."""
 
 
 class PagedMemory:
@@ -30,50 +30,61 @@ class PagedMemory:
     Args:
         tables: one table per layer.
         pool: where pages lie.
-        ops: rotation and attention.
-        rope: rotary layout of the generator.
-        grid: tokens of a latent frame as (rows, columns).
-        reuse: keep the rotated context of a chunk for all its passes, at about the size of the
-            cache itself, or rotate anew in every pass.
+        reader: attends to them.
+        admit: decides on key frames.
+        tau: its threshold.
     """
 
     def __init__(
         self,
-        tables: Sequence[Table[Tensor]],
+        tables: Sequence[Table],
         pool: PagePool,
-        ops: Ops,
+        reader: Reader,
         *,
-        rope: Rope,
-        grid: tuple[int, int],
-        reuse: bool = True,
+        admit: Admit,
+        tau: float = 0.95,
     ) -> None:
-        self.reuse = reuse
-        self.tables = list(tables)
-        self.pool = pool
-        self.ops = ops
-        self.rope = rope
-        self.tokens = grid[0] * grid[1]
-        self._spatial = rope.spatial(grid)
+        self.tables, self.pool, self.reader = list(tables), pool, reader
+        self.admit, self.tau = admit, tau
+        self.decisions = torch.zeros(len(self.tables), 4, dtype=torch.int32, device=pool.device)
+        self.reference: Tensor | None = None
+        self._fixed: dict[str, Tensor] = {}
         self._next_frame = 0
         self._admitted = 0
 
     def begin(self, frames: int) -> PagedView:
-        """Open the next chunk: evict, then give it pages."""
-        pages = []
+        """Open the next chunk: evict, give it pages, and have the device know."""
+        pages, copies, asked = [], [], []
         for layer, table in enumerate(self.tables):
             table.evict(frames)
             self.pool.keep(layer, (slot.page for slot in table.slots()))
             pages.append([self.pool.take(layer) for _ in range(frames)])
-            table.enter(self._next_frame, pages[-1])
-        return PagedView(self, frames, pages)
+            copies.append([self.pool.take(layer) for _ in range(table.copies)])
+            table.enter(self._next_frame, pages[-1], copies[-1])
+            asked.append([int(answer) for answer in table.question])
+        self.decisions.zero_()
+        self.decisions[:, OPEN : RENEW + 1] = self._on_device("asked", asked)
+        chunk = Chunk(frames, self.tables, self.decisions)
+        self.reader.begin(chunk)
+        into, spare = self._on_device("into", pages), self._on_device("copies", copies)
+        return PagedView(self, chunk, into, spare)
+
+    def _on_device(self, name: str, numbers: list[list[int]]) -> Tensor:
+        """Whole numbers where they were last time, so that what was captured finds them."""
+        fresh = torch.tensor(numbers, dtype=torch.int32)
+        if name not in self._fixed or self._fixed[name].shape != fresh.shape:
+            self._fixed[name] = torch.empty_like(fresh, device=self.pool.device)
+        return self._fixed[name].copy_(fresh)
 
     def commit(self, view: PagedView) -> None:
-        """Close the chunk."""
-        for layer, table in enumerate(self.tables):
-            table.commit()
+        """Close the chunk; here the host learns what was decided in it."""
+        watching = any(table.watches(Pass(0, commit=True)) for table in self.tables)
+        flags = self.decisions[:, ADMITTED].tolist() if watching else [0] * len(self.tables)
+        for layer, (table, admitted) in enumerate(zip(self.tables, flags, strict=True)):
+            table.commit(bool(admitted))
             self.pool.keep(layer, (slot.page for slot in table.slots()))
         self._next_frame += view.frames
-        self._admitted = view.admitted[0]
+        self._admitted = sum(flags)
 
     @property
     def replayable(self) -> bool:
@@ -89,12 +100,9 @@ class PagedMemory:
         if not isinstance(self.pool, KVCache):
             raise TypeError("only a KVCache can be saved")
         pool, pages = self.pool.state()
-        states = [table.state() for table in self.tables]
-        references = {
-            f"reference.{i}": keys for i, (_, keys) in enumerate(states) if keys is not None
-        }
-        scalars: Scalars = {"pool": pool, "tables": [held for held, _ in states]}
-        return MemoryState(scalars | {"next_frame": self._next_frame}, references, pages)
+        scalars: Scalars = {"pool": pool, "tables": [table.state() for table in self.tables]}
+        tensors = {} if self.reference is None else {"reference": self.reference}
+        return MemoryState(scalars | {"next_frame": self._next_frame}, tensors, pages)
 
     def restore(self, state: MemoryState) -> None:
         """Hold what `state` gave.
@@ -108,10 +116,12 @@ class PagedMemory:
         if not isinstance(tables, list) or not isinstance(pool, dict):
             raise TypeError("the state must hold a list of tables and a pool")
         self.pool.restore(pool, state.pages)
-        for layer, (table, held) in enumerate(zip(self.tables, tables, strict=True)):
-            reference = state.tensors.get(f"reference.{layer}")
-            table.restore(held, None if reference is None else reference.to(self.pool.device))
+        for table, held in zip(self.tables, tables, strict=True):
+            table.restore(held)
+        reference = state.tensors.get("reference")
+        self.reference = None if reference is None else reference.to(self.pool.device, copy=True)
         self._next_frame = whole(state.scalars["next_frame"])
+        self.reader.forget()
 
     def frames(self, layer: int) -> list[int]:
         """Source frames of a layer's slots, in table order."""
@@ -127,82 +137,60 @@ class PagedMemory:
         slots = sum(len(table.slots()) for table in self.tables) / len(self.tables)
         return {"slots": slots, "admitted": self._admitted, "nbytes": self.nbytes}
 
-    def angles(self, positions: Sequence[int], *, spatial: bool) -> Tensor:
-        """Rotary angles of whole frames at temporal positions: [len(positions) * P, E] float64."""
-        temporal = self.rope.temporal(positions)[:, None]
-        both = temporal + self._spatial if spatial else temporal.expand(-1, self.tokens, -1)
-        return both.flatten(0, 1)
 
-
-@dataclass
+@dataclass(frozen=True)
 class PagedView:
-    """See `base.View`. `admitted` counts key frames taken in during the chunk, over all layers."""
+    """See `base.View`."""
 
     memory: PagedMemory
-    frames: int
-    pages: list[list[int]]
+    chunk: Chunk
+    into: Tensor
+    copies: Tensor
     pass_: Pass = field(default_factory=lambda: Pass(0))
-    contexts: dict[int, Context] = field(default_factory=dict)
-    turns: dict[tuple[tuple[int, ...], bool], Tensor] = field(default_factory=dict)
-    admitted: list[int] = field(default_factory=lambda: [0])
+
+    @property
+    def frames(self) -> int:
+        """Latent frames of the chunk."""
+        return self.chunk.frames
 
     def at(self, pass_: Pass) -> PagedView:
-        """The same chunk in another pass; rotated context is shared."""
+        """The same chunk in another pass."""
         return replace(self, pass_=pass_)
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Let the policy see the keys, then attend to what it shows: all [B, L, N, D]."""
-        table = self.memory.tables[layer]
-        watched = table.watches(self.pass_)
-        if watched or self.pass_.commit:
-            stored = self.memory.ops.rotate(k, self._turns((0,) * self.frames, k, spatial=True))
-            self.memory.pool.write(layer, self.pages[layer], stored, v)
-        if watched:
-            self.admitted[0] += table.observe(
-                self.pass_, k.mean(1).flatten(1), lambda page: self._copy(layer, page)
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, norms: Norms) -> Tensor:
+        """Let the policy see the keys, then attend to what it shows: all [B, L, C]."""
+        made, values = self._look(layer, q, k, v, norms)
+        return self.memory.reader.attend(layer, self.pass_, made, values).flatten(2)
+
+    def write(self, layer: int, k: Tensor, v: Tensor, norms: Norms) -> None:
+        """Let the policy see the keys of a commit pass and keep them: [B, L, C]."""
+        self._look(layer, k, k, v, norms)
+
+    def _look(
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, norms: Norms
+    ) -> tuple[Prepared, Tensor]:
+        """All but attention: norms and rotations, the decision, and what is stored."""
+        memory, pass_ = self.memory, self.pass_
+        watched = memory.tables[layer].watches(pass_)
+        made = memory.reader.prepare(layer, pass_, q, k, norms, watched=watched)
+        values = torch.unflatten(v, -1, made.k.shape[2:])
+        if made.parts is not None:
+            self._decide(layer, made.parts, tokens=k.shape[1])
+        if made.stored is not None and watched and memory.tables[layer].copies:
+            first = slice(0, k.shape[1] // self.frames)
+            fired = memory.decisions[layer, FIRED : FIRED + 1]
+            memory.pool.write(
+                layer, self.copies[layer], made.stored[:, first], values[:, first], only_if=fired
             )
-        visible = table.visible(self.pass_)
-        past, current = visible[: -self.frames], visible[-self.frames :]
-        here = self._turns(tuple(p.position for p in current), k, spatial=True)
-        q, k = self.memory.ops.rotate(q, here), self.memory.ops.rotate(k, here)
-        if past:
-            k_past, v_past = self._context(layer, tuple(past), k)
-            k, v = torch.cat([k_past, k], 1), torch.cat([v_past, v], 1)
-        return self.memory.ops.attend(q, k, v)
+        if made.stored is not None and pass_.commit:
+            memory.pool.write(layer, self.into[layer], made.stored, values)
+        return made, values
 
-    def _context(self, layer: int, past: tuple[Placed, ...], like: Tensor) -> tuple[Tensor, Tensor]:
-        known = self.contexts.get(layer)
-        if known is None or known[0] != past:
-            k, v = self.memory.pool.read(layer, [p.slot.page for p in past])
-            k = self.memory.ops.rotate(
-                k, self._turns(tuple(p.position for p in past), like, spatial=False)
-            )
-            known = (past, k.to(like.dtype), v.to(like.dtype))
-            if self.memory.reuse:
-                self.contexts[layer] = known
-        return known[1], known[2]
-
-    def _copy(self, layer: int, page: int) -> int:
-        k, v = self.memory.pool.read(layer, [page])
-        copy = self.memory.pool.take(layer)
-        self.memory.pool.write(layer, [copy], k, v)
-        return copy
-
-    def _turns(self, positions: tuple[int, ...], like: Tensor, *, spatial: bool) -> Tensor:
-        key = (positions, spatial)
-        if key not in self.turns:
-            self.turns[key] = turns(
-                self.memory.angles(positions, spatial=spatial), like.dtype, like.device
-            )
-        return self.turns[key]
-
-
-@dataclass(frozen=True, slots=True)
-class Surprise:
-    """Compares chunk descriptors [B, N * D]: means of un-rotated keys over a chunk's tokens."""
-
-    tau: float
-
-    def __call__(self, reference: Tensor, keys: Tensor) -> bool:
-        """Whether the batch mean of the cosines is below tau."""
-        return float(cosine_similarity(reference.float(), keys.float(), dim=-1).mean()) < self.tau
+    def _decide(self, layer: int, parts: Tensor, *, tokens: int) -> None:
+        memory = self.memory
+        parts = parts.detach()
+        if memory.reference is None:
+            shape = (len(memory.tables), parts.shape[0], parts.shape[2])
+            memory.reference = torch.zeros(shape, device=parts.device)
+        decision, reference = memory.decisions[layer], memory.reference[layer]
+        memory.admit(parts, reference, decision, tokens=tokens, tau=memory.tau)

@@ -8,27 +8,27 @@ Source: arXiv 2602.06028 sections 3-4, equations 7 and 8 (slow range corrected).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Generic, TypeVar
+from collections.abc import Mapping
 
-from cfgen.memory.base import Pass, Placed, Scalars, Slot, pairs_of, slots_of, whole
-
-D = TypeVar("D")
+from cfgen.memory.base import Pass, Placed, Question, Scalars, Slot, pairs_of, slots_of, whole
 
 
-class SlowFastTable(Generic[D]):
+class SlowFastTable:
     """One layer's table; decisions fall at the commit pass and are readable from the next chunk on.
+
+    Nothing is copied: pages are immutable once they are committed.
 
     Args:
         sink: first latent frames of the clip, never dropped.
         slow: most key frames; the oldest goes first.
         fast: newest latent frames, the current chunk included.
-        decide: whether keys are surprising beside the reference.
         interval: only every `interval`-th chunk is considered.
         min_gap: chunks from one admission to the next, at least.
         against: the reference is the `previous` chunk (paper) or the last `admitted` one (cfgen).
         commit_reads: `all`, or `fast`: the commit pass reads fast memory only.
     """
+
+    copies = 0
 
     def __init__(
         self,
@@ -36,7 +36,6 @@ class SlowFastTable(Generic[D]):
         sink: int,
         slow: int,
         fast: int,
-        decide: Callable[[D, D], bool],
         interval: int = 1,
         min_gap: int = 1,
         against: str = "admitted",
@@ -44,15 +43,12 @@ class SlowFastTable(Generic[D]):
     ) -> None:
         self.capacity = sink + slow + fast
         self._sizes = (sink, slow, fast)
-        self._decide = decide
         self._interval, self._min_gap = interval, min_gap
         self._against, self._commit_reads = against, commit_reads
         self._sink: list[Slot] = []
         self._slow: list[Slot] = []
         self._fast: list[Slot] = []
         self._current: list[Slot] = []
-        self._pending: list[Slot] = []
-        self._reference: D | None = None
         self._chunk = -1
         self._admitted_chunk = 0
 
@@ -64,7 +60,7 @@ class SlowFastTable(Generic[D]):
         if excess > 0:
             del self._fast[:excess]
 
-    def enter(self, start: int, pages: list[int]) -> None:
+    def enter(self, start: int, pages: list[int], copies: list[int]) -> None:
         """Fill the sink first, then fast memory."""
         self._chunk += 1
         self._current = [Slot(start + i, page) for i, page in enumerate(pages)]
@@ -76,62 +72,51 @@ class SlowFastTable(Generic[D]):
         """Commit passes only: clean keys decide."""
         return pass_.commit
 
-    def observe(self, pass_: Pass, keys: D, copy: Callable[[int], int]) -> bool:
-        """Admit the chunk's first latent frame if its keys are surprising.
-
-        Nothing is copied: pages are immutable.
-        """
-        sink = self._sizes[0]
-        first = self._current[0]
-        eligible = (
-            self._reference is not None
-            and first.frame >= sink + len(self._current)
+    @property
+    def question(self) -> Question:
+        """Whether the chunk's first latent frame is admitted; the first chunk of all is not."""
+        is_open = (
+            self._chunk > 0
+            and self._current[0].frame >= self._sizes[0] + len(self._current)
             and self._chunk % self._interval == 0
             and self._chunk - self._admitted_chunk >= self._min_gap
         )
-        admitted = eligible and self._reference is not None and self._decide(self._reference, keys)
-        if admitted:
-            self._pending = [first]
-            self._admitted_chunk = self._chunk
-        if admitted or self._reference is None or self._against == "previous":
-            self._reference = keys
-        return admitted
+        return Question(is_open, renew=self._chunk == 0 or self._against == "previous")
 
-    def visible(self, pass_: Pass) -> list[Placed]:
+    def visible(self, pass_: Pass, admitted: bool) -> list[Placed]:
         """Sink, slow, fast at contiguous positions; what this chunk admits is not yet seen."""
         placed = [Placed(slot, i) for i, slot in enumerate(self.slots())]
         if pass_.commit and self._commit_reads == "fast":
             return placed[-max(len(self._fast), len(self._current)) :]
         return placed
 
-    def commit(self) -> None:
+    def commit(self, admitted: bool) -> None:
         """An admitted frame joins slow memory, which drops its oldest."""
-        self._slow += self._pending
-        del self._slow[: max(0, len(self._slow) - self._sizes[1])]
-        self._pending = []
+        if admitted:
+            self._slow.append(self._current[0])
+            self._admitted_chunk = self._chunk
+            del self._slow[: max(0, len(self._slow) - self._sizes[1])]
 
     def slots(self) -> list[Slot]:
         """Sink, slow by age, fast by age."""
         return [*self._sink, *self._slow, *self._fast]
 
-    def state(self) -> tuple[Scalars, D | None]:
+    def state(self) -> Scalars:
         """The three lists, the number of the last chunk and of the last that was admitted."""
         lists = {"sink": self._sink, "slow": self._slow, "fast": self._fast}
         held: Scalars = {name: pairs_of(slots) for name, slots in lists.items()}
-        numbers = {"chunk": self._chunk, "admitted_chunk": self._admitted_chunk}
-        return held | numbers, self._reference
+        return held | {"chunk": self._chunk, "admitted_chunk": self._admitted_chunk}
 
-    def restore(self, scalars: Mapping[str, object], reference: D | None) -> None:
+    def restore(self, scalars: Mapping[str, object]) -> None:
         """Be as the table was when it gave this state."""
         self._sink, self._slow, self._fast = (
             slots_of(scalars[name]) for name in ("sink", "slow", "fast")
         )
         self._chunk = whole(scalars["chunk"])
         self._admitted_chunk = whole(scalars["admitted_chunk"])
-        self._reference = reference
 
 
-class ReleaseTable(Generic[D]):
+class ReleaseTable:
     """One layer's table as the released weights expect it.
 
     Every pass compares its keys with those of the pass before it; the first surprising pass of a
@@ -139,25 +124,16 @@ class ReleaseTable(Generic[D]):
     once. Until key frames replace them, early frames stay where they were written.
     """
 
-    def __init__(
-        self,
-        *,
-        sink: int,
-        slow: int,
-        fast: int,
-        decide: Callable[[D, D], bool],
-        commit_reads: str = "all",
-    ) -> None:
+    copies = 1
+
+    def __init__(self, *, sink: int, slow: int, fast: int, commit_reads: str = "all") -> None:
         self.capacity = sink + slow + fast
         self._sink, self._slow, self._fast = sink, slow, fast
-        self._decide = decide
         self._commit_reads = commit_reads
         self._table: list[Slot] = []
         self._key_frames = 0
-        self._newest: int | None = None
-        self._start = 0
         self._current = 0
-        self._reference: D | None = None
+        self._copy = Slot(-1, -1)
 
     def evict(self, frames: int) -> None:
         """When the table is full, drop the oldest of the fast slots."""
@@ -165,66 +141,59 @@ class ReleaseTable(Generic[D]):
         if excess > 0:
             del self._table[self._sink + self._slow : self._sink + self._slow + excess]
 
-    def enter(self, start: int, pages: list[int]) -> None:
+    def enter(self, start: int, pages: list[int], copies: list[int]) -> None:
         """Append the chunk."""
         self._table += [Slot(start + i, page) for i, page in enumerate(pages)]
-        self._start, self._current = start, len(pages)
+        self._current = len(pages)
+        self._copy = Slot(start, copies[0])
 
     def watches(self, pass_: Pass) -> bool:
         """Every pass."""
         return True
 
-    def observe(self, pass_: Pass, keys: D, copy: Callable[[int], int]) -> bool:
+    @property
+    def question(self) -> Question:
         """Admit at most once a chunk, never before the second chunk after the sink."""
-        reference, self._reference = self._reference, keys
-        closed = self._slow == 0 or self._start < self._sink + self._current
-        if (
-            closed
-            or self._newest == self._start
-            or reference is None
-            or not self._decide(reference, keys)
-        ):
-            return False
-        slot = Slot(self._start, copy(self._table[-self._current].page))
-        if self._key_frames < self._slow:
-            self._table[self._sink + self._key_frames] = slot
-            self._key_frames += 1
-        else:
-            oldest = self._sink
-            self._table[oldest : oldest + self._slow] = [
-                *self._table[oldest + 1 : oldest + self._slow],
-                slot,
-            ]
-        self._newest = self._start
-        return True
+        is_open = self._slow > 0 and self._copy.frame >= self._sink + self._current
+        return Question(is_open, renew=True)
 
-    def visible(self, pass_: Pass) -> list[Placed]:
+    def visible(self, pass_: Pass, admitted: bool) -> list[Placed]:
         """All slots, each at its slot number."""
-        placed = [Placed(slot, i) for i, slot in enumerate(self._table)]
+        table, key_frames = self._with_copy() if admitted else (self._table, self._key_frames)
+        placed = [Placed(slot, i) for i, slot in enumerate(table)]
         if pass_.commit and self._commit_reads == "fast":
-            rest = len(placed) - self._sink - self._key_frames
+            rest = len(placed) - self._sink - key_frames
             return placed[-max(min(self._fast, rest), self._current) :]
         return placed
 
-    def commit(self) -> None:
-        """Nothing is left to settle."""
+    def commit(self, admitted: bool) -> None:
+        """The copy stays where the passes after it read it."""
+        if admitted:
+            self._table, self._key_frames = self._with_copy()
+
+    def _with_copy(self) -> tuple[list[Slot], int]:
+        """The table and its key frames once the copy is in it."""
+        begin, end = self._sink, self._sink + self._slow
+        if self._key_frames < self._slow:
+            place = begin + self._key_frames
+            return [*self._table[:place], self._copy, *self._table[place + 1 :]], (
+                self._key_frames + 1
+            )
+        kept = self._table[begin + 1 : end]
+        return [*self._table[:begin], *kept, self._copy, *self._table[end:]], self._key_frames
 
     def slots(self) -> list[Slot]:
         """Sink, key frames, the rest."""
         return list(self._table)
 
-    def state(self) -> tuple[Scalars, D | None]:
-        """Slots, how many are key frames, the chunk that was admitted last."""
-        held = {"slots": pairs_of(self._table), "key_frames": self._key_frames}
-        return {**held, "newest": -1 if self._newest is None else self._newest}, self._reference
+    def state(self) -> Scalars:
+        """Slots, and how many are key frames."""
+        return {"slots": pairs_of(self._table), "key_frames": self._key_frames}
 
-    def restore(self, scalars: Mapping[str, object], reference: D | None) -> None:
+    def restore(self, scalars: Mapping[str, object]) -> None:
         """Be as the table was when it gave this state."""
         self._table = slots_of(scalars["slots"])
         self._key_frames = whole(scalars["key_frames"])
-        newest = whole(scalars["newest"])
-        self._newest = None if newest < 0 else newest
-        self._reference = reference
 
     @property
     def key_frames(self) -> int:

@@ -7,9 +7,9 @@ e52d9ef (`use_infinite_attention`: positions are slot numbers).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
-from cfgen.memory.base import Pass, Placed, Scalars, Slot, pairs_of, slots_of
+from cfgen.memory.base import Pass, Placed, Question, Scalars, Slot, pairs_of, slots_of
 
 
 class WindowTable:
@@ -21,6 +21,8 @@ class WindowTable:
         relative: positions are slot numbers; otherwise a page sits at its frame number.
         commit_reads: `all`, or `fast`: the commit pass does not read the sink.
     """
+
+    copies = 0
 
     def __init__(
         self, size: int, *, sink: int = 0, relative: bool = False, commit_reads: str = "all"
@@ -38,7 +40,7 @@ class WindowTable:
         if excess > 0:
             del self._slots[self._sink : self._sink + excess]
 
-    def enter(self, start: int, pages: list[int]) -> None:
+    def enter(self, start: int, pages: list[int], copies: list[int]) -> None:
         """Append the chunk."""
         self._slots += [Slot(start + i, page) for i, page in enumerate(pages)]
         self._current = len(pages)
@@ -47,11 +49,12 @@ class WindowTable:
         """Never: this policy does not look at keys."""
         return False
 
-    def observe(self, pass_: Pass, keys: object, copy: Callable[[int], int]) -> bool:
-        """Nothing is ever admitted."""
-        return False
+    @property
+    def question(self) -> Question:
+        """None: nothing is ever admitted."""
+        return Question(open=False, renew=False)
 
-    def visible(self, pass_: Pass) -> list[Placed]:
+    def visible(self, pass_: Pass, admitted: bool) -> list[Placed]:
         """All slots; all but the sink of earlier chunks in a commit pass that reads `fast`."""
         placed = [
             Placed(slot, i if self._relative else slot.frame) for i, slot in enumerate(self._slots)
@@ -60,17 +63,17 @@ class WindowTable:
             return placed[min(self._sink, len(placed) - self._current) :]
         return placed
 
-    def commit(self) -> None:
+    def commit(self, admitted: bool) -> None:
         """Nothing is left to settle."""
 
     def slots(self) -> list[Slot]:
         """Sink, then the rest by age."""
         return list(self._slots)
 
-    def state(self) -> tuple[Scalars, None]:
+    def state(self) -> Scalars:
         """The slots."""
-        return {"slots": pairs_of(self._slots)}, None
+        return {"slots": pairs_of(self._slots)}
 
-    def restore(self, scalars: Mapping[str, object], reference: object) -> None:
+    def restore(self, scalars: Mapping[str, object]) -> None:
         """Hold these slots."""
         self._slots = slots_of(scalars["slots"])

@@ -11,14 +11,15 @@ wan/modules/causal_model.py @ 33593df.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cfgen.memory.base import View
-from cfgen.ops.torch_backend import attend
+from cfgen.memory.base import Norms, View
+from cfgen.ops.select import TORCH, Ops
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,13 +50,37 @@ class Geometry:
 
 @dataclass(frozen=True, slots=True)
 class Conditioning:
-    """A prompt as every layer reads it: keys and values [B, T, N, D] of its cross-attention."""
+    """A prompt as every layer reads it.
+
+    Attributes:
+        keys_values: Keys and values [B, T, N, D] of each layer's cross-attention.
+        bias: [B, T], added to the scores of keys that stand for several; None where none does.
+    """
 
     keys_values: tuple[tuple[Tensor, Tensor], ...]
+    bias: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """A noise level as the layers read it; a frame axis of 1 stands for all frames.
+
+    Attributes:
+        time: Embedding [B, F, E].
+        modulation: [B, F, 6, E].
+    """
+
+    time: Tensor
+    modulation: Tensor
 
 
 class Linear(nn.Linear):
     """A linear layer that takes inputs of any float dtype to its weight's."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What it computes in."""
+        return self.weight.dtype
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] to [..., out] in the weight's dtype."""
@@ -82,26 +107,32 @@ class SelfAttention(nn.Module):
 
     def __init__(self, g: Geometry, layer: int) -> None:
         super().__init__()
-        self.layer, self.heads = layer, g.num_heads
+        self.layer = layer
         self.q, self.k, self.v, self.o = (Linear(g.dim, g.dim) for _ in range(4))
         self.norm_q, self.norm_k = RMSNorm(g.dim, g.eps), RMSNorm(g.dim, g.eps)
 
     def forward(self, x: Tensor, view: View) -> Tensor:
-        """[B, L, E] to [B, L, E]."""
-        q, k, v = (
-            y.unflatten(-1, (self.heads, -1))
-            for y in (self.norm_q(self.q(x)), self.norm_k(self.k(x)), self.v(x))
-        )
-        out: Tensor = self.o(view.attend(self.layer, q, k, v).flatten(-2))
+        """[B, L, E] to [B, L, E]; the view norms and rotates."""
+        q, k, v = self.q(x), self.k(x), self.v(x)
+        out: Tensor = self.o(view.attend(self.layer, q, k, v, self.norms))
         return out
+
+    def write(self, x: Tensor, view: View) -> None:
+        """Hand [B, L, E] to memory only."""
+        view.write(self.layer, self.k(x), self.v(x), self.norms)
+
+    @property
+    def norms(self) -> Norms:
+        """Of queries and keys."""
+        return Norms(self.norm_q.weight, self.norm_k.weight, self.norm_q.eps)
 
 
 class CrossAttention(nn.Module):
     """Attention over the prompt; padded text is not masked."""
 
-    def __init__(self, g: Geometry) -> None:
+    def __init__(self, g: Geometry, ops: Ops) -> None:
         super().__init__()
-        self.heads = g.num_heads
+        self.heads, self.ops = g.num_heads, ops
         self.q, self.k, self.v, self.o = (Linear(g.dim, g.dim) for _ in range(4))
         self.norm_q, self.norm_k = RMSNorm(g.dim, g.eps), RMSNorm(g.dim, g.eps)
 
@@ -110,60 +141,79 @@ class CrossAttention(nn.Module):
         k, v = self.norm_k(self.k(text)), self.v(text)
         return k.unflatten(-1, (self.heads, -1)), v.unflatten(-1, (self.heads, -1))
 
-    def forward(self, x: Tensor, keys_values: tuple[Tensor, Tensor]) -> Tensor:
+    def forward(self, x: Tensor, keys_values: tuple[Tensor, Tensor], bias: Tensor | None) -> Tensor:
         """[B, L, E] to [B, L, E]."""
         q = self.norm_q(self.q(x)).unflatten(-1, (self.heads, -1))
-        out: Tensor = self.o(attend(q, *keys_values).flatten(-2))
+        out: Tensor = self.o(self.ops.attend(q, *keys_values, bias).flatten(-2))
         return out
 
 
 class Block(nn.Module):
     """Self-attention, cross-attention, feed-forward; first and last modulated per latent frame."""
 
-    def __init__(self, g: Geometry, layer: int) -> None:
+    def __init__(self, g: Geometry, layer: int, ops: Ops) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(g.dim, g.eps, elementwise_affine=False)
+        self.eps, self.ops = g.eps, ops
         self.self_attn = SelfAttention(g, layer)
         self.norm3 = nn.LayerNorm(g.dim, g.eps)
-        self.cross_attn = CrossAttention(g)
-        self.norm2 = nn.LayerNorm(g.dim, g.eps, elementwise_affine=False)
+        self.cross_attn = CrossAttention(g, ops)
         self.ffn = nn.Sequential(
             Linear(g.dim, g.ffn_dim), nn.GELU("tanh"), Linear(g.ffn_dim, g.dim)
         )
         self.modulation = nn.Parameter(torch.randn(1, 6, g.dim) / g.dim**0.5)
 
     def forward(
-        self, x: Tensor, modulation: Tensor, text: tuple[Tensor, Tensor], view: View
+        self,
+        x: Tensor,
+        modulation: Tensor,
+        text: tuple[Tensor, Tensor],
+        bias: Tensor | None,
+        view: View,
     ) -> Tensor:
-        """[B, L, E] to [B, L, E]; `modulation` [B, F, 6, E] of the chunk's frames."""
+        """[B, L, E] to [B, L, E]; `modulation` [B, F or 1, 6, E] of the chunk's frames."""
+        ops, dtype = self.ops, self.self_attn.q.dtype
         shift1, scale1, gate1, shift2, scale2, gate2 = (self.modulation + modulation).unbind(2)
-        y = self.self_attn(modulate(self.norm1(x), shift1, scale1), view)
-        x = add_gated(x, y, gate1)
-        x = x + self.cross_attn(self.norm3(x), text)
-        return add_gated(x, self.ffn(modulate(self.norm2(x), shift2, scale2)), gate2)
+        y = ops.modulate(x, shift1, scale1, eps=self.eps, dtype=dtype)
+        x = ops.add_gated(x, self.self_attn(y, view), gate1)
+        x = x + self.cross_attn(self.norm3(x), text, bias)
+        y = ops.modulate(x, shift2, scale2, eps=self.eps, dtype=dtype)
+        return ops.add_gated(x, self.ffn(y), gate2)
+
+    def write(self, x: Tensor, modulation: Tensor, view: View) -> None:
+        """Only what memory keeps of a commit pass."""
+        shift, scale = (self.modulation + modulation).unbind(2)[:2]
+        dtype = self.self_attn.q.dtype
+        y = self.ops.modulate(x, shift, scale, eps=self.eps, dtype=dtype)
+        self.self_attn.write(y, view)
 
 
 class Head(nn.Module):
     """Last norm, modulation and projection to patches."""
 
-    def __init__(self, g: Geometry) -> None:
+    def __init__(self, g: Geometry, ops: Ops) -> None:
         super().__init__()
         pt, ph, pw = g.patch_size
-        self.norm = nn.LayerNorm(g.dim, g.eps, elementwise_affine=False)
+        self.eps, self.ops = g.eps, ops
         self.head = Linear(g.dim, pt * ph * pw * g.out_dim)
         self.modulation = nn.Parameter(torch.randn(1, 2, g.dim) / g.dim**0.5)
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        """[B, L, E] with time embedding [B, F, E] to patches [B, L, patch values]."""
+        """[B, L, E] with time embedding [B, F or 1, E] to patches [B, L, patch values]."""
         shift, scale = (self.modulation + time[:, :, None]).unbind(2)
-        out: Tensor = self.head(modulate(self.norm(x), shift, scale))
+        dtype = self.head.dtype
+        out: Tensor = self.head(self.ops.modulate(x, shift, scale, eps=self.eps, dtype=dtype))
         return out
 
 
 class Generator(nn.Module):
-    """The model; see the module's docstring."""
+    """The model; see the module's docstring.
 
-    def __init__(self, geometry: Geometry) -> None:
+    Args:
+        geometry: Its sizes.
+        ops: What its layers compute with.
+    """
+
+    def __init__(self, geometry: Geometry, ops: Ops = TORCH) -> None:
         super().__init__()
         g = self.geometry = geometry
         self.patch_embedding = nn.Conv3d(g.in_dim, g.dim, g.patch_size, g.patch_size)
@@ -174,8 +224,14 @@ class Generator(nn.Module):
             Linear(g.freq_dim, g.dim), nn.SiLU(), Linear(g.dim, g.dim)
         )
         self.time_projection = nn.Sequential(nn.SiLU(), Linear(g.dim, 6 * g.dim))
-        self.blocks = nn.ModuleList(Block(g, layer) for layer in range(g.num_layers))
-        self.head = Head(g)
+        self.blocks = nn.ModuleList(Block(g, layer, ops) for layer in range(g.num_layers))
+        self.head = Head(g, ops)
+
+    def compute_with(self, ops: Ops) -> None:
+        """Compute with other ops from now on."""
+        for module in self.modules():
+            if isinstance(module, Block | CrossAttention | Head):
+                module.ops = ops
 
     @property
     def device(self) -> torch.device:
@@ -183,19 +239,39 @@ class Generator(nn.Module):
         return self.patch_embedding.weight.device
 
     def condition(self, text: Tensor) -> Conditioning:
-        """Read a prompt once for all passes: [B, text_len, text_dim], zero-padded."""
+        """Read a prompt once for all passes: [B, text_len, text_dim], zero-padded.
+
+        Padding is not masked, and all of it is one key: so a few are read, which count for all.
+        """
+        used = text.ne(0).any(-1).any(0).nonzero()
+        words = int(used[-1]) + 1 if len(used) else 0
+        padding = text.shape[1] - words
+        bias = None
+        shares = logarithms(padding, self.blocks[0].cross_attn.q.dtype)
+        if len(shares) < padding:
+            text = text[:, : words + len(shares)]
+            bias = shares.new_zeros(text.shape[:2])
+            bias[:, words:] = shares
+            bias = bias.to(text.device)
         embedded = self.text_embedding(text)
         blocks = [block for block in self.blocks if isinstance(block, Block)]
-        return Conditioning(tuple(block.cross_attn.read(embedded) for block in blocks))
+        return Conditioning(tuple(block.cross_attn.read(embedded) for block in blocks), bias)
+
+    def level(self, sigma: float | Tensor) -> Level:
+        """Read a noise level once for all passes that have it: a number, or a tensor [B, F]."""
+        level = torch.as_tensor(sigma, dtype=torch.float64, device=self.device)
+        level = level.reshape(1, 1) if level.ndim == 0 else level
+        time = self.time_embedding(sinusoid(level * 1000, self.geometry.freq_dim))
+        return Level(time, self.time_projection(time).unflatten(-1, (6, self.geometry.dim)))
 
     def forward(
-        self, x_BFCHW: Tensor, sigma: float | Tensor, text: Conditioning, view: View
+        self, x_BFCHW: Tensor, level: Level | float | Tensor, text: Conditioning, view: View
     ) -> Tensor:
         """Flow of a chunk.
 
         Args:
             x_BFCHW: noisy chunk.
-            sigma: noise level in [0, 1]; a number, or a tensor that broadcasts to [B, F].
+            level: what `level` gave for its noise, or takes.
             text: what `condition` gave.
             view: the chunk's view, in the pass that this is.
 
@@ -205,17 +281,23 @@ class Generator(nn.Module):
         g = self.geometry
         batch, frames, _, height, width = x_BFCHW.shape
         rows, columns = g.grid(height, width)
+        level = level if isinstance(level, Level) else self.level(level)
         x = self._patches(x_BFCHW)
-        level = torch.as_tensor(sigma, dtype=torch.float64, device=x.device).expand(batch, frames)
-        time = self.time_embedding(sinusoid(level * 1000, g.freq_dim))
-        modulation = self.time_projection(time).unflatten(-1, (6, g.dim))
         for block, keys_values in zip(self.blocks, text.keys_values, strict=True):
-            x = block(x, modulation, keys_values, view)
-        patches = self.head(x, time)
+            x = block(x, level.modulation, keys_values, text.bias, view)
+        patches = self.head(x, level.time)
         _, ph, pw = g.patch_size
         patches = patches.view(batch, frames, rows, columns, ph, pw, g.out_dim)
         flow: Tensor = patches.permute(0, 1, 6, 2, 4, 3, 5).to(x_BFCHW.dtype)
         return flow.reshape(batch, frames, g.out_dim, height, width)
+
+    def commit(self, x_BFCHW: Tensor, level: Level, text: Conditioning, view: View) -> None:
+        """The commit pass of a clean chunk: what `forward` leaves in memory, and no more."""
+        x = self._patches(x_BFCHW)
+        *blocks, last = (block for block in self.blocks if isinstance(block, Block))
+        for block, keys_values in zip(blocks, text.keys_values[:-1], strict=True):
+            x = block(x, level.modulation, keys_values, text.bias, view)
+        last.write(x, level.modulation, view)
 
     def _patches(self, x_BFCHW: Tensor) -> Tensor:
         """Embedded tokens [B, L, E]; a strided convolution written as one matrix product."""
@@ -228,6 +310,19 @@ class Generator(nn.Module):
         return F.linear(patches.to(kernel.dtype), kernel, self.patch_embedding.bias)
 
 
+def logarithms(count: int, dtype: torch.dtype) -> Tensor:
+    """Numbers of a `dtype` whose exponentials add up to `count`, to 1e-7 of it; largest first."""
+    found: list[Tensor] = []
+    left = float(count)
+    while left > 1e-7 * count:
+        share = torch.tensor(math.log(left), dtype=dtype)
+        if share.double().exp() > left:
+            share = share.nextafter(share.new_tensor(-math.inf))
+        found.append(share)
+        left -= float(share.double().exp())
+    return torch.stack(found) if found else torch.zeros(0, dtype=dtype)
+
+
 def sinusoid(timestep: Tensor, channels: int) -> Tensor:
     """Embedding of timesteps in [0, 1000]: [..., channels] float64, cosines before sines."""
     half = channels // 2
@@ -236,17 +331,3 @@ def sinusoid(timestep: Tensor, channels: int) -> Tensor:
     )
     angle = timestep.to(torch.float64)[..., None] * frequency
     return torch.cat([angle.cos(), angle.sin()], -1)
-
-
-def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """Return x (1 + scale) + shift: one shift and scale [B, F, E] a latent frame of x [B, L, E]."""
-    frames = shift.shape[1]
-    x = torch.unflatten(x, 1, (frames, -1))
-    return (x * (1 + scale[:, :, None]) + shift[:, :, None]).flatten(1, 2)
-
-
-def add_gated(x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
-    """Return x + y gate: one gate [B, F, E] a latent frame of x, y [B, L, E]."""
-    frames = gate.shape[1]
-    y = torch.unflatten(y, 1, (frames, -1))
-    return x + (y * gate[:, :, None]).flatten(1, 2)

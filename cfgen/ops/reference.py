@@ -1,7 +1,7 @@
 """Every op in plain PyTorch: the truth that other backends are tested against.
 
-Axis letters: B batch, L query tokens, S key tokens, N heads, D head dim, P tokens per latent frame,
-E rotary pairs.
+Axis letters: B batch, F latent frames of a chunk, P tokens per latent frame, L = F * P queries,
+S key tokens or slots, N heads, D head dim, C = N * D, E rotary pairs.
 """
 
 from __future__ import annotations
@@ -12,6 +12,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+
+from cfgen.kernels.pages import ADMITTED, FIRED, OPEN, RENEW, Pages, Slots
+
+LOG2E = math.log2(math.e)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +70,207 @@ def rotate(x_BLND: Tensor, turns_LE: Tensor) -> Tensor:
     return torch.view_as_real(pairs * turns_LE[None, :, None]).flatten(-2).to(x_BLND.dtype)
 
 
-def attend(q_BLND: Tensor, k_BSND: Tensor, v_BSND: Tensor) -> Tensor:
-    """Softmax attention without a mask: [B, L, N, D], computed in float32 (float64 for float64)."""
-    exact = torch.float64 if q_BLND.dtype == torch.float64 else torch.float32
-    q, k, v = (x.to(exact).transpose(1, 2) for x in (q_BLND, k_BSND, v_BSND))
-    weights = torch.softmax(q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1]), dim=-1)
-    return (weights @ v).transpose(1, 2).to(q_BLND.dtype)
+def attend(q_BLND: Tensor, k_BSND: Tensor, v_BSND: Tensor, bias_BS: Tensor | None = None) -> Tensor:
+    """Softmax attention: [B, L, N, D], computed in float32 (float64 for float64).
+
+    `bias_BS` is added to the scores of each key.
+    """
+    q, k, v = (x.to(_exact(q_BLND)).transpose(1, 2) for x in (q_BLND, k_BSND, v_BSND))
+    scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
+    if bias_BS is not None:
+        scores = scores + bias_BS[:, None, None]
+    return (torch.softmax(scores, dim=-1) @ v).transpose(1, 2).to(q_BLND.dtype)
+
+
+def norm_rotate(
+    q_BLC: Tensor,
+    k_BLC: Tensor,
+    q_gain: Tensor,
+    k_gain: Tensor,
+    *,
+    eps: float,
+    spatial: Tensor,
+    slots: Slots,
+    parts: bool,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Projections of a chunk to queries and keys as `attend_pages` and `write_pages` take them.
+
+    Args:
+        q_BLC: Projected queries.
+        k_BLC: Projected keys.
+        q_gain: Gain [C] of the queries' root-mean-square norm over all heads.
+        k_gain: That of the keys.
+        eps: Of both norms.
+        spatial: [P, E, 2], cosine and sine of each token's rotation in space.
+        slots: For the rotation of the queries in time.
+        parts: Whether sums of the keys are wanted.
+
+    Returns:
+        queries [B, L, N, D], rotated in space and time and scaled by log2(e) / sqrt(D); keys
+        [B, L, N, D], rotated in space only; and sums [B, n, C] float32 over n groups of tokens of
+        the keys before any rotation, or None.
+    """
+    exact = _exact(q_BLC)
+    head_dim = 2 * spatial.shape[1]
+    here = slots.turns[slots.here.long()].to(exact)
+    space = torch.view_as_complex(spatial.to(exact).contiguous())
+    time = torch.view_as_complex(here.contiguous())
+    both = (space[None] * time[:, None]).flatten(0, 1)
+    q, k = (
+        torch.unflatten(
+            F.rms_norm(x.to(exact), (x.shape[-1],), gain.to(exact), eps), -1, (-1, head_dim)
+        )
+        for x, gain in ((q_BLC, q_gain), (k_BLC, k_gain))
+    )
+    sums = k.sum(1, keepdim=True).flatten(2).float() if parts else None
+    frames = len(slots.here)
+    q = rotate(q, both) * (LOG2E / math.sqrt(head_dim))
+    return q.to(q_BLC.dtype), rotate(k, space.repeat(frames, 1)).to(k_BLC.dtype), sums
+
+
+def attend_pages(
+    q_BLND: Tensor, k_BLND: Tensor, v_BLND: Tensor, pages: Pages, slots: Slots
+) -> Tensor:
+    """Attention of a chunk to pages and to itself: [B, L, N, D] in the dtype of the queries.
+
+    Args:
+        q_BLND: Queries, as `norm_rotate` gives them.
+        k_BLND: Keys of the chunk itself, likewise.
+        v_BLND: Values of the chunk itself.
+        pages: The layer's pages.
+        slots: Which of them are read, and where everything sits.
+    """
+    exact, frames = _exact(q_BLND), len(slots.here)
+    which = int(slots.admitted)
+    count = int(slots.count[which])
+    q = q_BLND.to(exact).transpose(1, 2)
+    context = [expand(page_of(pages, int(page)), exact) for page in slots.page[which, :count]]
+    chunk = zip(
+        *(x.to(exact).transpose(1, 2).chunk(frames, 2) for x in (k_BLND, v_BLND)), strict=True
+    )
+    rows = [*slots.row[which, :count].tolist(), *slots.here.tolist()]
+    keys, values = zip(*context, *chunk, strict=True)
+    back = torch.view_as_complex(slots.turns.to(exact)).conj()
+    scores = [
+        _turned(q, back[row]) @ k.transpose(-1, -2) for row, k in zip(rows, keys, strict=True)
+    ]
+    weights = torch.softmax(torch.cat(scores, -1) / LOG2E, dim=-1)
+    return (weights @ torch.cat(values, 2)).transpose(1, 2).to(q_BLND.dtype)
+
+
+def write_pages(
+    k_BLND: Tensor, v_BLND: Tensor, pages: Pages, into: Tensor, *, only_if: Tensor | None = None
+) -> None:
+    """Store frames as pages, quantized if the pages are.
+
+    An int8 key is its distance from the page's mean key, in steps of the 127th of the largest
+    distance in its head; an fp8 value fills that type's range in its channel.
+
+    Args:
+        k_BLND: Keys of the frames, rotated in space.
+        v_BLND: Their values.
+        pages: Where they go.
+        into: [F] int32, the page of each frame.
+        only_if: [1] int32, nothing is stored if it is 0.
+    """
+    if only_if is not None and not int(only_if):
+        return
+    for page, *frame in zip(
+        into.tolist(), *(x.chunk(len(into), 1) for x in (k_BLND, v_BLND)), strict=True
+    ):
+        k, v = (x.transpose(1, 2) for x in frame)
+        if pages.k_scale is not None and pages.k_mean is not None:
+            k, pages.k_mean[page], pages.k_scale[page] = step_of_keys(k)
+        if pages.v_scale is not None:
+            v, pages.v_scale[page] = step_of_values(v, pages.v.dtype)
+        pages.k[page], pages.v[page] = k.to(pages.k.dtype), v.to(pages.v.dtype)
+
+
+TINY = 1e-20
+"""The least that is divided by: a page of zeros stays one."""
+
+
+def step_of_keys(k: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Keys [..., N, P, D] in steps of int8: whole numbers, mean [..., N, D], scale [..., N]."""
+    k = k.float()
+    mean = k.mean(-2)
+    k = k - mean[..., None, :]
+    scale = k.abs().amax((-2, -1)).clamp_min(TINY) / 127
+    return (k / scale[..., None, None]).round().clamp(-127, 127), mean, scale
+
+
+def step_of_values(v: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Values [..., N, P, D] that fill the range of a float8, and their scale [..., N, D]."""
+    v = v.float()
+    scale = v.abs().amax(-2).clamp_min(TINY) / torch.finfo(dtype).max
+    return v / scale[..., None, :], scale
+
+
+def admit(
+    parts_BnC: Tensor, reference_BC: Tensor, decision: Tensor, *, tokens: int, tau: float
+) -> None:
+    """Decide whether a pass's keys are surprising, and keep them as the reference if so.
+
+    Keys are surprising if the cosine of their mean and the reference, averaged over the batch, is
+    below `tau`. Source: arXiv 2602.06028, section 3.
+
+    Args:
+        parts_BnC: Sums over groups of the chunk's tokens, as `norm_rotate` gives them.
+        reference_BC: What they are compared with, float32; changed in place.
+        decision: [4] int32, see `kernels.pages`; ADMITTED and FIRED are written.
+        tokens: Tokens of the chunk.
+        tau: The threshold.
+    """
+    keys = parts_BnC.float().sum(1) / tokens
+    surprising = F.cosine_similarity(reference_BC, keys, dim=-1).mean() < tau
+    fired = surprising & (decision[OPEN] != 0) & (decision[ADMITTED] == 0)
+    decision[FIRED] = fired
+    decision[ADMITTED] |= fired
+    reference_BC.copy_(torch.where(fired | (decision[RENEW] != 0), keys, reference_BC))
+
+
+def modulate(
+    x_BLE: Tensor, shift_BFE: Tensor, scale_BFE: Tensor, *, eps: float, dtype: torch.dtype
+) -> Tensor:
+    """Layer norm, then (1 + scale) x + shift with one of each a latent frame: [B, L, E] in `dtype`.
+
+    Shift and scale may have one frame for all.
+    """
+    frames, exact = shift_BFE.shape[1], _exact(x_BLE)
+    normed = F.layer_norm(x_BLE.to(exact), x_BLE.shape[-1:], eps=eps)
+    shift, scale = (each.to(exact)[:, :, None] for each in (shift_BFE, scale_BFE))
+    moved: Tensor = torch.unflatten(normed, 1, (frames, -1)) * (1 + scale) + shift
+    return moved.flatten(1, 2).to(dtype)
+
+
+def add_gated(x_BLE: Tensor, y_BLE: Tensor, gate_BFE: Tensor) -> Tensor:
+    """The sum of x and y gate, one gate a latent frame or one for all: [B, L, E] as x."""
+    exact = _exact(x_BLE)
+    y = torch.unflatten(y_BLE.to(exact), 1, (gate_BFE.shape[1], -1))
+    gated: Tensor = (y * gate_BFE.to(exact)[:, :, None]).flatten(1, 2)
+    return (x_BLE.to(exact) + gated).to(x_BLE.dtype)
+
+
+def _exact(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def _turned(x_BNLD: Tensor, turns_E: Tensor) -> Tensor:
+    pairs = torch.view_as_complex(torch.unflatten(x_BNLD, -1, (-1, 2)).contiguous())
+    return torch.view_as_real(pairs * turns_E).flatten(-2)
+
+
+def page_of(pages: Pages, page: int) -> Pages:
+    """One page of many; its tensors have no axis of pages."""
+    return Pages(*(None if stored is None else stored[page] for stored in pages))
+
+
+def expand(page: Pages, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Keys and values [B, N, P, D] of one page as numbers."""
+    k, v = page.k.to(dtype), page.v.to(dtype)
+    if page.k_scale is not None and page.k_mean is not None:
+        whole = page.k.float() * page.k_scale[..., None, None] + page.k_mean[:, :, None]
+        k = whole.to(dtype)
+    if page.v_scale is not None:
+        v = (page.v.float() * page.v_scale[:, :, None]).to(dtype)
+    return k, v

@@ -9,28 +9,97 @@ from torch import Tensor
 
 from cfgen.errors import BackendUnavailable
 from cfgen.ops import reference, torch_backend
+from cfgen.ops.triton_backend import Wanted, refusals
+
+BACKENDS = ("auto", "torch", "triton", "reference")
+
+
+@dataclass(frozen=True, slots=True)
+class PageOps:
+    """Ops that read pages where they lie; signatures of `ops.reference`."""
+
+    norm_rotate: Callable[..., tuple[Tensor, Tensor, Tensor | None]]
+    attend_pages: Callable[..., Tensor]
 
 
 @dataclass(frozen=True, slots=True)
 class Ops:
-    """Callables with the signatures of `ops.reference`, and the backend's name."""
+    """Callables with the signatures of `ops.reference`, and the backend's name.
+
+    `pages` is None where a backend attends to keys that were rotated beforehand.
+    """
 
     name: str
-    rotate: Callable[[Tensor, Tensor], Tensor]
-    attend: Callable[[Tensor, Tensor, Tensor], Tensor]
+    attend: Callable[..., Tensor]
+    modulate: Callable[..., Tensor]
+    add_gated: Callable[..., Tensor]
+    write_pages: Callable[..., None]
+    admit: Callable[..., None]
+    pages: PageOps | None = None
 
 
-def build_ops(backend: str) -> Ops:
-    """The ops of a backend: `reference`, `torch`, or `auto`, which takes torch.
+REFERENCE = Ops(
+    name="reference",
+    attend=reference.attend,
+    modulate=reference.modulate,
+    add_gated=reference.add_gated,
+    write_pages=reference.write_pages,
+    admit=reference.admit,
+    pages=PageOps(reference.norm_rotate, reference.attend_pages),
+)
+
+TORCH = Ops(
+    name="torch",
+    attend=torch_backend.attend,
+    modulate=torch_backend.modulate,
+    add_gated=torch_backend.add_gated,
+    write_pages=torch_backend.write_pages,
+    admit=reference.admit,
+)
+
+
+def _triton() -> Ops:
+    from cfgen.kernels.attend import attend_pages
+    from cfgen.kernels.cache_write import norm_rotate, write_pages
+    from cfgen.kernels.modulate import add_gated, modulate
+    from cfgen.kernels.similarity import admit
+
+    return Ops(
+        name="triton",
+        attend=torch_backend.attend,
+        modulate=modulate,
+        add_gated=add_gated,
+        write_pages=write_pages,
+        admit=admit,
+        pages=PageOps(norm_rotate, attend_pages),
+    )
+
+
+def build_ops(backend: str, wanted: Wanted | None = None) -> Ops:
+    """The ops of a backend: `reference`, `torch`, `triton`, or `auto`.
+
+    `auto` takes Triton where it can do what is wanted, else torch; with nothing wanted, torch.
 
     Raises:
-        BackendUnavailable: the backend does not exist or cannot run here.
+        BackendUnavailable: the backend does not exist or cannot run here; each reason is told.
     """
-    if backend == "reference":
-        return Ops("reference", reference.rotate, reference.attend)
-    if backend in ("torch", "auto"):
-        return Ops("torch", reference.rotate, torch_backend.attend)
+    match backend:
+        case "reference":
+            return REFERENCE
+        case "torch":
+            return TORCH
+        case "auto":
+            return TORCH if wanted is None or refusals(wanted) else _triton()
+        case "triton":
+            if wanted is None:
+                raise ValueError("Triton's ops must know what is wanted of them")
+            if reasons := refusals(wanted):
+                raise BackendUnavailable(
+                    f"backend 'triton' cannot run here: {'; '.join(reasons)}",
+                    "use --backend auto, which takes what can run",
+                )
+            return _triton()
     raise BackendUnavailable(
-        f"backend {backend!r} is not available; available: auto, torch, reference",
-        "use --set backend=auto",
+        f"backend {backend!r} is not available; available: {', '.join(BACKENDS)}",
+        "use --backend auto",
     )

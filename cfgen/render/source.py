@@ -34,6 +34,7 @@ class FrameSource:
         vae: The decoder.
         plan: What to make.
         guidance: How strongly the prompt is followed, None for as it stands.
+        backend: What it is computed with.
         told: What is worth knowing of how it was put together, a line each.
     """
 
@@ -45,6 +46,7 @@ class FrameSource:
     vae: Decoder
     plan: Plan
     guidance: Guidance | None = None
+    backend: str = "torch"
     told: tuple[str, ...] = ()
 
     @property

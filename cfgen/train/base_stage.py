@@ -21,15 +21,16 @@ from torch import Tensor, nn
 from cfgen.checkpoint.load import load_generator
 from cfgen.checkpoint.text_encoder import load_text_encoder
 from cfgen.errors import CheckpointError
+from cfgen.kernels.pages import ADMITTED, OPEN
 from cfgen.memory.base import Pass
-from cfgen.memory.kv_cache import GraphCache
+from cfgen.memory.graph import GraphCache, GraphReader
 from cfgen.memory.paged import PagedMemory
 from cfgen.memory.slow_fast import SlowFastTable
 from cfgen.model.generator import Conditioning, Generator, Geometry
 from cfgen.model.text_encoder import TextEncoder
 from cfgen.model.vae import TEMPORAL_STRIDE
 from cfgen.ops.reference import Rope
-from cfgen.ops.select import build_ops
+from cfgen.ops.select import TORCH
 from cfgen.train.captions import caption
 from cfgen.train.export import Exporter, text_config
 from cfgen.train.latents import LatentStore
@@ -224,7 +225,8 @@ class BaseStage:
             if span.stop < frames:
                 own = (x - level * flow).detach()
                 chunk = self._corrupt(x0[:batch], own[:batch], level[:batch], noise)
-                self.generator(chunk, 0.0, conditioning, view.at(Pass(1, commit=True)))
+                commit = view.at(Pass(1, commit=True))
+                self.generator.commit(chunk, self.generator.level(0.0), conditioning, commit)
                 memory.commit(view)
         first, later = losses[0], torch.stack(losses[1:]).mean()
         share = s.first_weight / (s.first_weight + len(losses) - 1)
@@ -280,20 +282,15 @@ class BaseStage:
         """Slow-fast memory that admits by chance, so that training sees every filling."""
         s = self.settings
         chance = rng.uniform(0.2, 1.0)
-        tables = [
-            SlowFastTable[Tensor](
-                sink=s.sink,
-                slow=s.slow,
-                fast=s.fast,
-                decide=lambda _reference, _keys: bool(rng.uniform() < chance),
-            )
-            for _ in range(s.num_layers)
-        ]
-        grid = self.geometry.grid(shape[3], shape[4])
-        rope = Rope(self.geometry.head_dim)
-        return PagedMemory(
-            tables, GraphCache(s.num_layers), build_ops("torch"), rope=rope, grid=grid
-        )
+
+        def by_chance(_keys: Tensor, _reference: Tensor, decision: Tensor, **_: float) -> None:
+            decision[ADMITTED] = int(decision[OPEN]) and rng.uniform() < chance
+
+        tables = [SlowFastTable(sink=s.sink, slow=s.slow, fast=s.fast) for _ in range(s.num_layers)]
+        pool = GraphCache(s.num_layers, self.generator.device)
+        rope, grid = Rope(self.geometry.head_dim), self.geometry.grid(shape[3], shape[4])
+        reader = GraphReader(pool, TORCH, rope=rope, grid=grid)
+        return PagedMemory(tables, pool, reader, admit=by_chance)
 
     def export(self, weights: Mapping[str, Tensor]) -> None:
         """Write generator and text encoder of the model folder."""
@@ -336,5 +333,6 @@ def repeated(conditioning: Conditioning, times: int) -> Conditioning:
         tuple(
             (k.repeat(times, 1, 1, 1), v.repeat(times, 1, 1, 1))
             for k, v in conditioning.keys_values
-        )
+        ),
+        None if conditioning.bias is None else conditioning.bias.repeat(times, 1),
     )

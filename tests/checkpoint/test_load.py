@@ -14,6 +14,7 @@ from torch import Tensor
 from cfgen.checkpoint.load import load_generator, open_generator
 from cfgen.checkpoint.quantize import save_quantized
 from cfgen.errors import CheckpointError
+from cfgen.memory.base import Norms
 from cfgen.model.generator import Generator, Geometry
 from cfgen.model.quantized import QuantizedLinear
 from tests.checkpoint import tiny
@@ -29,7 +30,7 @@ def flow(generator: Generator) -> Tensor:
     """What a generator of the size `SMALL` makes of some noise, each chunk alone."""
 
     class Alone:
-        def attend(self, _layer: int, _q: Tensor, _k: Tensor, v: Tensor) -> Tensor:
+        def attend(self, _layer: int, _q: Tensor, _k: Tensor, v: Tensor, _norms: Norms) -> Tensor:
             return v
 
     torch.manual_seed(0)

@@ -21,6 +21,7 @@ from cfgen.ops.reference import Rope
 from cfgen.ops.select import build_ops
 from cfgen.rollout import rollout
 from cfgen.schedule import FewStepSchedule
+from tests.strategies import memory_of
 
 FOLDER = Path(__file__).parent
 TINY = Geometry(dim=96, ffn_dim=192, num_heads=3, num_layers=3, text_len=16, text_dim=32)
@@ -29,7 +30,7 @@ CHUNK = (1, 3, 16, 8, 10)
 CPU = torch.device("cpu")
 STEPS = FewStepSchedule.from_timesteps((1000, 750, 500, 250))
 
-TABLES: dict[str, Callable[[], Table[Tensor]]] = {
+TABLES: dict[str, Callable[[], Table]] = {
     "sf_full": lambda: WindowTable(21),
     "ll_plain": lambda: WindowTable(12, sink=3),
     "ll_infinity": lambda: WindowTable(12, sink=3, relative=True),
@@ -96,7 +97,7 @@ def tiny_generator() -> Generator:
 
 
 def paged(
-    table: Callable[[], Table[Tensor]],
+    table: Callable[[], Table],
     *,
     backend: str = "torch",
     batch: int = 1,
@@ -106,7 +107,7 @@ def paged(
     tables = [table() for _ in range(TINY.num_layers)]
     shape = (batch, GRID[0] * GRID[1], TINY.num_heads, TINY.head_dim)
     pool = KVCache(TINY.num_layers, tables[0].capacity + 1, shape, dtype=dtype, device=CPU)
-    return PagedMemory(tables, pool, build_ops(backend), rope=rope or Rope(32), grid=GRID)
+    return memory_of(tables, pool, ops=build_ops(backend), rope=rope or Rope(32), grid=GRID)
 
 
 def play(

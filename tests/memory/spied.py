@@ -6,16 +6,18 @@ Values carry (frame, pass that wrote it); keys are the number 1, so their angle 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
+from cfgen.kernels.pages import ADMITTED
 from torch import Tensor
 
-from cfgen.memory.base import Pass, Table
+from cfgen.memory.base import Norms, Pass, Table
 from cfgen.memory.kv_cache import KVCache
-from cfgen.memory.paged import PagedMemory
-from cfgen.ops.reference import Rope, rotate
-from cfgen.ops.select import Ops
+from cfgen.ops.reference import Rope
+from cfgen.ops.select import TORCH
+from tests.strategies import memory_of, told_by
 
 PASSES = 3
 COMMIT = PASSES - 1
@@ -33,8 +35,8 @@ class Spied:
     `below` is what the policy is told when it asks whether keys are surprising; `asked` counts.
     """
 
-    def __init__(self, make: Callable[[Callable], Table], pages: int | None = None) -> None:
-        self.table = make(self._decide)
+    def __init__(self, make: Callable[[], Table], pages: int | None = None) -> None:
+        self.table = make()
         shape = (1, 1, 1, 2)
         pool = KVCache(
             1,
@@ -43,8 +45,9 @@ class Spied:
             dtype=torch.float64,
             device=torch.device("cpu"),
         )
-        ops = Ops("spy", rotate, self._attend)
-        self.memory = PagedMemory([self.table], pool, ops, rope=Rope(2), grid=(1, 1))
+        ops = replace(TORCH, attend=self._attend)
+        admit = told_by(self._decide)
+        self.memory = memory_of([self.table], pool, ops=ops, rope=Rope(2), grid=(1, 1), admit=admit)
         self.below = False
         self.asked = 0
         self.start = 0
@@ -60,10 +63,11 @@ class Spied:
 
     def run(self, pass_: Pass) -> list[Read]:
         frames = torch.arange(self.start, self.start + self._frames, dtype=torch.float64)
-        k = torch.zeros(1, self._frames, 1, 2, dtype=torch.float64)
+        k = torch.zeros(1, self._frames, 2, dtype=torch.float64)
         k[..., 0] = 1
-        v = torch.stack([frames, torch.full_like(frames, pass_.index)], -1)[None, :, None]
-        self._view.at(pass_).attend(0, k, k, v)
+        v = torch.stack([frames, torch.full_like(frames, pass_.index)], -1)[None]
+        gain = torch.full((2,), 0.5**0.5, dtype=torch.float64)
+        self._view.at(pass_).attend(0, k, k, v, Norms(gain, gain, 0.0))
         return self._read
 
     def commit(self) -> None:
@@ -81,18 +85,21 @@ class Spied:
 
     @property
     def admitted(self) -> int:
-        return self._view.admitted[0]
+        return int(self.memory.decisions[0, ADMITTED])
 
     @property
     def pages(self) -> set[int]:
         return {slot.page for slot in self.table.slots()}
 
     def _decide(self, reference: Tensor, keys: Tensor) -> bool:
-        assert reference.tolist() == keys.tolist() == [[1.0, 0.0]], "keys are compared un-rotated"
+        for each in (reference, keys):
+            torch.testing.assert_close(
+                each, torch.tensor([[1.0, 0.0]]), msg="keys are compared un-rotated"
+            )
         self.asked += 1
         return self.below
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, _bias: Tensor | None = None) -> Tensor:
         angles = torch.view_as_complex(k[0, :, 0].contiguous()).angle()
         self._read = []
         for angle, (frame, written) in zip(angles.tolist(), v[0, :, 0].tolist(), strict=True):

@@ -4,40 +4,43 @@ from __future__ import annotations
 
 import pytest
 import torch
+from cfgen.kernels.pages import ADMITTED, FIRED, OPEN, RENEW
 from torch import Tensor
 
-from cfgen.memory.base import Pass, Table
-from cfgen.memory.kv_cache import GraphCache
-from cfgen.memory.paged import PagedMemory, Surprise
+from cfgen.memory.base import Norms, Pass, Table
+from cfgen.memory.kv_cache import KVCache
 from cfgen.memory.slow_fast import ReleaseTable, SlowFastTable
-from cfgen.ops.reference import Rope
-from cfgen.ops.select import build_ops
+from cfgen.ops.reference import Rope, admit
+from cfgen.ops.select import REFERENCE, TORCH, Ops
+from tests.strategies import memory_of
 
 SIZES = {"sink": 2, "slow": 3, "fast": 4}
 
 
-def compared(make, chunks: int, passes: int, surprising: set[str]) -> list[tuple[str, str]]:
-    """Pairs that the table compared, as `chunk.pass` of each; keys in `surprising` are let in."""
+def compared(table: Table, chunks: int, passes: int, surprising: set[str]) -> list[tuple[str, str]]:
+    """Pairs that are compared, as `chunk.pass` of each; keys in `surprising` are let in."""
     pairs: list[tuple[str, str]] = []
-
-    def decide(reference: str, keys: str) -> bool:
-        pairs.append((reference, keys))
-        return keys in surprising
-
-    table: Table[str] = make(decide)
+    reference = ""
     for chunk in range(chunks):
         table.evict(2)
-        table.enter(2 * chunk, [100 + 2 * chunk, 101 + 2 * chunk])
+        table.enter(2 * chunk, [100 + 2 * chunk, 101 + 2 * chunk], [1000 + chunk])
+        is_open, renew = table.question
+        admitted = False
         for index in range(passes):
-            pass_ = Pass(index, commit=index == passes - 1)
-            if table.watches(pass_):
-                table.observe(pass_, f"{chunk}.{index}", lambda page: page + 1000)
-        table.commit()
+            if not table.watches(Pass(index, commit=index == passes - 1)):
+                continue
+            keys, fired = f"{chunk}.{index}", False
+            if is_open and not admitted:
+                pairs.append((reference, keys))
+                fired = keys in surprising
+            admitted |= fired
+            reference = keys if fired or renew else reference
+        table.commit(admitted)
     return pairs
 
 
 def test_release_compares_each_pass_with_the_pass_before() -> None:
-    pairs = compared(lambda decide: ReleaseTable(**SIZES, decide=decide), 4, 3, {"2.1"})
+    pairs = compared(ReleaseTable(**SIZES), 4, 3, {"2.1"})
     assert pairs == [
         ("1.2", "2.0"),
         ("2.0", "2.1"),
@@ -48,14 +51,12 @@ def test_release_compares_each_pass_with_the_pass_before() -> None:
 
 
 def test_paper_compares_each_commit_pass_with_the_chunk_before() -> None:
-    def make(decide):
-        return SlowFastTable(**SIZES, decide=decide, against="previous", interval=2)
-
-    assert compared(make, 7, 3, {"4.2"}) == [("1.2", "2.2"), ("3.2", "4.2"), ("5.2", "6.2")]
+    table = SlowFastTable(**SIZES, against="previous", interval=2)
+    assert compared(table, 7, 3, {"4.2"}) == [("1.2", "2.2"), ("3.2", "4.2"), ("5.2", "6.2")]
 
 
 def test_cfgen_compares_each_commit_pass_with_the_last_admitted() -> None:
-    pairs = compared(lambda decide: SlowFastTable(**SIZES, decide=decide), 7, 2, {"3.1", "5.1"})
+    pairs = compared(SlowFastTable(**SIZES), 7, 2, {"3.1", "5.1"})
     assert pairs == [
         ("0.1", "2.1"),
         ("0.1", "3.1"),
@@ -66,44 +67,64 @@ def test_cfgen_compares_each_commit_pass_with_the_last_admitted() -> None:
 
 
 def test_gap_between_admissions_is_kept() -> None:
-    def make(decide):
-        return SlowFastTable(**SIZES, decide=decide, min_gap=3)
-
+    table = SlowFastTable(**SIZES, min_gap=3)
     everything = {f"{chunk}.1" for chunk in range(9)}
-    assert [keys for _, keys in compared(make, 9, 2, everything)] == ["3.1", "6.1"]
+    assert [keys for _, keys in compared(table, 9, 2, everything)] == ["3.1", "6.1"]
+
+
+def decided(reference: Tensor, keys: Tensor, tau: float, **asked: int) -> tuple[list[int], Tensor]:
+    """The decision on keys [B, C] and the reference after it."""
+    decision = torch.zeros(4, dtype=torch.int32)
+    decision[OPEN], decision[RENEW] = asked.get("open", 1), asked.get("renew", 0)
+    decision[ADMITTED] = asked.get("admitted", 0)
+    after = reference.clone()
+    admit(torch.stack([keys, 5 * keys], 1), after, decision, tokens=6, tau=tau)
+    return decision.tolist(), after
 
 
 def cosine_pair(cosine: float) -> tuple[Tensor, Tensor]:
     return torch.tensor([[1.0, 0.0]]), torch.tensor([[cosine, (1 - cosine**2) ** 0.5]]) * 7
 
 
-@pytest.mark.parametrize(("cosine", "surprising"), [(0.94, True), (0.96, False), (-1.0, True)])
-def test_surprise_is_a_cosine_below_tau(cosine: float, surprising: bool) -> None:
-    assert Surprise(0.95)(*cosine_pair(cosine)) is surprising
+@pytest.mark.parametrize(("cosine", "surprising"), [(0.94, 1), (0.96, 0), (-1.0, 1)])
+def test_surprise_is_a_cosine_below_tau(cosine: float, surprising: int) -> None:
+    reference, keys = cosine_pair(cosine)
+    decision, after = decided(reference, keys, 0.95)
+    assert decision[ADMITTED] == decision[FIRED] == surprising
+    torch.testing.assert_close(after, keys if surprising else reference)
 
 
-def test_surprise_takes_the_mean_over_the_batch_in_float32() -> None:
+def test_surprise_is_the_mean_over_the_batch() -> None:
     pairs = [cosine_pair(cosine) for cosine in (1.0, 0.5)]
-    reference, keys = (torch.cat(both).bfloat16() for both in zip(*pairs, strict=True))
-    assert Surprise(0.76)(reference, keys)
-    assert not Surprise(0.74)(reference, keys)
+    reference, keys = (torch.cat(both) for both in zip(*pairs, strict=True))
+    assert decided(reference, keys, 0.76)[0][ADMITTED] == 1
+    assert decided(reference, keys, 0.74)[0][ADMITTED] == 0
 
 
-def test_descriptor_is_the_mean_of_keys_over_all_tokens() -> None:
+def test_nothing_is_admitted_that_is_not_asked_for_or_already_was() -> None:
+    reference, keys = cosine_pair(0.0)
+    assert decided(reference, keys, 0.95, open=0)[0][ADMITTED:] == [0, 0]
+    decision, after = decided(reference, keys, 0.95, admitted=1, renew=1)
+    assert decision[ADMITTED:] == [1, 0]
+    torch.testing.assert_close(after, keys)
+
+
+@pytest.mark.parametrize("ops", [REFERENCE, TORCH], ids=lambda ops: ops.name)
+def test_descriptor_is_the_mean_of_normed_keys_over_all_tokens(ops: Ops) -> None:
     seen: list[Tensor] = []
 
-    def decide(_reference: Tensor, keys: Tensor) -> bool:
-        seen.append(keys)
-        return False
+    def note(parts: Tensor, _reference: Tensor, _decision: Tensor, *, tokens: int, tau: float):
+        seen.append(parts.sum(1) / tokens)
 
-    table = ReleaseTable(sink=0, slow=1, fast=4, decide=decide)
-    ops, rope = build_ops("reference"), Rope(6)
-    memory = PagedMemory([table], GraphCache(1), ops, rope=rope, grid=(2, 3))
-    chunks = torch.randn(4, 3, 12, 2, 6).unbind(0)
+    pool = KVCache(1, 6, (3, 6, 2, 6), dtype=torch.float32, device=torch.device("cpu"))
+    table = ReleaseTable(sink=0, slow=1, fast=4)
+    memory = memory_of([table], pool, ops=ops, rope=Rope(6), grid=(2, 3), admit=note)
+    chunks = torch.randn(4, 3, 12, 12).unbind(0)
+    norms = Norms(torch.ones(12), torch.rand(12), 1e-6)
     for keys in chunks:
         view = memory.begin(2)
-        view.at(Pass(0, commit=True)).attend(0, keys, keys, keys)
+        view.at(Pass(0, commit=True)).attend(0, keys, keys, keys, norms)
         memory.commit(view)
-    assert len(seen) == 3
-    for keys, descriptor in zip(chunks[1:], seen, strict=True):
-        torch.testing.assert_close(descriptor, keys.mean(1).reshape(3, 12))
+    for keys, descriptor in zip(chunks, seen, strict=True):
+        normed = torch.nn.functional.rms_norm(keys, (12,), norms.k, 1e-6)
+        torch.testing.assert_close(descriptor, normed.mean(1))

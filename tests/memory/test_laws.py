@@ -116,8 +116,8 @@ def test_a_restored_memory_goes_on_as_the_saved_one(
 @given(windows(), st.integers(1, 10))
 def test_a_window_as_long_as_the_clip_is_full(policy: Policy, chunks: int) -> None:
     length = chunks * policy.chunk
-    large = Spied(lambda _: WindowTable(length + 5, sink=policy.sink))
-    full = Spied(lambda _: WindowTable(length))
+    large = Spied(lambda: WindowTable(length + 5, sink=policy.sink))
+    full = Spied(lambda: WindowTable(length))
     for _ in range(chunks):
         assert large.chunk(policy.chunk, [False] * PASSES) == full.chunk(
             policy.chunk, [False] * PASSES
@@ -126,14 +126,14 @@ def test_a_window_as_long_as_the_clip_is_full(policy: Policy, chunks: int) -> No
 
 
 def test_positions_go_past_the_table_of_the_peers() -> None:
-    spied = Spied(lambda _: WindowTable(9, sink=3))
+    spied = Spied(lambda: WindowTable(9, sink=3))
     for _ in range(400):
         reads = spied.chunk(3, [False] * PASSES)
     assert [r.position for r in reads[-1]] == [0, 1, 2, *range(1194, 1200)]
 
 
 def test_a_full_memory_refuses_one_frame_too_many() -> None:
-    spied = Spied(lambda _: WindowTable(6), pages=5)
+    spied = Spied(lambda: WindowTable(6), pages=5)
     spied.chunk(3, [False] * PASSES)
     with pytest.raises(IndexError, match="all 5 pages"):
         spied.chunk(3, [False] * PASSES)

@@ -7,17 +7,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import rms_norm, scaled_dot_product_attention
 
-from cfgen.memory.base import Pass
-from cfgen.memory.kv_cache import GraphCache, KVCache, PagePool
+from cfgen.memory.base import Norms, Pass
+from cfgen.memory.graph import GraphCache
+from cfgen.memory.kv_cache import KVCache
 from cfgen.memory.paged import PagedMemory
 from cfgen.memory.slow_fast import ReleaseTable, SlowFastTable
 from cfgen.memory.window import WindowTable
 from cfgen.model.generator import Generator, Geometry
 from cfgen.ops.reference import Rope, rotate, turns
 from cfgen.ops.select import build_ops
-from tests.strategies import Policy, geometries, policies, random_generator
+from tests.strategies import Policy, geometries, memory_of, policies, random_generator, told_by
 
 SMALL = Geometry(
     dim=24, ffn_dim=20, num_heads=2, num_layers=2, in_dim=3, out_dim=3, text_len=4, text_dim=5
@@ -33,10 +34,13 @@ class WholeClip:
         number = torch.arange(frames).repeat_interleave(grid[0] * grid[1]) // chunk
         self._mask = number[:, None] >= number[None]
 
-    def attend(self, _layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def attend(self, _layer: int, q: Tensor, k: Tensor, v: Tensor, norms: Norms) -> Tensor:
         here = turns(self._angles, q.dtype, q.device)
+        q, k = (rms_norm(x, g.shape, g, norms.eps) for x, g in ((q, norms.q), (k, norms.k)))
+        q, k, v = (x.unflatten(-1, (-1, 2 * here.shape[1])) for x in (q, k, v))
         q, k, v = (x.transpose(1, 2) for x in (rotate(q, here), rotate(k, here), v))
-        return scaled_dot_product_attention(q, k, v, attn_mask=self._mask).transpose(1, 2)
+        out = scaled_dot_product_attention(q, k, v, attn_mask=self._mask)
+        return out.transpose(1, 2).flatten(2)
 
 
 class Clip:
@@ -74,10 +78,12 @@ class Clip:
         flows.append(generator(noisy, self.sigma, text, view.at(Pass(0))))
         return torch.cat(flows, 1)
 
-    def memory(self, make, *, graph: bool = False, backend: str = "reference") -> PagedMemory:
+    def memory(
+        self, make, *, graph: bool = False, backend: str = "reference", admit=None
+    ) -> PagedMemory:
         g = self.geometry
         tables = [make() for _ in range(g.num_layers)]
-        pool: PagePool = GraphCache(g.num_layers)
+        pool: KVCache | GraphCache = GraphCache(g.num_layers)
         if not graph:
             shape = (2, self.grid[0] * self.grid[1], g.num_heads, g.head_dim)
             pool = KVCache(
@@ -87,7 +93,8 @@ class Clip:
                 dtype=self.x.dtype,
                 device=self.x.device,
             )
-        return PagedMemory(tables, pool, build_ops(backend), rope=Rope(g.head_dim), grid=self.grid)
+        rope, ops = Rope(g.head_dim), build_ops(backend)
+        return memory_of(tables, pool, ops=ops, rope=rope, grid=self.grid, admit=admit)
 
 
 @settings(deadline=None, max_examples=25)
@@ -144,18 +151,20 @@ def test_training_pool_gives_what_the_render_pool_gives(policy: Policy) -> None:
     generator = random_generator(SMALL)
     clip = Clip(SMALL, chunk=policy.chunk, chunks=5, dtype=torch.float32)
 
-    def make():
-        return policy.make(lambda reference, keys: bool((keys - reference).mean() > 0))
-
+    admit = told_by(lambda reference, keys: bool((keys - reference).mean() > 0))
     with torch.no_grad():
-        rendered = clip.rolled(generator, clip.memory(make))
-        trained = clip.rolled(generator, clip.memory(make, graph=True))
+        rendered = clip.rolled(generator, clip.memory(policy.make, backend="torch", admit=admit))
+        trained = clip.rolled(
+            generator, clip.memory(policy.make, backend="torch", graph=True, admit=admit)
+        )
     assert torch.equal(rendered, trained)
 
 
+ALWAYS = told_by(lambda reference, keys: True)
+
 TRAINED = {
     "full": lambda: WindowTable(9),
-    "slow_fast": lambda: SlowFastTable(sink=3, slow=2, fast=6, decide=lambda a, b: True),
+    "slow_fast": lambda: SlowFastTable(sink=3, slow=2, fast=6),
 }
 
 
@@ -177,7 +186,7 @@ def test_gradients_reach_every_committed_chunk(name: str) -> None:
     generator = random_generator(SMALL).double()
     clip = Clip(SMALL, chunk=3, chunks=2)
     clip.x.requires_grad_(True)
-    rolled = clip.rolled(generator, clip.memory(TRAINED[name], graph=True))
+    rolled = clip.rolled(generator, clip.memory(TRAINED[name], graph=True, admit=ALWAYS))
     (gradient,) = torch.autograd.grad(rolled[:, -3:].square().sum(), clip.x)
     assert (gradient.abs().amax((0, 2, 3, 4)) > 1e-6).all()
 
@@ -188,11 +197,7 @@ def test_released_memory_reads_noisy_copies() -> None:
     clip = Clip(SMALL, chunk=2, chunks=4)
     sizes = {"sink": 2, "slow": 2, "fast": 4}
     with torch.inference_mode():
-        noisy = clip.rolled(
-            generator, clip.memory(lambda: ReleaseTable(**sizes, decide=lambda a, b: True))
-        )
-        clean = clip.rolled(
-            generator, clip.memory(lambda: SlowFastTable(**sizes, decide=lambda a, b: True))
-        )
+        noisy = clip.rolled(generator, clip.memory(lambda: ReleaseTable(**sizes), admit=ALWAYS))
+        clean = clip.rolled(generator, clip.memory(lambda: SlowFastTable(**sizes), admit=ALWAYS))
     assert torch.equal(noisy[:, :4], clean[:, :4])
     assert float((noisy[:, -2:] - clean[:, -2:]).abs().max()) > 1e-4

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv3d
 
-from cfgen.model.generator import Generator, Geometry, sinusoid
+from cfgen.memory.base import Norms
+from cfgen.model.generator import Conditioning, Generator, Geometry, logarithms, sinusoid
 from tests.golden.cases import TINY, tiny_generator
 from tests.strategies import random_generator
 
@@ -15,7 +16,7 @@ from tests.strategies import random_generator
 class Alone:
     """A view in which every token sees itself only."""
 
-    def attend(self, _layer: int, _q: Tensor, _k: Tensor, v: Tensor) -> Tensor:
+    def attend(self, _layer: int, _q: Tensor, _k: Tensor, v: Tensor, _norms: Norms) -> Tensor:
         return v
 
 
@@ -82,3 +83,28 @@ def test_sinusoid_is_the_published_one() -> None:
     torch.testing.assert_close(embedding[0], torch.tensor([1.0] * 4 + [0.0] * 4).double())
     torch.testing.assert_close(embedding[2, :4], torch.cos(937.5 * frequency), rtol=0, atol=1e-12)
     torch.testing.assert_close(embedding[2, 4:], torch.sin(937.5 * frequency), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("count", [1, 2, 3, 7, 52, 500, 512])
+def test_a_few_numbers_of_any_dtype_stand_for_all_padding(dtype: torch.dtype, count: int) -> None:
+    shares = logarithms(count, dtype)
+    assert shares.dtype == dtype
+    assert len(shares) <= 4
+    assert float(shares.double().exp().sum()) == pytest.approx(count, rel=2e-7)
+
+
+@pytest.mark.parametrize("words", [0, 1, 9, 14, 16])
+def test_padding_that_is_read_as_a_few_keys_changes_nothing(words: int) -> None:
+    generator = tiny_generator().double()
+    x = torch.randn(2, 3, 16, 8, 10, dtype=torch.float64)
+    text = torch.randn(2, 16, 32, dtype=torch.float64)
+    text[0, words:] = 0
+    text[1, max(0, words - 3) :] = 0
+    with torch.inference_mode():
+        short = generator.condition(text)
+        embedded = generator.text_embedding(text)
+        whole = Conditioning(tuple(b.cross_attn.read(embedded) for b in generator.blocks))
+        flows = [generator(x, 0.5, prompt, Alone()) for prompt in (short, whole)]
+    assert short.keys_values[0][0].shape[1] < 16 or words > 12
+    torch.testing.assert_close(*flows, rtol=0, atol=1e-6)

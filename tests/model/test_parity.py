@@ -6,12 +6,14 @@ import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn.functional import rms_norm
 
 from cfgen.checkpoint.load import load_generator
 from cfgen.memory.base import Pass, Placed
@@ -62,11 +64,12 @@ def last_keys(memory, name: str) -> Tensor:
     """The last layer's keys as the peer stores them: rotated, or raw where positions are slots."""
     layer = TINY.num_layers - 1
     slots = memory.tables[layer].slots()
-    keys, _ = memory.pool.read(layer, [slot.page for slot in slots])
+    keys = torch.cat([memory.pool.read(layer, slot.page)[0] for slot in slots], 2).transpose(1, 2)
     if name == "ll_infinity":
         angles = -Rope(32).spatial(GRID).repeat(len(slots), 1)
     else:
-        angles = memory.angles([slot.frame for slot in slots], spatial=False)
+        temporal = Rope(32).temporal([slot.frame for slot in slots])
+        angles = temporal.repeat_interleave(GRID[0] * GRID[1], 0)
     return rotate(keys, turns(angles, keys.dtype, keys.device))
 
 
@@ -147,15 +150,20 @@ class Replaced:
         self._generator, self._call = generator, call
         self.device, self.condition = generator.device, generator.condition
 
+    def level(self, sigma: float) -> float:
+        return sigma
+
     def __call__(self, *args):
         return self._call(self._generator, *args)
+
+    commit = __call__
 
 
 class ShiftedTable(WindowTable):
     """Keys of the past one latent frame too early."""
 
-    def visible(self, pass_: Pass) -> list[Placed]:
-        placed = super().visible(pass_)
+    def visible(self, pass_: Pass, admitted: bool) -> list[Placed]:
+        placed = super().visible(pass_, admitted)
         return [Placed(p.slot, p.position - 1) for p in placed[:-3]] + placed[-3:]
 
 
@@ -215,10 +223,16 @@ def integer_timesteps(case: Case) -> float:
 def norm_per_head(case: Case) -> float:
     generator = tiny_generator()
     for block in generator.blocks:
-        for attention in (block.self_attn, block.cross_attn):
-            attention.norm_q = PerHeadNorm(attention.norm_q)
-            attention.norm_k = PerHeadNorm(attention.norm_k)
-    return play(case, generator, paged(TABLES["sf_full"])).error(case)
+        attention = block.cross_attn
+        attention.norm_q = PerHeadNorm(attention.norm_q)
+        attention.norm_k = PerHeadNorm(attention.norm_k)
+
+    def norm(x: Tensor, gain: Tensor, eps: float, head_dim: int) -> Tensor:
+        heads = x.unflatten(-1, (-1, head_dim))
+        return rms_norm(heads, (head_dim,), eps=eps) * gain.view(-1, head_dim)
+
+    with patch("cfgen.memory.rotated.norm", norm):
+        return play(case, generator, paged(TABLES["sf_full"])).error(case)
 
 
 def other_axes(case: Case) -> float:

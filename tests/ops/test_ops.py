@@ -6,11 +6,14 @@ import math
 
 import pytest
 import torch
+from cfgen.kernels.pages import Pages
 from torch import Tensor
 
 from cfgen.errors import BackendUnavailable
+from cfgen.ops import reference, torch_backend
 from cfgen.ops.reference import Rope, rotate, turns
 from cfgen.ops.select import build_ops
+from cfgen.ops.triton_backend import Wanted
 
 BACKENDS = ["reference", "torch", "auto"]
 CPU = torch.device("cpu")
@@ -98,16 +101,14 @@ def test_attention_takes_keys_of_another_dtype(backend: str) -> None:
 
 
 @pytest.mark.usefixtures("poisoned")
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("tokens", [1, 63, 100])
-def test_rotation_is_that_of_explicit_matrices(backend: str, tokens: int) -> None:
+def test_rotation_is_that_of_explicit_matrices(tokens: int) -> None:
     x, angles = draw(2, tokens, 3, 10, dtype=torch.float64), draw(tokens, 5, dtype=torch.float64)
     cos, sin = angles.cos(), angles.sin()
     matrices = torch.stack([torch.stack([cos, -sin], -1), torch.stack([sin, cos], -1)], -2)
     expected = torch.einsum("leij,blnej->blnei", matrices, x.unflatten(-1, (5, 2))).flatten(-2)
-    ops = build_ops(backend)
     for dtype, tolerance in ((torch.float64, 1e-14), (torch.float32, 1e-6), (torch.bfloat16, 0.05)):
-        out = ops.rotate(x.to(dtype), turns(angles, dtype, CPU))
+        out = rotate(x.to(dtype), turns(angles, dtype, CPU))
         assert out.dtype == dtype
         torch.testing.assert_close(out.double(), expected, rtol=0, atol=tolerance)
 
@@ -166,5 +167,93 @@ def test_auto_takes_the_fast_backend() -> None:
 
 
 def test_unknown_backend_is_refused() -> None:
-    with pytest.raises(BackendUnavailable, match="'cuda' is not available; available: auto, torch"):
+    with pytest.raises(
+        BackendUnavailable, match="'cuda' is not available; available: auto, torch, triton"
+    ):
         build_ops("cuda")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("frames", [1, 3])
+def test_modulation_and_gate_follow_the_formula(
+    backend: str, dtype: torch.dtype, frames: int
+) -> None:
+    ops, x, y = build_ops(backend), draw(2, 21, 10), draw(2, 21, 10).to(dtype)
+    shift, scale, gate = draw(2, frames, 3, 10).unbind(2)
+    normed = (x - x.mean(-1, keepdim=True)) / (x.var(-1, correction=0, keepdim=True) + 1e-6).sqrt()
+    of_token = [each.repeat_interleave(21 // frames, 1) for each in (shift, scale, gate)]
+    out = ops.modulate(x, shift, scale, eps=1e-6, dtype=dtype)
+    assert out.dtype == dtype
+    expected = normed * (1 + of_token[1]) + of_token[0]
+    tolerance = 2e-6 if dtype == torch.float32 else 2e-2
+    torch.testing.assert_close(out.float(), expected, rtol=0, atol=tolerance)
+    torch.testing.assert_close(
+        ops.add_gated(x, y, gate), x + y.float() * of_token[2], rtol=0, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_bias_counts_a_key_for_several(backend: str) -> None:
+    q, k, v = draw(2, 7, 3, 8), draw(2, 5, 3, 8), draw(2, 6, 3, 8)[:, :5]
+    bias = torch.zeros(2, 5)
+    bias[:, -1] = math.log(4)
+    several = [torch.cat([x, x[:, -1:].expand(-1, 3, -1, -1)], 1) for x in (k, v)]
+    out = build_ops(backend).attend(q, k, v, bias)
+    torch.testing.assert_close(out, attend_by_hand(q, *several), rtol=0, atol=2e-6)
+
+
+def test_pages_are_written_alike_frame_by_frame_and_together() -> None:
+    k, v = draw(2, 15, 3, 8), draw(2, 15, 3, 8, dtype=torch.float32) * 3 + 1
+    into = torch.tensor([3, 0, 2], dtype=torch.int32)
+
+    def pages() -> Pages:
+        return Pages(
+            torch.zeros(4, 2, 3, 5, 8, dtype=torch.int8),
+            torch.zeros(4, 2, 3, 5, 8, dtype=torch.float8_e4m3fn),
+            torch.zeros(4, 2, 3),
+            torch.zeros(4, 2, 3, 8),
+            torch.zeros(4, 2, 3, 8),
+        )
+
+    one, other = pages(), pages()
+    reference.write_pages(k, v, one, into)
+    torch_backend.write_pages(k, v, other, into)
+    for ours, theirs in zip(one, other, strict=True):
+        torch.testing.assert_close(ours.float(), theirs.float())
+    for page, frame in zip((3, 0, 2), range(3), strict=True):
+        back = reference.expand(reference.page_of(one, page), torch.float32)
+        for stored, whole, error in zip(back, (k, v), (0.02, 0.3), strict=True):
+            right = whole[:, 5 * frame : 5 * frame + 5].transpose(1, 2)
+            torch.testing.assert_close(stored, right, rtol=0.07, atol=error)
+    assert not one.k[1].any()
+    assert not one.v[1].float().any()
+
+
+CUDA = torch.device("cuda")
+
+
+def wanted(device: torch.device = CUDA, **other: object) -> Wanted:
+    bf16 = torch.bfloat16
+    return Wanted(device, bf16, 128, bf16, bf16)._replace(**other)
+
+
+def test_triton_that_cannot_run_is_refused_with_its_reason(monkeypatch) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    with pytest.raises(BackendUnavailable, match="'triton' cannot run here: Triton kernels need a"):
+        build_ops("triton", wanted(torch.device("cpu")))
+    assert build_ops("auto", wanted(torch.device("cpu"))).name == "torch"
+
+
+def test_every_op_that_refuses_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+    monkeypatch.setattr("cfgen.ops.triton_backend.unsupported_device", lambda _device: None)
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda _device: (8, 0))
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda _device: "an old card")
+    for name in ("attend", "cache_write", "modulate", "similarity"):
+        monkeypatch.setattr(f"cfgen.kernels.{name}.unsupported_device", lambda _device: None)
+    assert build_ops("auto", wanted()).name == "triton"
+    with pytest.raises(BackendUnavailable, match=r"attention: Heads must .* from 32 to 128"):
+        build_ops("triton", wanted(head_dim=12))
+    with pytest.raises(BackendUnavailable, match=r"attention: .*8\.9.*; writing pages: .*8\.9"):
+        build_ops("triton", wanted(values=torch.float8_e4m3fn))
