@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from cfgen.checkpoint.container import read_json
+from cfgen.chunk_graph import ChunkGraph
+from cfgen.compiled import compile_blocks
 from cfgen.config.catalog import locate_model
 from cfgen.config.schema import (
     FullMemory,
@@ -65,13 +67,21 @@ class Models:
         return 0 if self.loaded is None else self.loaded.nbytes
 
     def load(
-        self, model: ModelConfig, *, dtype: torch.dtype, device: torch.device, offload: Offload
+        self,
+        model: ModelConfig,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        offload: Offload,
+        compiled: bool = False,
     ) -> LoadedModels:
         """Those of a model, read again only if another was asked for before."""
-        key = (model, dtype, device, offload, *digests_of(model).items())
+        key = (model, dtype, device, offload, compiled, *digests_of(model).items())
         if self.loaded is None or self.key != key:
             self.loaded = None  # both at once may be more than fits
             loaded = load_models(model, dtype=dtype, device=device, offload=offload)
+            if compiled:
+                compile_blocks(loaded.generator)
             self.key, self.loaded = key, loaded
         return self.loaded
 
@@ -162,7 +172,13 @@ def build_source(config: RenderConfig, plan: Plan, models: Models | None = None)
     placement = place(config, plan, held=models.nbytes)
     # first: the encoder is freed before the model comes
     text = encoded(config.model, prompts_of(config))
-    loaded = models.load(config.model, dtype=dtype, device=device, offload=placement.offload)
+    loaded = models.load(
+        config.model,
+        dtype=dtype,
+        device=device,
+        offload=placement.offload,
+        compiled=config.compile,
+    )
     generator, vae = loaded.generator, loaded.decoder
     geometry = plan.geometry
     if generator.geometry.in_dim != geometry.channels or vae.latent_channels != geometry.channels:
@@ -201,9 +217,16 @@ def build_source(config: RenderConfig, plan: Plan, models: Models | None = None)
         vae=vae,
         plan=plan,
         guidance=guidance,
-        backend=ops.name,
+        backend=f"{ops.name}, compiled" if config.compile else ops.name,
+        capture=ChunkGraph if captures(config, ops, placement.offload) else None,
         told=(*loaded.told, placement.why),
     )
+
+
+def captures(config: RenderConfig, ops: Ops, offload: Offload) -> bool:
+    """Whether a chunk can be one CUDA graph: on a GPU, where nothing waits for the host."""
+    on_gpu = device_of(config).type == "cuda" and ops.name == "triton"
+    return config.cuda_graph and on_gpu and offload == "none"
 
 
 def prompts_of(config: RenderConfig) -> list[str]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from cfgen.memory.base import Memory, Pass, V
-from cfgen.model.generator import Conditioning, Generator
+from cfgen.memory.base import Memory, Pass, V, View
+from cfgen.model.generator import Conditioning, Generator, Level
 from cfgen.schedule import FewStepSchedule, Noise
 
 
@@ -36,6 +36,59 @@ class Guidance:
     scale: float
 
 
+@dataclass(frozen=True, slots=True)
+class Passes:
+    """All passes of a chunk, one after another: from its noise to what memory keeps of it.
+
+    Nothing in it waits for the device, so that it can be one CUDA graph.
+
+    Attributes:
+        generator: the causal model.
+        schedule: noise levels.
+        levels: those levels as the layers read them, and the clean one last.
+        conditioning: encoded prompt.
+        guidance: how strongly to follow the prompt.
+    """
+
+    generator: Generator
+    schedule: FewStepSchedule
+    levels: tuple[Level, ...]
+    conditioning: Conditioning
+    guidance: Guidance | None
+
+    @property
+    def draws(self) -> int:
+        """How often a chunk draws noise."""
+        return len(self.schedule.sigmas) if self.schedule.renoise == "fresh" else 1
+
+    def __call__(self, noise: Tensor, view: View) -> Tensor:
+        """The clean chunk [B, F, C, H, W], after its commit pass.
+
+        Args:
+            noise: [draws, B, F, C, H, W].
+            view: the chunk's view.
+        """
+        schedule, x = self.schedule, noise[0]
+        *levels, clean = self.levels
+        for step, level in enumerate(levels):
+            flow = self.generator(x, level, self.conditioning, view.at(Pass(step)))
+            if self.guidance is not None:
+                without = self.guidance.unconditional
+                free = self.generator(x, level, without, view.at(Pass(step)))
+                flow = free + self.guidance.scale * (flow - free)
+            x0 = schedule.clean(x, flow, step)
+            if step + 1 < len(levels):
+                fresh = noise[step + 1] if schedule.renoise == "fresh" else None
+                x = schedule.next(x0, flow, step, fresh)
+        commit = view.at(Pass(len(levels), commit=True))
+        self.generator.commit(x0, clean, self.conditioning, commit)
+        return x0
+
+
+Run = Callable[[Tensor, View], Tensor]
+"""What `Passes` does, by whatever means."""
+
+
 def rollout(
     generator: Generator,
     memory: Memory[V],
@@ -46,6 +99,7 @@ def rollout(
     shape: tuple[int, ...],
     chunks: range,
     guidance: Guidance | None = None,
+    capture: Callable[[Run], Run] | None = None,
 ) -> Iterator[Chunk]:
     """Generate chunks: denoise through the schedule, then commit.
 
@@ -58,31 +112,20 @@ def rollout(
         shape: [B, F, C, H, W] of a chunk.
         chunks: indices to generate, in order.
         guidance: how strongly to follow the prompt; not for a memory that watches denoising passes.
+        capture: makes the passes of a chunk one piece, see `chunk_graph`.
 
     Yields:
         each chunk after its commit pass.
     """
-    device = generator.device
-    *levels, clean = [generator.level(sigma) for sigma in (*schedule.sigmas, 0.0)]
+    levels = tuple(generator.level(sigma) for sigma in (*schedule.sigmas, 0.0))
+    passes = Passes(generator, schedule, levels, conditioning, guidance)
+    run: Run = passes if capture is None else capture(passes)
     for index in chunks:
         view = memory.begin(shape[1])
-        x = noise.draw(index, 0, shape).to(device)
-        for step, level in enumerate(levels):
-            flow = generator(x, level, conditioning, view.at(Pass(step)))
-            if guidance is not None:
-                free = generator(x, level, guidance.unconditional, view.at(Pass(step)))
-                flow = free + guidance.scale * (flow - free)
-            x0 = schedule.clean(x, flow, step)
-            if step + 1 < len(schedule.sigmas):
-                fresh = (
-                    noise.draw(index, step + 1, shape).to(device)
-                    if schedule.renoise == "fresh"
-                    else None
-                )
-                x = schedule.next(x0, flow, step, fresh)
-        generator.commit(x0, clean, conditioning, view.at(Pass(len(levels), commit=True)))
+        drawn = torch.stack([noise.draw(index, step, shape) for step in range(passes.draws)])
+        latents = run(drawn.to(generator.device), view)
         memory.commit(view)
-        yield Chunk(index, x0)
+        yield Chunk(index, latents)
 
 
 def recommit(

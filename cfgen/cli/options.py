@@ -139,6 +139,27 @@ Offload = Annotated[
         "takes what --vram makes necessary. [auto]",
     ),
 ]
+Backend = Annotated[
+    str | None,
+    typer.Option(
+        "--backend",
+        metavar="NAME",
+        help="auto, torch, triton or reference: what computes attention and the rest. [auto]",
+    ),
+]
+KvCache = Annotated[
+    str | None,
+    typer.Option(
+        "--kv-cache",
+        metavar="HOW",
+        help="How the KV cache is kept: auto (as computed), bf16, int8 (keys in 8 bits) or fp8 "
+        "(keys and values in 8 bits). [auto]",
+    ),
+]
+Compile = Annotated[
+    bool,
+    typer.Option("--compile", help="Let torch.compile fuse what it can; begins a minute later."),
+]
 Vram = Annotated[
     str | None,
     typer.Option("--vram", metavar="BYTES", help="GPU memory to stay within, such as 12G."),

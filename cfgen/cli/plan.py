@@ -39,6 +39,8 @@ def plan(
     commit_reads: options.CommitReads = None,
     offload: options.Offload = None,
     vram: options.Vram = None,
+    backend: options.Backend = None,
+    kv_cache: options.KvCache = None,
     assignments: options.Set = None,
     config_file: options.Config = None,
     json_lines: options.Json = False,
@@ -72,6 +74,8 @@ def plan(
         "memory.commit_reads": commit_reads,
         "placement.offload": offload,
         "placement.vram": vram,
+        "backend": backend,
+        "memory.storage": kv_cache,
     }
     resolved = load(flags, assignments=assignments or (), run_file=config_file, recipe=recipe_of)
     show_plan(console, resolved.config, plan_of(resolved.config), every_chunk=verbose)

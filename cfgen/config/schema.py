@@ -292,6 +292,8 @@ class RenderConfig:
         dtype: Number type of the generator.
         threads: CPU threads, or None for a number that suits the machine.
         backend: Implementation of the ops.
+        compile: Whether torch.compile fuses what lies between the ops; takes a minute to begin.
+        cuda_graph: Whether the passes of a chunk are one CUDA graph where they can be.
         model: The model.
         schedule: How a chunk is denoised.
         memory: What the generator keeps of earlier chunks.
@@ -314,6 +316,8 @@ class RenderConfig:
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     threads: Annotated[int | None, Range(low=1, high=1024)] = None
     backend: Literal["auto", "torch", "triton", "reference"] = "auto"
+    compile: bool = False
+    cuda_graph: bool = True
     model: ModelConfig
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     memory: MemoryConfig = field(default_factory=FullMemory)
@@ -367,7 +371,7 @@ def to_mapping(config: RenderConfig) -> dict[str, object]:
 
 def digest(config: RenderConfig) -> str:
     """Return the SHA-256 of what fixes the video in `config`, as hexadecimal digits."""
-    without = {"output", "snapshot", "placement"}
+    without = {"output", "snapshot", "placement", "cuda_graph"}
     mapping = {key: value for key, value in to_mapping(config).items() if key not in without}
     canonical = json.dumps(mapping, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()

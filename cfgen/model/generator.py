@@ -243,18 +243,18 @@ class Generator(nn.Module):
 
         Padding is not masked, and all of it is one key: so a few are read, which count for all.
         """
+        blocks = [block for block in self.blocks if isinstance(block, Block)]
         used = text.ne(0).any(-1).any(0).nonzero()
         words = int(used[-1]) + 1 if len(used) else 0
         padding = text.shape[1] - words
         bias = None
-        shares = logarithms(padding, self.blocks[0].cross_attn.q.dtype)
+        shares = logarithms(padding, blocks[0].cross_attn.q.dtype)
         if len(shares) < padding:
             text = text[:, : words + len(shares)]
             bias = shares.new_zeros(text.shape[:2])
             bias[:, words:] = shares
             bias = bias.to(text.device)
         embedded = self.text_embedding(text)
-        blocks = [block for block in self.blocks if isinstance(block, Block)]
         return Conditioning(tuple(block.cross_attn.read(embedded) for block in blocks), bias)
 
     def level(self, sigma: float | Tensor) -> Level:

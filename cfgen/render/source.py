@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +15,7 @@ from cfgen.memory.paged import PagedMemory
 from cfgen.model.generator import Conditioning, Generator
 from cfgen.model.vae import Decoder, State
 from cfgen.render.plan import ChunkPlan, Plan
-from cfgen.rollout import Chunk, Guidance, inference, recommit, rollout
+from cfgen.rollout import Chunk, Guidance, Run, inference, recommit, rollout
 from cfgen.schedule import FewStepSchedule, Noise
 
 Frames = npt.NDArray[np.uint8]
@@ -35,6 +35,7 @@ class FrameSource:
         plan: What to make.
         guidance: How strongly the prompt is followed, None for as it stands.
         backend: What it is computed with.
+        capture: Makes the passes of a chunk one piece, None to run them one by one.
         told: What is worth knowing of how it was put together, a line each.
     """
 
@@ -47,6 +48,7 @@ class FrameSource:
     plan: Plan
     guidance: Guidance | None = None
     backend: str = "torch"
+    capture: Callable[[Run], Run] | None = None
     told: tuple[str, ...] = ()
 
     @property
@@ -77,6 +79,7 @@ class FrameSource:
             shape=self.shape,
             chunks=chunks,
             guidance=self.guidance,
+            capture=self.capture,
         )
         return map(_finite, inference(made))
 

@@ -1,0 +1,206 @@
+"""A chunk's passes hold nothing that the host decides: recorded once, they go for every chunk.
+
+There may be no GPU to capture on, so the recording is a tape of PyTorch's operations and of kernel
+launches, played again on the very same tensors. Like a CUDA graph it knows no Python: what changed
+from chunk to chunk must stand in tensors that did not move.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields, replace
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._pytree import tree_leaves
+
+from cfgen.chunk_graph import ChunkGraph
+from cfgen.memory.base import Table
+from cfgen.memory.kv_cache import KVCache, Storage
+from cfgen.memory.slow_fast import ReleaseTable, SlowFastTable
+from cfgen.memory.window import WindowTable
+from cfgen.model.generator import Generator, Geometry
+from cfgen.ops.reference import Rope
+from cfgen.ops.select import TORCH, Ops, PageOps, _triton
+from cfgen.rollout import Guidance, rollout
+from cfgen.schedule import FewStepSchedule, KeyedNoise
+from tests.strategies import memory_of, random_generator
+
+CPU = torch.device("cpu")
+SMALL = Geometry(
+    dim=64, ffn_dim=48, num_heads=2, num_layers=2, in_dim=3, out_dim=3, text_len=9, text_dim=5
+)
+SHAPE = (1, 1, 3, 4, 6)
+CHUNKS = 7
+SIZES = {"sink": 1, "slow": 1, "fast": 2}
+TABLES: dict[str, Callable[[], Table]] = {
+    "release": lambda: ReleaseTable(**SIZES),
+    "slow_fast": lambda: SlowFastTable(**SIZES),
+    "paper, reads fast": lambda: SlowFastTable(**SIZES, against="previous", commit_reads="fast"),
+    "window": lambda: WindowTable(4, sink=1),
+}
+HOST = {"item", "_local_scalar_dense", "is_nonzero", "nonzero", "resolve_conj"}
+"""Operations by which numbers come to the host; `tolist` shows as the last."""
+
+
+class Tape(TorchDispatchMode):
+    """Records calls with the tensors that they were made with and gave."""
+
+    recording: Tape | None = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert func.overloadpacket.__name__ not in HOST, "the host waits for the device in the middle of a chunk"
+        return self.note(func, args, kwargs or {})
+
+    def note(self, func, args, kwargs):
+        out = func(*args, **kwargs)
+        self.calls.append((func, args, kwargs, out))
+        return out
+
+    def __enter__(self) -> Tape:
+        Tape.recording = self
+        return super().__enter__()
+
+    def __exit__(self, *error) -> None:
+        Tape.recording = None
+        super().__exit__(*error)
+
+    def play(self) -> None:
+        for func, args, kwargs, out in self.calls:
+            again = func(*args, **kwargs)
+            for old, new in zip(tensors(out), tensors(again), strict=True):
+                if old.data_ptr() != new.data_ptr():
+                    old.copy_(new)
+
+
+def tensors(out: object) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
+
+
+def launched(op: Callable) -> Callable:
+    """A kernel launch as one call on the tape."""
+
+    def call(*args, **kwargs):
+        tape = Tape.recording
+        if tape is None:
+            return op(*args, **kwargs)
+        with _disable_current_modes():
+            return tape.note(op, args, kwargs)
+
+    return call
+
+
+def on_tape(ops: Ops) -> Ops:
+    assert ops.pages is not None
+    pages = PageOps(*(launched(getattr(ops.pages, field.name)) for field in fields(PageOps)))
+    names = ("modulate", "add_gated", "write_pages", "admit")
+    return replace(ops, pages=pages, **{name: launched(getattr(ops, name)) for name in names})
+
+
+def capture(work: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], None]]:
+    tape = Tape()
+    untouched = [held.clone() for held in capture.mutable]
+    with tape:
+        out = work()
+    for held, before in zip(capture.mutable, untouched, strict=True):
+        held.copy_(before)  # a capture does not do the work that it records
+    return out, tape.play
+
+
+def rolled(
+    generator: Generator,
+    table: Callable[[], Table],
+    ops: Ops,
+    *,
+    graph: bool = False,
+    storage: Storage = "auto",
+    guided: bool = False,
+) -> tuple[Tensor, list[list[int]], int]:
+    """Latents of a clip, which frames layers hold after each chunk, and key frames admitted."""
+    generator.compute_with(ops)
+    tables = [table() for _ in range(SMALL.num_layers)]
+    pool = KVCache(
+        SMALL.num_layers,
+        tables[0].capacity + 1,
+        (1, 6, SMALL.num_heads, SMALL.head_dim),
+        dtype=torch.float32,
+        device=CPU,
+        storage=storage,
+        write=ops.write_pages,
+    )
+    memory = memory_of(tables, pool, ops=ops, rope=Rope(32), grid=(2, 3), tau=0.9)
+    text = torch.randn(1, 9, 5, generator=torch.Generator().manual_seed(3))
+    text[:, 4:] = 0
+    held, latents, admitted = [], [], 0
+
+    def captured(passes):
+        run = ChunkGraph(passes, capture)
+
+        def begun(noise, view):
+            capture.mutable = [memory.decisions]
+            capture.mutable += [] if memory.reference is None else [memory.reference]
+            return run(noise, view)
+
+        return begun
+
+    with torch.inference_mode():
+        chunks = rollout(
+            generator,
+            memory,
+            FewStepSchedule.from_timesteps((1000, 500)),
+            KeyedNoise(5),
+            conditioning=generator.condition(text),
+            guidance=Guidance(generator.condition(text * 0), 2.0) if guided else None,
+            shape=SHAPE,
+            chunks=range(CHUNKS),
+            capture=captured if graph else None,
+        )
+        for chunk in chunks:
+            latents.append(chunk.latents)
+            held += [memory.frames(layer) for layer in range(SMALL.num_layers)]
+            admitted += int(memory.figures()["admitted"])
+    return torch.cat(latents, 1), held, admitted
+
+
+@pytest.mark.parametrize(
+    ("name", "storage", "guided"),
+    [
+        ("release", "auto", False),
+        ("release", "int8", False),
+        ("slow_fast", "auto", True),
+        ("paper, reads fast", "auto", False),
+        ("window", "int8", False),
+    ],
+)
+def test_a_recorded_chunk_goes_for_every_chunk(name: str, storage: Storage, guided: bool) -> None:
+    generator = random_generator(SMALL)
+    plain = rolled(generator, TABLES[name], TORCH, storage=storage, guided=guided)
+    ops = on_tape(_triton())
+    graph = rolled(generator, TABLES[name], ops, graph=True, storage=storage, guided=guided)
+    assert graph[1:] == plain[1:]
+    assert 0 < plain[2] < CHUNKS * SMALL.num_layers or name == "window"
+    error = (graph[0] - plain[0]).norm() / plain[0].norm()
+    assert float(error) < (1e-4 if storage == "auto" else 2e-2)
+    assert float((plain[0][:, -1:] - plain[0][:, -2:-1]).abs().max()) > 0.1
+
+
+def test_the_tape_refuses_a_chunk_that_waits_for_the_device() -> None:
+    with pytest.raises(AssertionError, match="the host waits"):
+        rolled(random_generator(SMALL), TABLES["release"], TORCH, graph=True)
+
+
+def test_the_tape_knows_no_python() -> None:
+    """What is not in a tensor stays as it was recorded: so the test above can fail."""
+    offset, x = 1.0, torch.zeros(3)
+    capture.mutable = []
+    out, again = capture(lambda: x + offset)
+    offset = 2.0
+    x.fill_(5)
+    again()
+    assert out.tolist() == [6.0, 6.0, 6.0]
