@@ -37,7 +37,7 @@ from cfgen.memory.rotated import RotatedReader
 from cfgen.memory.slow_fast import ReleaseTable, SlowFastTable
 from cfgen.memory.window import WindowTable
 from cfgen.model.generator import Conditioning, Generator
-from cfgen.needs import pages_of, place, wanted_of
+from cfgen.needs import pages_of, place, slots_of, wanted_of
 from cfgen.ops.reference import Rope
 from cfgen.ops.select import Ops, build_ops
 from cfgen.placement import Offload
@@ -264,10 +264,10 @@ def build_memory(
     sizes = generator.geometry
     grid = sizes.grid(plan.geometry.latent_height, plan.geometry.latent_width)
     tables = [build_table(config, plan.latent_frames) for _ in range(sizes.num_layers)]
-    waits = offload == "all"
+    waits, pages = offload == "all", pages_of(config, plan.latent_frames)
     pool = KVCache(
         sizes.num_layers,
-        pages_of(config, plan.latent_frames),
+        pages,
         (1, grid[0] * grid[1], sizes.num_heads, sizes.head_dim),
         dtype=dtype,
         device=generator.device,
@@ -275,7 +275,7 @@ def build_memory(
         storage=config.storage,
         write=ops.write_pages,
     )
-    rope, slots = Rope(sizes.head_dim), tables[0].capacity
+    rope, slots = Rope(sizes.head_dim), slots_of(pages)
     reader: Reader
     if ops.pages is not None:
         reader = InPlaceReader(pool, ops.pages, rope=rope, grid=grid, slots=slots)

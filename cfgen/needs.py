@@ -58,6 +58,11 @@ def pages_of(memory: MemoryConfig, latent_frames: int) -> int:
     return most + 1  # a released table copies a page before it drops one
 
 
+def slots_of(pages: int) -> int:
+    """Most slots that a pass reads of so many pages: all but the one for a copy."""
+    return pages - 1
+
+
 def kv_nbytes(sizes: Geometry, grid: tuple[int, int], pages: int, dtype: torch.dtype) -> int:
     """Bytes of keys and values in a number type."""
     return 2 * sizes.num_layers * pages * grid[0] * grid[1] * sizes.dim * dtype.itemsize
@@ -74,6 +79,17 @@ def page_dtypes(memory: MemoryConfig, dtype: torch.dtype) -> tuple[torch.dtype, 
             return torch.int8, dtype
         case "fp8":
             return torch.int8, torch.float8_e4m3fn
+
+
+def pool_nbytes(
+    memory: MemoryConfig, sizes: Geometry, grid: tuple[int, int], pages: int, dtype: torch.dtype
+) -> int:
+    """Bytes of a KV cache as it is kept, scales and means included."""
+    kept = page_dtypes(memory, dtype)
+    numbers = sum(kv_nbytes(sizes, grid, pages, each) for each in kept) // 2
+    keys, values = (each.itemsize == 1 for each in kept)
+    beside = keys * (sizes.num_heads + sizes.dim) + values * sizes.dim
+    return numbers + sizes.num_layers * pages * beside * torch.float32.itemsize
 
 
 def wanted_of(config: RenderConfig, sizes: Geometry) -> Wanted:
@@ -101,9 +117,10 @@ def sizes_of(config: RenderConfig, plan: Plan) -> Sizes:
     text, widest = _text_encoder(model)
     vae, decode = _vae(model, dtype, geometry.width * geometry.height, config)
     full = kv_nbytes(sizes, grid, pages, dtype)
-    kv = sum(kv_nbytes(sizes, grid, pages, each) for each in page_dtypes(config.memory, dtype)) // 2
+    kv = pool_nbytes(config.memory, sizes, grid, pages, dtype)
     rotates = build_ops(config.backend, wanted_of(config, sizes)).pages is None
-    held = full if kv == full else full // sizes.num_layers
+    held = kv_nbytes(sizes, grid, slots_of(pages), dtype)
+    held = held if kv == full else held // sizes.num_layers
     return Sizes(
         blocks=sum(blocks.values()),
         largest=max(blocks.values()),

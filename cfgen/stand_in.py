@@ -44,6 +44,9 @@ def stand_in(
         generator, vae = Generator(sizes), WanAutoencoder()
     _fill(generator, lambda name: dtype if MATRICES.fullmatch(name) else torch.float32, waits)
     _fill(vae, lambda name: dtype, device)
+    for weight in vae.parameters():
+        if weight.ndim in LAYOUTS_LAST:
+            weight.data = weight.data.contiguous(memory_format=LAYOUTS_LAST[weight.ndim])
     if offload != "none":
         offload_blocks(generator, device)
     return LoadedModels(generator, TiledDecoder(vae, tile=model.vae_tile), ())
@@ -64,6 +67,4 @@ def _drawn(name: str, weight: Tensor, random: torch.Generator) -> Tensor:
     if name.endswith("gamma") or ("norm" in name and name.endswith("weight")):
         return weight.fill_(1)
     fan_in = math.prod(weight.shape[1:]) if weight.ndim > 1 else weight.numel()
-    weight.normal_(std=fan_in**-0.5, generator=random)
-    layout = LAYOUTS_LAST.get(weight.ndim)
-    return weight if layout is None else weight.contiguous(memory_format=layout)
+    return weight.normal_(std=fan_in**-0.5, generator=random)

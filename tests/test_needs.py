@@ -24,8 +24,10 @@ from cfgen.config.schema import (
     WindowMemory,
 )
 from cfgen.errors import BudgetError
+from cfgen.memory.rotated import RotatedReader
 from cfgen.model.quantized import QuantizedLinear
 from cfgen.needs import pages_of, place, sizes_of
+from cfgen.ops.select import TORCH
 from cfgen.placement import PROGRAM, Sizes, table
 from cfgen.weights import load_models
 from tests.memory.spied import PASSES, Spied
@@ -91,9 +93,14 @@ def test_pages_grow_with_a_clip_up_to_what_its_memory_keeps(
 
 
 @pytest.mark.parametrize("quantized", ["keep", "expand"])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_bytes_of_weights_and_cache_are_those_that_are_held(quantized: str, dtype: str) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "storage"), [("float32", "auto"), ("bfloat16", "int8"), ("bfloat16", "fp8")]
+)
+def test_bytes_of_weights_and_cache_are_those_that_are_held(
+    quantized: str, dtype: str, storage: str
+) -> None:
     settings = [f"dtype={dtype}", f"model.quantized={quantized}", "device=cpu"]
+    settings.append(f"memory.storage={storage}")
     config = _config(settings)
     sizes, kind = _sizes(config), getattr(torch, dtype)
     models = load_models(config.model, dtype=kind, device=torch.device("cpu"))
@@ -107,10 +114,10 @@ def test_bytes_of_weights_and_cache_are_those_that_are_held(quantized: str, dtyp
     assert sizes.blocks == sum(t.nbytes for t in blocks)
     assert sizes.blocks + sizes.rest == sum(t.nbytes for t in held)
     assert sizes.vae == sum(p.nbytes for p in models.decoder.parameters())
-    memory = build.build_memory(
-        config.memory, models.generator, plan_of(config), dtype=kind, backend="torch"
-    )
+    memory = build.build_memory(config.memory, models.generator, plan_of(config), TORCH, dtype=kind)
     assert sizes.kv == memory.nbytes
+    assert isinstance(memory.reader, RotatedReader)
+    assert sizes.context == memory.reader.nbytes
 
 
 def test_memory_grows_with_what_is_asked_for() -> None:

@@ -81,6 +81,11 @@ class RotatedReader:
         self._k, self._v = torch.zeros(2, *shape, dtype=pool.dtype, device=pool.device)
         self._held: list[list[Placed]] = [[] for _ in range(layers)]
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes held besides the pool."""
+        return self._k.nbytes + self._v.nbytes
+
     def begin(self, chunk: Chunk) -> None:
         """See `Reader`."""
         self._chunk = chunk
