@@ -10,9 +10,9 @@ command also prints the share admitted while noting: run it again with the tau i
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from torch import Tensor
@@ -22,9 +22,7 @@ from cfgen.build import build_source
 from cfgen.cli.plan import plan_of
 from cfgen.config.loader import load
 from cfgen.config.schema import SlowFastMemory
-from cfgen.memory.kv_cache import KVCache
-from cfgen.memory.paged import PagedMemory, Surprise
-from cfgen.memory.slow_fast import SlowFastTable
+from cfgen.kernels.pages import FIRED, OPEN
 from cfgen.train.captions import caption
 from cfgen.train.world import sample_film
 
@@ -32,77 +30,68 @@ RESULTS = Path(__file__).parent / "results"
 
 
 class Notes:
-    """The decision of slow memory; notes every chunk's keys, the first reference in front."""
+    """The op that decides on key frames; notes what every layer was asked about.
 
-    def __init__(self, tau: float) -> None:
-        self._decide = Surprise(tau)
-        self.keys: list[Tensor] = []
+    Layers ask in turn, once a commit pass.
+
+    Attributes:
+        keys: By layer, the first reference and then the keys of every chunk that was considered,
+            [B, C] each.
+        admitted: Chunks that were admitted, over all layers.
+    """
+
+    def __init__(self, admit: Callable[..., None], layers: int) -> None:
+        self._admit, self._calls = admit, 0
+        self.keys: list[list[Tensor]] = [[] for _ in range(layers)]
         self.admitted = 0
 
-    def __call__(self, reference: Tensor, keys: Tensor) -> bool:
+    def __call__(
+        self, parts: Tensor, reference: Tensor, decision: Tensor, *, tokens: int, tau: float
+    ) -> None:
         """Decide as a render does."""
-        if not self.keys:
-            self.keys.append(reference)
-        self.keys.append(keys)
-        decision = self._decide(reference, keys)
-        self.admitted += decision
-        return decision
+        noted = self.keys[self._calls % len(self.keys)]
+        self._calls += 1
+        if decision[OPEN]:
+            noted += [] if noted else [reference.clone()]
+            noted.append(parts.sum(1) / tokens)
+        self._admit(parts, reference, decision, tokens=tokens, tau=tau)
+        self.admitted += int(decision[FIRED])
 
 
-def note_film(seed: int, duration: str, assignments: list[str]) -> tuple[list[Notes], float]:
-    """Roll out one film; the notes of every layer and the tau in force."""
+def note_film(seed: int, duration: str, assignments: list[str]) -> tuple[Notes, float]:
+    """Roll out one film; its notes and the tau in force."""
     prompt = caption(sample_film(seed, held_out=True), seed, complete=True)
     flags = {"prompt": prompt, "duration": duration, "seed": str(seed)}
     config = load(flags, assignments=assignments).config
     memory = config.memory
-    if not isinstance(memory, SlowFastMemory):
-        sys.exit("tau belongs to slow_fast memory")
+    if not isinstance(memory, SlowFastMemory) or memory.variant != "cfgen":
+        sys.exit("only variant cfgen of slow_fast compares with the last admitted key frame")
     film = build_source(config, plan_of(config))
-    sizes = film.generator.geometry
-    notes = [Notes(memory.tau) for _ in range(sizes.num_layers)]
-    tables = [
-        SlowFastTable[Tensor](
-            sink=memory.sink,
-            slow=memory.slow,
-            fast=memory.fast,
-            decide=note,
-            commit_reads=memory.commit_reads,
-        )
-        for note in notes
-    ]
-    noted = PagedMemory(
-        tables,
-        film.memory.pool,
-        film.memory.ops,
-        rope=film.memory.rope,
-        grid=sizes.grid(film.plan.geometry.latent_height, film.plan.geometry.latent_width),
-    )
-    assert isinstance(noted.pool, KVCache)
-    for _ in dataclasses.replace(film, memory=noted).chunks():
+    notes = Notes(film.memory.admit, film.generator.geometry.num_layers)
+    film.memory.admit = notes
+    for _ in film.make(range(film.plan.chunks)):
         pass
     return notes, memory.tau
 
 
-def share(films: list[list[Notes]], tau: float) -> float:
-    """Share of considered chunks that a threshold admits, over films and layers."""
+def share(noted: list[list[Tensor]], tau: float) -> float:
+    """Share of considered chunks that a threshold admits, over the notes of films and layers."""
     admitted = considered = 0
-    for layers in films:
-        for note in layers:
-            reference = note.keys[0]
-            for keys in note.keys[1:]:
-                considered += 1
-                if float(cosine_similarity(reference.float(), keys.float(), dim=-1).mean()) < tau:
-                    admitted += 1
-                    reference = keys
+    for reference, *chunks in noted:
+        for keys in chunks:
+            considered += 1
+            if float(cosine_similarity(reference, keys, dim=-1).mean()) < tau:
+                admitted += 1
+                reference = keys
     return admitted / considered
 
 
-def find_tau(films: list[list[Notes]], wished: float) -> float:
+def find_tau(noted: list[list[Tensor]], wished: float) -> float:
     """The threshold that admits about the wished share, to four decimals."""
     low, high = -1.0, 1.0
     for _ in range(20):
         middle = (low + high) / 2
-        low, high = (middle, high) if share(films, middle) < wished else (low, middle)
+        low, high = (middle, high) if share(noted, middle) < wished else (low, middle)
     return round((low + high) / 2, 4)
 
 
@@ -120,15 +109,14 @@ def main() -> None:
     for seed in range(arguments.clips):
         notes, tau = note_film(seed, arguments.duration, arguments.assignments)
         films.append(notes)
-    considered = sum(len(note.keys) - 1 for layers in films for note in layers)
-    noted = sum(note.admitted for layers in films for note in layers) / considered
-    found = find_tau(films, arguments.share)
-    by_layer = [
-        round(share([[layers[i]] for layers in films], found), 3) for i in range(len(films[0]))
-    ]
+    noted = [keys for notes in films for keys in notes.keys]
+    considered = sum(len(keys) - 1 for keys in noted)
+    found = find_tau(noted, arguments.share)
+    layers = zip(*(notes.keys for notes in films), strict=True)
+    by_layer = [round(share(list(keys), found), 3) for keys in layers]
     figures = {
         "tau_while_noting": tau,
-        "share_while_noting": round(noted, 4),
+        "share_while_noting": round(sum(n.admitted for n in films) / considered, 4),
         "wished_share": round(arguments.share, 4),
         "tau": found,
         "share_by_layer": by_layer,
