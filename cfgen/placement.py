@@ -75,17 +75,20 @@ class Sizes:
         return PROGRAM + max(self.text + self.encode, made)
 
     def vram(self, offload: Offload) -> int:
-        """Most GPU memory of a render with a level of offloading; an estimate."""
+        """Most GPU memory of a render with a level of offloading; an estimate.
+
+        Frames are decoded beside the next chunk.
+        """
         held = self.rest + self.adapters + self.conditioning
         held += self.blocks if offload == "none" else 2 * self.largest
         held += self.vae
         decode = round(self.decode * GPU_DECODE)
         if offload == "all":
             held += 2 * self.kv // self.layers
-            work = max(self.forward, decode)
+            work = self.forward + decode
         else:
             held += self.kv
-            work = max(self.context + self.forward, decode)
+            work = self.context + self.forward + decode
         return CUDA_CONTEXT + round(MARGIN * (held + work))
 
     def ram_beside_gpu(self, offload: Offload) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Generic
 
 import torch
 from torch import Tensor
@@ -89,6 +90,53 @@ Run = Callable[[Tensor, View], Tensor]
 """What `Passes` does, by whatever means."""
 
 
+class Rollout(Generic[V]):
+    """Chunks one after another, each begun and finished by its own call.
+
+    On a GPU a chunk is under way after `start`, which leaves the host free until `finish`.
+
+    Args:
+        generator: the causal model.
+        memory: holds what the chunks before committed.
+        schedule: noise levels.
+        noise: where noise comes from.
+        conditioning: encoded prompt.
+        shape: [B, F, C, H, W] of a chunk.
+        guidance: how strongly to follow the prompt; not for a memory that watches denoising passes.
+        capture: makes the passes of a chunk one piece, see `chunk_graph`.
+    """
+
+    def __init__(
+        self,
+        generator: Generator,
+        memory: Memory[V],
+        schedule: FewStepSchedule,
+        noise: Noise,
+        *,
+        conditioning: Conditioning,
+        shape: tuple[int, ...],
+        guidance: Guidance | None = None,
+        capture: Callable[[Run], Run] | None = None,
+    ) -> None:
+        levels = tuple(generator.level(sigma) for sigma in (*schedule.sigmas, 0.0))
+        passes = Passes(generator, schedule, levels, conditioning, guidance)
+        self._run: Run = passes if capture is None else capture(passes)
+        self._draws, self._device = passes.draws, generator.device
+        self._memory, self._noise, self._shape = memory, noise, shape
+
+    def start(self, index: int) -> None:
+        """Begin the chunk; the memory must hold what was committed before it."""
+        steps = range(self._draws)
+        drawn = torch.stack([self._noise.draw(index, step, self._shape) for step in steps])
+        self._view = self._memory.begin(self._shape[1])
+        self._chunk = Chunk(index, self._run(drawn.to(self._device), self._view))
+
+    def finish(self) -> Chunk:
+        """The chunk that was begun, once it is in the memory."""
+        self._memory.commit(self._view)
+        return self._chunk
+
+
 def rollout(
     generator: Generator,
     memory: Memory[V],
@@ -99,33 +147,24 @@ def rollout(
     shape: tuple[int, ...],
     chunks: range,
     guidance: Guidance | None = None,
-    capture: Callable[[Run], Run] | None = None,
 ) -> Iterator[Chunk]:
-    """Generate chunks: denoise through the schedule, then commit.
-
-    Args:
-        generator: the causal model.
-        memory: holds what the chunks before `chunks` committed.
-        schedule: noise levels.
-        noise: where noise comes from.
-        conditioning: encoded prompt.
-        shape: [B, F, C, H, W] of a chunk.
-        chunks: indices to generate, in order.
-        guidance: how strongly to follow the prompt; not for a memory that watches denoising passes.
-        capture: makes the passes of a chunk one piece, see `chunk_graph`.
+    """Generate chunks with these indices, in order; the rest as for `Rollout`.
 
     Yields:
         each chunk after its commit pass.
     """
-    levels = tuple(generator.level(sigma) for sigma in (*schedule.sigmas, 0.0))
-    passes = Passes(generator, schedule, levels, conditioning, guidance)
-    run: Run = passes if capture is None else capture(passes)
+    rolling = Rollout(
+        generator,
+        memory,
+        schedule,
+        noise,
+        conditioning=conditioning,
+        shape=shape,
+        guidance=guidance,
+    )
     for index in chunks:
-        view = memory.begin(shape[1])
-        drawn = torch.stack([noise.draw(index, step, shape) for step in range(passes.draws)])
-        latents = run(drawn.to(generator.device), view)
-        memory.commit(view)
-        yield Chunk(index, latents)
+        rolling.start(index)
+        yield rolling.finish()
 
 
 def recommit(
@@ -144,13 +183,3 @@ def recommit(
     pass_ = Pass(len(schedule.sigmas), commit=True)
     generator.commit(latents, generator.level(0.0), conditioning, view.at(pass_))
     memory.commit(view)
-
-
-def inference(iterator: Iterator[Chunk]) -> Iterator[Chunk]:
-    """The same chunks with gradients off in every step, whatever mode the caller is in."""
-    while True:
-        with torch.inference_mode():
-            chunk = next(iterator, None)
-        if chunk is None:
-            return
-        yield chunk

@@ -84,7 +84,8 @@ class RotatedReader:
     @property
     def nbytes(self) -> int:
         """Bytes held besides the pool."""
-        return self._k.nbytes + self._v.nbytes
+        nbytes: int = self._k.nbytes + self._v.nbytes
+        return nbytes
 
     def begin(self, chunk: Chunk) -> None:
         """See `Reader`."""

@@ -285,10 +285,22 @@ class Render:
                     yield from self._encode(chunk.index, frames, before=ground.lines[chunk.index])
 
     def _go_on(self, first: int, state: State) -> Iterator[Event]:
-        """Make the chunks that are still to be made."""
-        for chunk in self.source.make(range(first, self.plan.chunks)):
-            before = state.mode
-            frames = self.source.decode(chunk, state)
+        """Make the chunks that are still to be made.
+
+        Where a source decodes beside the next chunk, that chunk is begun before this one's frames
+        are waited for, unless the memory is to be kept as it is now.
+        """
+        making, last = self.source.making(), self.plan.chunks - 1
+        if first <= last:
+            making.start(first)
+        for index in range(first, self.plan.chunks):
+            chunk, before = making.finish(), state.mode
+            decoding = self.source.decoding(chunk, state)
+            beside = self.source.beside
+            pauses = not beside or self._pauses()
+            if index < last and not pauses:
+                making.start(index + 1)
+            frames = decoding.wait()
             if state.mode != before:
                 yield Warned(
                     message=f"memory ran out while chunk {chunk.index + 1} was decoded; from it "
@@ -297,10 +309,16 @@ class Render:
                 )
             sha256 = self._ledger.latents(chunk.index, chunk.latents)
             yield from self._encode(chunk.index, frames, latents_sha256=sha256, mode=state.mode)
-            if chunk.index + 1 < self.plan.chunks:
-                if self._mode == "full" and (self._stop or self._ledger.snapshot_due):
-                    yield self._ledger.snapshot(chunk.index + 1)
-                self._stop_here(chunk.index + 1)
+            if index < last and pauses:
+                if self._mode == "full" and (beside or self._pauses()):
+                    yield self._ledger.snapshot(index + 1)
+                self._stop_here(index + 1)
+                making.start(index + 1)
+
+    def _pauses(self) -> bool:
+        """Whether something is to be done before the next chunk is begun."""
+        due = self._mode == "full" and self._ledger.snapshot_due
+        return due or self._stop is not None
 
     def _stop_here(self, chunk: int) -> None:
         """Stop before `chunk` if a signal came.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -15,7 +16,7 @@ from cfgen.memory.paged import PagedMemory
 from cfgen.model.generator import Conditioning, Generator
 from cfgen.model.vae import Decoder, State
 from cfgen.render.plan import ChunkPlan, Plan
-from cfgen.rollout import Chunk, Guidance, Run, inference, recommit, rollout
+from cfgen.rollout import Chunk, Guidance, Rollout, Run, recommit
 from cfgen.schedule import FewStepSchedule, Noise
 
 Frames = npt.NDArray[np.uint8]
@@ -70,18 +71,14 @@ class FrameSource:
 
     def make(self, chunks: range) -> Iterator[Chunk]:
         """Denoise and commit chunks; the memory must hold the ones before them."""
-        made = rollout(
-            self.generator,
-            self.memory,
-            self.schedule,
-            self.noise,
-            conditioning=self.conditioning,
-            shape=self.shape,
-            chunks=chunks,
-            guidance=self.guidance,
-            capture=self.capture,
-        )
-        return map(_finite, inference(made))
+        making = self.making()
+        for index in chunks:
+            making.start(index)
+            yield making.finish()
+
+    def making(self) -> Making:
+        """What makes chunks, a call to begin each and one to have it."""
+        return Making(self)
 
     def recommit(self, latents: Tensor) -> None:
         """Commit a chunk that was made before; see `rollout.recommit`."""
@@ -102,11 +99,79 @@ class FrameSource:
             state: The decoder's, changed in place; `warm_up` chunks after a fresh one the frames
                 are those of a film decoded from its start.
         """
-        parameter = next(self.vae.parameters())
-        with torch.inference_mode():
+        return self.decoding(chunk, state).wait()
+
+    def decoding(self, chunk: Chunk, state: State) -> Decoding:
+        """As `decode`, but on a GPU the frames may still be on their way."""
+        parameter, stream = next(self.vae.parameters()), self._stream
+        with torch.inference_mode(), torch.cuda.stream(stream):
+            if stream is not None:
+                stream.wait_stream(torch.cuda.default_stream(parameter.device))
+                chunk.latents.record_stream(stream)
             latents = chunk.latents.to(parameter.device, parameter.dtype)
-            video = self.vae.decode(latents, state)
-            return to_pixels(video[0])[: self.plan.chunk(chunk.index).frames]
+            levels = to_levels(self.vae.decode(latents, state)[0])
+            frames = levels[: self.plan.chunk(chunk.index).frames]
+            if stream is None:
+                return Decoding(frames.cpu(), None)
+            host = torch.empty(frames.shape, dtype=frames.dtype, pin_memory=True)
+            host.copy_(frames, non_blocking=True)
+            return Decoding(host, stream.record_event())
+
+    @property
+    def beside(self) -> bool:
+        """Whether frames are decoded beside the next chunk, as a GPU can."""
+        return self._stream is not None
+
+    @functools.cached_property
+    def _stream(self) -> torch.cuda.Stream | None:
+        device = self.generator.device
+        on_gpu = device.type == "cuda"
+        return torch.cuda.Stream(device) if on_gpu else None  # type: ignore[no-untyped-call]
+
+
+class Making:
+    """Chunks of a source, begun and finished one by one; gradients are off."""
+
+    def __init__(self, source: FrameSource) -> None:
+        with torch.inference_mode():
+            self._rollout = Rollout(
+                source.generator,
+                source.memory,
+                source.schedule,
+                source.noise,
+                conditioning=source.conditioning,
+                shape=source.shape,
+                guidance=source.guidance,
+                capture=source.capture,
+            )
+
+    def start(self, index: int) -> None:
+        """Begin a chunk."""
+        with torch.inference_mode():
+            self._rollout.start(index)
+
+    def finish(self) -> Chunk:
+        """The chunk that was begun.
+
+        Raises:
+            NotFinite: It would be a black picture.
+        """
+        with torch.inference_mode():
+            return _finite(self._rollout.finish())
+
+
+@dataclass(frozen=True, slots=True)
+class Decoding:
+    """Frames uint8 [n, height, width, 3] that arrive on the host with an event, or are there."""
+
+    frames: Tensor
+    arrived: torch.cuda.Event | None
+
+    def wait(self) -> Frames:
+        """The frames, once they are there."""
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        return np.ascontiguousarray(self.frames.numpy())
 
 
 def _finite(chunk: Chunk) -> Chunk:
@@ -120,7 +185,7 @@ def _finite(chunk: Chunk) -> Chunk:
     return chunk
 
 
-def to_pixels(video: Tensor) -> Frames:
+def to_levels(video: Tensor) -> Tensor:
     """Frames [T, 3, H, W] in [0, 1] as uint8 [T, H, W, 3]; what lies outside is clamped."""
     levels = video.float().clamp(0, 1).mul(255).round().to(torch.uint8)
-    return np.ascontiguousarray(levels.permute(0, 2, 3, 1).cpu().numpy())
+    return levels.permute(0, 2, 3, 1).contiguous()

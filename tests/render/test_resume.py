@@ -23,6 +23,7 @@ from cfgen.render.folder import RunFolder
 from cfgen.render.journal import ChunkLine, SegmentLine
 from cfgen.render.ledger import Ledger
 from cfgen.render.output import described, sidecar_of
+from cfgen.render.source import FrameSource
 from tests.render.crash import Crash, dying
 from tests.render.test_run import MEMORIES, PROMPT
 
@@ -112,6 +113,19 @@ def film(tiny_settings: list[str], tmp_path: Path) -> Callable[..., Film]:
         return Film(tmp_path / f"film-{len(made)}", [*tiny_settings, *settings])
 
     return make
+
+
+@pytest.mark.parametrize("chunks", [1, 4, 6])
+def test_decoding_beside_the_next_chunk_makes_the_same_file(
+    film: Callable[..., Film], monkeypatch: pytest.MonkeyPatch, chunks: int
+) -> None:
+    expected = film().whole()
+    monkeypatch.setattr(FrameSource, "beside", True)
+    cut = film()
+    cut.until(chunks)
+    events = cut.go_on()
+    assert cut.output.read_bytes() == expected
+    assert any(isinstance(event, Saved) for event in events) == (chunks < 6)
 
 
 @pytest.mark.parametrize("chunks", range(1, 8))

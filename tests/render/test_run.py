@@ -24,7 +24,7 @@ from cfgen.config.loader import load
 from cfgen.model.vae import TinyAutoencoder
 from cfgen.render.events import ChunkDone, Encoded, Finished, Loaded
 from cfgen.render.ffmpeg import Ffmpeg, Measured, measure
-from cfgen.render.source import to_pixels
+from cfgen.render.source import to_levels
 from cfgen.render.writer import chain_frames
 
 Frames = npt.NDArray[np.uint8]
@@ -226,7 +226,7 @@ def test_events_tell_the_render_from_start_to_end(tiny_settings: list[str], tmp_
 def test_pixels_are_rounded_and_clamped() -> None:
     levels = torch.tensor([-1.0, 0.0, 0.5, 1.0, 7.0, 1.4 / 255])
     video = levels.reshape(1, 1, 2, 3).expand(2, 3, 2, 3)
-    frames = to_pixels(video)
+    frames = to_levels(video).numpy()
     assert frames.shape == (2, 2, 3, 3)
     assert frames.flags.c_contiguous
     assert frames[1, ..., 2].ravel().tolist() == [0, 0, 128, 255, 255, 1]
