@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from cfgen.kernels.pages import ADMITTED, FIRED, OPEN, RENEW
 from hypothesis import strategies as st
 from torch import Tensor
 
+from cfgen.kernels.pages import ADMITTED, FIRED, OPEN, RENEW
 from cfgen.memory.base import Table
 from cfgen.memory.graph import GraphCache, GraphReader
 from cfgen.memory.in_place import InPlaceReader

@@ -10,9 +10,9 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import torch
-from cfgen.kernels.pages import ADMITTED
 from torch import Tensor
 
+from cfgen.kernels.pages import ADMITTED
 from cfgen.memory.base import Norms, Pass, Table
 from cfgen.memory.kv_cache import KVCache
 from cfgen.ops.reference import Rope

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cfgen.kernels.pages import ADMITTED, FIRED, OPEN, RENEW
 from torch import Tensor
 
+from cfgen.kernels.pages import ADMITTED, FIRED, OPEN, RENEW
 from cfgen.memory.base import Norms, Pass, Table
 from cfgen.memory.kv_cache import KVCache
 from cfgen.memory.slow_fast import ReleaseTable, SlowFastTable

@@ -6,10 +6,10 @@ import math
 
 import pytest
 import torch
-from cfgen.kernels.pages import Pages
 from torch import Tensor
 
 from cfgen.errors import BackendUnavailable
+from cfgen.kernels.pages import Pages
 from cfgen.ops import reference, torch_backend
 from cfgen.ops.reference import Rope, rotate, turns
 from cfgen.ops.select import build_ops
