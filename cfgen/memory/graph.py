@@ -86,7 +86,7 @@ class GraphReader:
     def begin(self, chunk: Chunk) -> None:
         """See `Reader`."""
         self._chunk = chunk
-        self._turns.forget()
+        self._turns.next_chunk()
 
     def forget(self) -> None:
         """Nothing is kept."""

@@ -5,7 +5,7 @@ Axis letters: B batch, F latent frames, P tokens per latent frame, L = F * P, N 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal, Protocol
 
 import torch
@@ -144,10 +144,19 @@ class KVCache:
         """All pages of a layer, on the device."""
         return _each(self._all, lambda pool: pool[layer].to(self._device, non_blocking=True))
 
-    def read(self, layer: int, page: int) -> tuple[Tensor, Tensor]:
-        """Keys and values of a page as numbers: [B, N, P, D] each, in the dtype of computing."""
-        stored = _each(self._all, lambda pool: pool[layer, page].to(self._device))
-        return expand(stored, self.dtype)
+    def read(self, layer: int, pages: Sequence[int], k: Tensor, v: Tensor) -> None:
+        """Copy pages one by one, as numbers to compute with, to k and v: [B, N, pages, P, D]."""
+        expands = self.expands
+        for i, page in enumerate(pages):
+            if expands:
+                page_k, page_v = expand(self._page(layer, page), self.dtype)
+            else:
+                page_k, page_v = self._all.k[layer, page], self._all.v[layer, page]
+            k[:, :, i].copy_(page_k)
+            v[:, :, i].copy_(page_v)
+
+    def _page(self, layer: int, page: int) -> Pages:
+        return _each(self._all, lambda pool: pool[layer, page].to(self._device))
 
     def write(
         self, layer: int, into: Tensor, k: Tensor, v: Tensor, *, only_if: Tensor | None = None

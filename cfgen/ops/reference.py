@@ -64,10 +64,14 @@ def turns(angles: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 
 def rotate(x_BLND: Tensor, turns_LE: Tensor) -> Tensor:
-    """Rotate adjacent channel pairs [B, L, N, D] by complex numbers [L, D/2]; keeps the dtype."""
+    """Rotate adjacent channel pairs [B, L, N, D] by complex numbers; keeps the dtype.
+
+    Rotations are [L, D/2], or [L, N, D/2] with each spelled out for every head.
+    """
     real = torch.float64 if turns_LE.dtype == torch.complex128 else torch.float32
+    turn = turns_LE if turns_LE.ndim == 3 else turns_LE[:, None]
     pairs = torch.view_as_complex(torch.unflatten(x_BLND.to(real), -1, (-1, 2)))
-    return torch.view_as_real(pairs * turns_LE[None, :, None]).flatten(-2).to(x_BLND.dtype)
+    return torch.view_as_real(pairs * turn).flatten(-2).to(x_BLND.dtype)
 
 
 def attend(q_BLND: Tensor, k_BSND: Tensor, v_BSND: Tensor, bias_BS: Tensor | None = None) -> Tensor:
@@ -266,11 +270,11 @@ def page_of(pages: Pages, page: int) -> Pages:
 
 
 def expand(page: Pages, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Keys and values [B, N, P, D] of one page as numbers."""
+    """Keys and values [..., N, P, D] of pages as numbers."""
     k, v = page.k.to(dtype), page.v.to(dtype)
     if page.k_scale is not None and page.k_mean is not None:
-        whole = page.k.float() * page.k_scale[..., None, None] + page.k_mean[:, :, None]
+        whole = page.k.float() * page.k_scale[..., None, None] + page.k_mean[..., None, :]
         k = whole.to(dtype)
     if page.v_scale is not None:
-        v = (page.v.float() * page.v_scale[:, :, None]).to(dtype)
+        v = (page.v.float() * page.v_scale[..., None, :]).to(dtype)
     return k, v

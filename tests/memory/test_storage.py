@@ -115,9 +115,12 @@ def test_pages_are_handed_out_where_they_are_used_and_kept_where_they_are_stored
     k, v = torch.arange(16.0).view(2, 1, 4, 1, 2)
     pages = [pool.take(0), pool.take(0)]
     pool.write(0, torch.tensor(pages), k, v)
-    for page, frame in zip(pages, (0, 1), strict=True):
-        for stored, whole in zip(pool.read(0, page), (k, v), strict=True):
-            assert torch.equal(stored, whole[:, 2 * frame : 2 * frame + 2].transpose(1, 2))
+    out = torch.full((2, 1, 1, 2, 2, 2), torch.nan)
+    pool.read(0, pages[::-1], *out)
+    for stored, whole in zip(out, (k, v), strict=True):
+        for place, frame in enumerate((1, 0)):
+            own = whole[:, 2 * frame : 2 * frame + 2].transpose(1, 2)
+            assert torch.equal(stored[:, :, place], own)
     assert pool.nbytes == 2 * 4 * 2 * 2 * 4
 
 

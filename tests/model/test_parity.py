@@ -64,7 +64,8 @@ def last_keys(memory, name: str) -> Tensor:
     """The last layer's keys as the peer stores them: rotated, or raw where positions are slots."""
     layer = TINY.num_layers - 1
     slots = memory.tables[layer].slots()
-    keys = torch.cat([memory.pool.read(layer, slot.page)[0] for slot in slots], 2).transpose(1, 2)
+    pages = [slot.page for slot in slots]
+    keys = memory.pool.layer(layer).k[pages].transpose(2, 3).flatten(0, 2)[None]
     if name == "ll_infinity":
         angles = -Rope(32).spatial(GRID).repeat(len(slots), 1)
     else:
