@@ -1,4 +1,4 @@
-"""Models of random weights, as large as the published ones: speed is the same, pictures are not."""
+"""Random weights in the place of a model that is not on the disk: as fast, and no use otherwise."""
 
 from __future__ import annotations
 
@@ -11,15 +11,26 @@ from torch import Tensor, nn
 from cfgen.checkpoint.load import MATRICES
 from cfgen.checkpoint.vae import LAYOUTS_LAST
 from cfgen.config.schema import ModelConfig
+from cfgen.errors import CheckpointError
 from cfgen.model.generator import Generator, Geometry
 from cfgen.model.tiled import TiledDecoder
 from cfgen.model.wan_vae import WanAutoencoder
 from cfgen.offload import offload_blocks
 from cfgen.placement import Offload
-from cfgen.weights import LoadedModels
+from cfgen.weights import LoadedModels, files_of, loras_of
 
 PUBLISHED = Geometry(dim=1536, ffn_dim=8960, num_heads=12, num_layers=30)
 """Sizes of Wan2.1-T2V-1.3B, which every published model that has a preset was made from."""
+
+
+def absence(model: ModelConfig) -> str | None:
+    """Why a model cannot be loaded, in a sentence, if a file of it is nowhere; None if all are."""
+    try:
+        files_of(model)
+        loras_of(model)
+    except CheckpointError as error:
+        return str(error)
+    return None
 
 
 def stand_in(

@@ -28,6 +28,7 @@ _COMMANDS = {
     "inspect": "cfgen.cli.inspect",
     "quantize": "cfgen.cli.quantize",
     "convert": "cfgen.cli.convert",
+    "bench": "cfgen.cli.bench",
     "doctor": "cfgen.cli.doctor",
     "models": "cfgen.cli.models",
     "train": "cfgen.cli.train",

@@ -3,16 +3,19 @@
     python tests/bench/storage.py                   four films of 10 s, float32 and bfloat16
     python tests/bench/storage.py --seeds 7 --dtypes float32
 
-A film is compared with the one of the same seed and number type that keeps its cache as computed.
-What is small grows over a rollout, in which each chunk is made from the ones before: so besides the
-whole film, its worst second and every second, the chunks that read the cache for the first time
-are compared; the first chunk reads nothing but itself. As a measure of that growth, films in
-bfloat16 are compared with those in float32, both with `auto`.
+A film is compared with the one of the same seed and number type that keeps its cache as computed:
+the whole of it, its worst second and every second. What is small at first grows, as each chunk is
+made from the ones before; so besides the film as it is rendered (`free`), there is one whose every
+chunk is made from a cache of the other film's chunks (`forced`): what a storage does to a chunk, and
+nothing else. As a measure of the growth, films in bfloat16 are compared with those in float32, both
+with `auto`. The first chunk of a film reads nothing but itself.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
+import dataclasses
 import json
 import math
 import os
@@ -20,6 +23,7 @@ import platform
 import statistics
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -28,11 +32,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from cfgen.build import Models, build_source
 from cfgen.cli.plan import plan_of
 from cfgen.config.loader import load
 from cfgen.config.schema import RenderConfig
+from cfgen.render.plan import ChunkPlan
+from cfgen.render.source import FrameSource
+from cfgen.rollout import Chunk
 
 RESULTS = Path(__file__).parent / "results"
 PROMPT = "a red balloon drifts over snowy hills at sunset, the camera pans right"
@@ -50,6 +58,7 @@ class Clip:
 
     Attributes:
         frames: [T, H, W, 3].
+        latents: Of each chunk.
         starts: The first frame of each chunk.
         fps: Frames a second.
         cache_nbytes: Bytes of the KV cache.
@@ -57,6 +66,7 @@ class Clip:
     """
 
     frames: Frames
+    latents: list[Tensor]
     starts: list[int]
     fps: float
     cache_nbytes: int
@@ -71,18 +81,31 @@ def configured(seed: int, **values: object) -> RenderConfig:
     return load(flags, assignments=assignments, environ=alone).config
 
 
-def render(config: RenderConfig, models: Models) -> Clip:
-    """Make a film, without the video file."""
+def render(config: RenderConfig, models: Models, before: list[Tensor] | None = None) -> Clip:
+    """Make a film, without the video file; each chunk after the chunks `before`, if given."""
     source = build_source(config, plan_of(config), models)
     began = time.perf_counter()
-    parts = [(plan.frame_start, frames) for plan, _, frames in source.chunks()]
+    chunks = source.chunks() if before is None else forced(source, before)
+    parts = [(plan.frame_start, chunk.latents, frames) for plan, chunk, frames in chunks]
+    starts, latents, frames = map(list, zip(*parts, strict=True))
     return Clip(
-        frames=np.concatenate([frames for _, frames in parts]),
-        starts=[start for start, _ in parts],
+        frames=np.concatenate(frames),
+        latents=latents,
+        starts=starts,
         fps=source.plan.geometry.fps,
         cache_nbytes=source.memory.nbytes,
         seconds=time.perf_counter() - began,
     )
+
+
+def forced(source: FrameSource, latents: list[Tensor]) -> Iterator[tuple[ChunkPlan, Chunk, Frames]]:
+    """Chunks as a source makes each of them when the ones before were `latents`."""
+    state = source.vae.start()
+    for index, given in enumerate(latents):
+        aside = dataclasses.replace(source, memory=copy.deepcopy(source.memory))
+        (chunk,) = aside.make(range(index, index + 1))
+        yield source.plan.chunk(index), chunk, source.decode(chunk, state)
+        source.recommit(given)
 
 
 def psnr(found: Frames, truth: Frames) -> float:
@@ -94,20 +117,14 @@ def psnr(found: Frames, truth: Frames) -> float:
 def compared(found: Clip, truth: Clip) -> Figures:
     """PSNR of a film beside another."""
     step = round(truth.fps)
-    each = [
-        psnr(found.frames[at : at + step], truth.frames[at : at + step])
-        for at in range(0, len(truth.frames), step)
-    ]
-    ends = [*truth.starts[1:], len(truth.frames)]
-    chunks = [
-        psnr(found.frames[start:end], truth.frames[start:end])
-        for start, end in zip(truth.starts[:3], ends[:3], strict=True)
-    ]
+    seconds = [slice(at, at + step) for at in range(0, len(truth.frames), step)]
+    each = [psnr(found.frames[one], truth.frames[one]) for one in seconds]
+    second = slice(truth.starts[1], truth.starts[2])
     return {
         "psnr_db": _told(psnr(found.frames, truth.frames)),
         "worst_second_db": _told(min(each)),
+        "second_chunk_db": _told(psnr(found.frames[second], truth.frames[second])),
         "by_second_db": [_told(x) for x in each],
-        "first_chunks_db": [_told(x) for x in chunks],
     }
 
 
@@ -120,34 +137,45 @@ def measure(
     dtype: str, seeds: list[int], threads: int, models: Models
 ) -> tuple[Figures, list[Clip]]:
     """Every storage with every seed in one number type; the films with `auto` besides."""
-    rows: Figures = {}
-    truths: list[Clip] = []
-    for storage in STORAGES:
-        films, against = [], []
-        for index, seed in enumerate(seeds):
-            config = configured(seed, dtype=dtype, threads=threads, memory__storage=storage)
-            film = render(config, models)
-            if storage == "auto":
-                truths.append(film)
-            films.append(film)
-            against.append({"seed": seed, **compared(film, truths[index])})
+
+    def made(storage: str, seed: int, before: list[Tensor] | None = None) -> Clip:
+        config = configured(seed, dtype=dtype, threads=threads, memory__storage=storage)
+        return render(config, models, before)
+
+    truths = [made("auto", seed) for seed in seeds]
+    again = made("auto", seeds[0], truths[0].latents)
+    if not np.array_equal(again.frames, truths[0].frames):
+        sys.exit("a film forced onto its own chunks is not the film: the figures mean nothing")
+    rows: Figures = {"auto": costs(truths, truths[0])}
+    for storage in STORAGES[1:]:
+        films = [made(storage, seed) for seed in seeds]
+        steered = [
+            made(storage, seed, truth.latents) for seed, truth in zip(seeds, truths, strict=True)
+        ]
         rows[storage] = {
-            "cache_bytes": films[0].cache_nbytes,
-            "of_auto": round(films[0].cache_nbytes / truths[0].cache_nbytes, 3),
-            "render_s": round(statistics.median(film.seconds for film in films), 2),
-            **({} if storage == "auto" else summary(against)),
+            **costs(films, truths[0]),
+            "free": summary(seeds, films, truths),
+            "forced": summary(seeds, steered, truths),
         }
         sys.stderr.write(f"{dtype} {storage}: {_line(rows[storage])}\n")
     return rows, truths
 
 
-def summary(against: list[Figures]) -> Figures:
-    """Medians over the films, the films themselves beside them."""
+def costs(films: list[Clip], plain: Clip) -> Figures:
+    """Bytes of the cache, and seconds of a render."""
     return {
-        "psnr_db": _median([film["psnr_db"] for film in against]),
-        "worst_second_db": _median([film["worst_second_db"] for film in against]),
-        "films": against,
+        "cache_bytes": films[0].cache_nbytes,
+        "of_auto": round(films[0].cache_nbytes / plain.cache_nbytes, 3),
+        "render_s": round(statistics.median(film.seconds for film in films), 2),
     }
+
+
+def summary(seeds: list[int], films: list[Clip], truths: list[Clip]) -> Figures:
+    """Medians over films, and the films one by one."""
+    pairs = zip(seeds, films, truths, strict=True)
+    each = [{"seed": seed, **compared(film, truth)} for seed, film, truth in pairs]
+    names = ("psnr_db", "worst_second_db", "second_chunk_db")
+    return {name: _median([one[name] for one in each]) for name in names} | {"films": each}
 
 
 def _median(decibels: list[float | None]) -> float | None:
@@ -155,7 +183,8 @@ def _median(decibels: list[float | None]) -> float | None:
 
 
 def _line(row: Figures) -> str:
-    return ", ".join(f"{key} {value}" for key, value in row.items() if key != "films")
+    ways = [f"{way} {row[way]['psnr_db']} dB" for way in ("free", "forced")]
+    return ", ".join([*ways, f"{row['cache_bytes']} bytes, {row['render_s']} s"])
 
 
 def main() -> None:
@@ -176,9 +205,8 @@ def main() -> None:
         "storage": rows,
     }
     if set(truths) == set(DTYPES):
-        pairs = zip(told.seeds, truths["bfloat16"], truths["float32"], strict=True)
         figures["bfloat16_beside_float32"] = summary(
-            [{"seed": seed, **compared(film, truth)} for seed, film, truth in pairs]
+            told.seeds, truths["bfloat16"], truths["float32"]
         )
     figures["machine"] = machine() | {"threads": told.threads}
     text = json.dumps(figures, indent=1)
