@@ -19,7 +19,7 @@ from cfgen.errors import BackendUnavailable, BudgetError, NotFinite
 from cfgen.model.tiled import is_out_of_memory
 from cfgen.model.vae import State
 from cfgen.rollout import Chunk
-from cfgen.ways import Setting, Way, fill, least_s, now
+from cfgen.ways import Setting, Way, fill, held, least_s, now
 
 COMPUTED = {torch.float32: 1e-3, torch.bfloat16: 1e-2}
 """How far a chunk may be from the torch backend's, as a share of its norm, by what computes it; so
@@ -56,7 +56,7 @@ class Figures:
         seconds: Of each chunk, denoised and committed.
         beside_s: Of each while another was decoded; none where one waits for the other.
         cache_nbytes: The KV cache, and what the backend holds of it besides.
-        gpu_nbytes: Most memory of a GPU, with the weights; None on a CPU.
+        gpu_nbytes: Most memory of a GPU that this way alone takes, with the weights; None on a CPU.
         error: Distance of a chunk from that of the way it is compared with, as a share of the norm;
             None for that way itself, or without one.
         tolerance: The most that may be.
@@ -94,7 +94,7 @@ class Report:
         base: What the others are compared with: the first way by the torch backend, if there is.
         ways: In the order asked for.
         refused: What cannot go here.
-        auto: The backend that a render takes.
+        auto: The backend that `auto` takes.
     """
 
     frames: int
@@ -141,7 +141,7 @@ class Contestant:
 
     def __init__(self, setting: Setting, way: Way) -> None:
         self.way, self._ops = way, setting.ops(way)
-        self._device, self._weights = setting.generator.device, setting.models.nbytes
+        self._device = setting.generator.device
         self.seconds: list[float] = []
         self.beside_s: list[float] = []
         self.gpu_nbytes: int | None = None
@@ -151,10 +151,12 @@ class Contestant:
         if needed > (free := _free(self._device)):
             need, have = (f"{nbytes / 1e9:.1f} GB" for nbytes in (needed, free))
             raise BudgetError(f"its KV cache takes {need}, and beside the others {have} are free")
+        before = held(self._device)
         self.source = setting.source(way, self._ops)
         self._next = fill(self.source)
         self.slots = round(self.source.memory.figures()["slots"])
         self._making = self.source.making()
+        self._alone = setting.held + held(self._device) - before
 
     def make(self) -> tuple[Chunk, float]:
         """The next chunk, and how long it took in seconds."""
@@ -182,14 +184,13 @@ class Contestant:
         on_gpu = self._device.type == "cuda"
         if on_gpu:
             torch.cuda.reset_peak_memory_stats(self._device)
-            held = torch.cuda.memory_allocated(self._device)
+            before = held(self._device)
         began = now(self._device)
         chunk = work()
         took = now(self._device) - began
         if on_gpu:
-            more = torch.cuda.max_memory_allocated(self._device) - held
-            whole = self._weights + self.cache_nbytes + more
-            self.gpu_nbytes = max(whole, self.gpu_nbytes or 0)
+            more = torch.cuda.max_memory_allocated(self._device) - before
+            self.gpu_nbytes = max(self._alone + more, self.gpu_nbytes or 0)
         return chunk, took
 
 
@@ -204,8 +205,10 @@ class Bench:
     def __init__(self, setting: Setting, ways: Sequence[Way]) -> None:
         self._setting = setting
         settled = [way if way.backend != "auto" else self._auto(way) for way in ways]
-        unlike = {(way.backend, setting.page_dtypes(way)): way for way in reversed(settled)}
-        self._ways = list(reversed(unlike.values()))
+        unlike: dict[object, Way] = {}
+        for way in settled:
+            unlike.setdefault((way.backend, setting.page_dtypes(way)), way)
+        self._ways = list(unlike.values())
         self._ready: list[Contestant] = []
         self._refused: list[Refused] = []
         self._latents: dict[Way, Tensor] = {}
@@ -275,7 +278,7 @@ class Bench:
             base=next((figures for figures in ways if figures.way == base), None),
             ways=ways,
             refused=tuple(self._refused),
-            auto=self._auto(self._ways[0]).backend,
+            auto=self._auto(Way("auto", self._setting.config.memory.storage)).backend,
         )
 
     @property
@@ -284,7 +287,7 @@ class Bench:
         return 2 if self._setting.generator.device.type == "cuda" else 1
 
     def _auto(self, way: Way) -> Way:
-        """The backend that a render takes, with the same KV cache."""
+        """The same KV cache with the backend that `auto` takes for it."""
         return Way(self._setting.ops(Way("auto", way.storage)).name, way.storage)
 
     def _warm(self, way: Way) -> tuple[Contestant, Chunk, float]:

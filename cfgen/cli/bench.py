@@ -1,0 +1,324 @@
+"""`cfgen bench`: how fast a preset renders on this machine, by backend and KV cache."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Annotated, TypeVar, get_args, get_type_hints
+
+import typer
+
+from cfgen.cli import options
+from cfgen.cli.facts import WIDTH
+from cfgen.cli.progress import bytes_words
+from cfgen.config.loader import Resolved, load
+from cfgen.config.schema import RenderConfig, Storage
+from cfgen.config.values import nearest, size_text
+from cfgen.errors import UsageError
+from cfgen.hub import parse_reference
+from cfgen.render.plan import count
+
+if TYPE_CHECKING:
+    from cfgen.bench import Figures, Report
+    from cfgen.ways import Setting, Way
+
+Name = TypeVar("Name", bound=str)
+
+BACKENDS: tuple[str, ...] = get_args(get_type_hints(RenderConfig)["backend"])
+
+_LABEL = 10
+_STEADY = 5
+_FILES = ("path", "loras", "vae", "text_encoder", "tokenizer")
+_SHORT = {"float32": "fp32", "bfloat16": "bf16"}
+
+app = options.command_app()
+
+
+@app.command()
+def bench(
+    ctx: typer.Context,
+    preset: options.Preset = None,
+    backends: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--backend",
+            metavar="NAME",
+            help="Measure auto, torch, triton or reference, which is slow; may be repeated. "
+            "[torch and triton]",
+        ),
+    ] = None,
+    storages: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--kv-cache",
+            metavar="HOW",
+            help="Keep the KV cache auto, bf16, int8 or fp8; may be repeated. [each that differs]",
+        ),
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            "--dtype", metavar="TYPE", help="What to compute in: float32, bfloat16 or auto. [auto]"
+        ),
+    ] = None,
+    size: options.Size = None,
+    seconds: Annotated[
+        float,
+        typer.Option(
+            "--seconds",
+            min=0,
+            metavar="S",
+            help="How long to make chunks once all is warm; one by each way at least.",
+        ),
+    ] = 20,
+    assignments: options.Set = None,
+    config_file: options.Config = None,
+    json_lines: options.Json = False,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
+) -> None:
+    """Tell how fast a preset renders on this machine, and by which backend.
+
+    Makes chunks as they are late in a long clip, with a full memory, by every
+    backend that can run here and with every way to keep the KV cache, and says
+    why others cannot. A speed is compared with that of the torch backend only
+    if both make the same chunk. A model that is not on this machine is stood in
+    for by random weights of its size. Nothing is written to disk.
+
+    \b
+    s/chunk   seconds to denoise a chunk and to commit it
+    frames/s  so many frames a second; decoded: their decoding included
+    cache     the KV cache, and what the backend holds of it besides
+
+    \b
+    Examples:
+      cfgen bench
+      cfgen bench --preset self-forcing --kv-cache auto --kv-cache int8
+      cfgen bench --backend torch --backend reference --dtype float32
+    """
+    console = options.console_of(ctx)
+    console.configure(json=json_lines, quiet=quiet, debug=debug)
+    resolved = load(
+        {"preset": preset, "size": size, "dtype": dtype},
+        assignments=assignments or (),
+        run_file=config_file,
+    )
+    ways = _ways(resolved.config, backends, storages)
+    from cfgen.bench import Bench
+    from cfgen.ways import prepare
+
+    console.note(f"loading {resolved.config.preset}")
+    setting = prepare(resolved.config, may_stand_in=_is_published(resolved))
+    if setting.absent:
+        console.note("it is not on this machine: random weights of its size stand in for it")
+    work = Bench(setting, ways)
+    for words in work.prepare():
+        console.note(words)
+    console.note(f"making chunks by turns for {seconds:g} s, one each at least")
+    for words in work.run(seconds):
+        console.note(words)
+    report = work.report()
+    console.result("\n".join(_text(setting, report)), _data(setting, report))
+
+
+def _is_published(resolved: Resolved) -> bool:
+    """Whether all files of the model are those that a preset names on the hub."""
+    own = [origin for key, origin in resolved.origins.items() if key in _keys()]
+    named = any(origin.kind not in ("default", "preset") for origin in own)
+    return not named and parse_reference(resolved.config.model.path) is not None
+
+
+def _keys() -> set[str]:
+    return {f"model.{name}" for name in _FILES}
+
+
+def _ways(
+    config: RenderConfig, backends: Sequence[str] | None, storages: Sequence[str] | None
+) -> list[Way]:
+    """What to measure: what was asked for, else all that a render would choose among.
+
+    Raises:
+        UsageError: There is no such backend, or no such KV cache.
+    """
+    from cfgen.ways import Way
+
+    usual = ["torch", "triton"] if config.backend == "auto" else [config.backend]
+    own = config.memory.storage
+    kept = sorted(get_args(Storage), key=lambda storage: storage != own)
+    return [
+        Way(_one_of(BACKENDS, backend, "--backend"), _one_of(kept, storage, "--kv-cache"))
+        for backend in backends or usual
+        for storage in storages or kept
+    ]
+
+
+def _one_of(allowed: Sequence[Name], given: str, flag: str) -> Name:
+    for name in allowed:
+        if name == given:
+            return name
+    raise UsageError(
+        f"{flag} must be one of {', '.join(allowed)}, got {given!r}{nearest(given, allowed)}"
+    )
+
+
+def _text(setting: Setting, report: Report) -> Iterator[str]:
+    """The report for people."""
+    yield from _about(setting, report)
+    yield ""
+    yield from _table(report)
+    yield ""
+    yield from _closing(report)
+
+
+def _about(setting: Setting, report: Report) -> Iterator[str]:
+    """What was measured, where and how."""
+    import torch
+
+    from cfgen.fingerprint import processor
+
+    config = setting.config
+    yield from _rows(
+        "preset",
+        f"{config.preset}, {size_text(config.frame_size)}; a chunk is "
+        f"{count(report.frames, 'frame')} in {setting.passes} passes",
+    )
+    device = setting.generator.device
+    threads = "" if device.type == "cuda" else f", {count(torch.get_num_threads(), 'thread')}"
+    compiled = ", compiled" if config.compile else ""
+    yield from _rows(
+        "machine",
+        f"{processor(device)}{threads}, torch {torch.__version__}, {_dtype(setting)}{compiled}",
+    )
+    if setting.absent:
+        yield from _rows("weights", f"random ones of its size: {setting.absent}")
+        yield from _rows("", f"-> `cfgen models pull {config.preset}` fetches the model")
+    yield from _rows(
+        "memory",
+        f"{config.memory.policy}, late in a clip: {count(report.slots, 'latent frame')} of "
+        f"{count(setting.tokens, 'token')}",
+    )
+    made = len(report.ways[0].seconds)
+    few = "; more --seconds are steadier" if made < _STEADY else ""
+    beside = ", beside the next" if report.ways[0].beside_s else ""
+    yield from _rows(
+        "timed",
+        f"median of {count(made, 'chunk')} each, by turns{few}; decoding one takes "
+        f"{report.decode_s:.3g} s{beside}",
+    )
+
+
+def _dtype(setting: Setting) -> str:
+    return str(setting.dtype).removeprefix("torch.")
+
+
+def _table(report: Report) -> Iterator[str]:
+    """A row for each way; what it takes of a GPU only where there is one."""
+    on_gpu = any(figures.gpu_nbytes is not None for figures in report.ways)
+    head = ["backend", "KV cache", "s/chunk", "frames/s", "decoded", "cache"]
+    rows = [[*head, *(["GPU"] if on_gpu else []), "vs torch"]]
+    for figures in report.ways:
+        ratio = report.ratio(figures)
+        unlike = "-" if figures.error is None else "differs"
+        rows.append(
+            [
+                figures.way.backend,
+                _kept(figures),
+                f"{figures.chunk_s:.3f}",
+                f"{report.frames_per_s(figures):.1f}",
+                f"{report.frames_per_s(figures, decoded=True):.1f}",
+                bytes_words(figures.cache_nbytes),
+                *([bytes_words(figures.gpu_nbytes or 0)] if on_gpu else []),
+                unlike if ratio is None else f"{ratio:.2f}x",
+            ]
+        )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = [
+            cell.ljust(width) if i < 2 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        yield "  ".join(cells)
+
+
+def _kept(figures: Figures) -> str:
+    """How the KV cache is kept, and in what where the name does not say it."""
+    storage = figures.way.storage
+    return f"auto: {_SHORT.get(figures.keys, figures.keys)}" if storage == "auto" else storage
+
+
+def _closing(report: Report) -> Iterator[str]:
+    """Why a speed or a way is left out, and what to conclude."""
+    base = report.base
+    for figures in report.ways:
+        if base is not None and figures.error is not None and not figures.agrees:
+            yield from _rows(
+                "differs",
+                f"{figures.way}: its chunk is {figures.error:.1%} away from that of {base.way}, "
+                f"and may be {figures.tolerance:.1%}: their speeds are not compared",
+            )
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for refused in report.refused:
+        reasons.setdefault((refused.way.backend, refused.reason), []).append(refused.way.storage)
+    measured = {figures.way.backend for figures in report.ways}
+    for (backend, reason), storages in reasons.items():
+        one = len({key for key in reasons if key[0] == backend}) == 1 and backend not in measured
+        yield from _rows(backend, reason if one else f"with {', '.join(storages)}: {reason}")
+    yield from _rows("auto", f"--backend auto, the default of a render, takes {report.auto} here")
+
+
+def _data(setting: Setting, report: Report) -> dict[str, object]:
+    """The same for programs."""
+    import torch
+
+    from cfgen.fingerprint import processor, versions
+
+    config = setting.config
+    return {
+        "preset": config.preset,
+        "size": list(config.frame_size),
+        "machine": {
+            "device": processor(setting.generator.device),
+            "threads": torch.get_num_threads(),
+            **versions(),
+        },
+        "dtype": _dtype(setting),
+        "compiled": config.compile,
+        "random_weights": setting.absent is not None,
+        "chunk": {"frames": report.frames, "passes": setting.passes, "tokens": setting.tokens},
+        "memory": {"policy": config.memory.policy, "latent_frames": report.slots},
+        "decode_s": report.decode_s,
+        "auto": report.auto,
+        "compared_with": None if report.base is None else _named(report.base.way),
+        "ways": [_way(report, figures) for figures in report.ways],
+        "refused": [{**_named(each.way), "reason": each.reason} for each in report.refused],
+    }
+
+
+def _named(way: Way) -> dict[str, object]:
+    return {"backend": way.backend, "kv_cache": way.storage}
+
+
+def _way(report: Report, figures: Figures) -> dict[str, object]:
+    return {
+        **_named(figures.way),
+        "keys": figures.keys,
+        "values": figures.values,
+        "chunks": len(figures.seconds),
+        "chunk_s": figures.chunk_s,
+        "slowest_s": max(figures.seconds),
+        "fastest_s": min(figures.seconds),
+        "frames_per_s": report.frames_per_s(figures),
+        "frames_per_s_decoded": report.frames_per_s(figures, decoded=True),
+        "cache_nbytes": figures.cache_nbytes,
+        "gpu_nbytes": figures.gpu_nbytes,
+        "error": figures.error,
+        "tolerance": figures.tolerance,
+        "ratio": report.ratio(figures),
+    }
+
+
+def _rows(label: str, text: str) -> Iterator[str]:
+    """A labelled text, on as many lines as it needs."""
+    lines = textwrap.wrap(text, WIDTH - _LABEL, break_long_words=False, break_on_hyphens=False)
+    for number, line in enumerate(lines):
+        yield f"{'' if number else label:{_LABEL}}{line}"
