@@ -44,7 +44,7 @@ class Slots(NamedTuple):
     Attributes:
         page: [2, S] int32, numbers of the pages before the chunk, in order.
         row: [2, S] int32, the row of `turns` for each of them.
-        count: [2] int32, how many of them there are.
+        counts: [2] int32, how many of them there are.
         here: [F] int32, the row of `turns` for each frame of the chunk itself.
         admitted: [1] int32, 0 or 1.
         turns: [R, D / 2, 2] float32 (float64 in tests), cosine and sine of the temporal rotation
@@ -53,13 +53,12 @@ class Slots(NamedTuple):
 
     page: Tensor
     row: Tensor
-    count: Tensor
+    counts: Tensor
     here: Tensor
     admitted: Tensor
     turns: Tensor
 
 
 OPEN, RENEW, ADMITTED, FIRED = range(4)
-"""Columns of a layer's decision, [4] int32: whether the chunk may be admitted, whether the reference
-becomes the keys that are looked at even if not, whether the chunk was admitted, and whether this
-very pass did it."""
+"""Columns of a layer's decision, [4] int32: whether the chunk may be admitted, whether its keys
+become the reference even if not, whether it was admitted, and whether this very pass did it."""

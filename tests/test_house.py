@@ -78,6 +78,7 @@ BELOW = {
     },
     "bench": {"ways", "rollout", "model"},
     "cli": {
+        "kernels",
         "build",
         "bench",
         "ways",

@@ -46,6 +46,7 @@ Examples:
   cfgen render "a red balloon drifts over snowy hills" --duration 30s -o a.mp4
   cfgen plan --duration 10m
   cfgen presets show mini
+  cfgen bench
   cfgen doctor
 
 \b

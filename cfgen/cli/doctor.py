@@ -145,11 +145,16 @@ def _triton() -> Iterator[Finding]:
         found = version("triton")
     except PackageNotFoundError:
         found = "not installed"
+    import torch
+
+    from cfgen.kernels.device import unsupported_device
+
+    reason = unsupported_device(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     yield Finding(
         part="triton",
         state="ok",
         found=found,
-        meaning="cfgen has no Triton kernels yet, so nothing depends on it",
+        meaning=f"{reason} PyTorch computes instead." if reason else "its kernels run on the GPU",
     )
 
 

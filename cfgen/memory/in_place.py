@@ -101,7 +101,7 @@ class InPlaceReader:
         return Slots(
             page=self._page[layer, index],
             row=self._row[layer, index],
-            count=self._count[layer, index],
+            counts=self._count[layer, index],
             here=self._here[layer, index, : self._chunk.frames],
             admitted=self._chunk.decisions[layer, ADMITTED : ADMITTED + 1],
             turns=self._turns,

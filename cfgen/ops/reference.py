@@ -146,7 +146,7 @@ def attend_pages(
     """
     exact, frames = _exact(q_BLND), len(slots.here)
     which = int(slots.admitted)
-    count = int(slots.count[which])
+    count = int(slots.counts[which])
     q = q_BLND.to(exact).transpose(1, 2)
     context = [expand(page_of(pages, int(page)), exact) for page in slots.page[which, :count]]
     chunk = zip(

@@ -35,7 +35,7 @@ def slots(here: list[int], head_dim: int, device: torch.device) -> Slots:
     return Slots(
         page=numbers(0, 0)[:, None],
         row=numbers(0, 0)[:, None],
-        count=numbers(0, 0),
+        counts=numbers(0, 0),
         here=numbers(*(POSITIONS.index(position) for position in here)),
         admitted=numbers(0),
         turns=turns(reference.Rope(head_dim).temporal(POSITIONS), device),

@@ -55,7 +55,9 @@ class Tape(TorchDispatchMode):
         self.calls: list[tuple] = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        assert func.overloadpacket.__name__ not in HOST, "the host waits for the device in the middle of a chunk"
+        assert func.overloadpacket.__name__ not in HOST, (
+            "the host waits for the device in the middle of a chunk"
+        )
         return self.note(func, args, kwargs or {})
 
     def note(self, func, args, kwargs):

@@ -75,7 +75,7 @@ def slots(s: Sizes, layer: int) -> Slots:
     return Slots(
         page=page,
         row=row,
-        count=empty(2, 2, 2, **whole)[layer, layer],
+        counts=empty(2, 2, 2, **whole)[layer, layer],
         here=empty(2, 2, s.slots, **whole)[layer, layer, : s.frames],
         admitted=empty(2, 4, **whole)[layer, ADMITTED : ADMITTED + 1],
         turns=empty(s.slots, s.head_dim // 2, 2, dtype=F32),

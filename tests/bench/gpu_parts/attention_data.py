@@ -163,7 +163,7 @@ def make_slots(
     return Slots(
         page=page,
         row=row,
-        count=torch.tensor([context, max(0, context - 1)], device=device, dtype=torch.int32),
+        counts=torch.tensor([context, max(0, context - 1)], device=device, dtype=torch.int32),
         here=rows[context:],
         admitted=torch.zeros(1, device=device, dtype=torch.int32),
         turns=turns,
