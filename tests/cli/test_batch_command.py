@@ -19,17 +19,16 @@ from pathlib import Path
 from cfgen.render.source import FrameSource
 from cfgen.cli.app import main
 
-make = FrameSource.make
+decoding = FrameSource.decoding
 
-def clumsy(self, chunks):
-    for chunk in make(self, chunks):
-        marker = Path("crashed")
-        if chunk.index == 1 and self.noise.seed == 77 and not marker.exists():
-            marker.write_text("")
-            os._exit(9)
-        yield chunk
+def clumsy(self, chunk, state):
+    marker = Path("crashed")
+    if chunk.index == 1 and self.noise.seed == 77 and not marker.exists():
+        marker.write_text("")
+        os._exit(9)
+    return decoding(self, chunk, state)
 
-FrameSource.make = clumsy
+FrameSource.decoding = clumsy
 sys.argv = ["cfgen", "batch", *sys.argv[1:]]
 main()
 """

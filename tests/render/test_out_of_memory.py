@@ -15,7 +15,7 @@ from cfgen.model.vae import State, TinyAutoencoder
 from cfgen.render.events import Event, Warned
 from cfgen.render.folder import RunFolder
 from cfgen.render.journal import ChunkLine
-from cfgen.render.source import Frames, FrameSource
+from cfgen.render.source import Decoding, FrameSource
 from cfgen.rollout import Chunk
 from tests.render.test_resume import Film, film, small_segments  # noqa: F401 - fixtures
 
@@ -27,13 +27,13 @@ SETTINGS = ("size=160x96", "memory.policy=window", "memory.size=6")
 @contextmanager
 def short_of_memory(first: int, *, cells: int = SMALLEST) -> Iterator[None]:
     """From chunk `first` on, nothing wider than so many cells can be decoded."""
-    decode, decode_cells = FrameSource.decode, TinyAutoencoder.decode
+    decoding, decode_cells = FrameSource.decoding, TinyAutoencoder.decode
     now = 0
 
-    def noted(source: FrameSource, chunk: Chunk, state: State) -> Frames:
+    def noted(source: FrameSource, chunk: Chunk, state: State) -> Decoding:
         nonlocal now
         now = chunk.index
-        return decode(source, chunk, state)
+        return decoding(source, chunk, state)
 
     def short(vae: TinyAutoencoder, latents: Tensor, state: State | None = None) -> Tensor:
         if now >= first and latents.shape[-1] > cells:
@@ -41,7 +41,7 @@ def short_of_memory(first: int, *, cells: int = SMALLEST) -> Iterator[None]:
         return decode_cells(vae, latents, state)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(FrameSource, "decode", noted)
+        patch.setattr(FrameSource, "decoding", noted)
         patch.setattr(TinyAutoencoder, "decode", short)
         yield
 
