@@ -81,6 +81,12 @@ class Published:
         q, keys = self._rotate(q, slice(end - q.shape[1], end)), self._rotate(keys, slice(0, end))
         return plain_attend(q, keys, values).flatten(2)
 
+    def write(self, layer: int, k: Tensor, v: Tensor, norms: Norms) -> None:
+        """What a pass would leave, without the pass."""
+        k = plain_norm(k, norms.k, norms.eps)
+        heads = (x.unflatten(-1, (self._heads, -1)) for x in (k, v))
+        self._made[layer] = next(heads), next(heads)
+
     def _rotate(self, x_BLND: Tensor, where: slice) -> Tensor:
         pairs = torch.view_as_complex(x_BLND.double().unflatten(-1, (-1, 2)))
         return torch.view_as_real(pairs * self._turns[where]).flatten(-2).to(x_BLND.dtype)
@@ -162,9 +168,15 @@ class Way:
         self._finish(x0, view)
         return [*flows, x0]
 
-    def remember(self, latents: Tensor) -> None:
-        """Commit a chunk that was made elsewhere."""
-        self._finish(latents, self.memory.begin(FRAMES))
+    def remember(self, keys_values: Tensor) -> None:
+        """Keep a chunk of random keys and values, [2, layers, B, L, E] before any norm."""
+        view = self.memory.begin(FRAMES)
+        last = view.at(Pass(len(self.schedule.sigmas), commit=True))
+        for layer, block in enumerate(self.generator.blocks):
+            attention = block.self_attn
+            k, v = keys_values[:, layer].to(attention.k.dtype)
+            last.write(layer, k, v, attention.norms)
+        self.memory.commit(view)
 
     def _finish(self, latents: Tensor, view: Any) -> None:
         view = view.at(Pass(len(self.schedule.sigmas), commit=True))
@@ -237,6 +249,12 @@ class Setting:
     @property
     def _schedule(self) -> FewStepSchedule:
         return FewStepSchedule.from_timesteps(STEPS[: self.passes])
+
+    def keys_values(self, seed: int) -> Tensor:
+        """Of a chunk: [2, layers, B, L, E]."""
+        g, random = self.generator.geometry, torch.Generator().manual_seed(seed)
+        rows, columns = g.grid(*self._latent)
+        return torch.randn(2, g.num_layers, 1, FRAMES * rows * columns, g.dim, generator=random)
 
     def noise(self, seed: int) -> Tensor:
         """Of a chunk: [passes, B, F, C, H, W]."""

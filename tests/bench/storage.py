@@ -6,7 +6,7 @@
 A film is compared with the one of the same seed and number type that keeps its cache as computed:
 the whole of it, its worst second and every second. What is small at first grows, as each chunk is
 made from the ones before; so besides the film as it is rendered (`free`), there is one whose every
-chunk is made from a cache of the other film's chunks (`forced`): what a storage does to a chunk, and
+chunk is made from a cache of the other film's chunks (`forced`): what storage does to a chunk, and
 nothing else. As a measure of the growth, films in bfloat16 are compared with those in float32, both
 with `auto`. The first chunk of a film reads nothing but itself.
 """
