@@ -145,13 +145,14 @@ class KVCache:
         return _each(self._all, lambda pool: pool[layer].to(self._device, non_blocking=True))
 
     def read(self, layer: int, pages: Sequence[int], k: Tensor, v: Tensor) -> None:
-        """Copy pages one by one, as numbers to compute with, to k and v: [B, N, pages, P, D]."""
-        expands = self.expands
+        """Copy pages, as numbers to compute with, to k and v: [B, N, pages, P, D]."""
+        if not (self.expands or self._waits):
+            which = torch.tensor(pages, device=self._device)
+            for pool, copy in ((self._all.k, k), (self._all.v, v)):
+                torch.index_select(pool[layer], 0, which, out=copy.permute(2, 0, 1, 3, 4))
+            return
         for i, page in enumerate(pages):
-            if expands:
-                page_k, page_v = expand(self._page(layer, page), self.dtype)
-            else:
-                page_k, page_v = self._all.k[layer, page], self._all.v[layer, page]
+            page_k, page_v = expand(self._page(layer, page), self.dtype)
             k[:, :, i].copy_(page_k)
             v[:, :, i].copy_(page_v)
 

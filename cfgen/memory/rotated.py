@@ -7,6 +7,7 @@ E rotary pairs, S slots.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -74,6 +75,26 @@ class Turns:
         return self._known[key]
 
 
+class Held(NamedTuple):
+    """What a pass reads, as views of what is held.
+
+    Attributes:
+        visible: What that is.
+        k: All keys, [B, S, N, D].
+        v: All values, likewise.
+        own_k: Where the chunk's own keys go, [B, L, N, D].
+        own_v: Where its values go.
+        here: Rotations of its tokens.
+    """
+
+    visible: list[Placed]
+    k: Tensor
+    v: Tensor
+    own_k: Tensor
+    own_v: Tensor
+    here: Tensor
+
+
 class RotatedReader:
     """Holds what a chunk reads, rotated, in the order of its slots; only what moved is done anew.
 
@@ -103,7 +124,8 @@ class RotatedReader:
         layers = 1 if shared else pool.layers
         shape = (layers, batch, heads, slots * self._tokens, self._head_dim)
         self._k, self._v = torch.zeros(2, *shape, dtype=pool.dtype, device=pool.device)
-        self._held: list[list[Placed]] = [[] for _ in range(layers)]
+        self._context: list[list[Placed]] = [[] for _ in range(layers)]
+        self._held: list[Held | None] = [None] * layers
 
     @property
     def nbytes(self) -> int:
@@ -118,45 +140,51 @@ class RotatedReader:
 
     def forget(self) -> None:
         """See `Reader`."""
-        self._held = [[] for _ in self._held]
+        self._context = [[] for _ in self._context]
+        self._held = [None] * len(self._held)
 
     def prepare(
         self, layer: int, pass_: Pass, q: Tensor, k: Tensor, norms: Norms, *, watched: bool
     ) -> Prepared:
-        """See `Reader`."""
-        frames = self._chunk.frames
-        positions = [p.position for p in self._chunk.visible(layer, pass_)[-frames:]]
-        normed_q = norm(q, norms.q, norms.eps, self._head_dim)
-        normed_k = norm(k, norms.k, norms.eps, self._head_dim)
-        here = self._turns.of(positions, normed_q)
+        """See `Reader`; the rotation is left to `attend`, but where it is asked for."""
+        q = norm(q, norms.q, norms.eps, self._head_dim)
+        wide = norm(k, norms.k, norms.eps, self._head_dim)
         stored = None
         if watched or pass_.commit:
-            stored = rotate(normed_k, self._turns.of(frames, normed_k)).to(k.dtype)
+            stored = rotate(wide, self._turns.of(self._chunk.frames, wide)).to(k.dtype)
         return Prepared(
-            q=rotate(normed_q, here).to(q.dtype),
-            k=rotate(normed_k, here),  # as it is: it is rounded on its way to its place
+            q=q,
+            k=wide,
             stored=stored,
-            parts=normed_k.flatten(2).sum(1, keepdim=True).float() if watched else None,
+            parts=wide.flatten(2).sum(1, keepdim=True).float() if watched else None,
         )
 
     def attend(self, layer: int, pass_: Pass, made: Prepared, v: Tensor) -> Tensor:
         """See `Reader`."""
-        context = self._chunk.visible(layer, pass_)[: -self._chunk.frames]
+        visible = self._chunk.visible(layer, pass_)
         place = 0 if self._shared else layer
+        held = self._held[place]
+        if self._shared or held is None or held.visible is not visible:
+            held = self._held[place] = self._hold(layer, place, visible, like=made.k)
+        held.own_k.copy_(turn(made.k, held.here))
+        held.own_v.copy_(v)
+        return self._ops.attend(turn(made.q, held.here).to(v.dtype), held.k, held.v)
+
+    def _hold(self, layer: int, place: int, visible: list[Placed], *, like: Tensor) -> Held:
+        """Have the context held, and room for the chunk behind it, whose keys are `like` these."""
+        frames = self._chunk.frames
         if self._shared:
-            self._held[place] = []
-        begin = self._bring(layer, place, context) * self._tokens
-        own = begin + len(context) * self._tokens
-        end = own + v.shape[1]
-        k, v_all = self._k[place], self._v[place]
-        k[:, :, own:end] = made.k.transpose(1, 2)
-        v_all[:, :, own:end] = v.transpose(1, 2)
-        keys, values = (x[:, :, begin:end].transpose(1, 2) for x in (k, v_all))
-        return self._ops.attend(made.q, keys, values)
+            self._context[place] = []
+        first = self._bring(layer, place, visible[:-frames])
+        tokens = slice(first * self._tokens, (first + len(visible)) * self._tokens)
+        k, v = (x[place, :, :, tokens].transpose(1, 2) for x in (self._k, self._v))
+        own = slice(-frames * self._tokens, None)
+        here = self._turns.of([each.position for each in visible[-frames:]], like)
+        return Held(visible, k, v, k[:, own], v[:, own], here)
 
     def _bring(self, layer: int, place: int, context: list[Placed]) -> int:
         """Have these slots held one after another; the index of the first."""
-        held = self._held[place]
+        held = self._context[place]
         if context and context[0] in held:
             first = held.index(context[0])
             if held[first:] == context:
@@ -164,22 +192,29 @@ class RotatedReader:
         moved = [i for i, each in enumerate(context) if i >= len(held) or held[i] != each]
         for run in _runs(moved):
             self._rotate(layer, place, run.start, context[run.start : run.stop])
-        self._held[place] = list(context)
+        self._context[place] = context
         return 0
 
     def _rotate(self, layer: int, place: int, first: int, placed: list[Placed]) -> None:
         """Hold pages at their positions; only channels that turn in time are computed."""
         tokens = slice(first * self._tokens, (first + len(placed)) * self._tokens)
         k, v = (
-            torch.unflatten(held[place][:, :, tokens], 2, (len(placed), -1))
-            for held in (self._k, self._v)
+            torch.unflatten(x[place][:, :, tokens], 2, (len(placed), -1))
+            for x in (self._k, self._v)
         )
         self._pool.read(layer, [each.slot.page for each in placed], k, v)
         in_time = k[..., : 2 * self._turns.pairs_in_time]
-        wide = in_time if k.dtype == torch.float64 else in_time.float()
-        turn = self._turns.in_time([each.position for each in placed], wide)
-        pairs = torch.view_as_complex(torch.unflatten(wide, -1, (-1, 2)))
-        in_time.copy_(torch.view_as_real(pairs * turn).flatten(-2))
+        exact = k.dtype in (torch.float32, torch.float64)
+        wide = in_time if exact else in_time.contiguous().float()
+        turn(wide, self._turns.in_time([each.position for each in placed], wide))
+        if not exact:
+            in_time.copy_(wide.to(k.dtype))
+
+
+def turn(x: Tensor, turns: Tensor) -> Tensor:
+    """Rotate adjacent channel pairs in place."""
+    x.view(turns.dtype).mul_(turns)
+    return x
 
 
 def _runs(indices: list[int]) -> Iterator[range]:

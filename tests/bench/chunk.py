@@ -112,9 +112,9 @@ def shares(setting: Setting, way: Way, chunks: int) -> Figures:
             way.chunk(setting.noise(2000 + index))
             total = time.perf_counter() - began
         parts = {
-            "rotating_queries_and_keys": spent["prepare"] - spent["norm"],
-            "bringing_context": spent["bring"],
-            "copying_into_place": spent["attend"] - spent["bring"] - spent["attention"],
+            "rotating_what_is_stored": spent["prepare"] - spent["norm"],
+            "bringing_context": spent["hold"],
+            "rotating_into_place": spent["attend"] - spent["hold"] - spent["attention"],
         }
         parts["rotation_and_gathering"] = sum(parts.values())
         for name, seconds in (parts | {"writing_pages": spent["write"]}).items():
@@ -146,7 +146,7 @@ def clocks(way: Way) -> Iterator[dict[str, float]]:
             (reader, "_ops", attention),
             (reader, "prepare", clocked("prepare", reader.prepare)),
             (reader, "attend", clocked("attend", reader.attend)),
-            (reader, "_bring", clocked("bring", reader._bring)),
+            (reader, "_hold", clocked("hold", reader._hold)),
             (pool, "write", clocked("write", pool.write)),
         ):
             stack.enter_context(patch.object(owner, name, call))
