@@ -278,7 +278,7 @@ class Bench:
             base=next((figures for figures in ways if figures.way == base), None),
             ways=ways,
             refused=tuple(self._refused),
-            auto=self._auto(Way("auto", self._setting.config.memory.storage)).backend,
+            auto=self._auto(Way("auto", self._setting.config.memory.kv_cache)).backend,
         )
 
     @property

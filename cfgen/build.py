@@ -118,8 +118,10 @@ def build_render(
         parts=path / "segments",
     )
     source = build_source(config, plan, models)
+    writer.add_metadata({"backend": source.backend})
     words = str(dtype_of(config)).removeprefix("torch.")
-    backend = f"{source.backend} on {device_of(config)}, {words}"
+    kept = "" if config.memory.kv_cache == "auto" else f", KV cache in {config.memory.kv_cache}"
+    backend = f"{source.backend} on {device_of(config)}, {words}{kept}"
     return Render(
         source=source,
         writer=writer,
@@ -272,7 +274,7 @@ def build_memory(
         dtype=dtype,
         device=generator.device,
         place=torch.device("cpu") if waits else None,
-        storage=config.storage,
+        storage=config.kv_cache,
         write=ops.write_pages,
     )
     rope, slots = Rope(sizes.head_dim), slots_of(pages)
@@ -387,4 +389,5 @@ def _words(config: RenderConfig) -> dict[str, str]:
         "config_sha256": digest(config),
         "threads": str(config.threads),
         "dtype": config.dtype,
+        "kv_cache": config.memory.kv_cache,
     }

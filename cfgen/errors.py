@@ -3,6 +3,7 @@
 CfgenError
 ├── UsageError           2  a flag or value that cannot be used
 │   └── PresetError      2  a preset, a YAML file or the values resolved from them
+├── PrintError           1  stdout cannot be written to
 ├── SetupError           3  this machine or its files refuse, before any work
 │   ├── BackendUnavailable  3  the asked-for ops cannot run here
 │   ├── FfmpegMissing    3  no ffmpeg, or one without the needed encoder
@@ -96,6 +97,12 @@ class PresetError(UsageError):
             lines = "".join(f"\n  {problem}" for problem in self.problems)
             message = f"the configuration has {len(self.problems)} problems:{lines}"
         super().__init__(message, hint)
+
+
+class PrintError(CfgenError):
+    """What a command was asked for cannot be written to stdout."""
+
+    code = "print"
 
 
 class SetupError(CfgenError):

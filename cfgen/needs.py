@@ -70,7 +70,7 @@ def kv_nbytes(sizes: Geometry, grid: tuple[int, int], pages: int, dtype: torch.d
 
 def page_dtypes(memory: MemoryConfig, dtype: torch.dtype) -> tuple[torch.dtype, torch.dtype]:
     """What a KV cache keeps keys and values in, where they are computed in `dtype`."""
-    match memory.storage:
+    match memory.kv_cache:
         case "auto":
             return dtype, dtype
         case "bf16":

@@ -172,7 +172,7 @@ class Setting:
 
     def _config_of(self, way: Way) -> RenderConfig:
         """The configuration with the KV cache of one way."""
-        memory = replace(self.config.memory, storage=way.storage)
+        memory = replace(self.config.memory, kv_cache=way.storage)
         return replace(self.config, memory=memory)
 
 

@@ -100,7 +100,7 @@ def test_bytes_of_weights_and_cache_are_those_that_are_held(
     quantized: str, dtype: str, storage: str
 ) -> None:
     settings = [f"dtype={dtype}", f"model.quantized={quantized}", "device=cpu"]
-    settings.append(f"memory.storage={storage}")
+    settings.append(f"memory.kv_cache={storage}")
     config = _config(settings)
     sizes, kind = _sizes(config), getattr(torch, dtype)
     models = load_models(config.model, dtype=kind, device=torch.device("cpu"))

@@ -67,6 +67,7 @@ def bench(
         typer.Option(
             "--seconds",
             min=0,
+            max=86400,
             metavar="S",
             help="How long to make chunks once all is warm; one by each way at least.",
         ),
@@ -143,7 +144,7 @@ def _ways(
     from cfgen.ways import Way
 
     usual = ["torch", "triton"] if config.backend == "auto" else [config.backend]
-    own = config.memory.storage
+    own = config.memory.kv_cache
     kept = sorted(get_args(Storage), key=lambda storage: storage != own)
     return [
         Way(_one_of(BACKENDS, backend, "--backend"), _one_of(kept, storage, "--kv-cache"))
@@ -249,6 +250,8 @@ def _kept(figures: Figures) -> str:
 def _closing(report: Report) -> Iterator[str]:
     """Why a speed or a way is left out, and what to conclude."""
     base = report.base
+    if base is not None and len(report.ways) > 1:
+        yield from _rows("1.00x", f"is {base.way.backend} with the KV cache {_kept(base)}")
     for figures in report.ways:
         if base is not None and figures.error is not None and not figures.agrees:
             yield from _rows(

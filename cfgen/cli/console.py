@@ -12,10 +12,11 @@ import os
 import sys
 import traceback
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, TextIO
 
 from cfgen.cli.progress import Pace, bytes_words, chunk_words, clock
-from cfgen.errors import CfgenError
+from cfgen.errors import CfgenError, PrintError
 from cfgen.render.events import (
     ChunkDone,
     Encoded,
@@ -85,7 +86,7 @@ class Console:
         if self.json:
             self.event("envelope", {"ok": ok, "data": data, "error": None})
         else:
-            _write(sys.stdout, text)
+            _print(text)
 
     def note(self, text: str) -> None:
         """Tell something useful on the way; silent with `--quiet` and `--json`."""
@@ -107,7 +108,7 @@ class Console:
         """Write one JSON line; silent without `--json`."""
         if self.json:
             line = {"schema": SCHEMA, "type": kind, **data}
-            _write(sys.stdout, json.dumps(line, default=str, allow_nan=False))
+            _print(json.dumps(line, default=str, allow_nan=False))
 
     def error(self, error: CfgenError) -> None:
         """Show an error and its hint; with `--debug` where it was raised."""
@@ -215,7 +216,8 @@ class Console:
             _write(sys.stderr, text)
 
     def _failed(self, error: Mapping[str, object]) -> None:
-        self.event("envelope", {"ok": False, "data": None, "error": error})
+        with suppress(PrintError):  # which is then what there is to tell
+            self.event("envelope", {"ok": False, "data": None, "error": error})
 
     def _label(self, word: str, colour: str) -> str:
         forced = os.environ.get("FORCE_COLOR")
@@ -238,6 +240,25 @@ def _progress_bar(frames_total: int) -> tuple[Progress, TaskID]:
     )
     bar.start()
     return bar, bar.add_task("", total=frames_total)
+
+
+def _print(text: str) -> None:
+    """Write to stdout.
+
+    Raises:
+        PrintError: It cannot be written to; nobody being there to read is not such a case.
+    """
+    try:
+        _write(sys.stdout, text)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        with suppress(OSError, ValueError):  # what is still buffered would fail again at exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise PrintError(
+            f"stdout cannot be written to: {error.strerror}",
+            "free some space where it goes, then run the command again",
+        ) from None
 
 
 def _write(stream: TextIO, text: str) -> None:

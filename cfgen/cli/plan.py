@@ -16,7 +16,7 @@ from cfgen.config.values import Tree, size_text
 from cfgen.errors import BudgetError, CheckpointError
 from cfgen.placement import LEVELS, Sizes, choose, table
 from cfgen.recipe import recipe_of
-from cfgen.render.plan import Estimate, Geometry, KvShape, Plan, count, estimate, make_plan
+from cfgen.render.plan import Estimate, Geometry, KvSize, Plan, count, estimate, make_plan
 
 _ROWS_SHOWN = 12
 
@@ -75,7 +75,7 @@ def plan(
         "placement.offload": offload,
         "placement.vram": vram,
         "backend": backend,
-        "memory.storage": kv_cache,
+        "memory.kv_cache": kv_cache,
     }
     resolved = load(flags, assignments=assignments or (), run_file=config_file, recipe=recipe_of)
     show_plan(console, resolved.config, plan_of(resolved.config), every_chunk=verbose)
@@ -98,31 +98,27 @@ def needs_of(config: RenderConfig, drawn: Plan) -> Estimate:
     return estimate(
         drawn,
         quality=config.encode.quality,
-        kv=_kv_shape(config, drawn),
+        kv=_kv_size(config, drawn),
         frames_per_s=config.model.cpu_frames_per_s,
         snapshot=config.snapshot.mode,
         budget_nbytes=config.snapshot.disk_budget,
     )
 
 
-def _kv_shape(config: RenderConfig, drawn: Plan) -> KvShape | None:
+def _kv_size(config: RenderConfig, drawn: Plan) -> KvSize | None:
     """The KV cache by the sizes of the model, or None where that cannot be read."""
     from cfgen.machine import dtype_of
-    from cfgen.needs import pages_of
+    from cfgen.needs import pages_of, pool_nbytes
     from cfgen.weights import geometry_of
 
     try:
         sizes = geometry_of(config.model)
     except CheckpointError:
         return None
-    rows, columns = sizes.grid(drawn.geometry.latent_height, drawn.geometry.latent_width)
-    return KvShape(
-        layers=sizes.num_layers,
-        dim=sizes.dim,
-        tokens=rows * columns,
-        pages=pages_of(config.memory, drawn.latent_frames),
-        itemsize=dtype_of(config).itemsize,
-    )
+    grid = sizes.grid(drawn.geometry.latent_height, drawn.geometry.latent_width)
+    pages = pages_of(config.memory, drawn.latent_frames)
+    nbytes = pool_nbytes(config.memory, sizes, grid, pages, dtype_of(config))
+    return KvSize(nbytes=nbytes, pages=pages)
 
 
 def memory_of(config: RenderConfig, drawn: Plan) -> Sizes | str:

@@ -99,7 +99,7 @@ def render(
         "placement.offload": offload,
         "placement.vram": vram,
         "backend": backend,
-        "memory.storage": kv_cache,
+        "memory.kv_cache": kv_cache,
         "compile": "true" if compiled else None,
         "rng": rng,
         "snapshot.mode": snapshot,

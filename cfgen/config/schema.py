@@ -148,12 +148,12 @@ class FullMemory:
 
     Attributes:
         commit_reads: What the commit pass may attend to.
-        storage: How the KV cache is kept.
+        kv_cache: How it is stored.
     """
 
     policy: Literal["full"] = "full"
     commit_reads: CommitReads = "all"
-    storage: Storage = "auto"
+    kv_cache: Storage = "auto"
 
     def __post_init__(self) -> None:
         _check(self)
@@ -168,7 +168,7 @@ class WindowMemory:
         size: Latent frames kept, the sink and the current chunk included.
         positions: Temporal positions: of the clip, or of the slot in the window.
         commit_reads: What the commit pass may attend to.
-        storage: How the KV cache is kept.
+        kv_cache: How it is stored.
     """
 
     policy: Literal["window"] = "window"
@@ -176,7 +176,7 @@ class WindowMemory:
     size: Positive = 21
     positions: Literal["absolute", "relative"] = "relative"
     commit_reads: CommitReads = "all"
-    storage: Storage = "auto"
+    kv_cache: Storage = "auto"
 
     def __post_init__(self) -> None:
         _check(self)
@@ -196,7 +196,7 @@ class SlowFastMemory:
         interval: Chunks between two decisions.
         min_gap: Chunks that must lie between two admitted ones.
         commit_reads: What the commit pass may attend to.
-        storage: How the KV cache is kept.
+        kv_cache: How it is stored.
     """
 
     policy: Literal["slow_fast"] = "slow_fast"
@@ -208,7 +208,7 @@ class SlowFastMemory:
     interval: Positive = 1
     min_gap: Natural = 1
     commit_reads: CommitReads = "all"
-    storage: Storage = "auto"
+    kv_cache: Storage = "auto"
 
     def __post_init__(self) -> None:
         _check(self)

@@ -51,7 +51,7 @@ class Turns:
     def of(self, positions: Sequence[int] | int, like: Tensor) -> Tensor:
         """Rotations of whole frames at positions, or of so many that are not rotated in time.
 
-        Unit complex numbers [F * P, E] or [F * P, N, E], for tokens `like` [B, F * P, N, D].
+        Unit complex numbers [F * P, 1 or N, E], for tokens `like` [B, F * P, N, D].
         """
         key = positions if isinstance(positions, int) else tuple(positions)
         if key not in self._known:
@@ -60,9 +60,9 @@ class Turns:
                 if isinstance(positions, int)
                 else (self.rope.temporal(positions)[:, None] + self.spatial).flatten(0, 1)
             )
-            made = turns(angles, like.dtype, like.device)
+            made = turns(angles, like.dtype, like.device)[:, None]
             if made.numel() * like.shape[2] <= SPELLED_OUT:
-                made = made[:, None].expand(-1, like.shape[2], -1).contiguous()
+                made = made.expand(-1, like.shape[2], -1).contiguous()
             self._known[key] = made
         return self._known[key]
 

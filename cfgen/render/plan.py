@@ -252,27 +252,16 @@ def make_plan(
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class KvShape:
-    """What fixes the size of a KV cache.
+class KvSize:
+    """How large a KV cache is.
 
     Attributes:
-        layers: Layers of the generator.
-        dim: Width of keys and of values.
-        tokens: Tokens of one latent frame.
+        nbytes: Bytes of all keys and values as they are kept.
         pages: Latent frames kept in each layer.
-        itemsize: Bytes of one stored number.
     """
 
-    layers: int
-    dim: int
-    tokens: int
+    nbytes: int
     pages: int
-    itemsize: int
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all keys and values."""
-        return 2 * self.layers * self.dim * self.tokens * self.pages * self.itemsize
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -303,7 +292,7 @@ def estimate(
     plan: Plan,
     *,
     quality: str,
-    kv: KvShape | None = None,
+    kv: KvSize | None = None,
     frames_per_s: float | None = None,
     snapshot: str = "full",
     budget_nbytes: int = 0,
@@ -313,7 +302,7 @@ def estimate(
     Args:
         plan: The plan.
         quality: A key of `BITS_PER_PIXEL`.
-        kv: The shape of the KV cache, if known.
+        kv: The size of the KV cache, if known.
         frames_per_s: Frames rendered a second on some machine, if measured.
         snapshot: What is kept to resume with: full, latents or off.
         budget_nbytes: Disk that snapshots of the memory may use.

@@ -36,7 +36,9 @@ _DTYPES = {
     torch.float32: "F32",
     torch.float16: "F16",
     torch.bfloat16: "BF16",
+    torch.float8_e4m3fn: "F8_E4M3",
     torch.int64: "I64",
+    torch.int8: "I8",
     torch.uint8: "U8",
 }
 

@@ -1,4 +1,4 @@
-"""What a small KV cache does to a film: `mini` with every `memory.storage`, beside `auto`.
+"""What a small KV cache does to a film: `mini` with every `memory.kv_cache`, beside `auto`.
 
     python tests/bench/storage.py                   four films of 10 s, float32 and bfloat16
     python tests/bench/storage.py --seeds 7 --dtypes float32
@@ -139,7 +139,7 @@ def measure(
     """Every storage with every seed in one number type; the films with `auto` besides."""
 
     def made(storage: str, seed: int, before: list[Tensor] | None = None) -> Clip:
-        config = configured(seed, dtype=dtype, threads=threads, memory__storage=storage)
+        config = configured(seed, dtype=dtype, threads=threads, memory__kv_cache=storage)
         return render(config, models, before)
 
     truths = [made("auto", seed) for seed in seeds]

@@ -146,7 +146,7 @@ def test_ways_that_come_to_the_same_are_one(cfgen: Run) -> None:
 
 
 def test_settings_choose_what_flags_leave_open(cfgen: Run) -> None:
-    chosen = ("--set", "backend=reference", "--set", "memory.storage=int8")
+    chosen = ("--set", "backend=reference", "--set", "memory.kv_cache=int8")
     data = data_of(cfgen("bench", *QUICK, *chosen, "--json"))
     found = [(way["backend"], way["kv_cache"]) for way in data["ways"]]
     assert found == [("reference", kind) for kind in ("int8", "auto", "bf16", "fp8")]

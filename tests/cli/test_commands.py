@@ -263,3 +263,31 @@ def test_a_reader_that_leaves_early_is_no_error(tmp_path: Path) -> None:
         process.stdout.readline()
         process.stdout.close()
         assert process.stderr.read() == ""
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+@pytest.mark.parametrize("options", [(), ("--json",)])
+def test_a_full_stdout_is_one_sentence(options: tuple[str, ...]) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "cfgen", "presets", "list", *options],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [
+        "error: stdout cannot be written to: No space left on device",
+        "hint: free some space where it goes, then run the command again",
+    ]
+
+
+def test_a_plan_counts_the_snapshots_of_a_small_cache(cfgen: Run) -> None:
+    told = {
+        kept: json.loads(cfgen("plan", "--kv-cache", kept, "--json").stdout)["data"]["estimate"]
+        for kept in ("bf16", "int8", "fp8")
+    }
+    for kept, less in (("int8", 0.8), ("fp8", 0.6)):
+        for name in ("kv_nbytes", "snapshots_nbytes"):
+            assert 0 < told[kept][name] < less * told["bf16"][name], (kept, name)

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from cfgen.memory import rotated
 from cfgen.memory.base import MemoryState, Norms, Pass
 from cfgen.memory.kv_cache import KVCache, Storage
 from cfgen.memory.paged import PagedMemory
@@ -122,6 +123,19 @@ def test_pages_are_handed_out_where_they_are_used_and_kept_where_they_are_stored
             own = whole[:, 2 * frame : 2 * frame + 2].transpose(1, 2)
             assert torch.equal(stored[:, :, place], own)
     assert pool.nbytes == 2 * 4 * 2 * 2 * 4
+
+
+def test_rotations_are_the_same_whether_spelled_out_for_every_head_or_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def film() -> Tensor:
+        tables = [WindowTable(4, sink=1, relative=True) for _ in range(LAYERS)]
+        pool = KVCache(LAYERS, 4, (1, 6, HEADS, HEAD_DIM), dtype=torch.float32, device=CPU)
+        return rolled(memory_of(tables, pool, rope=Rope(HEAD_DIM), grid=GRID), 2, 4)
+
+    spelled_out = film()
+    monkeypatch.setattr(rotated, "SPELLED_OUT", 0)
+    torch.testing.assert_close(film(), spelled_out, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("storage", ["auto", "int8", "fp8"])

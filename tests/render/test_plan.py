@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cfgen.errors import UsageError
-from cfgen.render.plan import Geometry, KvShape, estimate, make_plan
+from cfgen.render.plan import Geometry, KvSize, estimate, make_plan
 
 MINI = Geometry(width=160, height=96)
 
@@ -135,9 +135,9 @@ def test_a_size_off_the_grid_is_refused(width: int, height: int) -> None:
 
 def test_estimates_follow_the_shapes() -> None:
     plan = make_plan(10, MINI)
-    kv = KvShape(layers=2, dim=64, tokens=60, pages=21, itemsize=4)
+    kv = KvSize(nbytes=21 * 1000, pages=21)
     needs = estimate(plan, quality="good", kv=kv, frames_per_s=32)
-    assert needs.kv_nbytes == 2 * 2 * 64 * 60 * 21 * 4
+    assert needs.kv_nbytes == 21 * 1000
     assert needs.render_s == 5.0
     assert needs.latents_nbytes == 4 * 16 * 20 * 12 * plan.latent_frames
     kept = needs.latents_nbytes + needs.snapshots_nbytes
@@ -145,7 +145,7 @@ def test_estimates_follow_the_shapes() -> None:
 
 
 def test_snapshots_take_their_budget_or_two_memories_or_the_whole_clip() -> None:
-    kv = KvShape(layers=2, dim=64, tokens=60, pages=21, itemsize=4)
+    kv = KvSize(nbytes=21 * 1000, pages=21)
     page = kv.nbytes // 21
 
     def snapshots(seconds: float, **options: object) -> int:

@@ -165,6 +165,17 @@ def test_every_memory_goes_on(film: Callable[..., Film], memory: str, mode: str)
     assert cut.output.read_bytes() == expected
 
 
+@pytest.mark.parametrize("kept", ["bf16", "int8", "fp8"])
+def test_every_kind_of_kv_cache_goes_on(film: Callable[..., Film], kept: str) -> None:
+    settings = [*MEMORIES["cfgen"], f"memory.kv_cache={kept}"]
+    expected = film(*settings).whole()
+    cut = film(*settings)
+    cut.until(5)
+    resumed = next(event for event in cut.go_on() if isinstance(event, Resumed))
+    assert resumed.snapshot > 0
+    assert cut.output.read_bytes() == expected
+
+
 @pytest.mark.parametrize("rng", ["reference", "keyed"])
 @pytest.mark.parametrize("renoise", ["fresh", "predicted"])
 def test_noise_goes_on_where_it_stopped(film: Callable[..., Film], rng: str, renoise: str) -> None:

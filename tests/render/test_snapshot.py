@@ -28,17 +28,33 @@ def state(*pages: int, dtype: torch.dtype = torch.bfloat16) -> MemoryState:
     return MemoryState({"pages": list(pages), "deep": {"a": [1, 2]}}, tensors, named)
 
 
+def alike(found: torch.Tensor, expected: torch.Tensor) -> bool:
+    return found.dtype == expected.dtype and bool(
+        found.view(torch.uint8).equal(expected.view(torch.uint8))
+    )
+
+
 def same(found: MemoryState, expected: MemoryState) -> bool:
     return (
         found.scalars == expected.scalars
         and found.tensors.keys() == expected.tensors.keys()
         and found.pages.keys() == expected.pages.keys()
-        and all(found.pages[name].equal(tensor) for name, tensor in expected.pages.items())
+        and all(alike(found.pages[name], tensor) for name, tensor in expected.pages.items())
         and all(found.tensors[name].equal(tensor) for name, tensor in expected.tensors.items())
     )
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        torch.float32,
+        torch.bfloat16,
+        torch.float16,
+        torch.float64,
+        torch.int8,
+        torch.float8_e4m3fn,
+    ],
+)
 def test_a_snapshot_gives_back_what_it_was_given(tmp_path: Path, dtype: torch.dtype) -> None:
     store = SnapshotStore(tmp_path / "s", "run", budget_nbytes=BUDGET)
     store.save(4, state(1, 2, 3, dtype=dtype))
