@@ -34,6 +34,7 @@ from cfgen.config.schema import (
 from cfgen.errors import CheckpointError, SetupError
 from cfgen.memory.slow_fast import ReleaseTable, SlowFastTable
 from cfgen.memory.window import WindowTable
+from cfgen.notices import unknown_words
 from cfgen.render.source import FrameSource
 from cfgen.train.captions import caption
 from cfgen.train.export import Exporter
@@ -205,7 +206,7 @@ def test_captions_have_no_unknown_words(tiny_settings: list[str], held_out: bool
     config = _config(tiny_settings)
     for seed in range(200):
         text = caption(sample_film(seed, held_out=held_out), seed)
-        assert build.unknown_words(replace(config, prompt=text)) == (), text
+        assert unknown_words(replace(config, prompt=text)) == (), text
 
 
 @pytest.mark.parametrize("named", ["folder", "file"])
@@ -214,10 +215,10 @@ def test_a_model_that_tells_its_words_warns_of_others(
 ) -> None:
     place = model if named == "folder" else model / GENERATOR
     config = _config([*tiny_settings, f"model.path={place}"], prompt="a zebra")
-    (warning,) = build.unknown_words(config)
+    (warning,) = unknown_words(config)
     assert "'zebra'" in warning.message
     (model / "mini.json").unlink()
-    assert build.unknown_words(config) == ()
+    assert unknown_words(config) == ()
 
 
 @pytest.mark.parametrize("name", [*CONFIGS, *WEIGHTS, "tokenizer/tokenizer.json"])

@@ -43,6 +43,7 @@ BELOW = {
     "weights": {"config", "hub", "checkpoint", "model", "offload", "placement"},
     "needs": {"weights", "machine", "placement", "config", "checkpoint", "model", "render", "ops"},
     "fingerprint": {"checkpoint", "rollout", "model"},
+    "notices": {"config", "checkpoint", "render"},
     "build": {
         "weights",
         "machine",
@@ -58,6 +59,7 @@ BELOW = {
         "memory",
         "ops",
         "fingerprint",
+        "notices",
     },
     "stand_in": {"weights", "placement", "offload", "config", "checkpoint", "model"},
     "ways": {

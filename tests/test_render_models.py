@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from cfgen.build import too_long
 from cfgen.cli.app import app
 from cfgen.cli.options import lora_list
 from cfgen.config.loader import load
+from cfgen.notices import too_long
 from cfgen.render.folder import RunFolder
 
 PROMPT = "a red balloon drifts over snowy hills at sunset"

@@ -43,7 +43,7 @@ FILLING = 8
 ALLOWED = {"float32": 2e-5, "bfloat16": 3e-2}
 """Relative distance from the flows of the published way in float32."""
 SETTINGS = {"mini": (mini, 4, 7), "wan": (wan, 1, 2)}
-"""How one is made, its denoising passes, and in how many chunks shares are measured."""
+"""How one is made, its denoising passes; how many pairs, and chunks in which shares are measured."""
 BOTH = ("published", "cfgen")
 VERSUS = (
     ("published float32", "cfgen float32"),
@@ -180,7 +180,8 @@ def clip(threads: int) -> Figures:
 def measure(name: str, threads: int, told: argparse.Namespace) -> Figures:
     """One setting with a number of threads."""
     torch.set_num_threads(threads)
-    make, passes, inside = SETTINGS[name]
+    make, passes, times = SETTINGS[name]
+    pairs = told.pairs or times
     setting = make(told.passes or passes)
     ways = setting.ways()
     sizes = setting.generator.geometry
@@ -196,10 +197,10 @@ def measure(name: str, threads: int, told: argparse.Namespace) -> Figures:
             "prompt_tokens": [ways[f"{w} float32"].text.keys_values[0][0].shape[1] for w in BOTH],
         },
         "flows_relative_to_published_float32": check(setting, ways),
-        "pairs": told.pairs,
-        **paired(setting, ways, told.pairs),
+        "pairs": pairs,
+        **paired(setting, ways, pairs),
         "shares": {
-            name: shares(setting, ways[name], inside) for name in ways if name.startswith("cfgen")
+            name: shares(setting, ways[name], times) for name in ways if name.startswith("cfgen")
         },
     }
 
@@ -210,7 +211,7 @@ def main() -> None:
     )
     parser.add_argument("--settings", nargs="+", choices=list(SETTINGS), default=list(SETTINGS))
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--pairs", type=int, default=7)
+    parser.add_argument("--pairs", type=int, help="7 of mini, 2 of wan")
     parser.add_argument("--passes", type=int, choices=range(1, 5), help="denoising passes")
     parser.add_argument("--no-clip", action="store_true", help="leave out the film in bfloat16")
     parser.add_argument("--results", type=Path, default=RESULTS)
