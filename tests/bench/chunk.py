@@ -43,7 +43,7 @@ FILLING = 8
 ALLOWED = {"float32": 2e-5, "bfloat16": 3e-2}
 """Relative distance from the flows of the published way in float32."""
 SETTINGS = {"mini": (mini, 4, 7), "wan": (wan, 1, 2)}
-"""How one is made, its denoising passes; how many pairs, and chunks in which shares are measured."""
+"""How one is made, its denoising passes, and how many chunks are timed and looked into."""
 BOTH = ("published", "cfgen")
 VERSUS = (
     ("published float32", "cfgen float32"),
