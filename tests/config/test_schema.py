@@ -86,7 +86,7 @@ def test_mapping_is_json_under_the_keys_people_write() -> None:
     assert json.loads(json.dumps(mapping)) == mapping
     assert mapping["duration"] == 10
     assert mapping["output"] == "a.mp4"
-    assert mapping["memory"] == {"policy": "full", "commit_reads": "all", "storage": "auto"}
+    assert mapping["memory"] == {"policy": "full", "commit_reads": "all", "kv_cache": "auto"}
 
 
 def test_digest_covers_everything_but_output_and_placement() -> None:
