@@ -17,6 +17,7 @@ from cfgen.config.schema import (
     MemoryConfig,
     ModelConfig,
     RenderConfig,
+    ScheduleConfig,
     SlowFastMemory,
     WindowMemory,
     digest,
@@ -117,9 +118,6 @@ def build_render(
     )
     source = build_source(config, plan, models)
     writer.add_metadata({"backend": source.backend})
-    words = str(dtype_of(config)).removeprefix("torch.")
-    kept = "" if config.memory.kv_cache == "auto" else f", KV cache in {config.memory.kv_cache}"
-    backend = f"{source.backend} on {device_of(config)}, {words}{kept}"
     return Render(
         source=source,
         writer=writer,
@@ -140,12 +138,19 @@ def build_render(
         clean=config.snapshot.clean,
         loaded=Loaded(
             model=config.model.path,
-            backend=backend,
+            backend=_computing(config, source),
             seconds=time.monotonic() - began,
             details=(*licence_of(config), *source.told),
         ),
         warnings=(*unknown_words(config), *too_long(config)),
     )
+
+
+def _computing(config: RenderConfig, source: FrameSource) -> str:
+    """What frames are computed with, for the line that tells of the loaded model."""
+    dtype, kept = str(dtype_of(config)).removeprefix("torch."), config.memory.kv_cache
+    cache = "" if kept == "auto" else f", KV cache in {kept}"
+    return f"{source.backend} on {device_of(config)}, {dtype}{cache}"
 
 
 def _fingerprint(config: RenderConfig, source: FrameSource) -> dict[str, str]:
@@ -206,12 +211,7 @@ def build_source(config: RenderConfig, plan: Plan, models: Models | None = None)
             dtype=dtype,
             offload=placement.offload,
         ),
-        schedule=FewStepSchedule.from_timesteps(
-            config.schedule.timesteps,
-            shift=config.schedule.shift,
-            warped=config.schedule.warp,
-            renoise=config.schedule.renoise,
-        ),
+        schedule=build_schedule(config.schedule),
         noise=build_noise(config, plan),
         conditioning=conditioning,
         vae=vae,
@@ -316,6 +316,13 @@ def build_table(config: MemoryConfig, latent_frames: int) -> Table:
                 against="previous" if config.variant == "paper" else "admitted",
                 commit_reads=config.commit_reads,
             )
+
+
+def build_schedule(config: ScheduleConfig) -> FewStepSchedule:
+    """The noise levels of a chunk's passes."""
+    return FewStepSchedule.from_timesteps(
+        config.timesteps, shift=config.shift, warped=config.warp, renoise=config.renoise
+    )
 
 
 def build_noise(config: RenderConfig, plan: Plan) -> Noise:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from cfgen.build import build_memory, captures
+from cfgen.build import build_memory, build_schedule, captures
 from cfgen.chunk_graph import ChunkGraph
 from cfgen.compiled import compile_blocks
 from cfgen.config.schema import FullMemory, RenderConfig, Storage
@@ -31,7 +31,7 @@ from cfgen.placement import Offload
 from cfgen.render.plan import Geometry, Plan, make_plan
 from cfgen.render.source import FrameSource
 from cfgen.rollout import Guidance
-from cfgen.schedule import FewStepSchedule, KeyedNoise
+from cfgen.schedule import KeyedNoise
 from cfgen.stand_in import absence, stand_in
 from cfgen.weights import LoadedModels, load_models
 
@@ -147,7 +147,6 @@ class Setting:
 
     def source(self, way: Way, ops: Ops) -> FrameSource:
         """What makes frames one way, put together as `build_source` does; its memory is empty."""
-        steps = self.config.schedule
         return FrameSource(
             generator=self.generator,
             memory=build_memory(
@@ -158,9 +157,7 @@ class Setting:
                 dtype=self.dtype,
                 offload=self.offload,
             ),
-            schedule=FewStepSchedule.from_timesteps(
-                steps.timesteps, shift=steps.shift, warped=steps.warp, renoise=steps.renoise
-            ),
+            schedule=build_schedule(self.config.schedule),
             noise=KeyedNoise(0),
             conditioning=self.prompt,
             vae=self.models.decoder,

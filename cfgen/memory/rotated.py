@@ -79,12 +79,12 @@ class Held(NamedTuple):
     """What a pass reads, as views of what is held.
 
     Attributes:
-        visible: What that is.
+        visible: The slots, the chunk's own last.
         k: All keys, [B, S, N, D].
         v: All values, likewise.
         own_k: Where the chunk's own keys go, [B, L, N, D].
         own_v: Where its values go.
-        here: Rotations of its tokens.
+        here: Rotations of its tokens, unit complex numbers [L, 1 or N, E].
     """
 
     visible: list[Placed]
@@ -212,7 +212,10 @@ class RotatedReader:
 
 
 def turn(x: Tensor, turns: Tensor) -> Tensor:
-    """Rotate adjacent channel pairs in place."""
+    """Rotate adjacent channel pairs of floats [..., 2 E] in place, by complex numbers [..., E].
+
+    Floats are float32 and rotations complex64, or float64 and complex128.
+    """
     x.view(turns.dtype).mul_(turns)
     return x
 
