@@ -7,8 +7,14 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
-from cfgen.train.captions import CAMERA_WORDS, GROUND_WORDS, SKY_WORDS, caption, vocabulary
-from cfgen.train.world import COLOURS, SHAPES, sample_film
+from cfgen.train.film_world.captions import (
+    CAMERA_WORDS,
+    GROUND_WORDS,
+    SKY_WORDS,
+    caption,
+    vocabulary,
+)
+from cfgen.train.film_world.world import COLOURS, SHAPES, sample_film
 
 SPECIAL = ("<pad>", "</s>", "<unk>")
 
