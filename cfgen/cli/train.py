@@ -132,9 +132,9 @@ def _base_stage(settings: _Settings, work: Path) -> BaseStage:
     from cfgen.checkpoint.digests import digest
     from cfgen.checkpoint.vae import load_tiny
     from cfgen.model.text_encoder import load_tokenizer
-    from cfgen.train.flow_matching_stage import BaseStage
     from cfgen.train.export import Exporter
     from cfgen.train.film_world.latents import LatentStore
+    from cfgen.train.flow_matching_stage import BaseStage
 
     model = work / "model"
     weights = model / "tae.safetensors"

@@ -50,7 +50,7 @@ class BaseSettings:
         lr: peak learning rate of both optimizers.
         families: how many families of films there are of each length.
         members: films of a family; each is encoded when it is first drawn.
-        chunks: chunks of short, middling and long films, at most; a family has half as many or more.
+        chunks: most chunks of short, middling and long films; a family has half as many or more.
         batches: films of a step of either length.
         trained: chunks of a film that are denoised.
         shares: how often either length is drawn.

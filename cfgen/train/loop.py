@@ -50,7 +50,7 @@ class LoopSettings:
     """Schedule of a run.
 
     Rates rise over `warmup` steps, stay, and fall to zero over the last `decay` share. Figures are
-    logged every `log_every` steps, and the weights measured every `measure_every`, a multiple of it.
+    logged every `log_every` steps and the weights measured every `measure_every`, a multiple of it.
     """
 
     steps: int

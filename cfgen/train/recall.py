@@ -45,9 +45,7 @@ class RecallProbe:
         self, store: LatentStore, memory: MemorySettings, films: int, *, away: int = 4
     ) -> None:
         self._store, self._memory, self._count = store, memory, films
-        self._structure = Structure(
-            ((0, 1, "cut"), (1, 2, "cut"), (2, away, "cut"), (1, 1, "cut"))
-        )
+        self._structure = Structure(((0, 1, "cut"), (1, 2, "cut"), (2, away, "cut"), (1, 1, "cut")))
 
     @torch.no_grad()
     def __call__(self, generator: Generator, encoder: TextEncoder) -> dict[str, float]:
@@ -56,8 +54,9 @@ class RecallProbe:
             sample_film(9_000_000 + i, structure=self._structure, held_out=True)
             for i in range(self._count)
         ]
-        own, foreign = self._latents(films, "own"), self._latents(
-            [twin_of(film) for film in films], "foreign"
+        own, foreign = (
+            self._latents(films, "own"),
+            self._latents([twin_of(film) for film in films], "foreign"),
         )
         prompts = _prompts(films, generator, encoder)
         away = self._structure.shots[2][1]

@@ -114,6 +114,4 @@ def training_memory(
     g = generator.geometry
     pool = GraphCache(g.num_layers, generator.device)
     reader = GraphReader(pool, TORCH, rope=Rope(g.head_dim), grid=g.grid(*latent_size))
-    return PagedMemory(
-        [make_table() for _ in range(g.num_layers)], pool, reader, admit=admission
-    )
+    return PagedMemory([make_table() for _ in range(g.num_layers)], pool, reader, admit=admission)
