@@ -109,7 +109,7 @@ class PagedMemory:
         held = self.reference[self._admission_layers].flatten(0, 1)
         decision = self.decisions[layer]
         self.admit(torch.cat(self._parts), held, decision, tokens=tokens, tau=self.tau)
-        self.reference[self._admission_layers] = held.unflatten(0, (-1, parts.shape[0]))
+        self.reference[self._admission_layers] = torch.unflatten(held, 0, (-1, parts.shape[0]))
         self.decisions[:, ADMITTED] = decision[ADMITTED]
         self._parts = []
 
