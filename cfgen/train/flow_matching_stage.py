@@ -30,11 +30,13 @@ from cfgen.memory.paged import PagedMemory
 from cfgen.model.generator import Conditioning, Generator, Geometry
 from cfgen.model.text_encoder import TextEncoder
 from cfgen.train.export import Exporter, text_config
+from cfgen.train.film_world.backgrounds import rng_for
 from cfgen.train.film_world.captions import caption
 from cfgen.train.film_world.latents import CHUNK_LATENTS, FilmBatch, LatentStore
-from cfgen.train.film_world.world import Film, rng_for
+from cfgen.train.film_world.world import Film
 from cfgen.train.muon import Muon
 from cfgen.train.recall import RecallProbe
+from cfgen.train.shots import prompts_by_chunk, repeated, shot_starts
 from cfgen.train.training_memory import Admission, MemorySettings, policy_tables, training_memory
 
 
@@ -228,14 +230,12 @@ class BaseStage:
         size = (batch.latents.shape[3], batch.latents.shape[4])
         memory = training_memory(make_table, admission, self.generator, size)
         prompts = self._prompts(batch.films, rng)
-        shots = shot_by_chunk(batch.films[0])
         errors = Errors([], [], {})
         for chunk in range(max(chosen) + 1):
             admission.chunk = chunk
-            text = prompts[shots[chunk]]
             learnt = chunk in chosen or chunk in starts
             with nullcontext() if learnt else torch.no_grad():
-                self._play(batch, chunk, chunk in chosen, memory, text, noise, errors)
+                self._play(batch, chunk, chunk in chosen, memory, prompts[chunk], noise, errors)
         return errors.total()
 
     def _films(self, step: int, rng: np.random.Generator) -> tuple[FilmBatch, int]:
@@ -253,14 +253,13 @@ class BaseStage:
         return FilmBatch(batch.films, *(x.to(device) for x in masks)), length
 
     def _prompts(self, films: Sequence[Film], rng: np.random.Generator) -> list[Conditioning]:
-        """What each shot's captions say, of all films at once."""
+        """What each chunk's captions say, those of some films left out."""
         dropped = rng.uniform(size=len(films)) < self.settings.drop_text
-        texts = [
-            "" if dropped[i] else caption(film, shot, int(rng.integers(2**62)))
-            for shot in range(len(films[0].shots))
-            for i, film in enumerate(films)
-        ]
-        return split(self.generator.condition(self.text_encoder(texts)), len(films))
+
+        def words(film: int, shot: int) -> str:
+            return "" if dropped[film] else caption(films[film], shot, int(rng.integers(2**62)))
+
+        return prompts_by_chunk(films, words, self.generator, self.text_encoder)
 
     def _play(
         self,
@@ -335,17 +334,6 @@ class BaseStage:
         self.exporter(self.geometry, self.text_encoder.model.config.to_diff_dict(), weights)
 
 
-def shot_by_chunk(film: Film) -> list[int]:
-    """The shot of each chunk."""
-    return [i for i, shot in enumerate(film.shots) for _ in range(shot.chunks)]
-
-
-def shot_starts(film: Film) -> frozenset[int]:
-    """The chunks that begin a shot."""
-    shots = shot_by_chunk(film)
-    return frozenset(c for c, shot in enumerate(shots) if c == 0 or shots[c - 1] != shot)
-
-
 def choose_chunks(
     batch: FilmBatch, starts: frozenset[int], count: int, rng: np.random.Generator
 ) -> frozenset[int]:
@@ -356,28 +344,3 @@ def choose_chunks(
     count = min(count, chunks)
     chosen = rng.choice(chunks, count, replace=False, p=chances / chances.sum())
     return frozenset(int(c) for c in chosen)
-
-
-def split(conditioning: Conditioning, batch: int) -> list[Conditioning]:
-    """Prompts [n * batch, ...] as n conditionings of `batch` each."""
-    bias = conditioning.bias
-    count = len(conditioning.keys_values[0][0]) // batch
-    spans = [slice(i * batch, (i + 1) * batch) for i in range(count)]
-    return [
-        Conditioning(
-            tuple((k[span], v[span]) for k, v in conditioning.keys_values),
-            None if bias is None else bias[span],
-        )
-        for span in spans
-    ]
-
-
-def repeated(conditioning: Conditioning, times: int) -> Conditioning:
-    """The same prompts `times` over along the batch."""
-    return Conditioning(
-        tuple(
-            (k.repeat(times, 1, 1, 1), v.repeat(times, 1, 1, 1))
-            for k, v in conditioning.keys_values
-        ),
-        None if conditioning.bias is None else conditioning.bias.repeat(times, 1),
-    )

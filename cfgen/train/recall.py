@@ -22,7 +22,9 @@ from cfgen.model.generator import Conditioning, Generator
 from cfgen.model.text_encoder import TextEncoder
 from cfgen.train.film_world.captions import caption
 from cfgen.train.film_world.latents import CHUNK_LATENTS, LatentStore, twin_of
-from cfgen.train.film_world.world import Film, Structure, sample_film
+from cfgen.train.film_world.sampling import Structure, sample_film
+from cfgen.train.film_world.world import Film
+from cfgen.train.shots import prompts_by_chunk
 from cfgen.train.training_memory import Admission, MemorySettings, training_memory
 
 LEVELS = (0.97, 0.8, 0.5)
@@ -58,7 +60,11 @@ class RecallProbe:
             self._latents(films, "own"),
             self._latents([twin_of(film) for film in films], "foreign"),
         )
-        prompts = _prompts(films, generator, encoder)
+
+        def words(film: int, shot: int) -> str:
+            return caption(films[film], shot, shot, complete=True)
+
+        prompts = prompts_by_chunk(films, words, generator, encoder)
         away = self._structure.shots[2][1]
         left_out = range(3, 3 + away)
         last = slice(-CHUNK_LATENTS, None)
@@ -124,14 +130,3 @@ class RecallProbe:
             flow = generator(x, level, prompts[-1], view.at(Pass(0)))
             found.append(float((flow - (eps - x0)).square().mean()))
         return found
-
-
-def _prompts(
-    films: Sequence[Film], generator: Generator, encoder: TextEncoder
-) -> list[Conditioning]:
-    """Captions of each chunk of films of one structure."""
-    by_shot = [
-        generator.condition(encoder([caption(film, shot, shot, complete=True) for film in films]))
-        for shot in range(len(films[0].shots))
-    ]
-    return [by_shot[i] for i, shot in enumerate(films[0].shots) for _ in range(shot.chunks)]

@@ -15,14 +15,14 @@ from cfgen.errors import CheckpointError
 from cfgen.model.vae import TinyAutoencoder
 from cfgen.train.export import Exporter
 from cfgen.train.film_world.latents import FilmBatch, LatentStore, film_of, returning_cells
-from cfgen.train.film_world.world import Structure
+from cfgen.train.film_world.sampling import Structure
 from cfgen.train.flow_matching_stage import (
     BaseSettings,
     BaseStage,
     Errors,
     choose_chunks,
-    shot_starts,
 )
+from cfgen.train.shots import shot_starts
 from cfgen.train.tokenizer_stage import train_tokenizer
 from cfgen.train.training_memory import MemorySettings
 from cfgen.train.vae_stage import VaeSettings, VaeStage
@@ -142,7 +142,7 @@ def test_the_change_of_an_error_over_time_counts(base_stage: BaseStage) -> None:
     base_stage.settings = dataclasses.replace(BASE, motion_weight=2)
     for error, expected in ((level, 1 / 3), (moving, (1 + 2 * 2) / 3)):
         errors = Errors([], [], {})
-        base_stage._count(error.expand(-1, -1, -1, 6, 8), batch, slice(0, 3), 0, 1, errors)
+        base_stage._count(error.expand(-1, -1, -1, 6, 10), batch, slice(0, 3), 0, 1, errors)
         assert float(errors.total()[0]) == pytest.approx(expected)
 
 

@@ -20,17 +20,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from cfgen.model.vae import TEMPORAL_STRIDE, TinyAutoencoder
+from cfgen.train.film_world.sampling import Structure, sample_film, sample_structure
 from cfgen.train.film_world.world import (
     FRAMES_PER_CHUNK,
     HEIGHT,
     VIEW,
     WIDTH,
     Film,
-    Structure,
     camera_path,
     render,
-    sample_film,
-    sample_structure,
     shot_of,
     subject_boxes,
 )
