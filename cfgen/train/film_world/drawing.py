@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-Image = NDArray[np.float32]
+Image = NDArray[np.float32 | np.float64]
 Number = float | Image
 Rgb = tuple[float, float, float] | Image
 

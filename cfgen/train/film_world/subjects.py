@@ -17,7 +17,9 @@ REACH = 22.0
 INK = (58, 48, 56)
 
 
-def draw_subject(canvas: Canvas, shape: str, colour: Rgb, *, at: tuple[float, float], size: float):
+def draw_subject(
+    canvas: Canvas, shape: str, colour: Rgb, *, at: tuple[float, float], size: float
+) -> None:
     """Draw a subject of a size (1 is usual) over a canvas in place, centred in its units."""
     part = canvas.around(*at, REACH * size)
     if part is None:
