@@ -17,25 +17,29 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from cfgen.train.film_world.detect_scene import empty_film, to_view
-from cfgen.train.film_world.subjects import SHAPES
+from cfgen.train.film_world.drawing import Canvas
+from cfgen.train.film_world.subjects import SHAPES, draw_subject
 from cfgen.train.film_world.world import (
+    COLOUR_RGB,
     COLOURS,
     GROUNDS,
+    SKIES,
+    VIEW,
     Film,
     Place,
     Shot,
     Subject,
-    render,
-    subject_boxes,
+    subject_centres,
 )
 
 Image = NDArray[np.float32]
 
-EXPLAINED = 0.55
+EXPLAINED = 0.48
 """How much of a spot a template must explain, at most 1, for a subject to be there."""
-_ROOT_MEAN_SQUARE = 46.0
-"""Levels by which a subject's pixels may be off."""
+_PLAIN = 8.0
+"""Levels of variation that count as none."""
+_AROUND = 2
+"""How far around a subject pixels are compared, in units."""
 _HALF = 22
 """Half the side of a template, in units."""
 _SIDE = 2 * _HALF + 1
@@ -43,6 +47,8 @@ _MOST = 4
 _NEAR = 13.0
 """Two subjects are never closer than this, in units."""
 _CANDIDATES = 10
+_FINER = 4
+_REACH = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,34 +65,40 @@ class Sighting:
 
 @dataclass(frozen=True)
 class Templates:
-    """Every subject in every size, around its centre.
+    """Every subject in every size around its centre, as it covers a plain background.
 
     Attributes:
         names: shape, colour and how many subjects share the view, K of them.
-        rgb: [K, 3, h, w], 0 outside of the mask.
-        mask: [K, 1, h, w] in {0, 1}.
-        offsets: [K, 2], centre of the template less centre of the subject's box, (x, y).
+        rgb: colours times coverage, [K, 3, h, w].
+        silhouettes: what is compared (1 near the subject) and how much background shows there,
+            [M, 2, h, w], M shapes and sizes.
+        which: the silhouette of each template, [K].
     """
 
     names: list[tuple[str, str, int]]
     rgb: Tensor
-    mask: Tensor
+    silhouettes: Tensor
+    which: Tensor
+
+    def of(self, which: Tensor) -> Templates:
+        """Some of them."""
+        names = [self.names[i] for i in which.tolist()]
+        return Templates(names, self.rgb[which], self.silhouettes, self.which[which])
 
 
-def find_subjects(view: Image, sky: str) -> list[Sighting]:
+def find_subjects(view: Image) -> list[Sighting]:
     """Every subject in a view [96, 160, 3] of RGB levels, best first, at most four."""
     picture = torch.from_numpy(np.ascontiguousarray(view.transpose(2, 0, 1)))[None]
-    fine, coarse = templates(sky), _coarse(sky)
-    room = F.pad(picture, (_HALF,) * 4, mode="replicate")
-    scores = explained(F.avg_pool2d(room, 2), coarse.rgb, coarse.mask)
+    room = _soft(F.pad(picture, (_HALF,) * 4, mode="replicate"))
+    scores = _explained_everywhere(F.avg_pool2d(room, 2)[0])
     found: list[Sighting] = []
     for _ in range(3 * _MOST):
         place = int(scores.max(0).values.argmax())
         row, column = divmod(place, scores.shape[2])
         best = scores[:, row, column].topk(_CANDIDATES)
-        if float(best.values[0]) < EXPLAINED - 0.25 or len(found) == _MOST:
+        if float(best.values[0]) < EXPLAINED - 0.15 or len(found) == _MOST:
             break
-        sighting = _refined(room, fine, best.indices, 2 * row, 2 * column)
+        sighting = _refined(room, best.indices, (2 * row, 2 * column))
         if sighting is not None and all(
             np.hypot(sighting.x - other.x, sighting.y - other.y) > _NEAR for other in found
         ):
@@ -97,96 +109,128 @@ def find_subjects(view: Image, sky: str) -> list[Sighting]:
     return sorted(found, key=lambda each: -each.explained)
 
 
-def _refined(room: Tensor, fine: Templates, which: Tensor, top: int, left: int) -> Sighting | None:
-    """The best of some templates near a spot of a padded view, or None."""
-    reach = 3
-    top, left = max(0, top - reach), max(0, left - reach)
-    spot = room[:, :, top : top + _SIDE + 2 * reach, left : left + _SIDE + 2 * reach]
-    scores = explained(spot, fine.rgb[which], fine.mask[which])
-    best = int(scores.argmax())
-    kind, rest = divmod(best, scores.shape[1] * scores.shape[2])
-    row, column = divmod(rest, scores.shape[2])
-    value = float(scores.flatten()[best])
+def _refined(room: Tensor, which: Tensor, corner: tuple[int, int]) -> Sighting | None:
+    """The best of some templates near a spot, by its row and column, of a padded view, or None."""
+    fine = templates().of(which)
+    top, left = (max(0, each - _REACH) for each in corner)
+    spot = room[:, :, top : top + _SIDE + 2 * _REACH, left : left + _SIDE + 2 * _REACH]
+    wide = spot.shape[3] - _SIDE + 1
+    pixels = F.unfold(spot, _SIDE)[0].T.unflatten(1, (3, -1))  # [places, 3, h w]
+    near, behind = fine.silhouettes[fine.which].flatten(2).unbind(1)
+    scores = _explained(
+        pixels.square().sum(1) @ near.T,
+        (pixels @ near.T).transpose(0, 1),
+        (pixels @ behind.T).transpose(0, 1),
+        pixels.flatten(1) @ fine.rgb.flatten(1).T,
+        fine,
+    )
+    value, best = float(scores.max()), int(scores.argmax())
     if value < EXPLAINED:
         return None
-    shape, colour, count = fine.names[int(which[kind])]
+    place, kind = divmod(best, len(which))
+    row, column = divmod(place, wide)
+    shape, colour, count = fine.names[kind]
     return Sighting(shape, colour, float(left + column), float(top + row), count, value)
 
 
-def explained(picture: Tensor, rgb: Tensor, mask: Tensor) -> Tensor:
-    """How much better templates predict a picture than one plain colour does, everywhere.
+def _explained(
+    squares: Tensor, sums: Tensor, behind: Tensor, cross: Tensor, made: Templates
+) -> Tensor:
+    """How much better templates before a plain background predict pixels than one plain colour.
 
     Args:
-        picture: [1, 3, H, W].
-        rgb: [K, 3, h, w], 0 outside of the mask.
-        mask: [K, 1, h, w].
+        squares: sums of the pixels' squares near the subject, [..., K].
+        sums: sums of the pixels of each channel there, [3, ..., K].
+        behind: the same, weighed with how much background shows, [3, ..., K].
+        cross: sums of the pixels' products with the template, [..., K].
+        made: the templates.
 
     Returns:
-        [K, H - h + 1, W - w + 1], 1 less squared error over variance; -1 where the pixels are too
-        far off.
+        [..., K], 1 less squared error over variance.
     """
-    # Templates of one shape and size share a mask, so each mask is applied once.
-    masks, which = torch.unique(mask.flatten(1), dim=0, return_inverse=True)
-    masks = masks.unflatten(1, mask.shape[1:])
-    area = mask.sum((1, 2, 3))[:, None, None]
-    squares = F.conv2d(picture.square().sum(1, keepdim=True), masks)[0][which]
-    sums = torch.stack([F.conv2d(picture[:, i : i + 1], masks)[0] for i in range(3)], 1)[which]
-    cross = F.conv2d(picture, rgb)[0]
-    error = squares - 2 * cross + rgb.square().sum((1, 2, 3))[:, None, None]
-    plain = squares - sums.square().sum(1) / area
-    found = 1 - error / plain.clamp(min=1.0)
-    return torch.where(error / (3 * area) < _ROOT_MEAN_SQUARE**2, found, -torch.ones_like(found))
+    near, shows = made.silhouettes[made.which].unbind(1)
+    area, power = near.sum((1, 2)), made.rgb.square().sum((1, 2, 3))
+    common = (made.rgb * shows[:, None]).sum((2, 3)).T
+    common = common.reshape(3, *[1] * (behind.ndim - 2), -1)
+    fitted = (behind - common).square().sum(0) / shows.square().sum((1, 2))
+    error = squares - 2 * cross + power - fitted
+    plain = squares - sums.square().sum(0) / area
+    return 1 - error / (plain + _PLAIN**2 * area)
+
+
+def _explained_everywhere(picture: Tensor) -> Tensor:
+    """`_explained` at every place [K, rows, columns] of a picture [3, H, W] at half the size."""
+    made, rgb, silhouettes = _coarse()
+    side = made.rgb.shape[-1]
+    rows, columns = picture.shape[1] - side + 1, picture.shape[2] - side + 1
+    size = (picture.shape[1], picture.shape[2])
+    seen = torch.fft.rfft2(torch.cat([picture, picture.square().sum(0, keepdim=True)]))
+
+    def compared(spectra: Tensor) -> Tensor:
+        return torch.fft.irfft2(spectra, s=size)[..., :rows, :columns]
+
+    cross = compared((rgb * seen[:3]).sum(1)).permute(1, 2, 0)
+    near = compared(silhouettes[:, :1] * seen)[made.which].permute(1, 2, 3, 0)
+    behind = compared(silhouettes[:, 1:] * seen[:3])[made.which].permute(1, 2, 3, 0)
+    return _explained(near[3], near[:3], behind, cross, made).permute(2, 0, 1)
 
 
 @cache
-def templates(sky: str) -> Templates:
-    """Templates at one pixel a unit under a sky."""
-    names, colours, masks = [], [], []
-    for count in (1, 2, 3):
+def templates() -> Templates:
+    """Templates at one pixel a unit, as softened as a picture that they are compared with."""
+    names, colours, silhouettes = [], [], []
+    for count, size in sizes().items():
         for shape in SHAPES:
-            drawn = [_drawn(shape, colour, count, sky) for colour in COLOURS]
-            mask = np.max([each[1] for each in drawn], axis=0)
+            drawn = [_drawn(shape, colour, size) for colour in COLOURS]
             names += [(shape, colour, count) for colour in COLOURS]
-            colours += [each[0] * mask for each in drawn]
-            masks += [mask] * len(drawn)
-    rgb = torch.from_numpy(np.stack(colours)).permute(0, 3, 1, 2).contiguous()
-    return Templates(names, rgb, torch.from_numpy(np.stack(masks)).permute(0, 3, 1, 2).contiguous())
+            colours += [each[:3] for each in drawn]
+            alpha = _soft(drawn[0][None, 3:])
+            near = F.max_pool2d((alpha > 0.02).float(), 2 * _AROUND + 1, 1, _AROUND)
+            silhouettes.append(torch.cat([near, (1 - alpha) * near], 1)[0])
+    which = torch.arange(len(silhouettes)).repeat_interleave(len(COLOURS))
+    return Templates(names, _soft(torch.stack(colours)), torch.stack(silhouettes), which)
 
 
 @cache
-def _coarse(sky: str) -> Templates:
-    """The same at half the size."""
-    fine = templates(sky)
-    mask = (F.avg_pool2d(fine.mask, 2) > 0.6).float()
-    part = F.avg_pool2d(fine.mask, 2).clamp(min=1e-3)
-    return Templates(fine.names, F.avg_pool2d(fine.rgb, 2) / part * mask, mask)
+def _coarse() -> tuple[Templates, Tensor, Tensor]:
+    """The templates at half the size, and the spectra of their colours and silhouettes."""
+    fine = templates()
+    rgb, silhouettes = F.avg_pool2d(fine.rgb, 2), F.avg_pool2d(fine.silhouettes, 2)
+    size = ((VIEW[1] + 2 * _HALF) // 2, (VIEW[0] + 2 * _HALF) // 2)
+    near = (silhouettes[:, :1] > 0.5).float()
+    silhouettes = torch.cat([near, silhouettes[:, 1:] * near], 1)
+    rgb = rgb * near[fine.which]
+    spectra = (torch.fft.rfft2(each, s=size).conj() for each in (rgb, silhouettes))
+    return Templates(fine.names, rgb, silhouettes, fine.which), *spectra
 
 
-def _drawn(shape: str, colour: str, count: int, sky: str) -> tuple[Image, Image]:
-    """Pixels [h, w, 3] around a subject's centre and where they are the subject's, [h, w, 1]."""
-    fillers = [
-        Subject(s, c, "hovers")
-        for s, c in zip(SHAPES, reversed(COLOURS), strict=False)
-        if s != shape and c != colour
-    ]
-    cast = (Subject(shape, colour, "hovers"), *fillers[: count - 1])
-    place = Place(GROUNDS[0], 1)
-    film = Film((place,), (Shot(0, sky, "still", "slow", cast, 1, cut=True),), seed=3)
-    x, y = centre_of(film, cast[0])
-    alone = to_view(render(film, 0, 1))[0]
-    bare = to_view(render(empty_film(place, sky), 0, 1))[0]
-    left, top = round(x) - _HALF, round(y) - _HALF
-    spot = (slice(max(0, top), top + _SIDE), slice(max(0, left), left + _SIDE))
-    pixels = np.zeros((_SIDE, _SIDE, 3), np.float32)
-    mask = np.zeros((_SIDE, _SIDE, 1), np.float32)
-    inside = (slice(max(0, -top), max(0, -top) + alone[spot].shape[0]),)
-    inside += (slice(max(0, -left), max(0, -left) + alone[spot].shape[1]),)
-    pixels[inside] = alone[spot]
-    mask[inside] = (np.abs(alone[spot] - bare[spot]).max(-1, keepdims=True) > 4).astype(np.float32)
-    return pixels, mask
+def _soft(picture: Tensor) -> Tensor:
+    """A picture [n, c, H, W], blurred a little."""
+    channels = picture.shape[1]
+    taps = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0]) / 16
+    kernel = (taps[:, None] * taps).expand(channels, 1, 5, 5)
+    return F.conv2d(F.pad(picture, (2,) * 4, mode="replicate"), kernel, groups=channels)
 
 
-def centre_of(film: Film, subject: Subject) -> tuple[float, float]:
-    """Centre of a subject's box in the first frame of a film, in view units."""
-    box = next(each for each in subject_boxes(film, 0) if each.subject == subject)
-    return (box.x0 + box.x1) / 2, (box.y0 + box.y1) / 2
+def _drawn(shape: str, colour: str, size: float) -> Tensor:
+    """A subject around its centre: colours times coverage and coverage, [4, h, w]."""
+    canvas = Canvas.empty(0, _SIDE * _FINER, _SIDE * _FINER, _FINER)
+    draw_subject(canvas, shape, COLOUR_RGB[colour], at=(_SIDE / 2, _SIDE / 2), size=size)
+    both = np.concatenate([canvas.rgb, canvas.alpha[..., None]], -1)
+    small = both.reshape(_SIDE, _FINER, _SIDE, _FINER, 4).mean((1, 3))
+    return torch.from_numpy(np.asarray(small.transpose(2, 0, 1), np.float32))
+
+
+@cache
+def sizes() -> dict[int, float]:
+    """How large subjects are where one, two or three share the view."""
+    found = {}
+    for count in (1, 2, 3):
+        cast = tuple(
+            Subject(shape, colour, "hovers")
+            for shape, colour in zip(SHAPES[:count], COLOURS[:count], strict=True)
+        )
+        shot = Shot(0, SKIES[0], "still", "slow", cast, 1, cut=True)
+        film = Film((Place(GROUNDS[0], 0),), (shot,), seed=0)
+        found[count] = subject_centres(film, np.array([0]))[0][0][3]
+    return found
