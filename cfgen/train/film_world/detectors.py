@@ -95,13 +95,18 @@ def lasting(samples: Sequence[Sequence[Sighting]]) -> tuple[tuple[str, str], ...
             for each in found:
                 votes[each.shape] += round(1000 * each.explained)
             kept[colour] = votes.most_common(1)[0][0], found
-    lasting_ones = []
-    for colour, (shape, found) in kept.items():
-        sure = float(np.mean([each.explained for each in found])) >= _SURE
-        fits = Counter(each.count for each in found).most_common(1)[0][0] == len(kept)
-        if sure or fits:
-            lasting_ones.append((shape, colour))
-    return tuple(sorted(lasting_ones))
+    counts = {
+        colour: Counter(each.count for each in found).most_common(1)[0][0]
+        for colour, (_, found) in kept.items()
+    }
+    means = {c: float(np.mean([s.explained for s in found])) for c, (_, found) in kept.items()}
+    sure = {colour for colour, mean in means.items() if mean >= _SURE}
+    shown = Counter(counts[colour] for colour in sure or kept).most_common(1)
+    doubtful = sorted(set(kept) - sure, key=lambda colour: -means[colour])
+    for colour in doubtful:  # its size tells how many there should be
+        if counts[colour] == shown[0][0] and len(sure) < shown[0][0]:
+            sure.add(colour)
+    return tuple(sorted((kept[colour][0], colour) for colour in sure))
 
 
 def shot_spans(film: Film) -> list[tuple[int, int]]:
