@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -57,12 +58,28 @@ def standing(seed: int, left: float, right: float) -> list[tuple[int, Kind, tupl
     for cell in range(int(left // CELL) - 1, int(right // CELL) + 2):
         rng = rng_for(seed, "landmark", cell)
         if rng.uniform() < SHARE:
-            kind = KINDS[int(rng.integers(len(KINDS)))]
+            block, at = divmod(cell, len(FORMS))
+            of_form = [kind for kind in KINDS if kind.form == _forms(seed, block)[at]]
+            kind = of_form[int(rng.integers(len(of_form)))]
             x = cell * CELL + rng.uniform(13, CELL - 13)
             if left <= x <= right:
                 y = float(ground_line(seed, np.float32(x))) + 1.5
                 found.append((cell, kind, (float(x), y)))
     return found
+
+
+@lru_cache(1024)
+def _forms(seed: int, block: int) -> tuple[str, ...]:
+    """The forms of a block of cells: each once, so that no two of a kind are in one view."""
+    names = list(FORMS)
+    order = rng_for(seed, "forms", block).permutation(len(names)).tolist()
+    if block % 2 == 0:
+        return tuple(names[i] for i in order)
+    near = {*_forms(seed, block - 1)[-3:], *_forms(seed, block + 1)[:3]}
+    inner = [names[i] for i in order if names[i] in near]
+    outer = [names[i] for i in order if names[i] not in near]
+    half = len(outer) // 2
+    return (*outer[:half], *inner, *outer[half:])
 
 
 def draw_landmark(canvas: Canvas, kind: Kind, *, at: tuple[float, float], light: Image) -> None:

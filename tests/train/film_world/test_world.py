@@ -10,7 +10,7 @@ import pytest
 
 from cfgen.train.film_world import views
 from cfgen.train.film_world.drawing import Canvas
-from cfgen.train.film_world.landmarks import KINDS, Kind, draw_landmark
+from cfgen.train.film_world.landmarks import KINDS, Kind, draw_landmark, standing
 from cfgen.train.film_world.sampling import Structure, is_held_out, sample_film, sample_structure
 from cfgen.train.film_world.subjects import SHAPES
 from cfgen.train.film_world.world import (
@@ -158,6 +158,18 @@ def test_subject_boxes_hold_the_subjects(shape: str, others: int) -> None:
     assert not changed.any()
 
 
+def test_landmarks_near_one_another_differ_in_form() -> None:
+    for seed in range(30):
+        found = standing(seed, -3000, 3000)
+        for i, (cell, kind, _) in enumerate(found):
+            near = [other for c, other, _ in found[i + 1 : i + 4] if c - cell < 4]
+            assert kind.form not in {other.form for other in near}
+        gaps = np.diff([x for _, _, (x, _) in found])
+        assert gaps.min() > 25
+        assert 40 < gaps.mean() < 60
+        assert found[20:40] == standing(seed, found[20][2][0] - 0.1, found[39][2][0] + 0.1)
+
+
 def test_kinds_are_many_and_named_once() -> None:
     assert len(KINDS) >= 40
     assert len({kind.name for kind in KINDS}) == len(KINDS)
@@ -188,9 +200,9 @@ def test_a_subject_flies_and_does_not_jump() -> None:
     film = film_of_shots(shot(), shot(subjects=(STAR,), cut=False, chunks=3))
     air = subject_centres(film, np.arange(film.frames))
     for subject in (KITE, STAR):
-        y = [at for each in air for s, _, at, _ in each if s == subject]
-        assert np.abs(np.diff(y)).max() < 16
-        assert min(y) < -25, "it comes from above the picture, or leaves over it"
+        path = np.array([(x, y) for each in air for s, x, y, _ in each if s == subject])
+        assert np.abs(np.diff(path, axis=0)).max() < 16
+        assert path.min() < -20, "it comes from beside the picture, or leaves over it"
 
 
 @pytest.mark.parametrize("motion", MOTIONS)
