@@ -40,16 +40,27 @@ _MARGIN = 2 * SCALE
 _BURIED = 5
 """Rows of a landmark that the ground may cover."""
 _CAP = 70.0
+_REFINED = 5
 _SHIFTS_X, _SHIFTS_Y = range(-6, 7), range(-4, 5)
 
 
 @dataclass(frozen=True, slots=True)
 class KindTemplate:
-    """A kind's pixels [h, w, 3] around the foot, and which of them are the landmark's [h, w]."""
+    """A kind's pixels.
+
+    Attributes:
+        kind: its name.
+        rgb: [n, 3] levels.
+        rows: of each pixel, [n], below the upper edge of what `_cut` gives without room.
+        columns: likewise, [n].
+        variance: of the levels.
+    """
 
     kind: str
     rgb: Image
-    mask: Mask
+    rows: NDArray[np.int64]
+    columns: NDArray[np.int64]
+    variance: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,28 +101,30 @@ def _best_kind(frame: Image, box: LandmarkBox, sky: str, hidden: Mask) -> str:
     x, y = foot_of(box)
     reach_x, reach_y = max(_SHIFTS_X), max(_SHIFTS_Y)
     spot, inside = _cut(frame, ~hidden, x, y, reach_x, reach_y)
-    costs = {}
+    shifts = [(dy, dx) for dy in _SHIFTS_Y[::2] for dx in _SHIFTS_X[::2]]
+    costs = {t.kind: min((_cost(spot, inside, t, at), at) for at in shifts) for t in
+             kind_templates(sky)}
+    near = sorted(costs, key=lambda kind: costs[kind])[:_REFINED]
     for template in kind_templates(sky):
-        tall, wide = template.mask.shape
-        best = np.inf
-        for dy in _SHIFTS_Y:
-            for dx in _SHIFTS_X:
-                rows = slice(reach_y + dy, reach_y + dy + tall)
-                columns = slice(reach_x + dx, reach_x + dx + wide)
-                best = min(best, _cost(spot[rows, columns], inside[rows, columns], template))
-        costs[template.kind] = best
-    return min(costs, key=lambda kind: costs[kind])
+        if template.kind in near:
+            _, (dy, dx) = costs[template.kind]
+            around = [(dy + i, dx + j) for i in (-1, 0, 1) for j in (-1, 0, 1)]
+            around = [at for at in around if abs(at[0]) <= reach_y and abs(at[1]) <= reach_x]
+            costs[template.kind] = min((_cost(spot, inside, template, at), at) for at in around)
+    return min(near, key=lambda kind: costs[kind])
 
 
-def _cost(pixels: Image, inside: Mask, template: KindTemplate) -> float:
-    """How badly a template explains pixels: squared error over that of one plain colour."""
-    seen = template.mask & inside
-    if seen.sum() < 0.5 * template.mask.sum():
+def _cost(pixels: Image, inside: Mask, template: KindTemplate, shift: tuple[int, int]) -> float:
+    """How badly a template explains pixels: squared error over the variance that it expects."""
+    dy, dx = shift
+    rows = template.rows + max(_SHIFTS_Y) + dy
+    columns = template.columns + max(_SHIFTS_X) + dx
+    seen = inside[rows, columns]
+    if seen.sum() < 0.5 * len(seen):
         return np.inf
-    shown, wanted = pixels[seen], template.rgb[seen]
+    shown, wanted = pixels[rows, columns][seen], template.rgb[seen]
     error = np.minimum(np.square(shown - wanted).sum(-1), _CAP**2).mean()
-    plain = np.square(wanted - wanted.mean(0)).sum(-1).mean()
-    return float(error / (plain + 400.0))
+    return float(error / (template.variance + 400.0))
 
 
 def _cut(
@@ -160,6 +173,9 @@ def kind_templates(sky: str) -> tuple[KindTemplate, ...]:
         draw_landmark(canvas, kind, at=(_HALF_WIDTH / SCALE, _TALL / SCALE), light=light)
         mask = canvas.alpha > 0.9
         mask[_TALL - _BURIED :] = False  # behind the ground's edge
-        rgb = canvas.rgb / np.maximum(canvas.alpha, 1e-3)[..., None]
-        templates.append(KindTemplate(kind.name, np.asarray(rgb, np.float32), mask))
+        rgb = (canvas.rgb / np.maximum(canvas.alpha, 1e-3)).transpose(1, 2, 0)
+        rows, columns = np.nonzero(mask)
+        pixels = np.asarray(rgb[mask], np.float32)
+        variance = float(np.square(pixels - pixels.mean(0)).sum(-1).mean())
+        templates.append(KindTemplate(kind.name, pixels, rows, columns, variance))
     return tuple(templates)

@@ -216,9 +216,9 @@ def _drawn(shape: str, colour: str, size: float) -> Tensor:
     """A subject around its centre: colours times coverage and coverage, [4, h, w]."""
     canvas = Canvas.empty(0, _SIDE * _FINER, _SIDE * _FINER, _FINER)
     draw_subject(canvas, shape, COLOUR_RGB[colour], at=(_SIDE / 2, _SIDE / 2), size=size)
-    both = np.concatenate([canvas.rgb, canvas.alpha[..., None]], -1)
-    small = both.reshape(_SIDE, _FINER, _SIDE, _FINER, 4).mean((1, 3))
-    return torch.from_numpy(np.asarray(small.transpose(2, 0, 1), np.float32))
+    both = np.concatenate([canvas.rgb, canvas.alpha[None]])
+    small = both.reshape(4, _SIDE, _FINER, _SIDE, _FINER).mean((2, 4))
+    return torch.from_numpy(np.asarray(small, np.float32))
 
 
 @cache

@@ -186,10 +186,10 @@ class ReturnScore:
 
     @property
     def is_above_control(self) -> bool:
-        """Whether more is right than in the other world; by PSNR where names do not tell."""
+        """Whether more is right by name than in the other world; else, that it beats all worlds."""
         if self.landmarks and self.control_landmarks and self.hit_rate != self.control_rate:
             return self.hit_rate > self.control_rate
-        return self.psnr > self.control_psnr
+        return self.is_first
 
 
 def score_return(case: Case, frames: Frames) -> ReturnScore:
