@@ -38,6 +38,8 @@ EXPLAINED = 0.48
 """How much of a spot a template must explain, at most 1, for a subject to be there."""
 _PLAIN = 8.0
 """Levels of variation that count as none."""
+_FLAT = 0.9
+"""Share of the error of a plain silhouette from which a template is no better."""
 _AROUND = 2
 """How far around a subject pixels are compared, in units."""
 _HALF = 22
@@ -129,8 +131,25 @@ def _refined(room: Tensor, which: Tensor, corner: tuple[int, int]) -> Sighting |
         return None
     place, kind = divmod(best, len(which))
     row, column = divmod(place, wide)
+    if _is_flat(pixels[place], fine.rgb[kind].flatten(1), near[kind], behind[kind]):
+        return None
     shape, colour, count = fine.names[kind]
     return Sighting(shape, colour, float(left + column), float(top + row), count, value)
+
+
+def _is_flat(pixels: Tensor, rgb: Tensor, near: Tensor, behind: Tensor) -> bool:
+    """Whether a silhouette in any one colour explains pixels [3, h w] as well as a subject does.
+
+    So it is with clouds, which have no rim.
+    """
+    inside = near > 0
+    shown, wanted = pixels[:, inside], rgb[:, inside]
+    shows = behind[inside]
+    ground = ((shown - wanted) * shows).sum(1) / shows.square().sum()
+    error = (shown - wanted - ground[:, None] * shows).square().sum()
+    both = torch.stack([1 - shows, shows], 1)
+    fitted = both @ torch.linalg.lstsq(both, shown.T).solution
+    return float(error) > _FLAT * float((shown.T - fitted).square().sum())
 
 
 def _explained(

@@ -73,9 +73,9 @@ class Case:
     left: int
 
     @property
-    def structure(self) -> tuple[int, ...]:
-        """Chunks of the shots; cases of one structure can share a batch."""
-        return tuple(shot.chunks for shot in self.film.shots)
+    def structure(self) -> tuple[tuple[int, int], ...]:
+        """Place and chunks of each shot; cases of one structure can share a batch."""
+        return tuple((shot.place, shot.chunks) for shot in self.film.shots)
 
     @property
     def frames(self) -> range:
