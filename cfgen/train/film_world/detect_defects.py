@@ -94,7 +94,10 @@ def _likeness(view: Image, seen: Sighting, x: float, y: float) -> tuple[float, f
     columns = slice(max(0, left), min(view.shape[1], left + len(alpha)))
     if rows.stop - rows.start < half or columns.stop - columns.start < half:
         return 0.0, 0.0
-    part = (slice(rows.start - top, rows.stop - top), slice(columns.start - left, columns.stop - left))
+    part = (
+        slice(rows.start - top, rows.stop - top),
+        slice(columns.start - left, columns.stop - left),
+    )
     spot, cover = view[rows, columns], alpha[part][..., None]
     plain = np.median(view[rows], axis=1, keepdims=True)
     wanted = rgb[part] - cover * plain

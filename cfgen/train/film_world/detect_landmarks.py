@@ -102,8 +102,9 @@ def _best_kind(frame: Image, box: LandmarkBox, sky: str, hidden: Mask) -> str:
     reach_x, reach_y = max(_SHIFTS_X), max(_SHIFTS_Y)
     spot, inside = _cut(frame, ~hidden, x, y, reach_x, reach_y)
     shifts = [(dy, dx) for dy in _SHIFTS_Y[::2] for dx in _SHIFTS_X[::2]]
-    costs = {t.kind: min((_cost(spot, inside, t, at), at) for at in shifts) for t in
-             kind_templates(sky)}
+    costs = {
+        t.kind: min((_cost(spot, inside, t, at), at) for at in shifts) for t in kind_templates(sky)
+    }
     near = sorted(costs, key=lambda kind: costs[kind])[:_REFINED]
     for template in kind_templates(sky):
         if template.kind in near:

@@ -107,7 +107,11 @@ def sky_rows() -> dict[str, Image]:
     return {
         sky: np.asarray(
             np.median(
-                [_empty_view(sky, ground, seed)[_SKY_ROWS] for ground in GROUNDS for seed in (0, 1)],
+                [
+                    _empty_view(sky, ground, seed)[_SKY_ROWS]
+                    for ground in GROUNDS
+                    for seed in (0, 1)
+                ],
                 axis=(0, 2),
             ),
             np.float32,

@@ -38,8 +38,8 @@ EXPLAINED = 0.48
 """How much of a spot a template must explain, at most 1, for a subject to be there."""
 _PLAIN = 8.0
 """Levels of variation that count as none."""
-_FLAT = 0.9
-"""Share of the error of a plain silhouette from which a template is no better."""
+_FLAT = 1.6
+"""Times the error of a plain silhouette from which a template is no subject."""
 _AROUND = 2
 """How far around a subject pixels are compared, in units."""
 _HALF = 22

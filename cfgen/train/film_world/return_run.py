@@ -143,7 +143,11 @@ def may_batch(policy: str) -> bool:
 
 
 def memory_of(
-    policy: str, case: Case, generator: Generator, latent_size: tuple[int, int], sizes: SlowFastSizes
+    policy: str,
+    case: Case,
+    generator: Generator,
+    latent_size: tuple[int, int],
+    sizes: SlowFastSizes,
 ) -> Run:
     """An empty memory of one of POLICIES.
 

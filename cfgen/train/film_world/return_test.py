@@ -252,9 +252,7 @@ def _returning(case: Case, film: Film) -> list[LandmarkBox]:
         if box.share > _SEEN and film.shots[int(shots[before])].place == box.place
     }
     return [
-        box
-        for box in landmark_boxes(film, film.frames - 1)
-        if (box.place, box.cell) not in known
+        box for box in landmark_boxes(film, film.frames - 1) if (box.place, box.cell) not in known
     ]
 
 

@@ -74,7 +74,10 @@ ONE_STEP = FewStepSchedule((1.0,), "predicted")
 
 def text(prompts: list[str]) -> Tensor:
     return torch.stack(
-        [torch.full(TEXT, 1.0 + len(prompt) % 7) if prompt else torch.zeros(TEXT) for prompt in prompts]
+        [
+            torch.full(TEXT, 1.0 + len(prompt) % 7) if prompt else torch.zeros(TEXT)
+            for prompt in prompts
+        ]
     )
 
 
