@@ -22,14 +22,15 @@ from rich.console import Console
 from rich.table import Table
 
 from cfgen.errors import CfgenError
+from cfgen.schedule import FewStepSchedule
 from cfgen.train.film_world import detectors
 from cfgen.train.film_world.detect_defects import DOUBLE
 from cfgen.train.film_world.detect_landmarks import hidden_pixels, name_landmarks
-from cfgen.train.film_world.return_run import Player, SlowFastSizes, whole_films
+from cfgen.train.film_world.return_memory import SlowFastSizes
+from cfgen.train.film_world.return_run import Player, load_model, whole_films
 from cfgen.train.film_world.return_test import Case
 from cfgen.train.film_world.sampling import sample_film
 from cfgen.train.film_world.world import Film, landmark_boxes, render
-from tests.bench.returns import load_model
 
 FIRST_SEED = 8_000_000
 TARGETS = {"sky": 0.98, "ground": 0.98, "colour": 0.95, "shape": 0.9, "camera": 0.95}
@@ -108,7 +109,10 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
 
 def main(arguments: list[str]) -> None:
     options = parsed(arguments)
-    model = None if options.truth else load_model(options.model, options)
+    steps = options.timesteps or tuple(range(1000, 0, -125))
+    schedule = FewStepSchedule.from_timesteps(steps, shift=options.shift, renoise="predicted")
+    device = torch.device(options.device)
+    model = None if options.truth else load_model(options.model, schedule, options.guidance, device)
     total: dict[str, list[float]] = defaultdict(list)
     for number, film in enumerate(films_of(options.films, options.chunks)):
         if model is None:

@@ -27,11 +27,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from cfgen.checkpoint.load import load_generator
-from cfgen.checkpoint.text_encoder import load_text_encoder
-from cfgen.checkpoint.vae import load_vae
 from cfgen.errors import CfgenError
 from cfgen.schedule import FewStepSchedule
+from cfgen.train.film_world import return_memory as memories
 from cfgen.train.film_world import return_run as running
 from cfgen.train.film_world import return_test as test
 from cfgen.train.film_world.world import render
@@ -41,26 +39,17 @@ Line = dict[str, Any]
 shown = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
-def load_model(folder: Path, options: argparse.Namespace) -> running.Model:
-    """A model folder as `cfgen train` exports it."""
+def model_of(options: argparse.Namespace) -> running.Model:
+    """The model folder with the noise levels that were asked for."""
+    steps = options.timesteps or TIMESTEPS
+    schedule = FewStepSchedule.from_timesteps(steps, shift=options.shift, renoise="predicted")
     device = torch.device(options.device)
-    generator = load_generator(folder, expand=True, device=device)
-    encoder = load_text_encoder(
-        folder / "text_encoder",
-        folder / "tokenizer" / "tokenizer.json",
-        text_len=generator.geometry.text_len,
-        expand=True,
-    )
-    schedule = FewStepSchedule.from_timesteps(
-        options.timesteps or TIMESTEPS, shift=options.shift, renoise="predicted"
-    )
-    vae = load_vae(folder / "tae.safetensors", device=device)
-    return running.Model(generator, vae, encoder, schedule, options.guidance)
+    return running.load_model(options.model, schedule, options.guidance, device)
 
 
 def batches(policy: str, count: int, size: int) -> Iterator[list[int]]:
     """Numbers of films that are played together."""
-    size = size if running.may_batch(policy) else 1
+    size = size if memories.may_batch(policy) else 1
     yield from ([*range(at, min(at + size, count))] for at in range(0, count, size))
 
 
@@ -105,8 +94,8 @@ def world_maker(number: int) -> Maker:
     return made
 
 
-def sizes_of(options: argparse.Namespace) -> running.SlowFastSizes:
-    return running.SlowFastSizes(
+def sizes_of(options: argparse.Namespace) -> memories.SlowFastSizes:
+    return memories.SlowFastSizes(
         sink=options.sink, slow=options.slow, fast=options.fast, tau=options.tau
     )
 
@@ -223,7 +212,7 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--films", type=int, default=24)
     parser.add_argument("--way", action="append", choices=test.WAYS)
     parser.add_argument("--away", action="append", type=float, help="seconds away")
-    parser.add_argument("--policy", action="append", choices=running.POLICIES)
+    parser.add_argument("--policy", action="append", choices=memories.POLICIES)
     parser.add_argument("--begin-there", action="store_true", help="no other place comes first")
     parser.add_argument("--batch", type=int, default=6, help="films at once, where it can be")
     parser.add_argument("--timesteps", type=float, nargs="+")
@@ -244,7 +233,7 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
         parser.error("--films and --batch must be 1 or more")
     options.way = options.way or list(test.WAYS)
     options.away = options.away or list(test.AWAY_S)
-    options.policy = options.policy or list(running.POLICIES)
+    options.policy = options.policy or list(memories.POLICIES)
     if options.model is None:
         options.policy = ["none"]
     return options
@@ -262,7 +251,7 @@ def settings_of(options: argparse.Namespace) -> str:
 def main(arguments: list[str]) -> None:
     options = parsed(arguments)
     options.work.mkdir(parents=True, exist_ok=True)
-    model = load_model(options.model, options) if options.model else None
+    model = model_of(options) if options.model else None
     if model is not None and (options.influence or options.closed):
         rows = (influence_curves if options.influence else closed_loops)(model, options)
         Console().print_json(json.dumps(rows))

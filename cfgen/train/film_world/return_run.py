@@ -5,9 +5,9 @@ Axis letters: B batch, F latent frames, C channels, h w latent grid, T frames, H
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -15,31 +15,26 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cfgen.kernels.pages import ADMITTED, OPEN
-from cfgen.memory.base import Pass, Table
-from cfgen.memory.graph import GraphCache, GraphReader
-from cfgen.memory.paged import Admit, PagedMemory, PagedView
-from cfgen.memory.slow_fast import SlowFastTable
-from cfgen.memory.window import WindowTable
+from cfgen.checkpoint.load import load_generator
+from cfgen.checkpoint.text_encoder import load_text_encoder
+from cfgen.checkpoint.vae import load_vae
+from cfgen.errors import CheckpointError
+from cfgen.memory.base import Pass
+from cfgen.memory.paged import PagedView
 from cfgen.model.generator import Conditioning, Generator
-from cfgen.ops.reference import Rope, admit
-from cfgen.ops.select import TORCH
+from cfgen.model.vae import TinyAutoencoder
 from cfgen.rollout import Guidance, Passes
 from cfgen.schedule import FewStepSchedule, KeyedNoise
 from cfgen.train.film_world.captions import caption
-from cfgen.train.film_world.return_test import Case, kept_chunks
+from cfgen.train.film_world.return_memory import (
+    CHUNK_LATENTS,
+    SlowFastSizes,
+    may_batch,
+    memory_of,
+)
+from cfgen.train.film_world.return_test import Case
 from cfgen.train.film_world.world import FRAMES_PER_CHUNK, render
 from cfgen.train.shots import shot_by_chunk
-
-CHUNK_LATENTS = 3
-POLICIES = (
-    "window-12-3",
-    "window-6-1",
-    "slow_fast-paper",
-    "slow_fast-cfgen",
-    "slow_fast-oracle",
-    "full",
-)
 
 
 class Autoencoder(Protocol):
@@ -79,99 +74,27 @@ class Model:
     guidance: float = 1.0
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SlowFastSizes:
-    """Slow-fast memory in latent frames, and its threshold."""
-
-    sink: int = 3
-    slow: int = 6
-    fast: int = 6
-    tau: float = 0.9994
-
-
-class ReplacingCache(GraphCache):
-    """A pool that gives the mean over tokens instead of the keys and values of chosen pages.
-
-    Attributes:
-        replaced: pages, by layer.
-    """
-
-    def __init__(self, layers: int, device: torch.device) -> None:
-        super().__init__(layers, device)
-        self.replaced: dict[int, set[int]] = {}
-
-    def read(self, layer: int, pages: Iterable[int]) -> tuple[list[Tensor], list[Tensor]]:
-        """Keys and values of pages, [B, P, N, D] each."""
-        listed, chosen = list(pages), self.replaced.get(layer, set())
-        keys, values = super().read(layer, listed)
-
-        def seen(tensors: list[Tensor]) -> list[Tensor]:
-            pairs = zip(listed, tensors, strict=True)
-            return [t.mean(1, keepdim=True).expand_as(t) if p in chosen else t for p, t in pairs]
-
-        return seen(keys), seen(values)
-
-
-class Oracle:
-    """Admits the chunks that will be needed; an `Admit` op.
-
-    Attributes:
-        chunk: the chunk that is being committed.
-    """
-
-    def __init__(self, chunks: Iterable[int]) -> None:
-        self.chunk = 0
-        self._chunks = frozenset(chunks)
-
-    def __call__(self, _keys: Tensor, _reference: Tensor, decision: Tensor, **_: float) -> None:
-        """Decide for one layer; what the table forbids is not admitted."""
-        decision[ADMITTED] = int(bool(decision[OPEN]) and self.chunk in self._chunks)
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """A memory, its pool, and what is told which chunk is played."""
-
-    memory: PagedMemory
-    pool: ReplacingCache
-    oracle: Oracle
-
-
-def may_batch(policy: str) -> bool:
-    """Whether films can share a batch: not where one decision is made on the keys of all."""
-    return policy not in ("slow_fast-paper", "slow_fast-cfgen")
-
-
-def memory_of(
-    policy: str,
-    case: Case,
-    generator: Generator,
-    latent_size: tuple[int, int],
-    sizes: SlowFastSizes,
-) -> Run:
-    """An empty memory of one of POLICIES.
+def load_model(
+    folder: Path, schedule: FewStepSchedule, guidance: float, device: torch.device
+) -> Model:
+    """A model folder as `cfgen train` exports it, its matrices expanded.
 
     Raises:
-        ValueError: an unknown policy.
+        CheckpointError: a file is missing or damaged.
     """
-    s, g = sizes, generator.geometry
-    slow_fast = partial(SlowFastTable, sink=s.sink, slow=s.slow, fast=s.fast)
-    tables: Mapping[str, Callable[[], Table]] = {
-        "window-12-3": lambda: WindowTable(12, sink=3, relative=True),
-        "window-6-1": lambda: WindowTable(6, sink=1, relative=True),
-        "slow_fast-paper": lambda: slow_fast(against="previous"),
-        "slow_fast-cfgen": slow_fast,
-        "slow_fast-oracle": slow_fast,
-        "full": lambda: WindowTable(CHUNK_LATENTS * case.film.chunks),
-    }
-    if policy not in tables:
-        raise ValueError(f"the policy must be one of {POLICIES}, got {policy!r}")
-    oracle = Oracle(kept_chunks(case, s.slow))
-    decide: Admit = oracle if policy == "slow_fast-oracle" else admit
-    pool = ReplacingCache(g.num_layers, generator.device)
-    reader = GraphReader(pool, TORCH, rope=Rope(g.head_dim), grid=g.grid(*latent_size))
-    made = [tables[policy]() for _ in range(g.num_layers)]
-    return Run(PagedMemory(made, pool, reader, admit=decide, tau=s.tau), pool, oracle)
+    generator = load_generator(folder, expand=True, device=device)
+    encoder = load_text_encoder(
+        folder / "text_encoder",
+        folder / "tokenizer" / "tokenizer.json",
+        text_len=generator.geometry.text_len,
+        expand=True,
+    )
+    vae = load_vae(folder / "tae.safetensors", device=device)
+    if not isinstance(vae, TinyAutoencoder):
+        raise CheckpointError(
+            f"{folder / 'tae.safetensors'} is no tiny autoencoder", "give a folder of cfgen train"
+        )
+    return Model(generator, vae, encoder, schedule, guidance)
 
 
 def truth_of(case: Case, vae: Autoencoder) -> Tensor:

@@ -9,13 +9,10 @@ from torch import Tensor
 
 from cfgen.model.generator import Conditioning, Generator, Geometry
 from cfgen.schedule import FewStepSchedule
+from cfgen.train.film_world.return_memory import POLICIES, SlowFastSizes, may_batch, memory_of
 from cfgen.train.film_world.return_run import (
-    POLICIES,
     Model,
     Player,
-    SlowFastSizes,
-    may_batch,
-    memory_of,
     primed_return,
     truth_of,
     whole_films,
