@@ -237,7 +237,7 @@ def _add(lora: Lora, change: Change, target: _Target, strength: float) -> list[s
     done = []
     scale = strength * change.scale
     weight = target.weight
-    if change.rank:
+    if change.rank and change.scale:
         down, up = tensors["down"].flatten(1), tensors["up"].flatten(1)
         if isinstance(target.module, QuantizedLinear):
             target.module.add_adapter(down, up.float() * scale)
