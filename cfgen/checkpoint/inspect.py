@@ -21,10 +21,10 @@ from cfgen.checkpoint.kinds import KINDS, Kind, Shapes, is_lora, stranger, witho
 from cfgen.checkpoint.load import compare, open_generator
 from cfgen.checkpoint.lora import SIZES, open_lora
 from cfgen.checkpoint.lora_file import Lora
-from cfgen.checkpoint.network import FOREIGN, FOREIGN_HEADERS, Network
+from cfgen.checkpoint.network import FOREIGN, FOREIGN_HEADERS
 from cfgen.checkpoint.recipe import cached_digest, guess
 from cfgen.checkpoint.report import FileFacts, NetworkFacts, Refusal, Report
-from cfgen.checkpoint.summary import FLAWS, Stored, count_not_finite, grouped, not_finite, stored
+from cfgen.checkpoint.summary import FLAWS, Stored, count_not_finite, grouped, odd_values, stored
 from cfgen.errors import CheckpointError
 
 WANTED = "give a Wan2.1 generator, its UMT5 encoder, its video autoencoder or a LoRA for it"
@@ -148,7 +148,7 @@ def _network(
         warnings=(
             *warnings,
             *_odd_scales(facts),
-            *(_odd_values(network) if values and not problem else ()),
+            *(odd_values(network) if values and not problem else ()),
         ),
     )
 
@@ -185,11 +185,6 @@ def _odd_scales(facts: NetworkFacts) -> Iterator[str]:
         if odd:
             count = sum(t.scales.flaws[flaw] for t in odd if t.scales)
             yield f"{len(odd)} layers have scales {words}: {count} in all, first in {odd[0].name}"
-
-
-def _odd_values(network: Network) -> Iterator[str]:
-    for name, count in not_finite(network):
-        yield f"{name} holds {count} numbers that are not finite"
 
 
 def _lora(report: Report, file: Container, *, prefer: str, values: bool) -> Report:
