@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from cfgen.checkpoint.container import Container, open_container, size_of
+from cfgen.checkpoint.container import Container, open_container, refuse_dcp, size_of
 from cfgen.checkpoint.digests import digest
 from cfgen.checkpoint.find import INDEX, WEIGHTS
 from cfgen.checkpoint.keys import EMA, RESIDUE, Naming, find_network
@@ -43,6 +43,7 @@ def weights_in(folder: Path) -> list[Path]:
     shards = [re.compile(re.escape(str(i)[: -len(INDEX)]) + r"-\d+-of-\d+\..+") for i in indices]
     found = [path for path in sorted(folder.rglob("*")) if path.suffix in WEIGHTS]
     alone = [path for path in found if not any(s.fullmatch(str(path)) for s in shards)]
+    refuse_dcp(folder)
     if not indices and not alone:
         raise CheckpointError(
             f"{folder} holds no weights: no file in it ends in {', '.join(WEIGHTS)}",
@@ -243,7 +244,7 @@ def _owners(names: Sequence[str]) -> dict[str, int]:
 
 def _unknown(file: Container) -> CheckpointError:
     """The error for a file with no network of a known kind."""
-    foreign = tuple(f".{part}" for part in FOREIGN)
+    foreign = tuple(f".{part}" for part in FOREIGN if part != "scale")
     if file.metadata.get("checkpoint_format") in FOREIGN_HEADERS or any(
         name.endswith(foreign) for name in file.entries
     ):

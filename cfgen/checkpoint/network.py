@@ -18,7 +18,7 @@ from cfgen.checkpoint.container import Container, each_once, open_container
 from cfgen.checkpoint.declared import Quantizer, find_quantizer
 from cfgen.checkpoint.decode import read_layer
 from cfgen.checkpoint.keys import EMA, Layout, Naming, find_network
-from cfgen.checkpoint.layers import CONVERT, PARTS, Found, Layer, plain_layer
+from cfgen.checkpoint.layers import CONVERT, FLOAT8, PARTS, Found, Layer, plain_layer
 from cfgen.checkpoint.layouts import recognise
 from cfgen.errors import CheckpointError
 from cfgen.ops.quantized import AnyQuantized
@@ -45,6 +45,12 @@ FOREIGN = {
     "weight.quant_map": "bitsandbytes",
     "weight.absmax": "bitsandbytes",
     "SCB": "bitsandbytes",
+    "weight_packed": "compressed-tensors",
+    "weight_scale_inv": "fp8 in blocks as DeepSeek and Hugging Face's fine-grained fp8 have it",
+    "scale": "SDNQ",
+    "svd_up": "SDNQ",
+    "svd_down": "SDNQ",
+    "pre_quant_scale": "AWQ or SVDQuant of ModelOpt",
     "weight._shift": "quanto in 2 or 4 bits",
 }
 """Last parts of names that only layouts have which cfgen does not compute with."""
@@ -182,11 +188,17 @@ def _refuse_foreign(file: Container) -> None:
         )
     for name in file.entries:
         for part, layout in FOREIGN.items():
-            if name.endswith("." + part):
+            if name.endswith("." + part) and (part != "scale" or _is_sdnq(file, name)):
                 raise CheckpointError(
                     f"{file.path} is quantized by {layout} ({name}), which cfgen does not read",
                     hint,
                 )
+
+
+def _is_sdnq(file: Container, scale: str) -> bool:
+    """Whether a tensor called `scale` stands beside a weight of bytes."""
+    weight = file.entries.get(f"{scale.removesuffix('.scale')}.weight")
+    return weight is not None and weight.kind in ("uint8", "int8", *FLOAT8)
 
 
 def _grouped(names: Mapping[str, str]) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
