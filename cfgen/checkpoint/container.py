@@ -157,9 +157,24 @@ def first_bytes(path: Path) -> bytes:
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} does not exist", CHECK_PATH) from error
     except IsADirectoryError as error:
+        refuse_dcp(path)
         raise CheckpointError(f"{path} is a folder, not a file of weights", CHECK_PATH) from error
     except OSError as error:
         raise unreadable(path, error) from error
+
+
+def refuse_dcp(folder: Path) -> None:
+    """Refuse a folder that torch.distributed.checkpoint wrote.
+
+    Raises:
+        CheckpointError: it is one.
+    """
+    if any(folder.glob("*.distcp")):
+        raise CheckpointError(
+            f"{folder} is a distributed checkpoint (DCP), whose index is a pickle with code",
+            "turn it into one file where it was made: python -m "
+            "torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER FILE.pt",
+        )
 
 
 def unreadable(path: Path, error: OSError) -> CheckpointError:

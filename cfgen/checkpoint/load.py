@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from cfgen.checkpoint.blank import INCOMPLETE, blank
 from cfgen.checkpoint.container import read_json
 from cfgen.checkpoint.find import generator_file
 from cfgen.checkpoint.geometry import read_geometry
@@ -174,7 +175,8 @@ def fill(
         tied: names that are not in the file, and the name whose parameter each shares.
 
     Raises:
-        CheckpointError: a tensor is missing, unknown or of another shape.
+        CheckpointError: a tensor is missing, unknown or of another shape, or blank where it
+            cannot be (see `blank`).
     """
     tied = tied or {}
     expected = {n: tuple(t.shape) for n, t in module.state_dict().items() if n not in tied}
@@ -182,6 +184,12 @@ def fill(
     plain: dict[str, Tensor] = {}
     for name in expected:
         stored = network.read(name)
+        if (reason := blank(name, stored)) is not None:
+            raise CheckpointError(
+                f"{network.file.path}: {name} {reason}, as no training leaves it: the file is "
+                "most likely not whole",
+                INCOMPLETE,
+            )
         if isinstance(stored, Tensor):
             value = stored.to(device, dtype_of(name))
         elif expand or not _keeps(module, name):

@@ -7,7 +7,7 @@ beside a file, on its digest, and on names, in this order.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
@@ -31,6 +31,9 @@ from cfgen.errors import CheckpointError
 Basis = Literal[
     "sidecar", "header", "sha256", "repository", "title", "file name", "folder name", "nothing"
 ]
+
+CERTAIN = ("sidecar", "header", "sha256", "repository")
+"""What a choice may rest on; a file's name may be anything."""
 
 RECIPES = (
     SELF_FORCING,
@@ -83,7 +86,7 @@ class Guess:
 
 
 def guess(
-    path: Path, *, metadata: Mapping[str, object] | None = None, digests: Sequence[str] = ()
+    path: Path, *, metadata: Mapping[str, object] | None = None, digests: Iterable[str] = ()
 ) -> Guess:
     """Guess which preset a file of weights wants.
 
