@@ -27,6 +27,7 @@ from cfgen.checkpoint.known import (
     by_repository,
 )
 from cfgen.errors import CheckpointError
+from cfgen.regular_files import read_text
 
 Basis = Literal[
     "sidecar", "header", "sha256", "repository", "title", "file name", "folder name", "nothing"
@@ -143,7 +144,7 @@ def _read(sidecar: Path) -> Mapping[str, object]:
     if sidecar.suffix == ".json":
         return read_json(sidecar)
     try:
-        found = yaml.safe_load(sidecar.read_text(encoding="utf-8"))
+        found = yaml.safe_load(read_text(sidecar, limit=SIDECAR_LIMIT))
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise CheckpointError(f"{sidecar} cannot be read: {error}") from error
     return found if isinstance(found, dict) else {}

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from cfgen.errors import CheckpointError
+from cfgen.regular_files import read_text
 
 if TYPE_CHECKING:
     import tokenizers
@@ -95,7 +96,14 @@ def load_tokenizer(path: Path) -> tokenizers.Tokenizer:
             f"{path} is missing: the text encoder needs its tokenizer", "restore the model folder"
         )
     try:
-        found = HuggingFaceTokenizer.from_file(str(path))
+        content = read_text(path)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise CheckpointError(
+            f"{path} cannot be read: {reason}", "restore the model folder"
+        ) from None
+    try:
+        found = HuggingFaceTokenizer.from_str(content)
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # bare Exception, and panics, which are not even that

@@ -13,8 +13,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from cfgen.atomic_files import create, sync_file
 from cfgen.errors import UsageError
-from cfgen.render.disk import disk_errors, sync_file, sync_folder
+from cfgen.regular_files import open_binary
+from cfgen.render.disk import disk_errors, sync_folder
 from cfgen.render.folder import JOURNAL, LOCK, RunFolder, RunRecord, make_empty, write_record
 from cfgen.render.journal import ChunkLine, Journal, Line, SegmentLine
 from cfgen.render.lock import Lock
@@ -214,5 +216,6 @@ def _link(file: Path, folder: Path) -> None:
     try:
         os.link(file, folder / file.name)
     except OSError:
-        shutil.copy2(file, folder / file.name)
+        with open_binary(file) as old, create(folder / file.name) as new:
+            shutil.copyfileobj(old, new)
     sync_file(folder / file.name)

@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
+from cfgen.atomic_files import append
 from cfgen.errors import (
     OutputRefused,
     SnapshotCorrupt,
@@ -29,6 +30,8 @@ from cfgen.errors import (
     SnapshotMismatch,
     UsageError,
 )
+from cfgen.plain_text import printable
+from cfgen.regular_files import read_bytes
 from cfgen.render.disk import Block, disk_errors, sha256_of, sync_folder, write_file
 from cfgen.render.journal import Journal, VideoLine
 from cfgen.render.output import described, holds_render, run_of
@@ -183,8 +186,9 @@ class RunFolder:
             BudgetError, WriterError: The disk refused.
         """
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        with disk_errors(self.path / LOG), (self.path / LOG).open("a", encoding="utf-8") as file:
-            file.write(f"{now} {text}\n")
+        line = f"{now} {printable(text)}\n".encode(errors="backslashreplace")
+        with disk_errors(self.path / LOG), append(self.path / LOG) as file:
+            file.write(line)
 
     def keep_latents(self, chunk: int, blocks: list[Block]) -> str:
         """Write a chunk's latents, without waiting for the disk; return the digest of the file.
@@ -326,7 +330,7 @@ def _read_record(path: Path) -> RunRecord:
     file = path / RECORD
     begin_again = "render again from the start with -y, or remove the folder"
     try:
-        facts, _ = unseal(file.read_bytes())
+        facts, _ = unseal(read_bytes(file))
         version = facts.pop("version", None)
         if version != VERSION:
             raise SnapshotError(

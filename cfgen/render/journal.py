@@ -14,8 +14,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
+from cfgen.atomic_files import open_append
+from cfgen.regular_files import read_bytes
 from cfgen.render.disk import disk_errors, write_file
 from cfgen.render.records import seal, typed, unseal
+
+_LIMIT = 1 << 30
+"""Bytes that a journal may have: a line of some hundred bytes a chunk."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -131,7 +136,7 @@ class Journal:
         self.lines: list[Line] = []
         self.problem: str | None = None
         self._run = self._check = run
-        content = path.read_bytes() if path.exists() else b""
+        content = read_bytes(path, limit=_LIMIT) if path.exists() else b""
         for number, raw in enumerate(content.splitlines(keepends=True), start=1):
             try:
                 line, check = _parsed(raw, self._check)
@@ -173,7 +178,7 @@ class Journal:
             BudgetError, WriterError: The disk refused.
         """
         with disk_errors(self.path):
-            descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+            descriptor = open_append(self.path)
             try:
                 block, check = _block(line, self._check)
                 if os.write(descriptor, block) != len(block):

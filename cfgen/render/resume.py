@@ -10,10 +10,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load
 from torch import Tensor
 
 from cfgen.errors import SnapshotCorrupt, SnapshotMismatch
+from cfgen.regular_files import read_bytes
 from cfgen.render.disk import sha256_of, sha256_of_blocks
 from cfgen.render.folder import RunFolder
 from cfgen.render.journal import ChunkLine, Line, SegmentLine, SessionLine, VideoLine
@@ -22,6 +23,9 @@ from cfgen.render.snapshot import SnapshotStore, tensor_blocks
 from cfgen.render.source import FrameSource
 from cfgen.render.writer import SegmentFacts
 from cfgen.rollout import Chunk
+
+LATENTS_LIMIT = 1 << 32
+"""Bytes that the latents of a chunk may have."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -231,7 +235,7 @@ def pass_again(
             if not ground.sound[index]:
                 folder.keep_latents(index, blocks)
         else:
-            chunk = Chunk(index, _latents(folder, index))
+            chunk = Chunk(index, _latents(folder, index, ground.lines[index].latents_sha256))
             if index >= way.memory_from:
                 source.recommit(chunk.latents)
         yield chunk
@@ -250,10 +254,13 @@ def require_same(folder: RunFolder, before: str, now: str) -> None:
         )
 
 
-def _latents(folder: RunFolder, index: int) -> Tensor:
+def _latents(folder: RunFolder, index: int, sha256: str) -> Tensor:
     path = folder.latents(index)
     try:
-        return load_file(path)["latents"]
+        content = read_bytes(path, limit=LATENTS_LIMIT)
+        if sha256_of_blocks([content]) != sha256:
+            raise SnapshotCorrupt(f"{path} changed since it was verified", "resume again")
+        return load(content)["latents"]
     except (OSError, SafetensorError, KeyError) as error:
         raise SnapshotCorrupt(f"cannot read {path}: {error}", "resume again") from None
 

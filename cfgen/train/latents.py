@@ -7,10 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save
 from torch import Tensor
 
+from cfgen.atomic_files import write_whole
 from cfgen.model.vae import SPATIAL_STRIDE, TEMPORAL_STRIDE, TinyAutoencoder
+from cfgen.regular_files import read_bytes
 from cfgen.train.world import render, sample_film, subject_centres
 
 
@@ -56,7 +58,7 @@ class LatentStore:
     def _clip(self, number: int) -> tuple[Tensor, Tensor]:
         path = self.folder / f"{number:06d}-{self.latent_frames:02d}.safetensors"
         if path.exists():
-            stored = load_file(path)
+            stored = load(read_bytes(path))
             return stored["latents"], stored["subjects"]
         frames = 1 + TEMPORAL_STRIDE * (self.latent_frames - 1)
         video = render(sample_film(number), 0, frames, width=self.size[0], height=self.size[1])
@@ -66,7 +68,7 @@ class LatentStore:
         with torch.no_grad(), torch.autocast(parameter.device.type, enabled=False):
             latents = self.vae.encode(pixels)[0].to(torch.float16).cpu().contiguous()
         subjects = self._subjects(number, self.latent_frames)
-        save_file({"latents": latents, "subjects": subjects}, path)
+        write_whole(path, save({"latents": latents, "subjects": subjects}))
         return latents, subjects
 
     def _subjects(self, number: int, latent_frames: int) -> Tensor:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
+from cfgen.atomic_files import write_whole
 from cfgen.train.captions import CAMERA_WORDS, GROUND_WORDS, SKY_WORDS, caption, vocabulary
 from cfgen.train.world import COLOURS, SHAPES, sample_film
 
@@ -33,10 +34,10 @@ def train_tokenizer(model_dir: Path, *, captions: int = 20000, vocab_size: int =
     )
     tokenizer.train_from_iterator((caption(sample_film(i), i) for i in range(captions)), trainer)
     (model_dir / "tokenizer").mkdir(parents=True, exist_ok=True)
-    tokenizer.save(str(model_dir / "tokenizer" / "tokenizer.json"))
+    write_whole(model_dir / "tokenizer" / "tokenizer.json", tokenizer.to_str(pretty=True).encode())
     examples = [caption(sample_film(i, held_out=True), i, complete=True) for i in range(8)]
     facts = {"words": vocabulary(), "knows": _knows(), "examples": examples}
-    (model_dir / "mini.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    write_whole(model_dir / "mini.json", f"{json.dumps(facts, indent=1)}\n".encode())
     return tokenizer
 
 
