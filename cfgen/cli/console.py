@@ -15,9 +15,9 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, TextIO
 
-from cfgen.cli.progress import Pace, bytes_words, chunk_words, clock
+from cfgen.cli.progress import Pace, chunk_words, clock
 from cfgen.errors import CfgenError, PrintError
-from cfgen.plain_text import printable
+from cfgen.plain_text import bytes_words, printable
 from cfgen.render.events import (
     ChunkDone,
     Encoded,

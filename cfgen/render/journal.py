@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -18,6 +19,9 @@ from cfgen.atomic_files import open_append
 from cfgen.regular_files import read_bytes
 from cfgen.render.disk import disk_errors, write_file
 from cfgen.render.records import seal, typed, unseal
+
+_MOST = 1 << 53
+"""No count in a journal reaches this."""
 
 _LIMIT = 1 << 30
 """Bytes that a journal may have: a line of some hundred bytes a chunk."""
@@ -209,4 +213,12 @@ def _parsed(raw: bytes, before: str) -> tuple[Line, str]:
     kind = payload.pop("kind", None)
     if kind not in _NAMES.values():
         raise ValueError(f"it is of kind {kind!r}, which is unknown")
-    return typed(_KINDS[kind], payload), check
+    line = typed(_KINDS[kind], payload)
+    for name, value in asdict(line).items():
+        if type(value) is int and not 0 <= value < _MOST:
+            raise ValueError(f"its {name} is {value}")
+    if isinstance(line, ChunkLine) and not all(
+        isinstance(value, int | float) and math.isfinite(value) for value in line.memory.values()
+    ):
+        raise ValueError("a figure of its memory is no number")
+    return line, check

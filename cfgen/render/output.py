@@ -85,7 +85,9 @@ def refuse_existing(output: Path, run: Path) -> None:
 def holds_render(run: Path) -> bool:
     """Whether something is in a run folder that a person may want back."""
     return (run / "run.json").exists() or any(
-        path.stat().st_size for path in run.glob("journal*.jsonl")
+        path.stat().st_size
+        for path in run.glob("journal*.jsonl")
+        if path.is_file() and ".part." not in path.name
     )
 
 
