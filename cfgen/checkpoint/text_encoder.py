@@ -235,6 +235,14 @@ def settings_of(network: Network, config: Path | None = None) -> dict[str, objec
             f"{config} and {network.file.path} differ: {', '.join(wrong)}",
             "take config.json and weights from the same model",
         )
+    distance = told.get("relative_attention_max_distance", 128)
+    buckets = sizes["relative_attention_num_buckets"]
+    if type(distance) is not int or not isinstance(buckets, int) or distance <= buckets // 4:
+        raise CheckpointError(
+            f"{config}: relative_attention_max_distance must be a whole number above "
+            f"{int(str(buckets)) // 4}, got {distance!r}",
+            "take config.json and weights from the same model",
+        )
     return {**told, **sizes}
 
 

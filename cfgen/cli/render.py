@@ -14,13 +14,13 @@ from cfgen.cli import options
 from cfgen.cli.console import Console
 from cfgen.cli.naming import default_name
 from cfgen.cli.plan import needs_of, plan_of, show_plan
-from cfgen.cli.progress import bytes_words
 from cfgen.cli.resume import go_on
 from cfgen.cli.work import carry_out, tell_result
 from cfgen.config.loader import Resolved, load
 from cfgen.config.schema import RenderConfig
 from cfgen.config.values import Tree
 from cfgen.errors import BudgetError, UsageError
+from cfgen.plain_text import bytes_words
 from cfgen.recipe import recipe_of
 from cfgen.render.folder import is_run
 from cfgen.render.output import check_output, refuse_existing, run_of

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
+from cfgen.atomic_files import write_whole
 from cfgen.checkpoint.vae import load_tiny
 from cfgen.errors import CheckpointError
 from cfgen.model.vae import MemBlock, TinyAutoencoder
@@ -158,7 +159,7 @@ class VaeStage:
             n.removeprefix("vae."): t.detach().cpu().to(torch.bfloat16).contiguous()
             for n, t in weights.items()
         }
-        save_file(state, self.model_dir / "tae.safetensors", metadata={"format": "pt"})
+        write_whole(self.model_dir / "tae.safetensors", save(state, metadata={"format": "pt"}))
 
 
 def _moments(latents: Tensor) -> Tensor:
