@@ -11,6 +11,9 @@ import os
 import stat
 from io import BufferedReader
 from pathlib import Path
+from typing import TextIO
+
+from cfgen.errors import UsageError
 
 RECORD_LIMIT = 64 << 20
 """Bytes that a text or a record (JSON, YAML, a journal, a lock, a list) may have."""
@@ -62,6 +65,18 @@ def read_text(
     """
     text = read_bytes(path, limit=limit).decode(encoding, errors)
     return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def read_stream(stream: TextIO, *, limit: int = RECORD_LIMIT) -> str:
+    """Return what is left of a stream, such as stdin.
+
+    Raises:
+        UsageError: It has more than `limit` characters.
+    """
+    text = stream.read(limit + 1)
+    if len(text) > limit:
+        raise UsageError(f"what comes by stdin is larger than {limit >> 20} MiB")
+    return text
 
 
 def _require_regular(path: Path, mode: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from cfgen import atomic_files, regular_files
+from cfgen.errors import UsageError
 
 posix = pytest.mark.skipif(os.name != "posix", reason="links and pipes as POSIX has them")
 
@@ -174,6 +176,12 @@ def test_only_regular_files_of_bounded_size_are_read(
     with pytest.raises(OSError, match="it is") as caught:
         reader(tmp_path / "odd")
     assert caught.value.strerror
+
+
+def test_a_stream_without_end_is_refused() -> None:
+    assert regular_files.read_stream(io.StringIO("a fox")) == "a fox"
+    with pytest.raises(UsageError, match="stdin is larger"):
+        regular_files.read_stream(io.StringIO("x" * 100), limit=99)
 
 
 def test_text_is_read_as_text(tmp_path: Path) -> None:

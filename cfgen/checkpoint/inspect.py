@@ -41,7 +41,8 @@ def weights_in(folder: Path) -> list[Path]:
     """
     indices = sorted(folder.rglob(f"*{INDEX}"))
     shards = [re.compile(re.escape(str(i)[: -len(INDEX)]) + r"-\d+-of-\d+\..+") for i in indices]
-    found = [path for path in sorted(folder.rglob("*")) if path.suffix in WEIGHTS]
+    there = (path for path in sorted(folder.rglob("*")) if path.suffix in WEIGHTS)
+    found = [path for path in there if path.is_file() or path.is_symlink()]  # and no pipe
     alone = [path for path in found if not any(s.fullmatch(str(path)) for s in shards)]
     refuse_dcp(folder)
     if not indices and not alone:

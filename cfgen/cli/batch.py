@@ -32,7 +32,7 @@ from cfgen.errors import (
     UsageError,
 )
 from cfgen.recipe import recipe_of
-from cfgen.regular_files import read_text
+from cfgen.regular_files import read_stream, read_text
 from cfgen.render.batch import Batch, ClipBegun, ClipEnded, Item, Waiting
 from cfgen.render.disk import disk_errors, sha256_of, write_file
 from cfgen.render.folder import RunFolder, is_run
@@ -293,7 +293,7 @@ class Night:
 def _read(path: Path) -> tuple[str, str, Path]:
     """Text, label and output folder of a list."""
     if str(path) == "-":
-        return sys.stdin.read(), "stdin", Path()
+        return read_stream(sys.stdin), "stdin", Path()
     try:
         return read_text(path), str(path), path.parent
     except (OSError, ValueError) as error:

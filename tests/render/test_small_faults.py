@@ -65,7 +65,7 @@ def _finished(path: Path, *, damage: bool) -> RunFolder:
 
 def test_a_resume_that_is_killed_leaves_the_right_to_replace_the_damaged_film(path: Path) -> None:
     folder = _finished(path, damage=True)
-    plan = make_plan(frames=9, geometry=Geometry(width=64, height=64), segment_chunks=1)
+    plan = make_plan(9 / 16, Geometry(width=64, height=64), segment_chunks=1)
     assert folder.finished is None
     folder.require_replaceable()
     folder.journal.rewrite(survey(folder, plan).journal)  # and killed
