@@ -58,6 +58,7 @@ def load_generator(
     expand: bool = False,
     native: bool = False,
     prefer: str = EMA,
+    untrained: bool = False,
 ) -> Generator:
     """A Wan generator in evaluation mode, its weights frozen.
 
@@ -71,6 +72,7 @@ def load_generator(
         native: multiply by quantized weights as they are stored, where the device can and the
             file does not ask for high precision.
         prefer: `generator_ema` or `generator`: which to take where a file holds both.
+        untrained: whether layers may still be zero that begin so, as a training needs it.
 
     Raises:
         BackendUnavailable: `native` is asked for and no layer can.
@@ -89,6 +91,7 @@ def load_generator(
         dtype_of=lambda name: dtype if MATRICES.fullmatch(name) else precise,
         device=device,
         expand=expand,
+        untrained=untrained,
     )
     if native:
         go_native(generator, network, device)
@@ -160,6 +163,7 @@ def fill(
     device: torch.device,
     expand: bool = False,
     tied: Mapping[str, str] | None = None,
+    untrained: bool = False,
 ) -> None:
     """Put the weights of a file into a network made on the meta device, and freeze it.
 
@@ -173,6 +177,7 @@ def fill(
         device: where they go.
         expand: dequantize every weight instead.
         tied: names that are not in the file, and the name whose parameter each shares.
+        untrained: whether tensors may be blank.
 
     Raises:
         CheckpointError: a tensor is missing, unknown or of another shape, or blank where it
@@ -184,7 +189,7 @@ def fill(
     plain: dict[str, Tensor] = {}
     for name in expected:
         stored = network.read(name)
-        if (reason := blank(name, stored)) is not None:
+        if not untrained and (reason := blank(name, stored)) is not None:
             raise CheckpointError(
                 f"{network.file.path}: {name} {reason}, as no training leaves it: the file is "
                 "most likely not whole",

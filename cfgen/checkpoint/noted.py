@@ -60,7 +60,7 @@ def check_torchao(
             raise found.error(f"torchao's attribute {key} is {value!r}, which cfgen does not know")
         if not isinstance(value, list) or len(value) != len(shape) or 0 in value:
             raise found.error(f"torchao's block_size is {value!r} for a weight {list(shape)}")
-        blocks = math.prod(n // side for n, side in zip(shape, value, strict=True))
+        blocks = math.prod(-(-n // side) for n, side in zip(shape, value, strict=True))
         if blocks != math.prod(scale):
             raise found.error(f"torchao's block_size is {value}, and its scales are {list(scale)}")
 
