@@ -23,7 +23,7 @@ from cfgen.config.schema import (
     digest,
     to_mapping,
 )
-from cfgen.errors import CheckpointError
+from cfgen.errors import CheckpointError, PresetError, Problem
 from cfgen.fingerprint import arithmetic, processor, prompt_digest, versions
 from cfgen.machine import device_of, dtype_of, settled, threads_of
 from cfgen.memory.base import Table
@@ -283,8 +283,19 @@ def build_memory(
         # What is stored small, or elsewhere, is not to be held a second time in full.
         shared = waits or pool.expands
         reader = RotatedReader(pool, ops, rope=rope, grid=grid, slots=slots, shared=shared)
-    tau = config.tau if isinstance(config, SlowFastMemory) else 0.0
-    return PagedMemory(tables, pool, reader, admit=ops.admit, tau=tau)
+    if not isinstance(config, SlowFastMemory):
+        return PagedMemory(tables, pool, reader, admit=ops.admit)
+    if beyond := [i for i in config.admission_layers if i >= sizes.num_layers]:
+        reason = f"the model has layers 0 to {sizes.num_layers - 1}, got {beyond[0]}"
+        raise PresetError([Problem(key="memory.admission_layers", reason=reason)])
+    return PagedMemory(
+        tables,
+        pool,
+        reader,
+        admit=ops.admit,
+        tau=config.tau,
+        admission_layers=config.admission_layers,
+    )
 
 
 def build_table(config: MemoryConfig, latent_frames: int) -> Table:

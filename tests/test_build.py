@@ -36,10 +36,10 @@ from cfgen.memory.slow_fast import ReleaseTable, SlowFastTable
 from cfgen.memory.window import WindowTable
 from cfgen.notices import unknown_words
 from cfgen.render.source import FrameSource
-from cfgen.train.captions import caption
 from cfgen.train.export import Exporter
+from cfgen.train.film_world.captions import caption
+from cfgen.train.film_world.sampling import sample_film
 from cfgen.train.vae_stage import VaeSettings, VaeStage
-from cfgen.train.world import sample_film
 
 PROMPT = "a red balloon drifts over snowy hills at sunset, the camera pans right"
 GENERATOR = "diffusion_pytorch_model.safetensors"
@@ -198,14 +198,14 @@ def test_unknown_words_are_named_with_what_the_model_knows(
         for start in ("warning:", "hint:")
     )
     assert warning == "warning: the model has never seen 'zebra', 'café' and may ignore it"
-    assert hint.startswith("hint: it knows: one or two of balloon, kite, star, cube, heart")
+    assert hint.startswith("hint: it knows: one to three of balloon, kite, star, heart, cube")
 
 
 @pytest.mark.parametrize("held_out", [False, True])
 def test_captions_have_no_unknown_words(tiny_settings: list[str], held_out: bool) -> None:
     config = _config(tiny_settings)
     for seed in range(200):
-        text = caption(sample_film(seed, held_out=held_out), seed)
+        text = caption(sample_film(seed, chunks=2, held_out=held_out), 0, seed)
         assert unknown_words(replace(config, prompt=text)) == (), text
 
 
@@ -278,7 +278,7 @@ def test_weights_that_do_not_fit_are_refused(
     [
         ("config.json", {"text_len": "long"}, "text_len must be a whole number above 0"),
         ("config.json", {"num_heads": 5}, "num_heads"),
-        ("text_encoder/config.json", {"vocab_size": 8}, "vocab_size 8 instead of 437"),
+        ("text_encoder/config.json", {"vocab_size": 8}, "vocab_size 8 instead of 495"),
         ("mini.json", {"words": None}, "must tell the model's words"),
     ],
 )

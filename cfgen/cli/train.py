@@ -17,8 +17,9 @@ from cfgen.config.values import Tree, coerce, nearest
 from cfgen.errors import CheckpointError, PresetError, Problem, UsageError
 
 if TYPE_CHECKING:
-    from cfgen.train.base_stage import BaseSettings, BaseStage
+    from cfgen.train.flow_matching_stage import BaseSettings, BaseStage
     from cfgen.train.loop import LoopSettings, Progress
+    from cfgen.train.training_memory import MemorySettings
     from cfgen.train.vae_stage import VaeSettings
 
 T = TypeVar("T")
@@ -91,6 +92,7 @@ class _Settings:
     vae_loop: LoopSettings
     base: BaseSettings
     base_loop: LoopSettings
+    memory: MemorySettings
 
 
 def _slice(
@@ -130,21 +132,20 @@ def _base_stage(settings: _Settings, work: Path) -> BaseStage:
     from cfgen.checkpoint.digests import digest
     from cfgen.checkpoint.vae import load_tiny
     from cfgen.model.text_encoder import load_tokenizer
-    from cfgen.train.base_stage import BaseStage
     from cfgen.train.export import Exporter
-    from cfgen.train.latents import LatentStore
+    from cfgen.train.film_world.latents import LatentStore
+    from cfgen.train.flow_matching_stage import BaseStage
 
     model = work / "model"
     weights = model / "tae.safetensors"
     store = LatentStore(
         work / "latents" / digest(weights)[:16],
         load_tiny(weights, dtype=torch.bfloat16),
-        latent_frames=3 * max(settings.base.chunks),
         width=settings.vae.width,
         height=settings.vae.height,
     )
     tokenizer = load_tokenizer(model / "tokenizer" / "tokenizer.json")
-    return BaseStage(settings.base, store, tokenizer, Exporter(model))
+    return BaseStage(settings.base, settings.memory, store, tokenizer, Exporter(model))
 
 
 def _values(name: str, assignments: list[str]) -> Values:
@@ -174,8 +175,9 @@ def _settings(values: Values) -> _Settings:
     Raises:
         PresetError: A key or a value is wrong; lists every one of them.
     """
-    from cfgen.train.base_stage import BaseSettings
+    from cfgen.train.flow_matching_stage import BaseSettings
     from cfgen.train.loop import LoopSettings
+    from cfgen.train.training_memory import MemorySettings
     from cfgen.train.vae_stage import VaeSettings
 
     problems: list[Problem] = []
@@ -184,6 +186,7 @@ def _settings(values: Values) -> _Settings:
         vae_loop=_filled(LoopSettings, values["vae.loop"], "vae.loop", problems),
         base=_filled(BaseSettings, values["base"], "base", problems),
         base_loop=_filled(LoopSettings, values["base.loop"], "base.loop", problems),
+        memory=_filled(MemorySettings, values["base.memory"], "base.memory", problems),
     )
     if problems:
         raise PresetError(problems)

@@ -33,6 +33,8 @@ class PagedMemory:
         reader: attends to them.
         admit: decides on key frames.
         tau: its threshold.
+        admission_layers: layers that decide together for all, in rising order; with none, each
+            layer decides for itself. Only for tables whose decisions count from the next chunk on.
     """
 
     def __init__(
@@ -43,9 +45,14 @@ class PagedMemory:
         *,
         admit: Admit,
         tau: float = 0.95,
+        admission_layers: Sequence[int] = (),
     ) -> None:
+        if admission_layers and any(table.copies for table in tables):
+            raise ValueError("a table that reads its decision at once cannot wait for other layers")
         self.tables, self.pool, self.reader = list(tables), pool, reader
         self.admit, self.tau = admit, tau
+        self._admission_layers = sorted(set(admission_layers))
+        self._parts: list[Tensor] = []
         self.decisions = torch.zeros(len(self.tables), 4, dtype=torch.int32, device=pool.device)
         self.reference: Tensor | None = None
         self._fixed: dict[str, Tensor] = {}
@@ -85,6 +92,26 @@ class PagedMemory:
             self.pool.keep(layer, (slot.page for slot in table.slots()))
         self._next_frame += view.frames
         self._admitted = sum(flags)
+
+    @property
+    def admission_layers(self) -> Sequence[int]:
+        """Layers that decide together for all; none if each decides for itself."""
+        return self._admission_layers
+
+    def hear(self, layer: int, parts: Tensor, *, tokens: int) -> None:
+        """Take the key sums [B, n, C] of a layer that decides for all; the last one settles it.
+
+        The op averages cosines over the batch, so the layers are laid side by side as one batch.
+        """
+        self._parts = [*self._parts, parts] if layer != self._admission_layers[0] else [parts]
+        if layer != self._admission_layers[-1] or self.reference is None:
+            return
+        held = self.reference[self._admission_layers].flatten(0, 1)
+        decision = self.decisions[layer]
+        self.admit(torch.cat(self._parts), held, decision, tokens=tokens, tau=self.tau)
+        self.reference[self._admission_layers] = torch.unflatten(held, 0, (-1, parts.shape[0]))
+        self.decisions[:, ADMITTED] = decision[ADMITTED]
+        self._parts = []
 
     @property
     def replayable(self) -> bool:
@@ -192,5 +219,9 @@ class PagedView:
         if memory.reference is None:
             shape = (len(memory.tables), parts.shape[0], parts.shape[2])
             memory.reference = torch.zeros(shape, device=parts.device)
-        decision, reference = memory.decisions[layer], memory.reference[layer]
-        memory.admit(parts, reference, decision, tokens=tokens, tau=memory.tau)
+        together = memory.admission_layers
+        if not together:
+            decision, reference = memory.decisions[layer], memory.reference[layer]
+            memory.admit(parts, reference, decision, tokens=tokens, tau=memory.tau)
+        elif layer in together:
+            memory.hear(layer, parts, tokens=tokens)

@@ -38,6 +38,9 @@ class Stage(Protocol):
     def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
         """Loss of one step and figures to log; every random choice derives from `step`."""
 
+    def measure(self) -> dict[str, float]:
+        """Figures of the weights as they are, on films that training never sees; may be none."""
+
     def export(self, weights: Mapping[str, Tensor]) -> None:
         """Write the stage's part of the model folder from the averaged weights."""
 
@@ -46,7 +49,8 @@ class Stage(Protocol):
 class LoopSettings:
     """Schedule of a run.
 
-    Rates rise over `warmup` steps, stay, and fall to zero over the last `decay` share.
+    Rates rise over `warmup` steps, stay, and fall to zero over the last `decay` share. Figures are
+    logged every `log_every` steps and the weights measured every `measure_every`, a multiple of it.
     """
 
     steps: int
@@ -56,6 +60,7 @@ class LoopSettings:
     ema: float = 0.995
     save_minutes: float = 4.0
     log_every: int = 10
+    measure_every: int = 100
     precision: str = "bf16"
 
 
@@ -98,8 +103,7 @@ def train(
     folder = work / stage.name
     folder.mkdir(parents=True, exist_ok=True)
     step, spent = _restore(folder, stage, optimizers, average)
-    sums: dict[str, float] = {}
-    count = 0
+    seen: dict[str, list[float]] = {}
     while step < settings.steps and time.monotonic() - began < 60 * minutes:
         factor = rate(step, settings)
         for optimizer, rates in zip(optimizers, peaks, strict=True):
@@ -118,16 +122,18 @@ def train(
             optimizer.zero_grad(set_to_none=True)
         _follow(average, stage.modules, min(settings.ema, (step + 1) / (step + 10)))
         step += 1
-        count += 1
         for key, value in {"loss": float(loss.detach()), "norm": norm, **figures}.items():
-            sums[key] = sums.get(key, 0.0) + value
+            seen.setdefault(key, []).append(value)
         now = time.monotonic()
         if step % settings.log_every == 0:
-            means = {key: value / count for key, value in sums.items()}
+            means = {key: sum(values) / len(values) for key, values in seen.items()}
+            if step % settings.measure_every == 0:
+                with torch.no_grad(), accelerator.autocast():
+                    means |= stage.measure()
             progress = Progress(step, settings.steps, spent + now - began, means)
             _log(folder, progress)
             yield progress
-            sums, count = {}, 0
+            seen = {}
         if now - saved > 60 * settings.save_minutes:
             _save(folder, stage, optimizers, average, step, spent + now - began)
             stage.export(average)

@@ -19,11 +19,13 @@ def plot_log(log: Path, picture: Path) -> None:
         picture: the PNG to write.
     """
     lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
-    names = [name for name in lines[0] if name not in ("step", "seconds")]
+    names = list(dict.fromkeys(name for line in lines for name in line))
+    names = [name for name in names if name not in ("step", "seconds")]
     figure = Figure(figsize=(6, 2.2 * len(names)), layout="constrained")
     for i, name in enumerate(names):
         axes = figure.add_subplot(len(names), 1, i + 1)
-        steps, values = [line["step"] for line in lines], [line[name] for line in lines]
+        steps = [line["step"] for line in lines if name in line]
+        values = [line[name] for line in lines if name in line]
         window = max(1, len(values) // 50)
         means = [
             sum(values[max(0, j - window + 1) : j + 1]) / min(window, j + 1)

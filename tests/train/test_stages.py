@@ -13,12 +13,19 @@ from safetensors.torch import load_file
 from cfgen.checkpoint.load import load_generator
 from cfgen.errors import CheckpointError
 from cfgen.model.vae import TinyAutoencoder
-from cfgen.train.base_stage import BaseSettings, BaseStage, shares, stall_points, stalled
 from cfgen.train.export import Exporter
-from cfgen.train.latents import LatentStore
+from cfgen.train.film_world.latents import FilmBatch, LatentStore, film_of, returning_cells
+from cfgen.train.film_world.sampling import Structure
+from cfgen.train.flow_matching_stage import (
+    BaseSettings,
+    BaseStage,
+    Errors,
+    choose_chunks,
+)
+from cfgen.train.shots import shot_starts
 from cfgen.train.tokenizer_stage import train_tokenizer
+from cfgen.train.training_memory import MemorySettings
 from cfgen.train.vae_stage import VaeSettings, VaeStage
-from cfgen.train.world import camera_path, rng_for, sample_film
 
 VAE = VaeSettings(
     latent_channels=4, encoder_width=8, decoder_widths=(8, 8, 8, 8), crop=32, frames=5, films=1
@@ -31,9 +38,12 @@ BASE = BaseSettings(
     text_dim=16,
     text_layers=1,
     text_ffn=16,
-    batches=(2, 1),
-    chunks=(2, 3),
-    films=4,
+    families=2,
+    members=2,
+    chunks=(2, 4, 6),
+    batches=(2, 1, 1),
+    trained=(2, 2, 2),
+    probe_films=1,
 )
 
 
@@ -43,13 +53,11 @@ def base_stage(tmp_path: Path) -> BaseStage:
     store = LatentStore(
         tmp_path / "latents",
         TinyAutoencoder(4, 8, (8, 8, 8, 8)),
-        latent_frames=9,
-        width=64,
+        width=80,
         height=48,
     )
-    return BaseStage(
-        BASE, store, train_tokenizer(tmp_path / "model", captions=300), Exporter(tmp_path)
-    )
+    tokenizer = train_tokenizer(tmp_path / "model", captions=300)
+    return BaseStage(BASE, MemorySettings(), store, tokenizer, Exporter(tmp_path))
 
 
 def test_vae_stage_starts_from_latents_of_unit_moments() -> None:
@@ -86,7 +94,7 @@ def test_base_stage_first_flow_is_zero(base_stage: BaseStage) -> None:
     """With the head at zero the loss is the mean square of noise - x0: about 1 + the latents'."""
     loss, figures = base_stage.loss(0)
     assert loss.item() > 0.5
-    assert set(figures) == {"first", "later"}
+    assert set(figures) <= {"first", "later", "returning", "subject"}
 
 
 def test_gradients_reach_every_parameter(base_stage: BaseStage) -> None:
@@ -125,76 +133,54 @@ def test_later_chunks_train_the_commit_pass(base_stage: BaseStage) -> None:
     assert commit.grad.abs().sum() > 0
 
 
-@pytest.mark.parametrize(
-    ("at", "count", "order"),
-    [
-        (0, 3, [0, 0, 0, 1, 2, 3, 4, 5, 6]),
-        (3, 3, [0, 1, 2, 2, 2, 2, 3, 4, 5]),
-        (6, 3, [*range(6), 5, 5, 5]),
-        (0, 6, [0, 0, 0, 0, 0, 0, 1, 2, 3]),
-        (3, 6, [0, 1, 2, 2, 2, 2, 2, 2, 2]),
-    ],
-)
-def test_a_stalled_film_goes_on_where_it_stood(at: int, count: int, order: list[int]) -> None:
-    assert stalled(9, at, count) == order
-
-
-def test_a_camera_that_turns_back_stalls_where_it_rests() -> None:
-    films = [sample_film(i) for i in range(60)]
-    rests = 0
-    for film in films:
-        points = stall_points(film, 30, 3)
-        if "-" not in film.camera:
-            assert points == list(range(0, 27, 3))
-            continue
-        path = camera_path(film, 120)
-        for at in points[1:]:
-            before, after = path[4 * at - 4] - path[4 * at - 12], path[4 * at + 8] - path[4 * at]
-            assert before * after <= 0, "it goes back, or rests on"
-            assert at % 3 == 0
-        rests += len(points) > 1
-    assert rests > 5
-
-
-def test_a_stall_is_committed_and_not_learned(base_stage: BaseStage) -> None:
-    base_stage.settings = dataclasses.replace(BASE, stall_share=1.0, drop_text=0.0)
-    lengths = set()
-    for seed in range(12):
-        clips = base_stage._clips(rng_for("stall", seed))
-        for latents, weight in zip(clips.latents, clips.weight, strict=True):
-            still = [i for i in range(1, len(latents)) if latents[i].equal(latents[i - 1])]
-            unlearned = [i for i in range(len(latents)) if not weight[i].any()]
-            lengths.add(len(unlearned))
-            assert unlearned == list(range(unlearned[0], unlearned[0] + len(unlearned)))
-            assert unlearned[0] % 3 == 0
-            assert unlearned[-1] < len(latents) - 1
-            assert set(still) <= set(unlearned)
-            assert len(still) >= len(unlearned) - 1
-    assert lengths == {3, 6}
-
-
-def test_chosen_films_are_drawn_by_their_share() -> None:
-    chosen = np.array([True, False, False, True, False])
-    assert shares(chosen, 0.7) == pytest.approx([0.35, 0.1, 0.1, 0.35, 0.1])
-    assert shares(np.array([False, False]), 0.7) == pytest.approx([0.15, 0.15])
-
-
 def test_the_change_of_an_error_over_time_counts(base_stage: BaseStage) -> None:
-    weight = torch.ones(1, 2, 1, 1, 1)
-    level, moving = torch.ones(1, 2, 4, 1, 1), torch.ones(1, 2, 4, 1, 1)
+    batch = base_stage.store.family(0, 2, [0, 1])
+    blank = torch.zeros_like(batch.subjects)
+    batch = FilmBatch(batch.films, batch.latents, blank, blank)
+    level, moving = torch.ones(2, 3, 4, 1, 1), torch.ones(2, 3, 4, 1, 1)
     moving[:, 1] = -1
-    assert float(base_stage._squares(level, weight)) == pytest.approx(1 / 3)
-    assert float(base_stage._squares(moving, weight)) == pytest.approx((1 + 2 * 2) / 3)
+    base_stage.settings = dataclasses.replace(BASE, motion_weight=2)
+    for error, expected in ((level, 1 / 3), (moving, (1 + 2 * 2) / 3)):
+        errors = Errors([], [], {})
+        base_stage._count(error.expand(-1, -1, -1, 6, 10), batch, slice(0, 3), 0, 1, errors)
+        assert float(errors.total()[0]) == pytest.approx(expected)
+
+
+def test_chunks_that_return_are_chosen_most(base_stage: BaseStage) -> None:
+    structure = Structure(((0, 1, "cut"), (1, 3, "cut"), (2, 3, "cut"), (1, 3, "cut")))
+    film = film_of(structure, 0, 0)
+    returns = torch.from_numpy(returning_cells(film, 3, 5))[None].float()
+    batch = FilmBatch([film], torch.zeros(1, 30, 1, 3, 5), returns, returns)
+    starts = shot_starts(film)
+    assert starts == {0, 1, 4, 7}
+    rng = np.random.default_rng(0)
+    drawn = [choose_chunks(batch, starts, 2, rng) for _ in range(400)]
+    share = [sum(chunk in chosen for chosen in drawn) / len(drawn) for chunk in range(10)]
+    assert share[7] > 0.5
+    assert share[7] > share[1] > share[2] > 0.02
+    assert all(len(chosen) == 2 for chosen in drawn)
+
+
+def test_recall_tells_a_model_that_copies_from_one_that_does_not(base_stage: BaseStage) -> None:
+    figures = base_stage.measure()
+    assert {name for name in figures if name.endswith("0.97")} == {
+        "own_0.97",
+        "foreign_0.97",
+        "never_left_0.97",
+        "recall_0.97",
+    }
+    assert figures["own_0.97"] == pytest.approx(figures["foreign_0.97"]), "the first flow is zero"
 
 
 def test_latent_store_reads_back_what_it_encoded(tmp_path: Path) -> None:
     vae = TinyAutoencoder(4, 8, (8, 8, 8, 8))
-    store = LatentStore(tmp_path, vae, latent_frames=9, width=64, height=48)
-    first, mask = store.clips([1, 2], 3)
-    again, _ = LatentStore(tmp_path, vae, latent_frames=9, width=64, height=48).clips([1, 2], 3)
-    assert first.shape == (2, 3, 4, 6, 8)
-    assert torch.equal(first, again)
-    assert 0 < mask.mean() < 1
+    store = LatentStore(tmp_path, vae, width=80, height=48)
+    first = store.family(3, 2, [1, 2])
+    again = LatentStore(tmp_path, vae, width=80, height=48).family(3, 2, [1, 2])
+    assert first.latents.shape == (2, 6, 4, 6, 10)
+    assert torch.equal(first.latents, again.latents)
+    assert 0 < first.subjects.mean() < 1
+    assert not first.latents[0].equal(first.latents[1])
 
 
 def test_tokenizer_is_the_same_every_time_and_knows_its_words(tmp_path: Path) -> None:
@@ -224,9 +210,8 @@ def test_a_model_of_other_sizes_is_no_start(base_stage: BaseStage, tmp_path: Pat
     base_stage.export(dict(base_stage.modules.named_parameters()))
     train_tokenizer(tmp_path, captions=300)
     wider = dataclasses.replace(BASE, ffn_dim=48)
-    other = BaseStage(
-        wider, base_stage.store, base_stage.text_encoder.tokenizer, Exporter(tmp_path)
-    )
+    tokenizer = base_stage.text_encoder.tokenizer
+    other = BaseStage(wider, MemorySettings(), base_stage.store, tokenizer, Exporter(tmp_path))
     with pytest.raises(CheckpointError, match="has other sizes"):
         other.begin_from(tmp_path)
 

@@ -1,0 +1,373 @@
+"""The film world that the embedded model is trained on: films of shots, flat and bright.
+
+A film is a pure function of its `Film` description and the frame number. It is a sequence of shots;
+a shot shows a place with a camera and one to three subjects. Landmarks never stand in a caption
+(`captions.py`), so a model can only keep them by remembering them: a place that comes back shows
+the landmarks that it showed before.
+
+Units: one world unit is one pixel at 96 pixels of height; a view is 160x96 units at every size.
+Frames: a chunk is three latent frames, and the first latent frame of a film is one frame, any other
+four; so chunk 0 is frames 0..8 and chunk k frames 12k-3 .. 12k+8.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cfgen.train.film_world import backgrounds
+from cfgen.train.film_world.backgrounds import ground_line, rng_for
+from cfgen.train.film_world.drawing import Canvas, Image, Rgb
+from cfgen.train.film_world.landmarks import KINDS, REACH, Kind, draw_landmark
+from cfgen.train.film_world.subjects import draw_subject
+
+FPS = 16
+FRAMES_PER_CHUNK = 12
+FIRST_CHUNK_LACKS = 3
+VIEW = (160, 96)
+WIDTH, HEIGHT = 320, 192
+
+SKIES = tuple(backgrounds.SKIES)
+GROUNDS = tuple(backgrounds.GROUNDS)
+MOTIONS = ("drifts", "bobs", "circles", "hovers")
+CAMERAS = ("still", "left", "right")
+SPEEDS = ("slow", "fast")
+UNITS_PER_FRAME = {"slow": 1, "fast": 2}
+
+COLOUR_RGB: dict[str, Rgb] = {
+    "red": (222, 44, 48),
+    "orange": (250, 134, 20),
+    "yellow": (255, 216, 30),
+    "green": (30, 164, 76),
+    "blue": (34, 92, 222),
+    "purple": (138, 56, 190),
+    "pink": (255, 104, 186),
+    "white": (250, 250, 252),
+}
+COLOURS = tuple(COLOUR_RGB)
+
+FADE_FRAMES = 2 * FPS
+"""How long the sky of a shot takes to become the next one's."""
+FLIGHT_FRAMES = FPS
+"""How long a subject takes to leave the picture or to come into it."""
+
+_CELL = 46.0
+_SIZES = {1: 1.0, 2: 0.84, 3: 0.68}
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A panorama: its ground, and a seed for hills, clouds and landmarks."""
+
+    ground: str
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What moves in view: `shape`, `colour` and `motion` are words of the lists above."""
+
+    shape: str
+    colour: str
+    motion: str
+
+
+@dataclass(frozen=True, slots=True)
+class Shot:
+    """A part of a film that one caption describes.
+
+    Attributes:
+        place: index into the film's places.
+        sky: one of SKIES.
+        camera: one of CAMERAS; `speed` one of SPEEDS.
+        speed: how fast a camera moves.
+        subjects: one to three.
+        chunks: how long it lasts.
+        cut: whether it begins with a hard cut. Otherwise the place of the shot before goes on, and
+            what differs changes on the way: the camera at once, the sky within two seconds;
+            subjects fly out and in within one.
+    """
+
+    place: int
+    sky: str
+    camera: str
+    speed: str
+    subjects: tuple[Subject, ...]
+    chunks: int
+    cut: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Film:
+    """Everything that a film is made from; `seed` gives phases and paths of subjects."""
+
+    places: tuple[Place, ...]
+    shots: tuple[Shot, ...]
+    seed: int
+
+    @property
+    def chunks(self) -> int:
+        """Length in chunks."""
+        return sum(shot.chunks for shot in self.shots)
+
+    @property
+    def frames(self) -> int:
+        """Length in frames."""
+        return FRAMES_PER_CHUNK * self.chunks - FIRST_CHUNK_LACKS
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """A rectangle in view units, clipped to the view; `share` of the whole is inside."""
+
+    x0: float
+    y0: float
+    x1: float
+    y1: float
+    share: float
+
+
+@dataclass(frozen=True, slots=True)
+class LandmarkBox(Box):
+    """Where a landmark is; `cell` tells it from others of its place."""
+
+    kind: str
+    cell: int
+    place: int
+
+
+@dataclass(frozen=True, slots=True)
+class SubjectBox(Box):
+    """Where a subject is."""
+
+    subject: Subject
+
+
+def shot_starts_in_frames(film: Film) -> list[int]:
+    """The first frame of each shot."""
+    starts, chunk = [], 0
+    for shot in film.shots:
+        starts.append(max(0, FRAMES_PER_CHUNK * chunk - FIRST_CHUNK_LACKS))
+        chunk += shot.chunks
+    return starts
+
+
+def shot_of(film: Film, frames: int) -> NDArray[np.int64]:
+    """The shot of each frame 0..frames-1: [frames]."""
+    found = np.searchsorted(shot_starts_in_frames(film), np.arange(frames), side="right") - 1
+    return np.asarray(found, np.int64)
+
+
+def camera_path(film: Film, frames: int) -> NDArray[np.float64]:
+    """Left edge of the view in units of its place's panorama, for frames 0..frames-1: [frames].
+
+    A cut to a place that was shown before goes on where the camera left it.
+    """
+    path = np.zeros(max(frames, film.frames))
+    starts = [*shot_starts_in_frames(film), max(frames, film.frames)]
+    left: dict[int, float] = {}
+    for shot, begin, end in zip(film.shots, starts, starts[1:], strict=False):
+        at = left.get(shot.place, 0.0)
+        step = velocity(shot)
+        path[begin:end] = at + step * np.arange(end - begin)
+        left[shot.place] = at + step * (end - begin)
+    return path[:frames]
+
+
+def velocity(shot: Shot) -> int:
+    """Units a frame that the camera moves to the right."""
+    direction = {"still": 0, "left": -1, "right": 1}[shot.camera]
+    return direction * UNITS_PER_FRAME[shot.speed]
+
+
+def subject_centres(
+    film: Film, frames: NDArray[np.int64]
+) -> list[list[tuple[Subject, float, float, float]]]:
+    """For each frame, what is in the air: subject, centre (x, y) in view units, size."""
+    shots = shot_of(film, int(frames.max()) + 1)
+    starts = shot_starts_in_frames(film)
+    found = []
+    for frame in frames.tolist():
+        number = int(shots[frame])
+        shot, since = film.shots[number], frame - starts[number]
+        before = film.shots[number - 1] if number and not shot.cut else None
+        here = [
+            (subject, *_position(film, shot, i, frame), _SIZES[len(shot.subjects)])
+            for i, subject in enumerate(shot.subjects)
+        ]
+        if before is not None and since < FLIGHT_FRAMES:
+            away = since / FLIGHT_FRAMES
+            here = [
+                (s, x, y if s in before.subjects else y - 80 * (1 - away) ** 2, size)
+                for s, x, y, size in here
+            ]
+            for i, subject in enumerate(before.subjects):
+                if subject not in shot.subjects:
+                    x, y = _position(film, before, i, frame)
+                    here.append((subject, x, y - 80 * away**2, _SIZES[len(before.subjects)]))
+        found.append(here)
+    return found
+
+
+def _position(film: Film, shot: Shot, index: int, frame: int) -> tuple[float, float]:
+    """Centre of a subject, a function of the film's time alone."""
+    subject, count = shot.subjects[index], len(shot.subjects)
+    phase, pace, dx0, dy0 = _habits(film.seed, subject)
+    turn = 2 * np.pi * (frame / (FPS * (3.5 + pace)) + phase)
+    reach = {1: 26.0, 2: 13.0, 3: 7.0}[count]
+    spread = {1: 14.0, 2: 4.0, 3: 2.0}[count]
+    x = VIEW[0] * (2 * index + 1) / (2 * count) + spread * dx0
+    y = 37.0 + 4 * dy0
+    if subject.motion == "drifts":
+        return x + reach * float(np.sin(turn)), y + 1.5 * float(np.sin(2 * turn))
+    if subject.motion == "bobs":
+        return x, y + 13 * float(np.sin(turn))
+    if subject.motion == "circles":
+        radius = min(13.0, reach)
+        return x + radius * float(np.cos(turn)), y + 13 * float(np.sin(turn))
+    return x, y
+
+
+@lru_cache(4096)
+def _habits(seed: int, subject: Subject) -> tuple[float, float, float, float]:
+    rng = rng_for(seed, "subject", subject.shape, subject.colour)
+    phase, pace = rng.uniform(), rng.uniform()
+    return phase, pace, rng.uniform(-1, 1), rng.uniform(-1, 1)
+
+
+def render(
+    film: Film, start: int, stop: int, *, width: int = WIDTH, height: int = HEIGHT
+) -> NDArray[np.uint8]:
+    """Frames start..stop-1 of the film: [stop - start, height, width, 3] uint8, RGB.
+
+    The result does not depend on how a film is cut into calls.
+    """
+    scale = height / VIEW[1]
+    shots, path = shot_of(film, stop), camera_path(film, stop)
+    starts = shot_starts_in_frames(film)
+    air = subject_centres(film, np.arange(start, stop))
+    out = np.empty((stop - start, height, width, 3), np.uint8)
+    for number in range(int(shots[start]), int(shots[stop - 1]) + 1):
+        shot = film.shots[number]
+        frames = np.flatnonzero(shots[start:stop] == number) + start
+        place = film.places[shot.place]
+        views = _Views(place, shot.sky, path[frames], width, height, scale)
+        before = film.shots[number - 1] if number and not shot.cut else None
+        fading = before is not None and before.sky != shot.sky
+        old = (
+            _Views(place, before.sky, path[frames], width, height, scale)
+            if before is not None and fading
+            else None
+        )
+        for i, frame in enumerate(frames.tolist()):
+            image = views.image(i)
+            since = frame - starts[number]
+            if old is not None and since < FADE_FRAMES:
+                fade = np.float32((since + 1) / (FADE_FRAMES + 1))
+                image = old.image(i) * (1 - fade) + image * fade
+            canvas = _over(image, scale)
+            for subject, x, y, size in air[frame - start]:
+                colour = COLOUR_RGB[subject.colour]
+                draw_subject(canvas, subject.shape, colour, at=(x, y), size=size)
+            out[frame - start] = np.clip(image + 0.5, 0, 255)
+    return out
+
+
+def _over(image: Image, scale: float) -> Canvas:
+    """An opaque canvas on an image."""
+    height, width = image.shape[:2]
+    x = (np.arange(width, dtype=np.float32) + 0.5)[None] / np.float32(scale)
+    y = (np.arange(height, dtype=np.float32) + 0.5)[:, None] / np.float32(scale)
+    x, y = np.broadcast_arrays(x, y)
+    return Canvas(image, np.ones(image.shape[:2], np.float32), x, y, scale)
+
+
+class _Views:
+    """The layers of a place under a sky, as a camera sees them at positions [frames] in units."""
+
+    def __init__(
+        self,
+        place: Place,
+        sky: str,
+        path: NDArray[np.float64],
+        width: int,
+        height: int,
+        scale: float,
+    ) -> None:
+        self._width = width
+        self._sky = backgrounds.paint_sky(sky, place.seed, width, height, scale)
+        near = np.round(path * scale).astype(int)
+        far = np.round(path * scale / 2).astype(int)
+        self._near_left, self._far_left = near - near.min(), far - far.min()
+        self._far = Canvas.empty(int(far.min()), int(far.max()) + width, height, scale)
+        backgrounds.paint_far(self._far, sky, place.ground, place.seed)
+        self._near = Canvas.empty(int(near.min()), int(near.max()) + width, height, scale)
+        light = backgrounds.rgb(backgrounds.SKIES[sky].light)
+        left, right = float(self._near.x[0, 0]), float(self._near.x[0, -1])
+        for cell, kind, at in landmarks(place, left - REACH, right + REACH):
+            del cell
+            draw_landmark(self._near, kind, at=at, light=light)
+        backgrounds.paint_ground(self._near, sky, place.ground, place.seed)
+
+    def image(self, i: int) -> Image:
+        """The view at the i-th position, opaque [height, width, 3], a new array."""
+        image = self._sky
+        for layer, left in ((self._far, self._far_left[i]), (self._near, self._near_left[i])):
+            seen = slice(int(left), int(left) + self._width)
+            image = image * (1 - layer.alpha[:, seen, None])
+            image += layer.rgb[:, seen]
+        return image
+
+
+def landmarks(
+    place: Place, left: float, right: float
+) -> list[tuple[int, Kind, tuple[float, float]]]:
+    """Landmarks of a place whose foot is between two positions: cell, kind, foot in units."""
+    found = []
+    for cell in range(int(left // _CELL) - 1, int(right // _CELL) + 2):
+        rng = rng_for(place.seed, "landmark", cell)
+        if rng.uniform() < 0.88:
+            kind = KINDS[int(rng.integers(len(KINDS)))]
+            x = cell * _CELL + rng.uniform(13, _CELL - 13)
+            if left <= x <= right:
+                y = float(ground_line(place.seed, np.float32(x))) + 1.5
+                found.append((cell, kind, (float(x), y)))
+    return found
+
+
+def landmark_boxes(film: Film, frame: int) -> list[LandmarkBox]:
+    """Landmarks that a frame shows."""
+    shot = film.shots[int(shot_of(film, frame + 1)[frame])]
+    place, left = film.places[shot.place], float(camera_path(film, frame + 1)[frame])
+    found = []
+    for cell, kind, (x, y) in landmarks(place, left - REACH, left + VIEW[0] + REACH):
+        half, tall = kind.half_width, kind.height
+        box = _clipped(x - left - half, y - tall, x - left + half, y)
+        if box is not None:
+            found.append(LandmarkBox(*box, kind=kind.name, cell=cell, place=shot.place))
+    return found
+
+
+def subject_boxes(film: Film, frame: int) -> list[SubjectBox]:
+    """Subjects that a frame shows."""
+    found = []
+    for subject, x, y, size in subject_centres(film, np.array([frame]))[0]:
+        half = 17.0 * size
+        box = _clipped(x - half, y - half, x + half, y + 1.15 * half)
+        if box is not None:
+            found.append(SubjectBox(*box, subject=subject))
+    return found
+
+
+def _clipped(
+    x0: float, y0: float, x1: float, y1: float
+) -> tuple[float, float, float, float, float] | None:
+    """A box inside the view, and the share of it that is; None if there is nothing of it."""
+    inner = max(0.0, x0), max(0.0, y0), min(float(VIEW[0]), x1), min(float(VIEW[1]), y1)
+    width, height = inner[2] - inner[0], inner[3] - inner[1]
+    if width <= 0 or height <= 0:
+        return None
+    return (*inner, width * height / ((x1 - x0) * (y1 - y0)))
