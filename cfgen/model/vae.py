@@ -144,9 +144,17 @@ class MemBlock(nn.Module):
             _conv(width * 2, width), nn.ReLU(), _conv(width, width), nn.ReLU(), _conv(width, width)
         )
 
-    def forward(self, x: Tensor, past: Tensor) -> Tensor:
-        """Both [N, width, H, W]; `past` is the input one frame earlier, zeros before the first."""
-        out: Tensor = self.conv(torch.cat([x, past], 1))
+    def forward(self, x: Tensor, before: Tensor) -> Tensor:
+        """One step of clips.
+
+        Args:
+            x: [B T, width, H, W], channels last.
+            before: input one frame before the first, [B, 1, width, H, W].
+        """
+        frames = _rows(x).unflatten(0, (len(before), -1))
+        past = torch.cat([before.permute(0, 1, 3, 4, 2), frames[:, :-1]], 1)
+        both = torch.cat([frames, past], -1).flatten(0, 1)
+        out: Tensor = self.conv(_maps(both))
         return F.relu(out + x)
 
 
@@ -159,15 +167,17 @@ class TPool(nn.Module):
         self.conv = nn.Conv2d(width * stride, width, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N, C, H, W] to [N / stride, C, H, W]."""
-        n, c, h, w = x.shape
-        merged = x.reshape(n // self.stride, self.stride * c, h, w)
-        out: Tensor = self.conv(merged.contiguous(memory_format=torch.channels_last))
+        """[N, C, H, W], channels last, to [N / stride, C, H, W]."""
+        groups = _rows(x).unflatten(0, (-1, self.stride))
+        out: Tensor = self.conv(_maps(groups.permute(0, 2, 3, 1, 4).flatten(3)))
         return out
 
 
 class TGrow(nn.Module):
-    """Makes `stride` successive frames of one by a 1x1 convolution."""
+    """Makes `stride` successive frames of one by a 1x1 convolution, each twice as fine.
+
+    The published order is to refine first; a 1x1 convolution of equal neighbours is the same.
+    """
 
     def __init__(self, width: int, stride: int) -> None:
         super().__init__()
@@ -175,10 +185,20 @@ class TGrow(nn.Module):
         self.conv = nn.Conv2d(width, width * stride, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N, C, H, W] to [N * stride, C, H, W]."""
-        n, c, h, w = x.shape
-        out: Tensor = self.conv(x).reshape(n * self.stride, c, h, w)
-        return out.contiguous(memory_format=torch.channels_last)
+        """[N, C, H, W], channels last, to [N * stride, C, 2 H, 2 W]."""
+        grown = _rows(self.conv(x)).unflatten(3, (self.stride, -1))
+        frames = _maps(grown.permute(0, 3, 1, 2, 4).flatten(0, 1))
+        return F.interpolate(frames, scale_factor=2.0)
+
+
+def _rows(maps: Tensor) -> Tensor:
+    """[N, C, H, W] as [N, H, W, C]: contiguous if the maps are channels last."""
+    return maps.permute(0, 2, 3, 1)
+
+
+def _maps(rows: Tensor) -> Tensor:
+    """[N, H, W, C] as [N, C, H, W]: channels last if the rows are contiguous."""
+    return rows.permute(0, 3, 1, 2)
 
 
 class TinyAutoencoder(nn.Module):
@@ -221,7 +241,8 @@ class TinyAutoencoder(nn.Module):
         w = list(decoder_widths)
         decoder: list[nn.Module] = [Clamp(), _conv(latent_channels, w[0]), nn.ReLU()]
         for i, stride in enumerate((1, 2, 2)):
-            decoder += [MemBlock(w[i]), MemBlock(w[i]), MemBlock(w[i]), nn.Upsample(scale_factor=2)]
+            # Published names count a layer that makes maps finer, which `TGrow` does here.
+            decoder += [MemBlock(w[i]), MemBlock(w[i]), MemBlock(w[i]), nn.Identity()]
             decoder += [TGrow(w[i], stride), _conv(w[i], w[i + 1], bias=False)]
         self.decoder = nn.ModuleList([*decoder, nn.ReLU(), _conv(w[3], RGB * patch_size**2)])
 
@@ -313,8 +334,7 @@ def _run(blocks: nn.ModuleList, clip: Tensor, caches: list[Cache]) -> Tensor:
             if not isinstance(before, Tensor):
                 before = torch.zeros_like(frames[:, :1])
             caches[i] = frames[:, -1:]
-            past = torch.cat([before, frames[:, :-1]], 1).flatten(0, 1)
-            x = block(x, past.contiguous(memory_format=torch.channels_last))
+            x = block(x, before)
         else:
             x = block(x)
     return torch.unflatten(x, 0, (batch, -1))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import conv2d, interpolate, relu
 
-from cfgen.model.vae import SPATIAL_STRIDE, TEMPORAL_STRIDE, TinyAutoencoder
+from cfgen.model.vae import TEMPORAL_STRIDE, TinyAutoencoder
 
 CLOSE = 2e-6
 
@@ -128,7 +128,7 @@ def test_encoding_gives_one_latent_frame_and_then_one_for_four(frames: int) -> N
     video = torch.rand(2, 1 + TEMPORAL_STRIDE * (frames - 1), 3, 24, 40)
     with torch.inference_mode():
         encoded = vae.encode(video)
-        assert encoded.shape == (2, frames, 4, 24 // SPATIAL_STRIDE, 40 // SPATIAL_STRIDE)
+        assert encoded.shape == (2, frames, 4, 24 // vae.spatial_stride, 40 // vae.spatial_stride)
         assert vae.decode(encoded).shape == video.shape
 
 
