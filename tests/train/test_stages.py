@@ -28,7 +28,12 @@ from cfgen.train.training_memory import MemorySettings
 from cfgen.train.vae_stage import VaeSettings, VaeStage
 
 VAE = VaeSettings(
-    latent_channels=4, encoder_width=8, decoder_widths=(8, 8, 8, 8), crop=32, frames=5, films=1
+    latent_channels=4,
+    encoder_width=8,
+    decoder_widths=(8, 8, 8, 8),
+    crop=(32, 32),
+    frames=5,
+    films=1,
 )
 BASE = BaseSettings(
     dim=24,
@@ -62,7 +67,9 @@ def base_stage(tmp_path: Path) -> BaseStage:
 
 def test_vae_stage_starts_from_latents_of_unit_moments() -> None:
     stage = VaeStage(VAE, Path("unused"))
-    latents = stage.vae.encode(stage.batch(-1)).detach()  # the batch that the start was fitted to
+    latents = stage.vae.encode(
+        stage.batch(-1)[0]
+    ).detach()  # the batch that the start was fitted to
     flat = latents.transpose(0, 2).flatten(1)
     assert flat.mean(1).abs().max() < 0.05
     assert (flat.std(1) - 1).abs().max() < 0.05
