@@ -19,7 +19,7 @@ from cfgen.checkpoint.keys import WAN, Layout, find_network, unchanged
 from cfgen.checkpoint.load import CPU, fill
 from cfgen.checkpoint.network import Network, describe_network
 from cfgen.errors import CheckpointError
-from cfgen.model.vae import LATENT_MEAN, RGB, TinyAutoencoder
+from cfgen.model.vae import LATENT_MEAN, RGB, SPATIAL_STRIDE, TinyAutoencoder
 from cfgen.model.wan_vae import WanAutoencoder
 
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
@@ -193,6 +193,18 @@ def open_vae(path: Path) -> Network:
     )
 
 
+def latent_sizes(network: Network) -> tuple[int, int]:
+    """Channels of an autoencoder's latents and pixels along a cell; told by its shapes.
+
+    Raises:
+        CheckpointError: it is none that cfgen decodes with.
+    """
+    if network.naming.layout is TINY:
+        channels, patch = tiny_sizes(network)
+        return channels, SPATIAL_STRIDE * patch
+    return wan_channels(network), SPATIAL_STRIDE
+
+
 def tiny_sizes(network: Network) -> tuple[int, int]:
     """Latent channels of a TAEHV, and pixels on the side of its patches; told by its shapes.
 
@@ -221,7 +233,7 @@ def tiny_sizes(network: Network) -> tuple[int, int]:
 
 def _tiny(network: Network, raw_latents: bool | None) -> TinyAutoencoder:
     path, shapes = network.file.path, network.shapes
-    channels, patch = tiny_sizes(network)
+    channels, _ = tiny_sizes(network)
     if raw_latents and channels != len(LATENT_MEAN):
         raise CheckpointError(
             f"{path} has {channels} latent channels, and raw latents are those of Wan2.1, which "
@@ -243,7 +255,12 @@ def _tiny(network: Network, raw_latents: bool | None) -> TinyAutoencoder:
         raise _incomplete(path, error) from error
 
 
-def _wan(network: Network, config: Path | None) -> WanAutoencoder:
+def wan_channels(network: Network) -> int:
+    """Latent channels of a VAE of Wan, as many as Wan2.1's have.
+
+    Raises:
+        CheckpointError: it is that of another model.
+    """
     path, shapes = network.file.path, network.shapes
     channels = shapes.get("post_quant_conv.bias", (0,))[0]
     if channels != len(LATENT_MEAN):
@@ -253,11 +270,16 @@ def _wan(network: Network, config: Path | None) -> WanAutoencoder:
             f"{len(LATENT_MEAN)}",
             WANTED,
         )
+    return channels
+
+
+def _wan(network: Network, config: Path | None) -> WanAutoencoder:
+    wan_channels(network)
     try:
         with torch.device("meta"):
             vae = WanAutoencoder.for_weights(_hollow(network))
     except (KeyError, IndexError) as error:
-        raise _incomplete(path, error) from error
+        raise _incomplete(network.file.path, error) from error
     if config is not None:
         _check_config(vae, config)
     return vae
