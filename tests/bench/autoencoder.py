@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -66,7 +67,7 @@ def main() -> None:
         **still_figures(vae, films),
         "decoded_frames_per_s": speed(vae),
     }
-    print(json.dumps({key: round(value, 3) for key, value in figures.items()}))
+    sys.stdout.write(json.dumps({key: round(value, 3) for key, value in figures.items()}) + "\n")
     if options.sheet is not None:
         sheet(vae, films).save(options.sheet)
 

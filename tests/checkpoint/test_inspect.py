@@ -283,7 +283,11 @@ def test_autoencoder_is_told(save: Save) -> None:
     vae = TinyAutoencoder(encoder_width=4, decoder_widths=(8, 4, 4, 4))
     report = inspect(save(dict(vae.state_dict())), digests=False)
     assert (network(report).kind, network(report).names) == ("vae", "TAEHV's")
-    assert network(report).sizes == {"latent_channels": 16, "raw_latents": False}
+    assert network(report).sizes == {
+        "latent_channels": 16,
+        "spatial_stride": 8,
+        "raw_latents": False,
+    }
     assert report.refusal is None
 
 
