@@ -33,6 +33,7 @@ SHAPE_WORDS = {
     "fish": ("fish", "fish", "flying fish"),
     "rocket": ("rocket", "rocket", "spaceship"),
     "umbrella": ("umbrella", "umbrella", "parasol"),
+    "butterfly": ("butterfly", "butterfly", "moth"),
 }
 MOTION_WORDS = {
     "drifts": (
@@ -63,8 +64,8 @@ GROUND_WORDS = {
         "a lavender meadow",
         "lavender",
     ),
-    "autumn": ("autumn hills", "an autumn field", "autumn leaves", "fall meadows", "autumn land"),
-    "sea": ("the sea", "the ocean", "blue water", "the waves", "a calm sea"),
+    "autumn": ("an autumn forest", "autumn woods", "autumn trees", "a fall forest", "autumn hills"),
+    "sea": ("the sea", "the ocean", "the seaside", "the shore", "a beach by the sea"),
     "tulips": (
         "tulip fields",
         "fields of tulips",

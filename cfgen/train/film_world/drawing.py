@@ -21,7 +21,7 @@ class Canvas:
     """A premultiplied layer and where its pixels lie.
 
     Attributes:
-        rgb: Colours times coverage, [H, W, 3] in 0..255, painted in place.
+        rgb: Colours times coverage, planes [3, H, W] in 0..255, painted in place.
         alpha: Coverage [H, W] in 0..1, painted in place.
         x: Horizontal positions of the pixels in units, [H, W].
         y: Vertical positions, [H, W].
@@ -41,7 +41,7 @@ class Canvas:
         down = (np.arange(height, dtype=np.float32) + 0.5) / np.float32(scale)
         y, x = np.meshgrid(down, across, indexing="ij")
         shape = (height, x1 - x0)
-        return cls(np.zeros((*shape, 3), np.float32), np.zeros(shape, np.float32), x, y, scale)
+        return cls(np.zeros((3, *shape), np.float32), np.zeros(shape, np.float32), x, y, scale)
 
     def around(self, x: float, y: float, reach: float) -> Canvas | None:
         """The part within `reach` units of a point, its origin moved there; None if outside."""
@@ -52,29 +52,43 @@ class Canvas:
         if columns is None or rows is None:
             return None
         return Canvas(
-            self.rgb[rows, columns],
+            self.rgb[:, rows, columns],
             self.alpha[rows, columns],
             self.x[rows, columns] - np.float32(x),
             self.y[rows, columns] - np.float32(y),
             self.scale,
         )
 
+    def below(self, y: float) -> Canvas:
+        """The rows from `y` units down, with the same units."""
+        rows = slice(max(0, int((y - float(self.y[0, 0])) * self.scale)), None)
+        return Canvas(self.rgb[:, rows], self.alpha[rows], self.x[rows], self.y[rows], self.scale)
+
+    def scaled(self, size: float) -> Canvas:
+        """The same pixels in units that are `size` times as large."""
+        grown = np.float32(size)
+        return Canvas(self.rgb, self.alpha, self.x / grown, self.y / grown, self.scale * size)
+
     def paint(self, colour: Rgb, distance: Image) -> None:
         """Cover the inside of a shape with a colour."""
-        coverage = np.clip(np.float32(0.5) - distance * np.float32(self.scale), 0, 1)
-        coverage = coverage.astype(np.float32)
-        self.rgb[...] += (np.asarray(colour, np.float32) - self.rgb) * coverage[..., None]
+        coverage = np.float32(0.5) - np.asarray(distance, np.float32) * np.float32(self.scale)
+        np.clip(coverage, 0, 1, out=coverage)
+        change = rgb(colour)[:, None, None] - self.rgb
+        change *= coverage
+        self.rgb[...] += change
         self.alpha[...] += (1 - self.alpha) * coverage
 
     def disc(self, cx: float, cy: Number, radius: float) -> Image:
         """Distance to a circle."""
-        return np.asarray(np.hypot(self.x - cx, self.y - cy) - radius, np.float32)
+        dx, dy = self.x - np.float32(cx), self.y - np.asarray(cy, np.float32)
+        return np.asarray(np.sqrt(dx * dx + dy * dy) - np.float32(radius), np.float32)
 
     def oval(self, cx: float, cy: float, half_w: float, half_h: float) -> Image:
         """Distance to an ellipse, near its edge."""
         short = min(half_w, half_h)
-        scaled = np.hypot((self.x - cx) / half_w, (self.y - cy) / half_h) - 1
-        return np.asarray(scaled * short, np.float32)
+        dx = (self.x - np.float32(cx)) * np.float32(1 / half_w)
+        dy = (self.y - np.float32(cy)) * np.float32(1 / half_h)
+        return np.asarray((np.sqrt(dx * dx + dy * dy) - 1) * np.float32(short), np.float32)
 
     def box(self, cx: float, cy: Number, half_w: float, half_h: float, round_: float = 0) -> Image:
         """Distance to a rectangle around (cx, cy), with rounded corners."""
@@ -87,20 +101,28 @@ class Canvas:
         """Distance to a simple polygon. Source: Inigo Quilez, "2D distance functions"."""
         nearest = np.full(self.x.shape, np.inf, np.float32)
         inside = np.zeros(self.x.shape, bool)
-        for (ax, ay), (bx, by) in zip(points, [*points[1:], points[0]], strict=True):
+        corners = np.asarray(points, np.float32)
+        for (ax, ay), (bx, by) in zip(corners, np.roll(corners, -1, 0), strict=True):
             ex, ey = bx - ax, by - ay
             px, py = self.x - ax, self.y - ay
-            along = np.clip((px * ex + py * ey) / (ex * ex + ey * ey), 0, 1)
-            nearest = np.minimum(nearest, np.hypot(px - ex * along, py - ey * along))
-            crosses = (ay > self.y) != (by > self.y)
+            along = np.clip((px * ex + py * ey) * (1 / (ex * ex + ey * ey)), 0, 1)
+            dx, dy = px - ex * along, py - ey * along
+            nearest = np.minimum(nearest, dx * dx + dy * dy)
             if ey:
-                inside ^= crosses & (px < ex * py / ey)
-        return np.where(inside, -nearest, nearest).astype(np.float32)
+                crosses = (ay > self.y) != (by > self.y)
+                inside ^= crosses & (px < py * (ex / ey))
+        nearest = np.sqrt(nearest)
+        return np.asarray(np.where(inside, -nearest, nearest), np.float32)
 
 
 def _span(start: float, stop: float, size: int) -> slice | None:
     first, last = max(0, int(np.floor(start))), min(size, int(np.ceil(stop)) + 1)
     return slice(first, last) if first < last else None
+
+
+def rgb(colour: Rgb) -> Image:
+    """A colour as an array."""
+    return np.asarray(colour, np.float32)
 
 
 def shade(colour: Rgb, factor: float) -> Image:

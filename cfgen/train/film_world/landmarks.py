@@ -11,10 +11,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from cfgen.train.film_world.backgrounds import rng_for
 from cfgen.train.film_world.drawing import Canvas, Image, shade
+from cfgen.train.film_world.grounds import ground_line
 
 REACH = 25.0
 """No landmark reaches farther from the point that it stands on, in units."""
+
+CELL = 46.0
+"""One landmark at most stands in a cell of so many units."""
+SHARE = 0.88
+"""The share of cells that are not empty."""
 
 WOOD = (126, 88, 60)
 STONE = (200, 192, 184)
@@ -44,6 +51,20 @@ class Kind:
     height: float
 
 
+def standing(seed: int, left: float, right: float) -> list[tuple[int, Kind, tuple[float, float]]]:
+    """Landmarks of a place whose foot is between two positions: cell, kind, foot in units."""
+    found = []
+    for cell in range(int(left // CELL) - 1, int(right // CELL) + 2):
+        rng = rng_for(seed, "landmark", cell)
+        if rng.uniform() < SHARE:
+            kind = KINDS[int(rng.integers(len(KINDS)))]
+            x = cell * CELL + rng.uniform(13, CELL - 13)
+            if left <= x <= right:
+                y = float(ground_line(seed, np.float32(x))) + 1.5
+                found.append((cell, kind, (float(x), y)))
+    return found
+
+
 def draw_landmark(canvas: Canvas, kind: Kind, *, at: tuple[float, float], light: Image) -> None:
     """Draw a landmark that stands at (x, y) units, in a light (colour factors)."""
     part = canvas.around(at[0], at[1] - REACH / 2, REACH)
@@ -64,19 +85,23 @@ class _Lit:
     def paint(self, colour: tuple[int, int, int] | Image, distance: Image) -> None:
         self.on.paint(np.asarray(colour, np.float32) * self.light, distance)
 
+    def glow(self, colour: tuple[int, int, int], distance: Image) -> None:
+        """Paint what gives light of its own: it keeps its colour at night."""
+        self.on.paint(colour, distance)
+
 
 def _house(c: _Lit, colour: Image) -> None:
     c.paint(CREAM, c.on.box(0, -5, 8, 6))
     c.paint(colour, c.on.polygon([(-10.5, -10), (10.5, -10), (0, -18.5)]))
     c.paint(DARK, c.on.box(-3, -3, 1.9, 4))
-    c.paint((255, 220, 120), c.on.box(3.6, -6, 1.9, 1.9))
+    c.glow((255, 220, 120), c.on.box(3.6, -6, 1.9, 1.9))
 
 
 def _tower(c: _Lit, colour: Image) -> None:
     c.paint(STONE, c.on.box(0, -8, 4.6, 9))
     c.paint(STONE, c.on.box(0, -16, 6, 2))
     c.paint(colour, c.on.polygon([(-6.5, -17.5), (6.5, -17.5), (0, -25)]))
-    c.paint(DARK, c.on.box(0, -9, 1.4, 2.2, 1))
+    c.glow((255, 220, 120), c.on.box(0, -9, 1.4, 2.2, 1))
 
 
 def _lighthouse(c: _Lit, colour: Image) -> None:
@@ -84,20 +109,20 @@ def _lighthouse(c: _Lit, colour: Image) -> None:
     c.paint((244, 242, 238), body)
     for y in (-3.0, -12.0):
         c.paint(colour, np.maximum(c.on.box(0, y, 8, 2.3), body))
-    c.paint((255, 224, 110), c.on.box(0, -18.5, 2.6, 2))
+    c.glow((255, 224, 110), c.on.box(0, -18.5, 2.6, 2))
     c.paint(colour, c.on.polygon([(-4, -20), (4, -20), (0, -24.5)]))
 
 
 def _windmill(c: _Lit, colour: Image) -> None:
     c.paint(CREAM, c.on.polygon([(-5.5, 1), (5.5, 1), (3.2, -13), (-3.2, -13)]))
-    c.paint(colour, c.on.polygon([(-4.6, -12.5), (4.6, -12.5), (0, -18)]))
+    c.paint(WOOD, c.on.disc(0, -13, 4.4))
     for turn in range(4):
         a = np.pi / 4 + turn * np.pi / 2
         dx, dy = float(np.cos(a)), float(np.sin(a))
         blade = [(1.1 * dy, -1.1 * dx), (10.5 * dx + 2.2 * dy, 10.5 * dy - 2.2 * dx)]
         blade += [(10.5 * dx - 1.2 * dy, 10.5 * dy + 1.2 * dx), (-1.1 * dy, 1.1 * dx)]
         c.paint(colour, c.on.polygon([(x, y - 13) for x, y in blade]))
-    c.paint(DARK, c.on.disc(0, -13, 1.5))
+    c.paint(CREAM, c.on.disc(0, -13, 1.5))
 
 
 def _tree(c: _Lit, colour: Image) -> None:
@@ -130,7 +155,9 @@ def _church(c: _Lit, colour: Image) -> None:
     c.paint(colour, c.on.polygon([(-5, -8.5), (12, -8.5), (9, -13.5), (-2, -13.5)]))
     c.paint(CREAM, c.on.box(-5, -7.5, 3.6, 8.5))
     c.paint(colour, c.on.polygon([(-9.2, -15.5), (-0.8, -15.5), (-5, -25)]))
-    c.paint(DARK, c.on.box(-5, -10, 1.1, 2, 1))
+    c.glow((255, 224, 130), c.on.box(-5, -10, 1.2, 2.1, 1.1))
+    for x in (2.5, 6.5):
+        c.paint(DARK, c.on.box(x, -4.5, 1.1, 2, 1))
 
 
 def _barn(c: _Lit, colour: Image) -> None:
@@ -196,13 +223,13 @@ FORMS = {
     "house": _Form(_house, 10.5, 18.5, ("red", "blue", "green", "violet")),
     "tower": _Form(_tower, 6.5, 25, ("red", "blue", "teal", "yellow")),
     "lighthouse": _Form(_lighthouse, 5, 24.5, ("red", "blue", "green")),
-    "windmill": _Form(_windmill, 10, 22, ("red", "blue", "orange")),
+    "windmill": _Form(_windmill, 9, 22, ("red", "blue", "orange")),
     "tree": _Form(_tree, 9.5, 22, ("green", "orange", "yellow", "violet")),
     "pine": _Form(_pine, 8.5, 23, ("green", "teal", "white")),
     "tent": _Form(_tent, 12, 18, ("red", "yellow", "blue", "green")),
     "church": _Form(_church, 12, 25, ("red", "teal", "violet")),
     "barn": _Form(_barn, 10, 17, ("red", "blue", "yellow")),
-    "castle": _Form(_castle, 13, 22.5, ("red", "blue", "violet")),
+    "castle": _Form(_castle, 13.2, 22.5, ("red", "blue", "violet")),
     "arch": _Form(_arch, 11, 16.5, ("orange", "violet", "white")),
     "mushroom": _Form(_mushroom, 10.5, 17, ("red", "orange", "violet")),
     "flag": _Form(_flag, 10, 21, ("red", "yellow", "blue", "white")),

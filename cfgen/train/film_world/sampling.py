@@ -47,41 +47,74 @@ class Structure:
 
 
 def sample_structure(seed: int, chunks: int) -> Structure:
-    """Draw a structure of so many chunks; most show a place again that was shown before."""
+    """Draw a structure of so many chunks; most show a place again that was shown before.
+
+    The time away is drawn evenly on a logarithmic scale, up to what the length allows.
+    """
     rng = rng_for(seed, "structure", chunks)
     if chunks == 1 or rng.uniform() < 0.08:
         return Structure(((0, chunks, "cut"),))
-    longest = max(2, min(10, chunks // 3))
-    shots = [(0, _length(rng, longest, chunks), "cut")]
-    places, moving = 1, False
+    pace = 1 if chunks < 8 or rng.uniform() < 0.15 else 2
+    shots = [(0, _even(rng, pace, max(pace, chunks // 4)), "cut")]
     while left := chunks - sum(length for _, length, _ in shots):
-        here = shots[-1][0]
+        here, places = shots[-1][0], 1 + max(place for place, _, _ in shots)
         chances = {
-            "new": 0.35 if places < 3 else 0.0,
-            "return": 0.5 if places > 1 else 0.0,
-            "pan": 0.0 if moving else 0.2,
-            "back": 0.6 if moving else 0.0,
-            "subject": 0.1,
-            "sky": 0.05,
+            "away": 0.5 if left >= 2 * pace else 0.0,
+            "move": 0.15 if places < _MOST_PLACES and left >= pace else 0.0,
+            "out": 0.3 if left >= 2 * pace else 0.0,
+            "subject": 0.13 if left >= _LEAST["subject"] else 0.0,
+            "sky": 0.07 if left >= _LEAST["sky"] else 0.0,
         }
         names, weights = list(chances), np.array(list(chances.values()))
+        if not weights.any():
+            shots[-1] = (here, shots[-1][1] + left, shots[-1][2])
+            break
         change = names[int(rng.choice(len(names), p=weights / weights.sum()))]
-        length = shots[-1][1] if change == "back" else _length(rng, longest, left)
-        length = min(length, left)
-        if change == "new":
-            shots.append((places, length, "cut"))
-            places += 1
-        elif change == "return":
-            others = [place for place in range(places) if place != here]
-            shots.append((others[int(rng.integers(len(others)))], length, "cut"))
+        if change == "away":
+            shots += _away(rng, pace, here, places, left)
+        elif change == "out":
+            out = _even(rng, 2 * pace, min(_LONGEST_AWAY, left)) // 2
+            shots += [(here, out, "pan"), (here, out, "back")]
+        elif change == "move":
+            shots.append((places, _even(rng, pace, max(pace, left // 3)), "cut"))
         else:
-            shots.append((here, length, change))
-        moving = change == "pan" or (moving and change in ("subject", "sky", "back"))
+            least = _LEAST[change]
+            shots.append((here, _even(rng, least, max(least, left // 3)), change))
     return Structure(tuple(shots))
 
 
-def _length(rng: np.random.Generator, longest: int, left: int) -> int:
-    return min(left, int(rng.integers(1, longest + 1)))
+_LEAST = {"subject": 2, "sky": 3}
+"""Chunks that a change takes to be done: a second and two seconds."""
+_LONGEST_AWAY = 40
+"""In chunks: 30 seconds."""
+_MOST_PLACES = 3
+
+
+def _away(
+    rng: np.random.Generator, pace: int, here: int, places: int, left: int
+) -> list[tuple[int, int, str]]:
+    """Up to three shots elsewhere, then the place of before: together at most `left` chunks."""
+    longest = min(_LONGEST_AWAY, left - pace)
+    away = _even(rng, min(pace + 1, longest), longest)
+    parts = min(away // pace, int(rng.choice([1, 2, 3], p=[0.6, 0.25, 0.15])))
+    lengths = [pace] * parts
+    for part in rng.integers(parts, size=away - pace * parts).tolist():
+        lengths[part] += 1
+    shots: list[tuple[int, int, str]] = []
+    for length in lengths:
+        last = shots[-1][0] if shots else here
+        others = [p for p in range(min(_MOST_PLACES, places + 1)) if p not in (here, last)]
+        place = others[int(rng.integers(len(others)))]
+        places = max(places, place + 1)
+        shots.append((place, length, "cut"))
+    back = _even(rng, pace, max(pace, (left - away) // 2))
+    return [*shots, (here, back, "cut")]
+
+
+def _even(rng: np.random.Generator, least: int, most: int) -> int:
+    """A number from least to most, evenly on a logarithmic scale."""
+    drawn = np.exp(rng.uniform(np.log(least), np.log(most + 1)))
+    return int(np.clip(drawn, least, most))
 
 
 def sample_film(

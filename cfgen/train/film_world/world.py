@@ -13,16 +13,17 @@ four; so chunk 0 is frames 0..8 and chunk k frames 12k-3 .. 12k+8.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cfgen.train.film_world import backgrounds
-from cfgen.train.film_world.backgrounds import ground_line, rng_for
+from cfgen.train.film_world import backgrounds, grounds
+from cfgen.train.film_world.backgrounds import rng_for
 from cfgen.train.film_world.drawing import Canvas, Image, Rgb
-from cfgen.train.film_world.landmarks import KINDS, REACH, Kind, draw_landmark
-from cfgen.train.film_world.subjects import draw_subject
+from cfgen.train.film_world.landmarks import REACH, Kind, standing
+from cfgen.train.film_world.subjects import EXTENT, draw_subject
+from cfgen.train.film_world.views import Views
 
 FPS = 16
 FRAMES_PER_CHUNK = 12
@@ -31,7 +32,7 @@ VIEW = (160, 96)
 WIDTH, HEIGHT = 320, 192
 
 SKIES = tuple(backgrounds.SKIES)
-GROUNDS = tuple(backgrounds.GROUNDS)
+GROUNDS = tuple(grounds.GROUNDS)
 MOTIONS = ("drifts", "bobs", "circles", "hovers")
 CAMERAS = ("still", "left", "right")
 SPEEDS = ("slow", "fast")
@@ -54,7 +55,7 @@ FADE_FRAMES = 2 * FPS
 FLIGHT_FRAMES = FPS
 """How long a subject takes to leave the picture or to come into it."""
 
-_CELL = 46.0
+_FLIGHT = 104.0
 _SIZES = {1: 1.0, 2: 0.84, 3: 0.68}
 
 
@@ -201,13 +202,13 @@ def subject_centres(
         if before is not None and since < FLIGHT_FRAMES:
             away = since / FLIGHT_FRAMES
             here = [
-                (s, x, y if s in before.subjects else y - 80 * (1 - away) ** 2, size)
+                (s, x, y if s in before.subjects else y - _FLIGHT * (1 - away) ** 2, size)
                 for s, x, y, size in here
             ]
             for i, subject in enumerate(before.subjects):
                 if subject not in shot.subjects:
                     x, y = _position(film, before, i, frame)
-                    here.append((subject, x, y - 80 * away**2, _SIZES[len(before.subjects)]))
+                    here.append((subject, x, y - _FLIGHT * away**2, _SIZES[len(before.subjects)]))
         found.append(here)
     return found
 
@@ -254,88 +255,40 @@ def render(
         shot = film.shots[number]
         frames = np.flatnonzero(shots[start:stop] == number) + start
         place = film.places[shot.place]
-        views = _Views(place, shot.sky, path[frames], width, height, scale)
+        seen = partial(Views, place.ground, place.seed, width=width, height=height, scale=scale)
+        views, old = seen(sky=shot.sky, path=path[frames]), None
         before = film.shots[number - 1] if number and not shot.cut else None
-        fading = before is not None and before.sky != shot.sky
-        old = (
-            _Views(place, before.sky, path[frames], width, height, scale)
-            if before is not None and fading
-            else None
-        )
+        fades = int(np.sum(frames - starts[number] < FADE_FRAMES))
+        if before is not None and before.sky != shot.sky and fades:
+            old = seen(sky=before.sky, path=path[frames[:fades]])
         for i, frame in enumerate(frames.tolist()):
             image = views.image(i)
-            since = frame - starts[number]
-            if old is not None and since < FADE_FRAMES:
-                fade = np.float32((since + 1) / (FADE_FRAMES + 1))
+            if old is not None and i < fades:
+                fade = np.float32((frame - starts[number] + 1) / (FADE_FRAMES + 1))
                 image = old.image(i) * (1 - fade) + image * fade
             canvas = _over(image, scale)
             for subject, x, y, size in air[frame - start]:
                 colour = COLOUR_RGB[subject.colour]
                 draw_subject(canvas, subject.shape, colour, at=(x, y), size=size)
-            out[frame - start] = np.clip(image + 0.5, 0, 255)
+            image += np.float32(0.5)
+            out[frame - start] = np.clip(image, 0, 255, out=image).transpose(1, 2, 0)
     return out
 
 
 def _over(image: Image, scale: float) -> Canvas:
-    """An opaque canvas on an image."""
-    height, width = image.shape[:2]
+    """An opaque canvas on an image of planes [3, H, W]."""
+    height, width = image.shape[1:]
     x = (np.arange(width, dtype=np.float32) + 0.5)[None] / np.float32(scale)
     y = (np.arange(height, dtype=np.float32) + 0.5)[:, None] / np.float32(scale)
     x, y = np.broadcast_arrays(x, y)
-    return Canvas(image, np.ones(image.shape[:2], np.float32), x, y, scale)
-
-
-class _Views:
-    """The layers of a place under a sky, as a camera sees them at positions [frames] in units."""
-
-    def __init__(
-        self,
-        place: Place,
-        sky: str,
-        path: NDArray[np.float64],
-        width: int,
-        height: int,
-        scale: float,
-    ) -> None:
-        self._width = width
-        self._sky = backgrounds.paint_sky(sky, place.seed, width, height, scale)
-        near = np.round(path * scale).astype(int)
-        far = np.round(path * scale / 2).astype(int)
-        self._near_left, self._far_left = near - near.min(), far - far.min()
-        self._far = Canvas.empty(int(far.min()), int(far.max()) + width, height, scale)
-        backgrounds.paint_far(self._far, sky, place.ground, place.seed)
-        self._near = Canvas.empty(int(near.min()), int(near.max()) + width, height, scale)
-        light = backgrounds.rgb(backgrounds.SKIES[sky].light)
-        left, right = float(self._near.x[0, 0]), float(self._near.x[0, -1])
-        for cell, kind, at in landmarks(place, left - REACH, right + REACH):
-            del cell
-            draw_landmark(self._near, kind, at=at, light=light)
-        backgrounds.paint_ground(self._near, sky, place.ground, place.seed)
-
-    def image(self, i: int) -> Image:
-        """The view at the i-th position, opaque [height, width, 3], a new array."""
-        image = self._sky
-        for layer, left in ((self._far, self._far_left[i]), (self._near, self._near_left[i])):
-            seen = slice(int(left), int(left) + self._width)
-            image = image * (1 - layer.alpha[:, seen, None])
-            image += layer.rgb[:, seen]
-        return image
+    return Canvas(image, np.ones(image.shape[1:], np.float32), x, y, scale)
 
 
 def landmarks(
     place: Place, left: float, right: float
 ) -> list[tuple[int, Kind, tuple[float, float]]]:
     """Landmarks of a place whose foot is between two positions: cell, kind, foot in units."""
-    found = []
-    for cell in range(int(left // _CELL) - 1, int(right // _CELL) + 2):
-        rng = rng_for(place.seed, "landmark", cell)
-        if rng.uniform() < 0.88:
-            kind = KINDS[int(rng.integers(len(KINDS)))]
-            x = cell * _CELL + rng.uniform(13, _CELL - 13)
-            if left <= x <= right:
-                y = float(ground_line(place.seed, np.float32(x))) + 1.5
-                found.append((cell, kind, (float(x), y)))
-    return found
+    return standing(place.seed, left, right)
 
 
 def landmark_boxes(film: Film, frame: int) -> list[LandmarkBox]:
@@ -355,8 +308,8 @@ def subject_boxes(film: Film, frame: int) -> list[SubjectBox]:
     """Subjects that a frame shows."""
     found = []
     for subject, x, y, size in subject_centres(film, np.array([frame]))[0]:
-        half = 17.0 * size
-        box = _clipped(x - half, y - half, x + half, y + 1.15 * half)
+        left, top, right, bottom = (edge * size for edge in EXTENT[subject.shape])
+        box = _clipped(x + left, y + top, x + right, y + bottom)
         if box is not None:
             found.append(SubjectBox(*box, subject=subject))
     return found

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
 
-from cfgen.train.film_world.landmarks import KINDS
+from cfgen.train.film_world import views
+from cfgen.train.film_world.drawing import Canvas
+from cfgen.train.film_world.landmarks import KINDS, Kind, draw_landmark
 from cfgen.train.film_world.sampling import Structure, is_held_out, sample_film, sample_structure
+from cfgen.train.film_world.subjects import SHAPES
 from cfgen.train.film_world.world import (
+    GROUNDS,
+    MOTIONS,
     VIEW,
+    Box,
     Film,
     Place,
     Shot,
@@ -27,6 +34,15 @@ KITE, STAR = Subject("kite", "blue", "bobs"), Subject("star", "red", "hovers")
 OUT_AND_BACK = Structure(((0, 1, "cut"), (0, 3, "pan"), (0, 3, "back")))
 
 
+def pixels_of(box: Box) -> tuple[slice, slice]:
+    """Rows and columns of a box at the usual size, with a pixel to spare."""
+    x0, y0, x1, y1 = (2 * edge for edge in (box.x0, box.y0, box.x1, box.y1))
+    return (
+        slice(max(0, int(y0) - 1), int(np.ceil(y1)) + 1),
+        slice(max(0, int(x0) - 1), int(np.ceil(x1)) + 1),
+    )
+
+
 def film_of_shots(*shots: Shot) -> Film:
     return Film((Place("grass", 11), Place("snow", 12)), shots, seed=5)
 
@@ -36,15 +52,18 @@ def shot(place: int = 0, camera: str = "still", chunks: int = 2, **other: object
     return Shot(place=place, camera=camera, chunks=chunks, **values)  # type: ignore[arg-type]
 
 
-def test_frames_do_not_depend_on_how_a_film_is_cut() -> None:
-    film = sample_film(4, chunks=5)
+@pytest.mark.parametrize("ground", GROUNDS)
+def test_frames_do_not_depend_on_how_a_film_is_cut(ground: str) -> None:
+    place, camera = Place(ground, 21), ("left", "right")[GROUNDS.index(ground) % 2]
+    night = shot(sky="night", camera=camera, cut=False, subjects=(STAR,), chunks=4)
+    film = Film((place,), (shot(camera=camera), night), seed=3)
     whole = render(film, 0, film.frames, width=80, height=48)
     parts = [
         render(film, i, min(i + 11, film.frames), width=80, height=48)
         for i in range(0, film.frames, 11)
     ]
     assert np.array_equal(whole, np.concatenate(parts))
-    assert len(whole) == 12 * 5 - 3
+    assert len(whole) == 12 * 6 - 3
 
 
 def test_shots_last_whole_chunks() -> None:
@@ -94,6 +113,51 @@ def test_landmark_boxes_hold_the_landmarks() -> None:
         assert 0 <= box.x0 < box.x1 <= VIEW[0]
 
 
+@pytest.mark.parametrize("ground", GROUNDS)
+def test_a_landmark_changes_its_box_and_nothing_else(
+    ground: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    film = Film((Place(ground, 31),), (shot(subjects=()),), seed=5)
+    with_them = render(film, 0, 1)[0].astype(int)
+    boxes = landmark_boxes(film, 0)
+    monkeypatch.setattr(views, "standing", lambda *_: [])
+    changed = np.abs(with_them - render(film, 0, 1)[0]).max(-1) > 8
+    outside = changed.copy()
+    assert boxes
+    for box in boxes:
+        rows, columns = pixels_of(box)
+        assert changed[rows, columns].mean() > 0.25, f"{box.kind} fills its box"
+        outside[rows, columns] = False
+    assert not outside.any()
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+def test_a_kind_is_as_large_as_it_says(kind: Kind) -> None:
+    canvas = Canvas.empty(0, 240, 240, 4.0)
+    draw_landmark(canvas, kind, at=(30.0, 40.0), light=np.ones(3, np.float32))
+    rows, columns = np.nonzero(canvas.alpha > 0.5)
+    assert 40 - rows.min() / 4 == pytest.approx(kind.height, abs=0.4)
+    half = max(30 - columns.min() / 4, (columns.max() + 1) / 4 - 30)
+    assert half == pytest.approx(kind.half_width, abs=0.4)
+    assert 16 <= kind.height <= 25
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("others", [0, 2])
+def test_subject_boxes_hold_the_subjects(shape: str, others: int) -> None:
+    cast = (Subject(shape, "red", "circles"), *(KITE, STAR)[:others])
+    film = film_of_shots(shot(subjects=cast))
+    frame = 7
+    seen = render(film, frame, frame + 1)[0].astype(int)
+    empty = render(film_of_shots(shot(subjects=())), frame, frame + 1)[0]
+    changed = np.abs(seen - empty).max(-1) > 8
+    for box in subject_boxes(film, frame):
+        rows, columns = pixels_of(box)
+        assert changed[rows, columns].mean() > 0.25
+        changed[rows, columns] = False
+    assert not changed.any()
+
+
 def test_kinds_are_many_and_named_once() -> None:
     assert len(KINDS) >= 40
     assert len({kind.name for kind in KINDS}) == len(KINDS)
@@ -108,6 +172,40 @@ def test_a_subject_leaves_and_another_comes_within_a_second() -> None:
     boxes = [subject_boxes(film, frame) for frame in (start, start + 20)]
     assert [box.subject.shape for box in boxes[0]] == ["kite"], "the star is still above"
     assert [box.subject.shape for box in boxes[1]] == ["star"]
+
+
+def test_a_subject_that_left_leaves_no_trace() -> None:
+    film = film_of_shots(shot(), shot(subjects=(STAR,), cut=False, chunks=3))
+    never = film_of_shots(shot(subjects=(STAR,)), shot(subjects=(STAR,), cut=False, chunks=3))
+    since = 21
+    frames, clean = render(film, 0, film.frames), render(never, 0, never.frames)
+    assert np.array_equal(frames[since + 16 :], clean[since + 16 :])
+    last = [box.subject.shape for box in subject_boxes(film, since + 15)]
+    assert last == ["star"], "it is out of the picture before it is taken away"
+
+
+def test_a_subject_flies_and_does_not_jump() -> None:
+    film = film_of_shots(shot(), shot(subjects=(STAR,), cut=False, chunks=3))
+    air = subject_centres(film, np.arange(film.frames))
+    for subject in (KITE, STAR):
+        y = [at for each in air for s, _, at, _ in each if s == subject]
+        assert np.abs(np.diff(y)).max() < 16
+        assert min(y) < -25, "it comes from above the picture, or leaves over it"
+
+
+@pytest.mark.parametrize("motion", MOTIONS)
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_subjects_stay_in_view_and_apart(motion: str, count: int) -> None:
+    names = zip(SHAPES, ("red", "green", "blue"), strict=False)
+    cast = tuple(Subject(shape, colour, motion) for shape, colour in names)[:count]
+    for seed in range(12):
+        film = Film((Place("sand", 1),), (shot(subjects=cast, chunks=6),), seed)
+        for frame in range(0, film.frames, 6):
+            boxes = subject_boxes(film, frame)
+            assert len(boxes) == count
+            assert all(box.share > 0.97 for box in boxes)
+            for left, right in itertools.pairwise(boxes):
+                assert right.x0 > left.x1, "one beside the other"
 
 
 def test_a_sky_fades_within_two_seconds() -> None:
@@ -129,7 +227,45 @@ def test_most_films_show_a_place_again() -> None:
         )
         for s in structures
     ]
-    assert np.mean(again) > 0.6
+    assert np.mean(again) > 0.8
+
+
+def time_away(structure: Structure) -> list[int]:
+    """Chunks between two showings of a place that a film cuts back to."""
+    last: dict[int, int] = {}
+    found, now = [], 0
+    for place, chunks, change in structure.shots:
+        if change == "cut" and place in last:
+            found.append(now - last[place])
+        now += chunks
+        last[place] = now
+    return found
+
+
+def test_time_away_runs_from_seconds_to_half_a_minute() -> None:
+    long = [t for seed in range(200) for t in time_away(sample_structure(seed, 40))]
+    assert min(long) <= 3
+    assert np.mean(np.array(long) >= 12) > 0.15
+    assert max(long) >= 28
+    assert max(t for seed in range(200) for t in time_away(sample_structure(seed, 10))) <= 8
+
+
+@pytest.mark.parametrize("chunks", [1, 2, 3, 5, 8, 13, 40])
+def test_structures_are_as_long_as_asked(chunks: int) -> None:
+    structures = [sample_structure(seed, chunks) for seed in range(100)]
+    assert all(sum(length for _, length, _ in s.shots) == chunks for s in structures)
+    assert {s.shots[0][2] for s in structures} == {"cut"}
+    assert max(place for s in structures for place, *_ in s.shots) <= 2
+    for structure in structures:
+        for (_, out, _), (_, back, change) in itertools.pairwise(structure.shots):
+            if change == "back":
+                assert back in (out, out + 1), "it returns to where it began to move"
+
+
+def test_changes_on_the_way_have_the_time_that_they_take() -> None:
+    film_shots = [s for seed in range(200) for s in sample_structure(seed, 14).shots]
+    assert min(chunks for _, chunks, change in film_shots if change == "subject") * 12 >= 16
+    assert min(chunks for _, chunks, change in film_shots if change == "sky") * 12 >= 32
 
 
 def test_films_of_one_structure_are_cut_alike() -> None:
