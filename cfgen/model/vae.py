@@ -151,7 +151,7 @@ class MemBlock(nn.Module):
             x: [B T, width, H, W], channels last.
             before: input one frame before the first, [B, 1, width, H, W].
         """
-        frames = _rows(x).unflatten(0, (len(before), -1))
+        frames = torch.unflatten(_rows(x), 0, (len(before), -1))
         past = torch.cat([before.permute(0, 1, 3, 4, 2), frames[:, :-1]], 1)
         both = torch.cat([frames, past], -1).flatten(0, 1)
         out: Tensor = self.conv(_maps(both))
@@ -168,7 +168,7 @@ class TPool(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, H, W], channels last, to [N / stride, C, H, W]."""
-        groups = _rows(x).unflatten(0, (-1, self.stride))
+        groups = torch.unflatten(_rows(x), 0, (-1, self.stride))
         out: Tensor = self.conv(_maps(groups.permute(0, 2, 3, 1, 4).flatten(3)))
         return out
 
@@ -186,7 +186,7 @@ class TGrow(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, H, W], channels last, to [N * stride, C, 2 H, 2 W]."""
-        grown = _rows(self.conv(x)).unflatten(3, (self.stride, -1))
+        grown = torch.unflatten(_rows(self.conv(x)), 3, (self.stride, -1))
         frames = _maps(grown.permute(0, 3, 1, 2, 4).flatten(0, 1))
         return F.interpolate(frames, scale_factor=2.0)
 
