@@ -192,13 +192,6 @@ def build_source(config: RenderConfig, plan: Plan, models: Models | None = None)
         compiled=config.compile,
     )
     generator, vae = loaded.generator, loaded.decoder
-    geometry = plan.geometry
-    if generator.geometry.in_dim != geometry.channels or vae.latent_channels != geometry.channels:
-        raise CheckpointError(
-            f"the generator reads {generator.geometry.in_dim} latent channels, the autoencoder "
-            f"{vae.latent_channels}, the plan {geometry.channels}",
-            "use files that belong together",
-        )
     if (width := text[config.prompt].shape[-1]) != generator.geometry.text_dim:
         raise CheckpointError(
             f"the text encoder makes {width} numbers a token, the generator reads "

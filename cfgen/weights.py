@@ -27,14 +27,16 @@ from cfgen.checkpoint.text_encoder import (
     load_text_encoder,
     open_text_encoder,
 )
-from cfgen.checkpoint.vae import load_vae
+from cfgen.checkpoint.vae import latent_sizes, load_vae, open_vae
 from cfgen.config.catalog import locate_model
 from cfgen.config.schema import ModelConfig
 from cfgen.config.values import parse_lora
+from cfgen.errors import CheckpointError
 from cfgen.hub import locate
 from cfgen.model.generator import Generator, Geometry
 from cfgen.model.prompts import Encode, embeddings
 from cfgen.model.tiled import TiledDecoder
+from cfgen.model.vae import LATENT_MEAN, SPATIAL_STRIDE
 from cfgen.offload import offload_blocks
 from cfgen.placement import Offload
 
@@ -76,6 +78,23 @@ def geometry_of(model: ModelConfig) -> Geometry:
         CheckpointError: It is nowhere, or no Wan generator.
     """
     return sizes_in(generator_of(model))
+
+
+def latents_of(model: ModelConfig) -> tuple[int, int]:
+    """Channels of a model's latents and pixels along a cell: what its autoencoder decodes.
+
+    They stand in the header of its file, which is read whenever it is on the disk, so no preset
+    need say them, nor can say them wrong. A model whose files are nowhere is planned as the
+    published ones, all of Wan2.1.
+
+    Raises:
+        CheckpointError: The autoencoder is damaged, or none that cfgen decodes with.
+    """
+    try:
+        vae = files_of(model).vae
+    except CheckpointError:
+        return len(LATENT_MEAN), SPATIAL_STRIDE
+    return latent_sizes(open_vae(vae))
 
 
 def generator_of(model: ModelConfig) -> Network:

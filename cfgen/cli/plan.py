@@ -84,10 +84,15 @@ def plan(
 
 def plan_of(config: RenderConfig) -> Plan:
     """Plan the clip that `config` asks for."""
+    from cfgen.weights import latents_of
+
     width, height = config.frame_size
+    channels, stride = latents_of(config.model)
     geometry = Geometry(
         width=width,
         height=height,
+        channels=channels,
+        spatial_stride=stride,
         chunk_latent_frames=config.model.chunk_latent_frames,
         fps=config.playback_fps,
     )

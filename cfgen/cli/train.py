@@ -145,8 +145,9 @@ def _base_stage(settings: _Settings, work: Path) -> BaseStage:
         width=settings.vae.width,
         height=settings.vae.height,
     )
+    exporter = Exporter(model, store.vae.spatial_stride)
     tokenizer = load_tokenizer(model / "tokenizer" / "tokenizer.json")
-    return BaseStage(settings.base, settings.memory, store, tokenizer, Exporter(model))
+    return BaseStage(settings.base, settings.memory, store, tokenizer, exporter)
 
 
 def _values(name: str, assignments: list[str]) -> Values:
