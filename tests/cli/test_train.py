@@ -22,7 +22,7 @@ TINY = {
     "vae.decoder_widths": "[8, 8, 8, 8]",
     "vae.width": "48",
     "vae.height": "48",
-    "vae.crop": "32",
+    "vae.crop": "[32, 32]",
     "vae.frames": "5",
     "vae.films": "1",
     "vae.crops_per_film": "1",

@@ -25,10 +25,16 @@ from cfgen.train.flow_matching_stage import (
 from cfgen.train.shots import shot_starts
 from cfgen.train.tokenizer_stage import train_tokenizer
 from cfgen.train.training_memory import MemorySettings
-from cfgen.train.vae_stage import VaeSettings, VaeStage
+from cfgen.train.vae_clips import draw_clips
+from cfgen.train.vae_stage import VaeSettings, VaeStage, _steps
 
 VAE = VaeSettings(
-    latent_channels=4, encoder_width=8, decoder_widths=(8, 8, 8, 8), crop=32, frames=5, films=1
+    latent_channels=4,
+    encoder_width=8,
+    decoder_widths=(8, 8, 8, 8),
+    crop=(32, 32),
+    frames=5,
+    films=1,
 )
 BASE = BaseSettings(
     dim=24,
@@ -62,7 +68,9 @@ def base_stage(tmp_path: Path) -> BaseStage:
 
 def test_vae_stage_starts_from_latents_of_unit_moments() -> None:
     stage = VaeStage(VAE, Path("unused"))
-    latents = stage.vae.encode(stage.batch(-1)).detach()  # the batch that the start was fitted to
+    latents = stage.vae.encode(
+        stage.batch(-1)[0]
+    ).detach()  # the batch that the start was fitted to
     flat = latents.transpose(0, 2).flatten(1)
     assert flat.mean(1).abs().max() < 0.05
     assert (flat.std(1) - 1).abs().max() < 0.05
@@ -199,7 +207,7 @@ def test_a_stage_begins_from_a_model_folder(base_stage: BaseStage, tmp_path: Pat
     with torch.no_grad():
         for parameter in base_stage.modules.parameters():
             parameter.zero_()
-    exported = load_generator(tmp_path).state_dict()
+    exported = load_generator(tmp_path, untrained=True).state_dict()
     base_stage.begin_from(tmp_path)
     begun = base_stage.generator.state_dict()
     assert all(torch.equal(begun[name], tensor) for name, tensor in exported.items())
@@ -225,3 +233,50 @@ def test_an_autoencoder_is_trained_on(tmp_path: Path) -> None:
             parameter.zero_()
     other.begin_from(tmp_path)
     assert (other.vae.decoder[1].weight - stage.vae.decoder[1].weight).abs().max() < 0.01
+
+
+def test_clips_are_told_apart_by_what_they_show() -> None:
+    one, again, other = (
+        draw_clips(
+            *("test", seed), films=2, crops_per_film=2, frames=5, crop=(64, 32), size=(160, 96)
+        )
+        for seed in (1, 1, 2)
+    )
+    assert one.video.shape == (4, 5, 32, 64, 3)
+    assert one.objects.shape == (4, 5, 32, 64)
+    assert np.array_equal(one.video, again.video)
+    assert not np.array_equal(one.video, other.video)
+    assert 0.1 < one.objects.mean() < 0.9
+
+
+def test_clips_show_cuts_fades_and_rests() -> None:
+    """Of the changes from frame to frame some are cuts, and some clips stand still."""
+    clips = draw_clips("test", films=24, crops_per_film=1, frames=9, crop=(96, 96), size=(160, 96))
+    change = np.abs(np.diff(clips.video.astype(int), axis=1)).mean((2, 3, 4))
+    assert 2 <= (change.max(1) > 20).sum() <= 16
+    assert (change.max(1) < 2).any()
+    moving = (change > 2).all(1)
+    assert moving.any()
+
+
+def test_frames_of_a_latent_begin_alike() -> None:
+    """What stands still need not learn to: an untrained decoder makes each group of four alike."""
+    stage = VaeStage(VAE, Path("unused"))
+    latents = torch.randn(1, 1, 4, 2, 2).expand(1, 9, 4, 2, 2)
+    with torch.no_grad():
+        frames = stage.vae.decode(latents)[0, -8:]
+    assert (frames - frames[:1]).abs().max() < 1e-3
+
+
+def test_pixels_of_objects_count_more() -> None:
+    stage = VaeStage(dataclasses.replace(VAE, objects=3.0), Path("unused"))
+    _, weight = stage.batch(5)
+    assert weight.mean() == pytest.approx(1)
+    low, high = weight.unique().tolist()
+    assert high == pytest.approx(4 * low)
+
+
+def test_edges_are_steps_between_neighbours() -> None:
+    error = torch.tensor([[1.0, 4.0, 2.0], [0.0, 0.0, 5.0]])
+    assert _steps(error, -1).tolist() == [[3.0, -2.0, 0.0], [0.0, 5.0, 0.0]]
+    assert _steps(error, -2).tolist() == [[-1.0, -4.0, 3.0], [0.0, 0.0, 0.0]]
