@@ -104,7 +104,8 @@ def build_render(
     recorded = settled(config)
     if config.output is None or config.seed is None:
         raise ValueError("a render needs an output and a seed")
-    facts = {**digests_of(config.model), **versions()}
+    digests = digests_of(config.model)
+    facts = {**digests, **versions()}
     path = run_of(config.output)
     writer = VideoWriter(
         config.output,
@@ -115,8 +116,14 @@ def build_render(
         quality=config.encode.quality,
         metadata={**_words(recorded), **facts},
         parts=path / "segments",
+        replaces=overwrite,
     )
     source = build_source(config, plan, models)
+    if digests_of(config.model) != digests:
+        raise CheckpointError(
+            f"the weights of {config.model.path} changed while they were loaded",
+            "wait until they are written, then run the command again",
+        )
     writer.add_metadata({"backend": source.backend})
     return Render(
         source=source,

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from cfgen.absent import refuse_absent
 from cfgen.checkpoint.container import open_container
 from cfgen.checkpoint.digests import cache_folder
 from cfgen.checkpoint.digests import digest as file_digest
@@ -57,6 +58,7 @@ def files_of(model: ModelConfig) -> ModelFiles:
     Raises:
         CheckpointError: One of them is nowhere.
     """
+    refuse_absent(model)
 
     def given(text: str | None, what: str) -> Path | None:
         return None if text is None else locate(text, what=what)
@@ -101,6 +103,7 @@ def generator_of(model: ModelConfig) -> Network:
     Raises:
         CheckpointError: It is nowhere, or no Wan generator.
     """
+    refuse_absent(model)
     return open_generator(locate_model(model.path), prefer=model.prefer)
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from cfgen.checkpoint.container import CHECK_PATH, open_container, read_json
-from cfgen.checkpoint.keys import WAN, Layout, find_network, unchanged
+from cfgen.checkpoint.keys import VAE_PARTS, WAN, Layout, find_network, unchanged
 from cfgen.checkpoint.load import CPU, fill
 from cfgen.checkpoint.network import Network, describe_network
 from cfgen.errors import CheckpointError
@@ -179,7 +179,7 @@ def open_vae(path: Path) -> Network:
     """
     path = _files(path)[0]
     file = open_container(path)
-    naming = find_network(file.entries, LAYOUTS, path)
+    naming = find_network(file.entries, LAYOUTS, path, own=VAE_PARTS)
     if naming is not None:
         return describe_network(file, naming)
     for pattern, what in STRANGERS:

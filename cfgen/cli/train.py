@@ -15,6 +15,7 @@ from cfgen.cli.console import Console
 from cfgen.config import catalog
 from cfgen.config.values import Tree, coerce, nearest
 from cfgen.errors import CheckpointError, PresetError, Problem, UsageError
+from cfgen.regular_files import read_text
 
 if TYPE_CHECKING:
     from cfgen.train.flow_matching_stage import BaseSettings, BaseStage
@@ -159,7 +160,7 @@ def _values(name: str, assignments: list[str]) -> Values:
             f"there is nothing to train called {name!r}{nearest(name, known)}",
             f"what can be trained: {', '.join(known)}",
         )
-    values: Values = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
+    values: Values = yaml.load(read_text(path), Loader=yaml.BaseLoader)
     for assignment in assignments:
         key, separator, text = assignment.partition("=")
         section, _, field = key.strip().rpartition(".")

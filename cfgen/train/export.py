@@ -9,6 +9,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from cfgen.atomic_files import write_whole
 from cfgen.checkpoint.quantize import save_quantized
 from cfgen.model.generator import Geometry
 from cfgen.model.vae import SPATIAL_STRIDE, TEMPORAL_STRIDE
@@ -108,4 +109,4 @@ def _under(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def _write_json(path: Path, content: Mapping[str, object]) -> None:
-    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_whole(path, f"{json.dumps(content, indent=1)}\n".encode())

@@ -185,7 +185,7 @@ class BaseStage:
         Raises:
             CheckpointError: the folder is incomplete, or its model has other sizes.
         """
-        generator = load_generator(folder, expand=True)
+        generator = load_generator(folder, expand=True, untrained=True)
         encoder = load_text_encoder(
             folder / "text_encoder",
             folder / "tokenizer" / "tokenizer.json",

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
+from cfgen.atomic_files import write_whole
 from cfgen.checkpoint.vae import load_tiny
 from cfgen.errors import CheckpointError
 from cfgen.model.vae import MemBlock, TGrow, TinyAutoencoder
@@ -190,7 +191,7 @@ class VaeStage:
             n.removeprefix("vae."): t.detach().cpu().to(torch.bfloat16).contiguous()
             for n, t in weights.items()
         }
-        save_file(state, self.model_dir / "tae.safetensors", metadata={"format": "pt"})
+        write_whole(self.model_dir / "tae.safetensors", save(state, metadata={"format": "pt"}))
 
 
 def _steps(error: Tensor, axis: int) -> Tensor:

@@ -207,7 +207,7 @@ def test_a_stage_begins_from_a_model_folder(base_stage: BaseStage, tmp_path: Pat
     with torch.no_grad():
         for parameter in base_stage.modules.parameters():
             parameter.zero_()
-    exported = load_generator(tmp_path).state_dict()
+    exported = load_generator(tmp_path, untrained=True).state_dict()
     base_stage.begin_from(tmp_path)
     begun = base_stage.generator.state_dict()
     assert all(torch.equal(begun[name], tensor) for name, tensor in exported.items())

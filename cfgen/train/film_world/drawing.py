@@ -84,11 +84,12 @@ class Canvas:
         return np.asarray(np.sqrt(dx * dx + dy * dy) - np.float32(radius), np.float32)
 
     def oval(self, cx: float, cy: float, half_w: float, half_h: float) -> Image:
-        """Distance to an ellipse, near its edge."""
-        short = min(half_w, half_h)
+        """Distance to an ellipse, near its edge. Source: Inigo Quilez, "Ellipse - distance"."""
         dx = (self.x - np.float32(cx)) * np.float32(1 / half_w)
         dy = (self.y - np.float32(cy)) * np.float32(1 / half_h)
-        return np.asarray((np.sqrt(dx * dx + dy * dy) - 1) * np.float32(short), np.float32)
+        size = np.sqrt(dx * dx + dy * dy)
+        slope = np.sqrt((dx * np.float32(1 / half_w)) ** 2 + (dy * np.float32(1 / half_h)) ** 2)
+        return np.asarray(size * (size - 1) / np.maximum(slope, np.float32(1e-6)), np.float32)
 
     def box(self, cx: float, cy: Number, half_w: float, half_h: float, round_: float = 0) -> Image:
         """Distance to a rectangle around (cx, cy), with rounded corners."""

@@ -16,10 +16,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save
 from torch import Tensor
 
+from cfgen.atomic_files import write_whole
 from cfgen.model.vae import TEMPORAL_STRIDE, TinyAutoencoder
+from cfgen.regular_files import read_bytes
 from cfgen.train.film_world.sampling import Structure, sample_film, sample_structure
 from cfgen.train.film_world.world import (
     FRAMES_PER_CHUNK,
@@ -90,7 +92,7 @@ class LatentStore:
     def _stored(self, film: Film, name: str) -> dict[str, Tensor]:
         path = self.folder / f"{name}.safetensors"
         if path.exists():
-            return load_file(path)
+            return load(read_bytes(path))
         width, height = self.size
         video = render(film, 0, film.frames, width=width, height=height)
         latents = encode(self.vae, video)
@@ -100,9 +102,7 @@ class LatentStore:
             "subjects": torch.from_numpy(subject_cells(film, *grid)),
             "returns": torch.from_numpy(returning_cells(film, *grid)),
         }
-        part = path.with_suffix(".part")
-        save_file(made, part)
-        part.replace(path)
+        write_whole(path, save(made))
         return made
 
 

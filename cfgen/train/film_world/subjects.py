@@ -141,7 +141,7 @@ def _butterfly(canvas: Canvas, colour: Image) -> None:
     upper = np.minimum(folded.oval(10.5, -7, 8.5, 9), folded.polygon([(0, 3), (3, -9), (13, 1)]))
     _body(folded, colour, upper)
     folded.paint(shade(colour, 1.6), folded.oval(11.5, -7.5, 3.6, 4.2))
-    canvas.paint(INK, canvas.oval(0, 0, 2.6, 13))
+    canvas.paint(INK, canvas.box(0, 0, 2.1, 12.5, 2))
 
 
 _DRAW: dict[str, Callable[[Canvas, Image], None]] = {

@@ -56,6 +56,7 @@ FLIGHT_FRAMES = FPS
 """How long a subject takes to leave the picture or to come into it."""
 
 _FLIGHT = 104.0
+"""Units that a leaving subject rises."""
 _SIZES = {1: 1.0, 2: 0.84, 3: 0.68}
 
 
@@ -195,22 +196,26 @@ def subject_centres(
         number = int(shots[frame])
         shot, since = film.shots[number], frame - starts[number]
         before = film.shots[number - 1] if number and not shot.cut else None
-        here = [
-            (subject, *_position(film, shot, i, frame), _SIZES[len(shot.subjects)])
-            for i, subject in enumerate(shot.subjects)
-        ]
+        here = []
+        for i, subject in enumerate(shot.subjects):
+            x, y = _position(film, shot, i, frame)
+            if before is not None and since < FLIGHT_FRAMES and subject not in before.subjects:
+                x = _flying_in(x, since, from_left=2 * i < len(shot.subjects))
+            here.append((subject, x, y, _SIZES[len(shot.subjects)]))
         if before is not None and since < FLIGHT_FRAMES:
-            away = since / FLIGHT_FRAMES
-            here = [
-                (s, x, y if s in before.subjects else y - _FLIGHT * (1 - away) ** 2, size)
-                for s, x, y, size in here
-            ]
             for i, subject in enumerate(before.subjects):
                 if subject not in shot.subjects:
                     x, y = _position(film, before, i, frame)
-                    here.append((subject, x, y - _FLIGHT * away**2, _SIZES[len(before.subjects)]))
+                    y -= _FLIGHT * (since / FLIGHT_FRAMES) ** 2
+                    here.append((subject, x, y, _SIZES[len(before.subjects)]))
         found.append(here)
     return found
+
+
+def _flying_in(x: float, since: int, *, from_left: bool) -> float:
+    """Where a subject is that comes in from the side and is at `x` a second later."""
+    start = -30.0 if from_left else VIEW[0] + 30.0
+    return x + (start - x) * float((1 - since / FLIGHT_FRAMES) ** 1.5)
 
 
 def _position(film: Film, shot: Shot, index: int, frame: int) -> tuple[float, float]:
@@ -245,7 +250,12 @@ def render(
     """Frames start..stop-1 of the film: [stop - start, height, width, 3] uint8, RGB.
 
     The result does not depend on how a film is cut into calls.
+
+    Raises:
+        ValueError: there is no frame in start..stop-1, or `start` is negative.
     """
+    if not 0 <= start < stop:
+        raise ValueError(f"frames {start}..{stop - 1} of a film are none that can be drawn")
     scale = height / VIEW[1]
     shots, path = shot_of(film, stop), camera_path(film, stop)
     starts = shot_starts_in_frames(film)

@@ -10,7 +10,7 @@ import pytest
 
 from cfgen.train.film_world import views
 from cfgen.train.film_world.drawing import Canvas
-from cfgen.train.film_world.landmarks import KINDS, Kind, draw_landmark
+from cfgen.train.film_world.landmarks import KINDS, Kind, draw_landmark, standing
 from cfgen.train.film_world.sampling import Structure, is_held_out, sample_film, sample_structure
 from cfgen.train.film_world.subjects import SHAPES
 from cfgen.train.film_world.world import (
@@ -64,6 +64,23 @@ def test_frames_do_not_depend_on_how_a_film_is_cut(ground: str) -> None:
     ]
     assert np.array_equal(whole, np.concatenate(parts))
     assert len(whole) == 12 * 6 - 3
+
+
+@pytest.mark.parametrize(("start", "stop"), [(3, 3), (4, 2), (-1, 2)])
+def test_frames_that_are_none_are_refused(start: int, stop: int) -> None:
+    with pytest.raises(ValueError, match="frames"):
+        render(film_of_shots(shot()), start, stop)
+
+
+@pytest.mark.parametrize(("width", "height"), [(160, 96), (256, 160), (320, 192), (480, 288)])
+def test_every_size_shows_the_same_picture(width: int, height: int) -> None:
+    film = film_of_shots(shot(camera="right", subjects=(KITE, STAR)))
+    seen = render(film, 8, 9, width=width, height=height)[0]
+    assert seen.shape == (height, width, 3)
+    usual = render(film, 8, 9)[0]
+    y, x = np.array([[5, 5], [40, 75], [90, 20], [93, 100]]).T
+    at = [np.asarray(each * height / 96, int) for each in (y, x)]
+    assert np.abs(seen[at[0], at[1]].astype(int) - usual[2 * y, 2 * x]).max() < 6
 
 
 def test_shots_last_whole_chunks() -> None:
@@ -158,6 +175,18 @@ def test_subject_boxes_hold_the_subjects(shape: str, others: int) -> None:
     assert not changed.any()
 
 
+def test_landmarks_near_one_another_differ_in_form() -> None:
+    for seed in range(30):
+        found = standing(seed, -3000, 3000)
+        for i, (cell, kind, _) in enumerate(found):
+            near = [other for c, other, _ in found[i + 1 : i + 4] if c - cell < 4]
+            assert kind.form not in {other.form for other in near}
+        gaps = np.diff([x for _, _, (x, _) in found])
+        assert gaps.min() > 25
+        assert 40 < gaps.mean() < 60
+        assert found[20:40] == standing(seed, found[20][2][0] - 0.1, found[39][2][0] + 0.1)
+
+
 def test_kinds_are_many_and_named_once() -> None:
     assert len(KINDS) >= 40
     assert len({kind.name for kind in KINDS}) == len(KINDS)
@@ -188,9 +217,9 @@ def test_a_subject_flies_and_does_not_jump() -> None:
     film = film_of_shots(shot(), shot(subjects=(STAR,), cut=False, chunks=3))
     air = subject_centres(film, np.arange(film.frames))
     for subject in (KITE, STAR):
-        y = [at for each in air for s, _, at, _ in each if s == subject]
-        assert np.abs(np.diff(y)).max() < 16
-        assert min(y) < -25, "it comes from above the picture, or leaves over it"
+        path = np.array([(x, y) for each in air for s, x, y, _ in each if s == subject])
+        assert np.abs(np.diff(path, axis=0)).max() < 16
+        assert path.min() < -20, "it comes from beside the picture, or leaves over it"
 
 
 @pytest.mark.parametrize("motion", MOTIONS)
