@@ -54,6 +54,11 @@ class FilmBatch:
     subjects: Tensor
     returns: Tensor
 
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Latents, subjects, returns."""
+        return self.latents, self.subjects, self.returns
+
 
 class LatentStore:
     """Films by family and number: encoded when first asked for, then read from files.
@@ -121,9 +126,10 @@ def film_of(structure: Structure, family: int, member: int) -> Film:
     return sample_film(family * 100_003 + member, structure=structure)
 
 
-def twin_of(film: Film) -> Film:
-    """The same film in other places: the same captions, other hills and landmarks."""
-    places = tuple(replace(place, seed=place.seed ^ 0x5F3759DF) for place in film.places)
+def with_other_place(film: Film, number: int) -> Film:
+    """The same film with one place redrawn: the same captions, there other hills and landmarks."""
+    other = replace(film.places[number], seed=film.places[number].seed ^ 0x5F3759DF)
+    places = (*film.places[:number], other, *film.places[number + 1 :])
     return replace(film, places=places)
 
 
