@@ -36,7 +36,7 @@ from cfgen.train.film_world.latents import CHUNK_LATENTS, FilmBatch, LatentStore
 from cfgen.train.film_world.world import Film
 from cfgen.train.muon import Muon
 from cfgen.train.recall import RecallProbe
-from cfgen.train.shots import prompts_by_chunk, repeated, shot_starts
+from cfgen.train.shots import choose_chunks, prompts_by_chunk, repeated, shot_starts
 from cfgen.train.training_memory import Admission, MemorySettings, policy_tables, training_memory
 
 
@@ -344,15 +344,3 @@ class BaseStage:
     def export(self, weights: Mapping[str, Tensor]) -> None:
         """Write generator and text encoder of the model folder."""
         self.exporter(self.geometry, self.text_encoder.model.config.to_diff_dict(), weights)
-
-
-def choose_chunks(
-    batch: FilmBatch, starts: frozenset[int], count: int, rng: np.random.Generator
-) -> frozenset[int]:
-    """Draw the chunks of a batch that are denoised: returns and starts of shots most often."""
-    chunks = batch.latents.shape[1] // CHUNK_LATENTS
-    returns = torch.unflatten(batch.returns, 1, (chunks, -1)).mean((0, 2, 3, 4)).tolist()
-    chances = np.array([1 + 2 * (c in starts) + 6 * share for c, share in enumerate(returns)])
-    count = min(count, chunks)
-    chosen = rng.choice(chunks, count, replace=False, p=chances / chances.sum())
-    return frozenset(int(c) for c in chosen)

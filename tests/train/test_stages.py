@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from cfgen.checkpoint.load import load_generator
 from cfgen.errors import CheckpointError
+from cfgen.memory.paged import PagedMemory
 from cfgen.model.vae import TinyAutoencoder
 from cfgen.train.export import Exporter
 from cfgen.train.film_world.latents import FilmBatch, LatentStore, film_of, returning_cells
@@ -22,12 +23,11 @@ from cfgen.train.flow_matching_stage import (
     BaseSettings,
     BaseStage,
     Errors,
-    choose_chunks,
 )
 from cfgen.train.recall import RecallProbe
-from cfgen.train.shots import shot_starts
+from cfgen.train.shots import choose_chunks, shot_starts
 from cfgen.train.tokenizer_stage import train_tokenizer
-from cfgen.train.training_memory import MemorySettings
+from cfgen.train.training_memory import MemorySettings, training_memory
 from cfgen.train.vae_clips import draw_clips
 from cfgen.train.vae_stage import VaeSettings, VaeStage, _steps
 
@@ -190,7 +190,15 @@ def test_recall_measures_what_slow_memory_alone_can_tell(
     Two layers carry what they read of A one chunk further, and the film is away for four.
     """
     monkeypatch.setattr(RecallProbe, "_latents", latents_of_places)
+    memories: list[PagedMemory] = []
+
+    def noted(*arguments: object) -> PagedMemory:
+        memories.append(training_memory(*arguments))  # type: ignore[arg-type]
+        return memories[-1]
+
+    monkeypatch.setattr("cfgen.train.recall.training_memory", noted)
     blank = base_stage.measure()
+    assert [memory.frames(0)[:4] for memory in memories] == [[0, 1, 2, 6]] * 3, "A begins at 6"
     assert blank["own_0.97"] == blank["foreign_0.97"] == blank["never_left_0.97"], "zero flow"
     with torch.no_grad():
         for parameter in base_stage.generator.parameters():
