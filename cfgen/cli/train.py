@@ -130,18 +130,17 @@ def _base_stage(settings: _Settings, work: Path) -> BaseStage:
     """Build stage `base` on what the stages before it left in the model folder."""
     import torch
 
-    from cfgen.checkpoint.digests import digest
     from cfgen.checkpoint.vae import load_tiny
     from cfgen.model.text_encoder import load_tokenizer
     from cfgen.train.export import Exporter
-    from cfgen.train.film_world.latents import LatentStore
+    from cfgen.train.film_world.latents import LatentStore, encoder_digest
     from cfgen.train.flow_matching_stage import BaseStage
 
     model = work / "model"
-    weights = model / "tae.safetensors"
+    vae = load_tiny(model / "tae.safetensors", dtype=torch.bfloat16)
     store = LatentStore(
-        work / "latents" / digest(weights)[:16],
-        load_tiny(weights, dtype=torch.bfloat16),
+        work / "latents" / encoder_digest(vae)[:16],
+        vae,
         width=settings.vae.width,
         height=settings.vae.height,
     )

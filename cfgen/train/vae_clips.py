@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from cfgen.model.vae import TEMPORAL_STRIDE
 from cfgen.train.film_world.backgrounds import rng_for
 from cfgen.train.film_world.sampling import sample_film
 from cfgen.train.film_world.world import (
@@ -23,7 +24,7 @@ from cfgen.train.film_world.world import (
 CHUNKS = 8
 """Length of the films that clips are cut from."""
 
-CHANGES = 0.4
+CHANGES = 0.25
 """Share of clips that lie over a cut or over what follows a change within a shot."""
 
 AIMED = 0.6
@@ -98,14 +99,19 @@ def object_mask(boxes: list[list[Box]], width: int, height: int) -> NDArray[np.u
 
 
 def _start(rng: np.random.Generator, film: Film, frames: int) -> int:
-    """First frame of a clip: anywhere, or so that it shows a cut, a fade or a change of cast."""
+    """First frame of a clip: anywhere, or so that it shows a cut, a fade or a change of cast.
+
+    It is the last frame of a latent frame, so that the latent frames of the clip are the film's: a
+    cut never falls within one.
+    """
     last = film.frames - frames
     starts = shot_starts_in_frames(film)[1:]
+    start = int(rng.integers(0, last + 1))
     if starts and rng.uniform() < CHANGES:
         at = starts[int(rng.integers(len(starts)))]
         after = 0 if _cuts(film, at) else FADE_FRAMES - frames
-        return int(np.clip(rng.integers(at - frames + 1, at + max(1, after)), 0, last))
-    return int(rng.integers(0, last + 1))
+        start = int(np.clip(rng.integers(at - frames + 1, at + max(1, after)), 0, last))
+    return start // TEMPORAL_STRIDE * TEMPORAL_STRIDE
 
 
 def _cuts(film: Film, at: int) -> bool:

@@ -23,7 +23,8 @@ from cfgen.train.vae_clips import draw_clips
 class VaeSettings:
     """Values of the stage: sizes in pixels and frames, weights of the loss terms.
 
-    `objects` is what a pixel on a subject or landmark counts more than another.
+    `objects` is what a pixel on a subject or landmark counts more than another. Without
+    `train_encoder` the decoder alone learns, so that latents encoded before stay what they are.
     """
 
     latent_channels: int = 32
@@ -44,6 +45,7 @@ class VaeSettings:
     objects: float = 2.0
     moment: float = 0.02
     noise: float = 0.15
+    train_encoder: bool = True
 
 
 class VaeStage:
@@ -67,6 +69,7 @@ class VaeStage:
         self.vae = vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.modules = nn.ModuleDict({"vae": self.vae})
         self._initialise()
+        self.vae.encoder.requires_grad_(settings.train_encoder)
 
     @torch.no_grad()
     def _initialise(self) -> None:
@@ -117,10 +120,9 @@ class VaeStage:
     def optimizers(self) -> list[torch.optim.Optimizer]:
         """Muon for the inner convolutions; AdamW for biases and the layers that touch pixels."""
         edges = (self.vae.encoder[0].weight, self.vae.decoder[-1].weight)
-        inner = [
-            p for p in self.vae.parameters() if p.ndim > 1 and all(p is not edge for edge in edges)
-        ]
-        rest = [p for p in self.vae.parameters() if p.ndim == 1 or any(p is edge for edge in edges)]
+        learnt = [p for p in self.vae.parameters() if p.requires_grad]
+        inner = [p for p in learnt if p.ndim > 1 and all(p is not edge for edge in edges)]
+        rest = [p for p in learnt if p.ndim == 1 or any(p is edge for edge in edges)]
         return [
             Muon(inner, lr=self.settings.lr),
             torch.optim.AdamW(rest, lr=self.settings.lr, betas=(0.9, 0.98), weight_decay=0.0),

@@ -16,7 +16,13 @@ from cfgen.errors import CheckpointError
 from cfgen.memory.paged import PagedMemory
 from cfgen.model.vae import TinyAutoencoder
 from cfgen.train.export import Exporter
-from cfgen.train.film_world.latents import FilmBatch, LatentStore, film_of, returning_cells
+from cfgen.train.film_world.latents import (
+    FilmBatch,
+    LatentStore,
+    encoder_digest,
+    film_of,
+    returning_cells,
+)
 from cfgen.train.film_world.sampling import Structure
 from cfgen.train.film_world.world import Film
 from cfgen.train.flow_matching_stage import (
@@ -290,6 +296,25 @@ def test_clips_show_cuts_fades_and_rests() -> None:
     assert (change.max(1) < 2).any()
     moving = (change > 2).all(1)
     assert moving.any()
+
+
+def test_a_cut_begins_a_latent_frame_of_a_clip() -> None:
+    """As in a film: frame 0 of a clip is one latent frame, then every four frames are one."""
+    clips = draw_clips("cuts", films=48, crops_per_film=1, frames=9, crop=(96, 96), size=(160, 96))
+    change = np.abs(np.diff(clips.video.astype(int), axis=1)).mean((2, 3, 4))
+    assert {int(at) for at in np.argwhere(change > 25)[:, 1]} == {0, 4}
+
+
+def test_without_its_training_an_encoder_stands_still(tmp_path: Path) -> None:
+    stage = VaeStage(dataclasses.replace(VAE, train_encoder=False), tmp_path)
+    before = encoder_digest(stage.vae)
+    decoder = stage.vae.decoder[1].weight.clone()
+    optimizers = stage.optimizers()
+    stage.loss(0)[0].backward()
+    for optimizer in optimizers:
+        optimizer.step()
+    assert encoder_digest(stage.vae) == before
+    assert not torch.equal(stage.vae.decoder[1].weight, decoder)
 
 
 def test_frames_of_a_latent_begin_alike() -> None:

@@ -9,6 +9,7 @@ Axis letters: B batch, F latent frames, C channels, h w latent grid.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -64,7 +65,7 @@ class LatentStore:
     """Films by family and number: encoded when first asked for, then read from files.
 
     Args:
-        folder: where encoded films are kept; one folder per autoencoder.
+        folder: where encoded films are kept; one folder per encoder.
         vae: the trained autoencoder.
         width: frame width in pixels.
         height: frame height in pixels.
@@ -109,6 +110,12 @@ class LatentStore:
         }
         write_whole(path, save(made))
         return made
+
+
+def encoder_digest(vae: TinyAutoencoder) -> str:
+    """SHA-256 of the encoder's weights: latents stay valid while the decoder learns on."""
+    weights = vae.encoder.state_dict()
+    return hashlib.sha256(save({n: t.cpu().contiguous() for n, t in weights.items()})).hexdigest()
 
 
 def encode(vae: TinyAutoencoder, video: NDArray[np.uint8]) -> Tensor:
