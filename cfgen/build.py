@@ -104,7 +104,8 @@ def build_render(
     recorded = settled(config)
     if config.output is None or config.seed is None:
         raise ValueError("a render needs an output and a seed")
-    facts = {**digests_of(config.model), **versions()}
+    digests = digests_of(config.model)
+    facts = {**digests, **versions()}
     path = run_of(config.output)
     writer = VideoWriter(
         config.output,
@@ -115,8 +116,14 @@ def build_render(
         quality=config.encode.quality,
         metadata={**_words(recorded), **facts},
         parts=path / "segments",
+        replaces=overwrite,
     )
     source = build_source(config, plan, models)
+    if digests_of(config.model) != digests:
+        raise CheckpointError(
+            f"the weights of {config.model.path} changed while they were loaded",
+            "wait until they are written, then run the command again",
+        )
     writer.add_metadata({"backend": source.backend})
     return Render(
         source=source,
@@ -185,13 +192,6 @@ def build_source(config: RenderConfig, plan: Plan, models: Models | None = None)
         compiled=config.compile,
     )
     generator, vae = loaded.generator, loaded.decoder
-    geometry = plan.geometry
-    if generator.geometry.in_dim != geometry.channels or vae.latent_channels != geometry.channels:
-        raise CheckpointError(
-            f"the generator reads {generator.geometry.in_dim} latent channels, the autoencoder "
-            f"{vae.latent_channels}, the plan {geometry.channels}",
-            "use files that belong together",
-        )
     if (width := text[config.prompt].shape[-1]) != generator.geometry.text_dim:
         raise CheckpointError(
             f"the text encoder makes {width} numbers a token, the generator reads "

@@ -58,7 +58,15 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("tiny") / "model"
     tokenizer = train_tokenizer(folder, captions=300)
-    widths = VaeSettings(encoder_width=8, decoder_widths=(16, 8, 8, 8), crop=32, frames=5, films=1)
+    widths = VaeSettings(
+        latent_channels=16,
+        encoder_width=8,
+        decoder_widths=(16, 8, 8, 8),
+        patch_size=1,
+        crop=(32, 32),
+        frames=5,
+        films=1,
+    )
     vae = VaeStage(widths, folder)
     with torch.no_grad():  # training starts from grey
         vae.vae.get_parameter("decoder.22.weight").mul_(10)

@@ -15,6 +15,7 @@ from typer.core import TyperCommand, TyperGroup
 from cfgen import __version__
 from cfgen.cli.console import Console
 from cfgen.errors import CfgenError, Interrupted
+from cfgen.plain_text import printable
 
 _COMMANDS = {
     "render": "cfgen.cli.render",
@@ -88,6 +89,7 @@ class _Commands(TyperGroup):
         except Exception as error:
             # Typer's own exceptions (usage, exit) carry an exit code, and it reports them itself.
             if isinstance(error, BrokenPipeError | typer.Abort) or hasattr(error, "exit_code"):
+                _clean(error)
                 raise
             console.bug(error)
             raise typer.Exit(1) from None
@@ -103,6 +105,14 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80},
 )
+
+
+def _clean(error: Exception) -> None:
+    """Let what Typer tells of a wrong argument give the terminal no orders."""
+    for name in ("message", "option_name", "param_hint"):
+        text = getattr(error, name, None)
+        if isinstance(text, str):
+            setattr(error, name, printable(text))
 
 
 def _show_version(wanted: bool) -> None:

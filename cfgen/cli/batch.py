@@ -32,6 +32,7 @@ from cfgen.errors import (
     UsageError,
 )
 from cfgen.recipe import recipe_of
+from cfgen.regular_files import read_stream, read_text
 from cfgen.render.batch import Batch, ClipBegun, ClipEnded, Item, Waiting
 from cfgen.render.disk import disk_errors, sha256_of, write_file
 from cfgen.render.folder import RunFolder, is_run
@@ -188,6 +189,7 @@ class Night:
     def make(self, item: Item) -> Render:
         """Build the render of a clip; one that was begun goes on."""
         from cfgen.build import build_render
+        from cfgen.checkpoint.digests import read_anew
 
         config = _on_own_gpu(self._configs[item.name])
         path = run_of(item.output)
@@ -197,6 +199,7 @@ class Night:
         begun = self._begun(path, config)
         try:
             if begun is not None:
+                read_anew()
                 render = build_render(begun, plan_of(begun), models=self._models)
                 render.resume()
             else:
@@ -290,9 +293,9 @@ class Night:
 def _read(path: Path) -> tuple[str, str, Path]:
     """Text, label and output folder of a list."""
     if str(path) == "-":
-        return sys.stdin.read(), "stdin", Path()
+        return read_stream(sys.stdin), "stdin", Path()
     try:
-        return path.read_text(encoding="utf-8"), str(path), path.parent
+        return read_text(path), str(path), path.parent
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise UsageError(f"cannot read the list {path}: {reason}") from None

@@ -15,8 +15,9 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, TextIO
 
-from cfgen.cli.progress import Pace, bytes_words, chunk_words, clock
+from cfgen.cli.progress import Pace, chunk_words, clock
 from cfgen.errors import CfgenError, PrintError
+from cfgen.plain_text import bytes_words, printable
 from cfgen.render.events import (
     ChunkDone,
     Encoded,
@@ -100,7 +101,7 @@ class Console:
 
     def warn(self, message: str, hint: str | None = None) -> None:
         """Warn on stderr, also with `--quiet`."""
-        self._aside(f"{self._label('warning', '33')} {message}")
+        self._aside(message, label=self._label("warning", "33"))
         if hint:
             self._aside(f"hint: {hint}")
 
@@ -108,14 +109,15 @@ class Console:
         """Write one JSON line; silent without `--json`."""
         if self.json:
             line = {"schema": SCHEMA, "type": kind, **data}
-            _print(json.dumps(line, default=str, allow_nan=False))
+            text = json.dumps(line, default=str, allow_nan=False)
+            _print(text.replace("\x7f", "\\u007f"))  # the one control that JSON leaves as it is
 
     def error(self, error: CfgenError) -> None:
         """Show an error and its hint; with `--debug` where it was raised."""
         self.close()
         if self.debug:
             _write(sys.stderr, "".join(traceback.format_exception(error)).rstrip())
-        _write(sys.stderr, f"{self._label('error', '31')} {error}")
+        _write(sys.stderr, str(error), label=self._label("error", "31"))
         if error.hint:
             _write(sys.stderr, f"hint: {error.hint}")
         self._failed({"code": error.code, "message": str(error), "hint": error.hint})
@@ -125,7 +127,7 @@ class Console:
         self.close()
         _write(sys.stderr, "".join(traceback.format_exception(error)).rstrip())
         asked = "this is a defect of cfgen; please report it with the lines above"
-        _write(sys.stderr, f"{self._label('error', '31')} {asked}")
+        _write(sys.stderr, asked, label=self._label("error", "31"))
         self._failed({"code": "internal", "message": repr(error), "hint": asked})
 
     def start(self, *, fps: float) -> None:
@@ -206,14 +208,15 @@ class Console:
         if self._bar is None:
             self._bar, self._task = _progress_bar(event.frames_total)
         assert self._task is not None
-        self._bar.update(self._task, completed=event.frames_done, description=words)
+        self._bar.update(self._task, completed=event.frames_done, description=printable(words))
 
-    def _aside(self, text: str) -> None:
+    def _aside(self, text: str, *, label: str = "") -> None:
         """Write a line to stderr, above the bar if there is one."""
         if self._bar is not None:
+            text = printable(f"{label} {text}" if label else text)
             self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
         else:
-            _write(sys.stderr, text)
+            _write(sys.stderr, text, label=label)
 
     def _failed(self, error: Mapping[str, object]) -> None:
         with suppress(PrintError):  # which is then what there is to tell
@@ -261,6 +264,14 @@ def _print(text: str) -> None:
         ) from None
 
 
-def _write(stream: TextIO, text: str) -> None:
-    stream.write(f"{text}\n")
+def _write(stream: TextIO, text: str, *, label: str = "") -> None:
+    """Write a line, in which texts of others can give the terminal no orders.
+
+    Args:
+        stream: Where to.
+        text: What to write.
+        label: A word before it that may be coloured.
+    """
+    start = f"{label} " if label else ""
+    stream.write(f"{start}{printable(text)}\n")
     stream.flush()

@@ -15,6 +15,7 @@ from cfgen.cli.console import Console
 from cfgen.config import catalog
 from cfgen.config.values import Tree, coerce, nearest
 from cfgen.errors import CheckpointError, PresetError, Problem, UsageError
+from cfgen.regular_files import read_text
 
 if TYPE_CHECKING:
     from cfgen.train.flow_matching_stage import BaseSettings, BaseStage
@@ -129,23 +130,23 @@ def _base_stage(settings: _Settings, work: Path) -> BaseStage:
     """Build stage `base` on what the stages before it left in the model folder."""
     import torch
 
-    from cfgen.checkpoint.digests import digest
     from cfgen.checkpoint.vae import load_tiny
     from cfgen.model.text_encoder import load_tokenizer
     from cfgen.train.export import Exporter
-    from cfgen.train.film_world.latents import LatentStore
+    from cfgen.train.film_world.latents import LatentStore, encoder_digest
     from cfgen.train.flow_matching_stage import BaseStage
 
     model = work / "model"
-    weights = model / "tae.safetensors"
+    vae = load_tiny(model / "tae.safetensors", dtype=torch.bfloat16)
     store = LatentStore(
-        work / "latents" / digest(weights)[:16],
-        load_tiny(weights, dtype=torch.bfloat16),
+        work / "latents" / encoder_digest(vae)[:16],
+        vae,
         width=settings.vae.width,
         height=settings.vae.height,
     )
+    exporter = Exporter(model, store.vae.spatial_stride)
     tokenizer = load_tokenizer(model / "tokenizer" / "tokenizer.json")
-    return BaseStage(settings.base, settings.memory, store, tokenizer, Exporter(model))
+    return BaseStage(settings.base, settings.memory, store, tokenizer, exporter)
 
 
 def _values(name: str, assignments: list[str]) -> Values:
@@ -158,7 +159,7 @@ def _values(name: str, assignments: list[str]) -> Values:
             f"there is nothing to train called {name!r}{nearest(name, known)}",
             f"what can be trained: {', '.join(known)}",
         )
-    values: Values = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
+    values: Values = yaml.load(read_text(path), Loader=yaml.BaseLoader)
     for assignment in assignments:
         key, separator, text = assignment.partition("=")
         section, _, field = key.strip().rpartition(".")

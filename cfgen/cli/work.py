@@ -36,6 +36,7 @@ def carry_out(
         CfgenError: It could not be finished; `Interrupted` after a signal.
     """
     from cfgen.build import build_render
+    from cfgen.checkpoint.digests import read_anew
 
     for line in drawn.lines():
         console.detail(line)
@@ -48,6 +49,8 @@ def carry_out(
     console.start(fps=drawn.geometry.fps)
     finished: Finished | None = None
     assert config.output is not None
+    if resume:
+        read_anew()
     render = build_render(config, drawn, overwrite=overwrite)
     if resume:
         render.resume(allow_changed)

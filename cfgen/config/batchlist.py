@@ -19,6 +19,7 @@ from pathlib import Path, PurePosixPath
 
 import yaml
 
+from cfgen.atomic_files import require_own_folders
 from cfgen.config.loader import Recipe, Resolved, known_keys, load
 from cfgen.config.schema import RenderConfig
 from cfgen.config.sources import Entries, Entry, Origin, compose, flatten
@@ -208,7 +209,12 @@ def _output(template: str, name: str, config: RenderConfig, folder: Path) -> Pat
         raise ValueError(f"must stay in the folder of the list, got {text!r}")
     if path.suffix.lower() != ".mp4":
         raise ValueError(f"must end in .mp4, got {text!r}")
-    return folder.joinpath(*parts)
+    output = folder.joinpath(*parts)
+    try:
+        require_own_folders(output, folder)
+    except OSError as error:
+        raise ValueError(f"must stay in the folder of the list: {error.strerror}") from None
+    return output
 
 
 def _parsed(text: str, label: str, problems: list[Problem]) -> tuple[Entries, list[_Raw]]:

@@ -98,18 +98,23 @@ class PagedMemory:
         """Layers that decide together for all; none if each decides for itself."""
         return self._admission_layers
 
-    def hear(self, layer: int, parts: Tensor, *, tokens: int) -> None:
-        """Take the key sums [B, n, C] of a layer that decides for all; the last one settles it.
+    def decide_together(self, layer: int, parts: Tensor, *, tokens: int) -> None:
+        """Collect the key sums [B, n, C] of an admission layer; the last such layer decides.
 
         The op averages cosines over the batch, so the layers are laid side by side as one batch.
         """
-        self._parts = [*self._parts, parts] if layer != self._admission_layers[0] else [parts]
-        if layer != self._admission_layers[-1] or self.reference is None:
+        if self.reference is None:
+            raise ValueError("there is no reference to compare with yet")
+        together = self._admission_layers
+        self._parts = [*self._parts, parts] if layer != together[0] else [parts]
+        if layer != together[-1]:
             return
-        held = self.reference[self._admission_layers].flatten(0, 1)
-        decision = self.decisions[layer]
-        self.admit(torch.cat(self._parts), held, decision, tokens=tokens, tau=self.tau)
-        self.reference[self._admission_layers] = torch.unflatten(held, 0, (-1, parts.shape[0]))
+        # Views and copies alone: a list as an index would be sent from the host within a chunk.
+        references = [self.reference[each] for each in together]
+        compared, decision = torch.cat(references), self.decisions[layer]
+        self.admit(torch.cat(self._parts), compared, decision, tokens=tokens, tau=self.tau)
+        for reference, renewed in zip(references, compared.chunk(len(together)), strict=True):
+            reference.copy_(renewed)
         self.decisions[:, ADMITTED] = decision[ADMITTED]
         self._parts = []
 
@@ -224,4 +229,4 @@ class PagedView:
             decision, reference = memory.decisions[layer], memory.reference[layer]
             memory.admit(parts, reference, decision, tokens=tokens, tau=memory.tau)
         elif layer in together:
-            memory.hear(layer, parts, tokens=tokens)
+            memory.decide_together(layer, parts, tokens=tokens)

@@ -26,7 +26,7 @@ from cfgen.checkpoint.load import load_generator
 from cfgen.checkpoint.text_encoder import load_text_encoder
 from cfgen.errors import CheckpointError
 from cfgen.memory.base import Pass
-from cfgen.memory.paged import PagedMemory
+from cfgen.memory.paged import PagedView
 from cfgen.model.generator import Conditioning, Generator, Geometry
 from cfgen.model.text_encoder import TextEncoder
 from cfgen.train.export import Exporter, text_config
@@ -36,7 +36,7 @@ from cfgen.train.film_world.latents import CHUNK_LATENTS, FilmBatch, LatentStore
 from cfgen.train.film_world.world import Film
 from cfgen.train.muon import Muon
 from cfgen.train.recall import RecallProbe
-from cfgen.train.shots import prompts_by_chunk, repeated, shot_starts
+from cfgen.train.shots import choose_chunks, prompts_by_chunk, repeated, shot_starts
 from cfgen.train.training_memory import Admission, MemorySettings, policy_tables, training_memory
 
 
@@ -185,7 +185,7 @@ class BaseStage:
         Raises:
             CheckpointError: the folder is incomplete, or its model has other sizes.
         """
-        generator = load_generator(folder, expand=True)
+        generator = load_generator(folder, expand=True, untrained=True)
         encoder = load_text_encoder(
             folder / "text_encoder",
             folder / "tokenizer" / "tokenizer.json",
@@ -233,9 +233,17 @@ class BaseStage:
         errors = Errors([], [], {})
         for chunk in range(max(chosen) + 1):
             admission.chunk = chunk
-            learnt = chunk in chosen or chunk in starts
-            with nullcontext() if learnt else torch.no_grad():
-                self._play(batch, chunk, chunk in chosen, memory, prompts[chunk], noise, errors)
+            span = slice(CHUNK_LATENTS * chunk, CHUNK_LATENTS * (chunk + 1))
+            part = FilmBatch(batch.films, *(x[:, span] for x in batch.tensors))
+            view, clean = memory.begin(CHUNK_LATENTS), None
+            if chunk in chosen:
+                draws = s.draws if chunk else s.first_draws
+                clean = self._denoise(part, view, prompts[chunk], noise, draws, errors)
+            if chunk < max(chosen):  # nothing reads what comes after
+                learnt = chunk in chosen or chunk in starts
+                with nullcontext() if learnt else torch.no_grad():
+                    self._commit(part, clean, view, prompts[chunk], noise)
+                memory.commit(view)
         return errors.total()
 
     def _films(self, step: int, rng: np.random.Generator) -> tuple[FilmBatch, int]:
@@ -248,9 +256,8 @@ class BaseStage:
         chunks = int(rng_for("family", family).integers(max(2, most // 2), most + 1))
         members = rng.choice(s.members, min(s.batches[length], s.members), replace=False)
         batch = self.store.family(family, chunks, [int(i) for i in members])
-        device = self.generator.device
-        masks = (batch.latents, batch.subjects, batch.returns)
-        return FilmBatch(batch.films, *(x.to(device) for x in masks)), length
+        tensors = (x.to(self.generator.device) for x in batch.tensors)
+        return FilmBatch(batch.films, *tensors), length
 
     def _prompts(self, films: Sequence[Film], rng: np.random.Generator) -> list[Conditioning]:
         """What each chunk's captions say, those of some films left out."""
@@ -261,44 +268,49 @@ class BaseStage:
 
         return prompts_by_chunk(films, words, self.generator, self.text_encoder)
 
-    def _play(
+    def _denoise(
         self,
-        batch: FilmBatch,
-        chunk: int,
-        chosen: bool,
-        memory: PagedMemory,
+        part: FilmBatch,
+        view: PagedView,
         text: Conditioning,
         noise: torch.Generator,
+        draws: int,
         errors: Errors,
-    ) -> None:
-        """Denoise a chunk if it is chosen, then commit it."""
-        span = slice(CHUNK_LATENTS * chunk, CHUNK_LATENTS * (chunk + 1))
-        x0 = batch.latents[:, span]
-        view = memory.begin(CHUNK_LATENTS)
-        clean = x0
-        if chosen:
-            s = self.settings
-            draws = s.draws if chunk else s.first_draws
-            many = x0.repeat(draws, 1, 1, 1, 1)
-            eps = torch.randn(many.shape, generator=noise).to(many)
-            level = self._levels(len(many), noise).to(many)
-            x = (1 - level) * many + level * eps
-            flow = self.generator(x, level[:, :, 0, 0, 0], repeated(text, draws), view.at(Pass(0)))
-            self._count(flow - (eps - many), batch, span, chunk, draws, errors)
-            own = (x - level * flow).detach()[: len(x0)]
-            clean = self._corrupt(x0, own, level[: len(x0)], noise)
-        else:
-            clean = self._corrupt(x0, x0, torch.ones(len(x0), 1, 1, 1, 1).to(x0), noise)
-        commit = view.at(Pass(1, commit=True))
-        self.generator.commit(clean, self.generator.level(0.0), text, commit)
-        memory.commit(view)
+    ) -> tuple[Tensor, Tensor]:
+        """Learn from a chunk at several noise levels.
 
-    def _count(
-        self, error: Tensor, batch: FilmBatch, span: slice, chunk: int, draws: int, errors: Errors
+        Returns:
+            the chunk as the first draw predicts it, [B, F, C, h, w], and that draw's noise levels,
+            [B, 1, 1, 1, 1].
+        """
+        x0 = part.latents.repeat(draws, 1, 1, 1, 1)
+        eps = torch.randn(x0.shape, generator=noise).to(x0)
+        level = self._levels(len(x0), noise).to(x0)
+        x = (1 - level) * x0 + level * eps
+        flow = self.generator(x, level[:, :, 0, 0, 0], repeated(text, draws), view.at(Pass(0)))
+        self._count(flow - (eps - x0), part, draws, errors)
+        batch = len(part.latents)
+        return (x - level * flow).detach()[:batch], level[:batch]
+
+    def _commit(
+        self,
+        part: FilmBatch,
+        predicted: tuple[Tensor, Tensor] | None,
+        view: PagedView,
+        text: Conditioning,
+        noise: torch.Generator,
     ) -> None:
+        """The commit pass of a chunk, of which a share of the films is corrupted."""
+        x0 = part.latents
+        own, level = predicted or (x0, torch.ones(len(x0), 1, 1, 1, 1).to(x0))
+        chunk = self._corrupt(x0, own, level, noise)
+        self.generator.commit(chunk, self.generator.level(0.0), text, view.at(Pass(1, commit=True)))
+
+    def _count(self, error: Tensor, part: FilmBatch, draws: int, errors: Errors) -> None:
+        """Add the loss of a chunk's error [draws * B, F, C, h, w], and note its figures."""
         s = self.settings
         subjects, returns = (
-            x[:, span, None].repeat(draws, 1, 1, 1, 1) for x in (batch.subjects, batch.returns)
+            x[:, :, None].repeat(draws, 1, 1, 1, 1) for x in (part.subjects, part.returns)
         )
         weight = 1 + (s.subject_weight - 1) * subjects + (s.return_weight - 1) * returns
         squares = error.square()
@@ -306,7 +318,7 @@ class BaseStage:
         loss = (weight * squares).mean() + s.motion_weight * (weight[:, 1:] * change).mean()
         errors.add(loss / (1 + s.motion_weight), float(draws))
         with torch.no_grad():
-            errors.note("later" if chunk else "first", squares, torch.ones_like(returns))
+            errors.note("all", squares, torch.ones_like(returns))
             errors.note("returning", squares, returns)
             errors.note("subject", squares, subjects)
 
@@ -332,15 +344,3 @@ class BaseStage:
     def export(self, weights: Mapping[str, Tensor]) -> None:
         """Write generator and text encoder of the model folder."""
         self.exporter(self.geometry, self.text_encoder.model.config.to_diff_dict(), weights)
-
-
-def choose_chunks(
-    batch: FilmBatch, starts: frozenset[int], count: int, rng: np.random.Generator
-) -> frozenset[int]:
-    """Draw the chunks of a batch that are denoised: returns and starts of shots most often."""
-    chunks = batch.latents.shape[1] // CHUNK_LATENTS
-    returns = torch.unflatten(batch.returns, 1, (chunks, -1)).mean((0, 2, 3, 4)).tolist()
-    chances = np.array([1 + 2 * (c in starts) + 6 * share for c, share in enumerate(returns)])
-    count = min(count, chunks)
-    chosen = rng.choice(chunks, count, replace=False, p=chances / chances.sum())
-    return frozenset(int(c) for c in chosen)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -18,10 +17,12 @@ from typing import Protocol
 import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
+from cfgen.atomic_files import append, write_whole
 from cfgen.errors import CheckpointError
+from cfgen.regular_files import read_text
 
 SHARD_BYTES = 15 * 2**20
 
@@ -153,8 +154,8 @@ def _follow(average: dict[str, Tensor], module: nn.Module, decay: float) -> None
 def _log(folder: Path, progress: Progress) -> None:
     line = {"step": progress.step, "seconds": round(progress.seconds, 1)}
     line |= {key: round(value, 5) for key, value in progress.figures.items()}
-    with (folder / "log.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
+    with append(folder / "log.jsonl") as file:
+        file.write(f"{json.dumps(line)}\n".encode())
 
 
 def _tensors(
@@ -188,11 +189,9 @@ def _save(
         size += tensor.nbytes
     names = [f"state-{step:07d}-{i:02d}.safetensors" for i in range(len(shards))]
     for name, shard in zip(names, shards, strict=True):
-        save_file(shard, folder / name)
+        write_whole(folder / name, save(shard))
     record = {"step": step, "seconds": round(seconds, 1), "shards": names}
-    temporary = folder / "state.json.tmp"
-    temporary.write_text(json.dumps(record), encoding="utf-8")
-    os.replace(temporary, folder / "state.json")
+    write_whole(folder / "state.json", json.dumps(record).encode())
     for old in folder.glob("state-*.safetensors"):
         if old.name not in names:
             old.unlink()
@@ -233,7 +232,7 @@ def _read(folder: Path) -> tuple[int, float, dict[str, Tensor]]:
     """Step, seconds spent and tensors of the state on disk."""
     tensors: dict[str, Tensor] = {}
     try:
-        record = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        record = json.loads(read_text(folder / "state.json"))
         for name in record["shards"]:
             with safe_open(folder / name, "pt") as file:
                 tensors |= {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping

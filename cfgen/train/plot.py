@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
+
+from cfgen.atomic_files import write_whole
+from cfgen.regular_files import read_text
 
 mpl.use("Agg")
 
@@ -18,7 +22,7 @@ def plot_log(log: Path, picture: Path) -> None:
         log: the log that `loop.train` writes.
         picture: the PNG to write.
     """
-    lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    lines = [json.loads(line) for line in read_text(log).splitlines()]
     names = list(dict.fromkeys(name for line in lines for name in line))
     names = [name for name in names if name not in ("step", "seconds")]
     figure = Figure(figsize=(6, 2.2 * len(names)), layout="constrained")
@@ -37,4 +41,6 @@ def plot_log(log: Path, picture: Path) -> None:
         if min(values) > 0 and max(values) > 20 * min(values):
             axes.set_yscale("log")
     axes.set_xlabel("step")
-    figure.savefig(picture, dpi=110)
+    content = io.BytesIO()
+    figure.savefig(content, dpi=110, format="png")
+    write_whole(picture, content.getvalue())

@@ -1,10 +1,11 @@
 """How much a generator takes from its memory, measured while it trains, in seconds.
 
 Held-out films cut from a place C to A, away to B, and back to A. The chunk that comes back is
-denoised from noise with the truth as its past, three times over: with its own past; with the past
-of the same film in other places (same captions, other hills and landmarks); and with A's last
-chunk right before it, as if the film had never left. What memory could save is the second error
-less the third; what it does save is the second less the first.
+denoised from noise with the truth as its past, three times over: with its own past; with a past in
+which A was another place (same captions, other hills and landmarks), so that slow memory alone
+tells the two apart; and with A's last chunk right before it, as if the film had never left. What
+memory could save is the second error less the third; what it does save is the second less the
+first.
 
 Axis letters: B batch, F latent frames, C channels, h w latent grid.
 """
@@ -21,10 +22,10 @@ from cfgen.memory.slow_fast import SlowFastTable
 from cfgen.model.generator import Conditioning, Generator
 from cfgen.model.text_encoder import TextEncoder
 from cfgen.train.film_world.captions import caption
-from cfgen.train.film_world.latents import CHUNK_LATENTS, LatentStore, twin_of
+from cfgen.train.film_world.latents import CHUNK_LATENTS, LatentStore, with_other_place
 from cfgen.train.film_world.sampling import Structure, sample_film
 from cfgen.train.film_world.world import Film
-from cfgen.train.shots import prompts_by_chunk
+from cfgen.train.shots import prompts_by_chunk, shot_starts
 from cfgen.train.training_memory import Admission, MemorySettings, training_memory
 
 LEVELS = (0.97, 0.8, 0.5)
@@ -47,7 +48,8 @@ class RecallProbe:
         self, store: LatentStore, memory: MemorySettings, films: int, *, away: int = 4
     ) -> None:
         self._store, self._memory, self._count = store, memory, films
-        self._structure = Structure(((0, 1, "cut"), (1, 2, "cut"), (2, away, "cut"), (1, 1, "cut")))
+        # Two chunks of C: slow-fast memory admits nothing of the chunk that follows its sink.
+        self._structure = Structure(((0, 2, "cut"), (1, 2, "cut"), (2, away, "cut"), (1, 1, "cut")))
 
     @torch.no_grad()
     def __call__(self, generator: Generator, encoder: TextEncoder) -> dict[str, float]:
@@ -58,20 +60,20 @@ class RecallProbe:
         ]
         own, foreign = (
             self._latents(films, "own"),
-            self._latents([twin_of(film) for film in films], "foreign"),
+            self._latents([with_other_place(film, 1) for film in films], "foreign"),
         )
 
         def words(film: int, shot: int) -> str:
             return caption(films[film], shot, shot, complete=True)
 
         prompts = prompts_by_chunk(films, words, generator, encoder)
-        away = self._structure.shots[2][1]
-        left_out = range(3, 3 + away)
-        last = slice(-CHUNK_LATENTS, None)
-        target = own[:, last]
+        (_, first, _), (_, here, _), (_, away, _), _ = self._structure.shots
+        nothing, elsewhere = range(0), range(first + here, first + here + away)
+        starts = shot_starts(films[0])
+        target = own[:, -CHUNK_LATENTS:]
         errors = [
-            self._errors(generator, prompts, past, target, skip)
-            for past, skip in ((own, range(0)), (foreign, range(0)), (own, left_out))
+            self._errors(generator, prompts, past, target, starts, skip)
+            for past, skip in ((own, nothing), (foreign, nothing), (own, elsewhere))
         ]
         figures: dict[str, float] = {}
         for i, level in enumerate(LEVELS):
@@ -83,7 +85,7 @@ class RecallProbe:
         return figures
 
     def _latents(self, films: Sequence[Film], kind: str) -> Tensor:
-        names = [f"recall-{kind}-{i}-{film.chunks:02d}" for i, film in enumerate(films)]
+        names = [f"recall-{kind}-{film.chunks:02d}-{i:04d}" for i, film in enumerate(films)]
         return self._store.batch(films, names).latents
 
     def _errors(
@@ -92,6 +94,7 @@ class RecallProbe:
         prompts: Sequence[Conditioning],
         past: Tensor,
         target: Tensor,
+        starts: frozenset[int],
         skip: range,
     ) -> list[float]:
         """Mean squared error of the flow of `target` [B, F, C, h, w] at each level after a past.
@@ -101,11 +104,12 @@ class RecallProbe:
             prompts: of each chunk.
             past: latents of a whole film, [B, F, C, h, w]; its last chunk is not read.
             target: the chunk that is denoised.
+            starts: chunks that begin a shot, which slow memory admits.
             skip: chunks of the past that are left out.
         """
         m, device = self._memory, generator.device
         chunks = past.shape[1] // CHUNK_LATENTS
-        admission = Admission.oracle({1, 3}, chunks)
+        admission = Admission.oracle(starts, chunks)
         memory = training_memory(
             lambda: SlowFastTable(sink=m.sink, slow=m.slow, fast=m.fast),
             admission,

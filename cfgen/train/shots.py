@@ -7,8 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
+import torch
+
 from cfgen.model.generator import Conditioning, Generator
 from cfgen.model.text_encoder import TextEncoder
+from cfgen.train.film_world.latents import CHUNK_LATENTS, FilmBatch
 from cfgen.train.film_world.world import Film
 
 
@@ -21,6 +25,18 @@ def shot_starts(film: Film) -> frozenset[int]:
     """The chunks that begin a shot."""
     shots = shot_by_chunk(film)
     return frozenset(c for c, shot in enumerate(shots) if c == 0 or shots[c - 1] != shot)
+
+
+def choose_chunks(
+    batch: FilmBatch, starts: frozenset[int], count: int, rng: np.random.Generator
+) -> frozenset[int]:
+    """Draw the chunks of a batch that are denoised: returns and starts of shots most often."""
+    chunks = batch.latents.shape[1] // CHUNK_LATENTS
+    returns = torch.unflatten(batch.returns, 1, (chunks, -1)).mean((0, 2, 3, 4)).tolist()
+    chances = np.array([1 + 2 * (c in starts) + 6 * share for c, share in enumerate(returns)])
+    count = min(count, chunks)
+    chosen = rng.choice(chunks, count, replace=False, p=chances / chances.sum())
+    return frozenset(int(c) for c in chosen)
 
 
 def prompts_by_chunk(

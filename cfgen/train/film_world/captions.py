@@ -53,6 +53,13 @@ MOTION_WORDS = {
     ),
     "hovers": ("hovers", "hangs still", "stays in place", "rests in the air", "hovers quietly"),
 }
+PARTICIPLES = {
+    "drifts": ("drifting", "drifting from side to side", "swaying", "flying back and forth"),
+    "bobs": ("bobbing", "bobbing up and down", "floating up and down", "bouncing gently"),
+    "circles": ("circling", "flying in circles", "looping around", "going round and round"),
+    "hovers": ("hovering", "hanging still", "floating in place", "resting in the air"),
+}
+"""The motions as in "a red kite hovering over the sea"."""
 GROUND_WORDS = {
     "grass": ("grassy hills", "green meadows", "a green field", "grassland", "rolling green hills"),
     "snow": ("snowy hills", "snow-covered hills", "winter fields", "a snowy plain", "snow"),
@@ -185,25 +192,28 @@ def caption(film: Film, shot: int, seed: int, *, complete: bool = False) -> str:
 
 
 def _subjects(subjects: tuple[Subject, ...], rng: np.random.Generator) -> str:
+    participles = rng.uniform() < 0.4
+    motions = PARTICIPLES if participles else MOTION_WORDS
     phrases = []
     for subject in subjects:
         words = (
             COLOUR_WORDS[subject.colour],
             SHAPE_WORDS[subject.shape],
-            MOTION_WORDS[subject.motion],
+            motions[subject.motion],
         )
         colour, shape, motion = (options[int(rng.integers(len(options)))] for options in words)
         article = _ARTICLES[int(rng.integers(len(_ARTICLES)))]
         if article == "a" and colour[0] in "aeiou":
             article = "an"
         phrases.append(f"{article} {colour} {shape} {motion}")
-    joint = (" and ", " while ")[int(rng.integers(2))]
+    joint = (" and ", ", " if participles else " while ")[int(rng.integers(2))]
     return joint.join([", ".join(phrases[:-1]), phrases[-1]] if phrases[1:] else phrases)
 
 
 def vocabulary() -> list[str]:
     """Every word that a caption can hold, and words without a meaning of their own, sorted."""
-    tables = (COLOUR_WORDS, SHAPE_WORDS, MOTION_WORDS, GROUND_WORDS, SKY_WORDS, CAMERA_WORDS)
+    motions = (MOTION_WORDS, PARTICIPLES)
+    tables = (COLOUR_WORDS, SHAPE_WORDS, *motions, GROUND_WORDS, SKY_WORDS, CAMERA_WORDS)
     phrases = [phrase for table in tables for phrases in table.values() for phrase in phrases]
     phrases += [*RETURN_WORDS, *_ARTICLES, *_EMPTY_WORDS, "an", "and", "while", "over", "above"]
     return sorted({word for phrase in phrases for word in words_of(phrase)})

@@ -160,7 +160,7 @@ def _peaks(canvas: Canvas, tone: _Tone, seed: int) -> None:
         cap += [(-0.12 * half, 0.22 * tall), (-0.3 * half, 0.3 * tall)]
         part.paint(_snow(tone, 0.3), part.polygon(cap))
     line = 65 + waves(canvas.x[0], rng_for(seed, "far"), (2.4, 1.2), (100.0, 47.0))
-    canvas.paint(_snow(tone, 0.15), line[None] - canvas.y)
+    canvas.paint(0.9 * _snow(tone, 0.1), line[None] - canvas.y)
 
 
 def _snow(tone: _Tone, mix: float) -> Image:

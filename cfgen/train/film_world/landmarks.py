@@ -102,36 +102,41 @@ class _Lit:
     def paint(self, colour: tuple[int, int, int] | Image, distance: Image) -> None:
         self.on.paint(np.asarray(colour, np.float32) * self.light, distance)
 
+    def wall(self, colour: tuple[int, int, int] | Image, distance: Image, edge: float) -> None:
+        """Paint a body whose part to the right of `edge` lies in shadow."""
+        self.paint(colour, distance)
+        self.paint(shade(colour, 0.78), np.maximum(distance, np.float32(edge) - self.on.x))
+
     def glow(self, colour: tuple[int, int, int], distance: Image) -> None:
         """Paint what gives light of its own: it keeps its colour at night."""
         self.on.paint(colour, distance)
 
 
 def _house(c: _Lit, colour: Image) -> None:
-    c.paint(CREAM, c.on.box(0, -5, 8, 6))
+    c.wall(CREAM, c.on.box(0, -5, 8, 6), 4.8)
     c.paint(colour, c.on.polygon([(-10.5, -10), (10.5, -10), (0, -18.5)]))
     c.paint(DARK, c.on.box(-3, -3, 1.9, 4))
     c.glow((255, 220, 120), c.on.box(3.6, -6, 1.9, 1.9))
 
 
 def _tower(c: _Lit, colour: Image) -> None:
-    c.paint(STONE, c.on.box(0, -8, 4.6, 9))
-    c.paint(STONE, c.on.box(0, -16, 6, 2))
+    c.wall(STONE, c.on.box(0, -8, 4.6, 9), 1.6)
+    c.wall(STONE, c.on.box(0, -16, 6, 2), 2.2)
     c.paint(colour, c.on.polygon([(-6.5, -17.5), (6.5, -17.5), (0, -25)]))
     c.glow((255, 220, 120), c.on.box(0, -9, 1.4, 2.2, 1))
 
 
 def _lighthouse(c: _Lit, colour: Image) -> None:
     body = c.on.polygon([(-5, 1), (5, 1), (3, -17), (-3, -17)])
-    c.paint((244, 242, 238), body)
+    c.wall((244, 242, 238), body, 1.2)
     for y in (-3.0, -12.0):
-        c.paint(colour, np.maximum(c.on.box(0, y, 8, 2.3), body))
+        c.wall(colour, np.maximum(c.on.box(0, y, 8, 2.3), body), 1.2)
     c.glow((255, 224, 110), c.on.box(0, -18.5, 2.6, 2))
     c.paint(colour, c.on.polygon([(-4, -20), (4, -20), (0, -24.5)]))
 
 
 def _windmill(c: _Lit, colour: Image) -> None:
-    c.paint(CREAM, c.on.polygon([(-5.5, 1), (5.5, 1), (3.2, -13), (-3.2, -13)]))
+    c.wall(CREAM, c.on.polygon([(-5.5, 1), (5.5, 1), (3.2, -13), (-3.2, -13)]), 0.8)
     c.paint(WOOD, c.on.disc(0, -13, 4.4))
     for turn in range(4):
         a = np.pi / 4 + turn * np.pi / 2
@@ -168,9 +173,9 @@ def _tent(c: _Lit, colour: Image) -> None:
 
 
 def _church(c: _Lit, colour: Image) -> None:
-    c.paint(CREAM, c.on.box(3, -4, 7.5, 5))
+    c.paint(shade(CREAM, 0.84), c.on.box(3, -4, 7.5, 5))
     c.paint(colour, c.on.polygon([(-5, -8.5), (12, -8.5), (9, -13.5), (-2, -13.5)]))
-    c.paint(CREAM, c.on.box(-5, -7.5, 3.6, 8.5))
+    c.wall(CREAM, c.on.box(-5, -7.5, 3.6, 8.5), -3.2)
     c.paint(colour, c.on.polygon([(-9.2, -15.5), (-0.8, -15.5), (-5, -25)]))
     c.glow((255, 224, 130), c.on.box(-5, -10, 1.2, 2.1, 1.1))
     for x in (2.5, 6.5):
@@ -204,9 +209,9 @@ def _arch(c: _Lit, colour: Image) -> None:
 
 
 def _mushroom(c: _Lit, colour: Image) -> None:
-    c.paint(CREAM, c.on.box(0, -4, 3, 5, 1))
+    c.wall(CREAM, c.on.box(0, -4, 3, 5, 1), 0.6)
     cap = np.maximum(c.on.oval(0, -8, 10.5, 9), c.on.y + 7)
-    c.paint(colour, cap)
+    c.wall(colour, cap, 4.2)
     for x, y, r in ((-5, -10, 1.9), (1, -13, 2.1), (5.5, -9.8, 1.6)):
         c.paint((252, 248, 240), np.maximum(c.on.disc(x, y, r), cap))
 

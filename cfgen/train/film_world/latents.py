@@ -9,6 +9,7 @@ Axis letters: B batch, F latent frames, C channels, h w latent grid.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,10 +17,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save
 from torch import Tensor
 
+from cfgen.atomic_files import write_whole
 from cfgen.model.vae import TEMPORAL_STRIDE, TinyAutoencoder
+from cfgen.regular_files import read_bytes
 from cfgen.train.film_world.sampling import Structure, sample_film, sample_structure
 from cfgen.train.film_world.world import (
     FRAMES_PER_CHUNK,
@@ -52,12 +55,17 @@ class FilmBatch:
     subjects: Tensor
     returns: Tensor
 
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Latents, subjects, returns."""
+        return self.latents, self.subjects, self.returns
+
 
 class LatentStore:
     """Films by family and number: encoded when first asked for, then read from files.
 
     Args:
-        folder: where encoded films are kept; one folder per autoencoder.
+        folder: where encoded films are kept; one folder per encoder.
         vae: the trained autoencoder.
         width: frame width in pixels.
         height: frame height in pixels.
@@ -90,7 +98,7 @@ class LatentStore:
     def _stored(self, film: Film, name: str) -> dict[str, Tensor]:
         path = self.folder / f"{name}.safetensors"
         if path.exists():
-            return load_file(path)
+            return load(read_bytes(path))
         width, height = self.size
         video = render(film, 0, film.frames, width=width, height=height)
         latents = encode(self.vae, video)
@@ -100,10 +108,14 @@ class LatentStore:
             "subjects": torch.from_numpy(subject_cells(film, *grid)),
             "returns": torch.from_numpy(returning_cells(film, *grid)),
         }
-        part = path.with_suffix(".part")
-        save_file(made, part)
-        part.replace(path)
+        write_whole(path, save(made))
         return made
+
+
+def encoder_digest(vae: TinyAutoencoder) -> str:
+    """SHA-256 of the encoder's weights: latents stay valid while the decoder learns on."""
+    weights = vae.encoder.state_dict()
+    return hashlib.sha256(save({n: t.cpu().contiguous() for n, t in weights.items()})).hexdigest()
 
 
 def encode(vae: TinyAutoencoder, video: NDArray[np.uint8]) -> Tensor:
@@ -121,9 +133,10 @@ def film_of(structure: Structure, family: int, member: int) -> Film:
     return sample_film(family * 100_003 + member, structure=structure)
 
 
-def twin_of(film: Film) -> Film:
-    """The same film in other places: the same captions, other hills and landmarks."""
-    places = tuple(replace(place, seed=place.seed ^ 0x5F3759DF) for place in film.places)
+def with_other_place(film: Film, number: int) -> Film:
+    """The same film with one place redrawn: the same captions, there other hills and landmarks."""
+    other = replace(film.places[number], seed=film.places[number].seed ^ 0x5F3759DF)
+    places = (*film.places[:number], other, *film.places[number + 1 :])
     return replace(film, places=places)
 
 

@@ -45,7 +45,7 @@ class Views:
         backgrounds.paint_clouds(self._far, sky, seed)
         grounds.paint_ridge(self._far, sky, ground, seed)
         self._near = Canvas.empty(int(near.min()), int(near.max()) + width, height, scale)
-        light = rgb(backgrounds.SKIES[sky].light)
+        light = 0.72 * rgb(backgrounds.SKIES[sky].light) + 0.28  # they stand out from the land
         left, right = float(self._near.x[0, 0]), float(self._near.x[0, -1])
         for _, kind, at in standing(seed, left - REACH, right + REACH):
             draw_landmark(self._near, kind, at=at, light=light)

@@ -250,7 +250,12 @@ def render(
     """Frames start..stop-1 of the film: [stop - start, height, width, 3] uint8, RGB.
 
     The result does not depend on how a film is cut into calls.
+
+    Raises:
+        ValueError: there is no frame in start..stop-1, or `start` is negative.
     """
+    if not 0 <= start < stop:
+        raise ValueError(f"frames {start}..{stop - 1} of a film are none that can be drawn")
     scale = height / VIEW[1]
     shots, path = shot_of(film, stop), camera_path(film, stop)
     starts = shot_starts_in_frames(film)

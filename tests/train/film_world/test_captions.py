@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
+
 from cfgen.train.film_world.captions import (
     CAMERA_WORDS,
     COLOUR_WORDS,
     GROUND_WORDS,
     MOTION_WORDS,
+    PARTICIPLES,
     SHAPE_WORDS,
     SKY_WORDS,
     caption,
@@ -22,7 +25,7 @@ from cfgen.train.film_world.world import COLOURS, GROUNDS, MOTIONS, SKIES
 def test_every_word_of_the_world_can_be_said() -> None:
     assert set(COLOUR_WORDS) == set(COLOURS)
     assert set(SHAPE_WORDS) == set(SHAPES)
-    assert set(MOTION_WORDS) == set(MOTIONS)
+    assert set(MOTION_WORDS) == set(PARTICIPLES) == set(MOTIONS)
     assert set(GROUND_WORDS) == set(GROUNDS)
     assert set(SKY_WORDS) == set(SKIES)
 
@@ -39,13 +42,39 @@ def test_a_complete_caption_names_everything() -> None:
             for subject in shot.subjects:
                 assert any(word in text for word in COLOUR_WORDS[subject.colour])
                 assert any(word in text for word in SHAPE_WORDS[subject.shape])
-                assert any(word in text for word in MOTION_WORDS[subject.motion])
+                motions = MOTION_WORDS[subject.motion] + PARTICIPLES[subject.motion]
+                assert any(word in text for word in motions)
 
 
-def test_no_phrase_stands_for_two_things() -> None:
-    for table in (SKY_WORDS, GROUND_WORDS, CAMERA_WORDS, SHAPE_WORDS, COLOUR_WORDS, MOTION_WORDS):
-        phrases = [phrase for options in table.values() for phrase in set(options)]
-        assert len(phrases) == len(set(phrases))
+@pytest.mark.parametrize(
+    "table",
+    [COLOUR_WORDS, SHAPE_WORDS, MOTION_WORDS, PARTICIPLES, GROUND_WORDS, SKY_WORDS, CAMERA_WORDS],
+)
+def test_no_phrase_stands_for_two_things(table: dict[str, tuple[str, ...]]) -> None:
+    phrases = [phrase for options in table.values() for phrase in set(options)]
+    assert len(phrases) == len(set(phrases))
+
+
+def test_a_caption_says_the_speed_of_a_camera_and_each_binding_once() -> None:
+    for seed in range(60):
+        film = sample_film(seed, chunks=6)
+        for number, shot in enumerate(film.shots):
+            text = caption(film, number, seed, complete=True)
+            assert ("slow" in text) == (shot.camera != "still" and shot.speed == "slow"), text
+            for subject in shot.subjects:
+                pairs = [
+                    f" {colour} {shape} "
+                    for colour in set(COLOUR_WORDS[subject.colour])
+                    for shape in set(SHAPE_WORDS[subject.shape])
+                ]
+                assert sum(text.count(pair) for pair in pairs) == 1, text
+
+
+def test_captions_differ_in_words_and_order() -> None:
+    film = sample_film(5, chunks=6)
+    said = {caption(film, 0, seed, complete=True) for seed in range(100)}
+    assert len(said) > 95
+    assert caption(film, 0, 7) == caption(film, 0, 7)
 
 
 def test_landmarks_are_never_said() -> None:

@@ -66,6 +66,23 @@ def test_frames_do_not_depend_on_how_a_film_is_cut(ground: str) -> None:
     assert len(whole) == 12 * 6 - 3
 
 
+@pytest.mark.parametrize(("start", "stop"), [(3, 3), (4, 2), (-1, 2)])
+def test_frames_that_are_none_are_refused(start: int, stop: int) -> None:
+    with pytest.raises(ValueError, match="frames"):
+        render(film_of_shots(shot()), start, stop)
+
+
+@pytest.mark.parametrize(("width", "height"), [(160, 96), (256, 160), (320, 192), (480, 288)])
+def test_every_size_shows_the_same_picture(width: int, height: int) -> None:
+    film = film_of_shots(shot(camera="right", subjects=(KITE, STAR)))
+    seen = render(film, 8, 9, width=width, height=height)[0]
+    assert seen.shape == (height, width, 3)
+    usual = render(film, 8, 9)[0]
+    y, x = np.array([[5, 5], [40, 75], [90, 20], [93, 100]]).T
+    at = [np.asarray(each * height / 96, int) for each in (y, x)]
+    assert np.abs(seen[at[0], at[1]].astype(int) - usual[2 * y, 2 * x]).max() < 6
+
+
 def test_shots_last_whole_chunks() -> None:
     film = film_of_shots(shot(chunks=1), shot(1, chunks=2), shot(0, chunks=1))
     borders = np.flatnonzero(np.diff(shot_of(film, film.frames))) + 1
