@@ -10,21 +10,25 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
+from cfgen.train.film_world.backgrounds import SKIES as SKY_TABLE
+from cfgen.train.film_world.grounds import GROUNDS as GROUND_TABLE
 from cfgen.train.film_world.world import GROUNDS, SKIES, VIEW, Film, Place, Shot, render
 
 Frames = NDArray[np.uint8]
 Image = NDArray[np.float32]
 
 _SKY_ROWS = slice(0, 40)
-_GROUND_ROWS = slice(86, 96)
+_GROUND_ROWS = slice(78, 96)
+_GROUND_PIXELS = 3 * (_GROUND_ROWS.stop - _GROUND_ROWS.start)
 _SKY_RADIUS = 34.0
 """RGB distance within which a pixel of a row of sky has that sky's colour."""
-_GROUND_RADIUS = 30.0
-_SKY_SHARE, _GROUND_SHARE = 0.35, 0.45
+_SKY_SHARE = 0.35
 """How much of the rows must have the colours; clouds, sun and subjects hide the rest."""
-_SEEDS = range(3)
-_APART = 12.0
-_MOST_COLOURS = 8
+_GROUND_RADIUS = 38.0
+"""RGB distance within which the foreground on the whole is a ground's."""
+_LIFTS = np.arange(-2.5, 2.6, 0.5)
+"""By how much the bands of a ground may lie lower than usual, in units."""
+_FINER = 4
 
 
 def to_view(frames: Frames) -> Image:
@@ -68,21 +72,24 @@ def sky_of(views: Image) -> str | None:
 
 
 def ground_of(views: Image, sky: str | None) -> str | None:
-    """Word of GROUNDS that the foreground of views [T, 96, 160, 3] shows, else None.
+    """Word of GROUNDS whose bands the foreground of views [T, 96, 160, 3] shows, else None.
+
+    Every column is compared with the bands of each ground at the height that suits it best.
 
     Args:
         views: RGB levels 0..255.
         sky: tells the light on the ground; None tries the light of every sky.
     """
-    pixels = views[:, _GROUND_ROWS]
-    skies = [sky] if sky else list(SKIES)
-    distances = np.stack(
-        [
-            np.min([_to_palette(pixels, ground_palette(each, ground)) for each in skies], axis=0)
-            for ground in GROUNDS
-        ]
-    )
-    return _most_seen(GROUNDS, distances, _GROUND_RADIUS, _GROUND_SHARE)
+    columns = views[:, _GROUND_ROWS, ::4].transpose(0, 2, 1, 3).reshape(-1, _GROUND_PIXELS)
+    squares = np.square(columns).sum(1)[:, None]
+    costs = []
+    for ground in GROUNDS:
+        bands = np.concatenate([ground_bands(s, ground) for s in ([sky] if sky else SKIES)])
+        errors = squares - 2 * columns @ bands.T + np.square(bands).sum(1)
+        off = np.sqrt(np.maximum(errors.min(1), 0) / (_GROUND_PIXELS // 3))
+        costs.append(float(np.minimum(off, 2 * _GROUND_RADIUS).mean()))
+    best = int(np.argmin(costs))
+    return GROUNDS[best] if costs[best] < _GROUND_RADIUS else None
 
 
 def _most_seen(
@@ -93,12 +100,6 @@ def _most_seen(
     shares = np.bincount(nearest.ravel(), minlength=len(words) + 1)[:-1] / nearest.size
     best = int(shares.argmax())
     return words[best] if shares[best] >= share else None
-
-
-def _to_palette(pixels: Image, palette: Image) -> Image:
-    """RGB distance of pixels [..., 3] to the nearest colour of a palette [n, 3]."""
-    squares = np.stack([np.square(pixels - colour).sum(-1) for colour in palette])
-    return np.asarray(np.sqrt(squares.min(0)), np.float32)
 
 
 @cache
@@ -121,22 +122,19 @@ def sky_rows() -> dict[str, Image]:
 
 
 @cache
-def ground_palette(sky: str, ground: str) -> Image:
-    """The colours that a ground has under a sky, most frequent first: [n, 3]."""
-    pixels = np.concatenate(
-        [_empty_view(sky, ground, seed)[_GROUND_ROWS].reshape(-1, 3) for seed in _SEEDS]
-    )
-    palette: list[Image] = []
-    for _ in range(_MOST_COLOURS):
-        values, counts = np.unique(pixels.round() // 4, axis=0, return_counts=True)
-        colour = np.median(
-            pixels[(pixels.round() // 4 == values[counts.argmax()]).all(-1)], axis=0
-        ).astype(np.float32)
-        palette.append(colour)
-        pixels = pixels[np.linalg.norm(pixels - colour, axis=-1) > _APART]
-        if len(pixels) < 200:
-            break
-    return np.stack(palette)
+def ground_bands(sky: str, name: str) -> Image:
+    """How a column of the foreground may look: [heights, rows x 3] levels."""
+    ground, light = GROUND_TABLE[name], np.asarray(SKY_TABLE[sky].light, np.float32)
+    fine = np.arange(_GROUND_ROWS.start, _GROUND_ROWS.stop, 1 / _FINER) + 0.5 / _FINER
+    found = []
+    for lift in _LIFTS:
+        column = np.tile(np.asarray(ground.near, np.float32), (len(fine), 1))
+        for height, colour in ground.bands:
+            column[fine > height + lift] = colour
+        rows = (column * light).reshape(-1, _FINER, 3).mean(1)
+        soft = np.pad(rows, ((1, 1), (0, 0)), mode="edge")
+        found.append((soft[:-2] + 2 * rows + soft[2:]).ravel() / 4)
+    return np.asarray(found, np.float32)
 
 
 @cache

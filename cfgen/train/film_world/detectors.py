@@ -34,7 +34,10 @@ SAMPLES = 4
 """Most frames of a shot in which subjects are looked for."""
 FOLLOW_CHUNKS = 2
 """Chunks within which a change of the prompt should show."""
-_SURE = 0.68
+_SURE = 4.0
+"""Evidence beyond which one sample counts no more."""
+_MISSING = -3.0
+"""What a sample without a subject tells against it."""
 _SETTLED = 4
 
 
@@ -69,7 +72,7 @@ def read_shot(frames: Frames, *, first: int = 0, settled: int = 0, faded: int = 
     views = to_view(frames)
     scene = views[min(faded, len(views) - 1) :: 4]
     sky = sky_of(scene)
-    begin = min(settled, len(views) - 1)
+    begin = min(max(settled, _SETTLED), len(views) - 1)
     count = min(SAMPLES, 1 + (len(views) - 1 - begin) // 8)
     chosen = np.unique(np.linspace(begin, len(views) - 1, count).round().astype(int)).tolist()
     sightings = {first + i: find_subjects(views[i]) for i in chosen}
@@ -83,30 +86,18 @@ def read_shot(frames: Frames, *, first: int = 0, settled: int = 0, faded: int = 
 
 
 def lasting(samples: Sequence[Sequence[Sighting]]) -> tuple[tuple[str, str], ...]:
-    """Subjects that at least half of the samples show, each as (shape, colour), sorted."""
-    by_colour: dict[str, list[Sighting]] = {}
+    """Subjects that the samples show on the whole, each as (shape, colour), sorted."""
+    evidence: dict[str, float] = {}
+    votes: dict[str, Counter[str]] = {}
     for sample in samples:
-        for sighting in sample:
-            by_colour.setdefault(sighting.colour, []).append(sighting)
-    kept = {}
-    for colour, found in by_colour.items():
-        if 2 * len(found) >= len(samples):
-            votes: Counter[str] = Counter()
-            for each in found:
-                votes[each.shape] += round(1000 * each.explained)
-            kept[colour] = votes.most_common(1)[0][0], found
-    counts = {
-        colour: Counter(each.count for each in found).most_common(1)[0][0]
-        for colour, (_, found) in kept.items()
-    }
-    means = {c: float(np.mean([s.explained for s in found])) for c, (_, found) in kept.items()}
-    sure = {colour for colour, mean in means.items() if mean >= _SURE}
-    shown = Counter(counts[colour] for colour in sure or kept).most_common(1)
-    doubtful = sorted(set(kept) - sure, key=lambda colour: -means[colour])
-    for colour in doubtful:  # its size tells how many there should be
-        if counts[colour] == shown[0][0] and len(sure) < shown[0][0]:
-            sure.add(colour)
-    return tuple(sorted((kept[colour][0], colour) for colour in sure))
+        seen = {each.colour: each for each in reversed(sample)}
+        for colour, each in seen.items():
+            sure = min(each.evidence, _SURE) - _MISSING
+            evidence[colour] = evidence.get(colour, 0.0) + sure
+            votes.setdefault(colour, Counter())[each.shape] += round(100 * sure)
+    none = -_MISSING * len(samples)
+    kept = [colour for colour, sure in evidence.items() if sure > none]
+    return tuple(sorted((votes[colour].most_common(1)[0][0], colour) for colour in kept))
 
 
 def shot_spans(film: Film) -> list[tuple[int, int]]:
@@ -191,7 +182,7 @@ def traces(film: Film, frames: Frames, readings: Sequence[ShotReading]) -> list[
         for at, sightings in list(readings[number - 1].sightings.items())[-1:]:
             for seen in sightings:
                 name = (seen.shape, seen.colour)
-                if name in here or name not in readings[number - 1].subjects:
+                if seen.evidence < 0 or name in here or name not in readings[number - 1].subjects:
                     continue
                 taken = [s for each in readings[number].sightings.values() for s in each]
                 if any(np.hypot(s.x - seen.x, s.y - seen.y) < 30 for s in taken):
