@@ -88,7 +88,7 @@ def _steps(stage: str) -> list[int]:
     [
         (["mnii", "--stage", "vae"], "nothing to train called 'mnii'; did you mean 'mini'?"),
         (["mini"], "Missing option '--stage'"),
-        (["mini", "--stage", "vea"], "'vea' is not one of 'tokenizer', 'vae', 'base'"),
+        (["mini", "--stage", "vea"], "'vea' is not one of 'tokenizer', 'vae', 'base',"),
         (["mini", "--stage", "vae", "--minutes", "0"], "Invalid value for '--minutes'"),
         (["mini", "--stage", "vae", "--set", "vae.corp=3"], "vae.corp: is not a known key; did"),
         (["mini", "--stage", "tokenizer", "--set", "vae.corp=3"], "did you mean 'crop'?"),

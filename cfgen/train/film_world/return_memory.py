@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -24,24 +25,34 @@ from cfgen.ops.select import TORCH
 from cfgen.train.film_world.return_test import Case, kept_chunks
 
 CHUNK_LATENTS = 3
-POLICIES = (
+Policy = Literal[
     "window-12-3",
     "window-6-1",
     "slow_fast-paper",
     "slow_fast-cfgen",
     "slow_fast-oracle",
     "full",
-)
+]
+POLICIES: tuple[Policy, ...] = get_args(Policy)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SlowFastSizes:
-    """Slow-fast memory in latent frames, and its threshold."""
+    """Slow-fast memory in latent frames, and how it admits.
+
+    Attributes:
+        sink: first frames of a film.
+        slow: key frames.
+        fast: newest frames, the current chunk included.
+        tau: threshold.
+        admission_layers: layers that decide together under `slow_fast-cfgen`; none: each its own.
+    """
 
     sink: int = 3
     slow: int = 6
     fast: int = 6
     tau: float = 0.9994
+    admission_layers: tuple[int, ...] = ()
 
 
 class ReplacingCache(GraphCache):
@@ -107,7 +118,7 @@ def memory_of(
     """An empty memory of one of POLICIES.
 
     Raises:
-        ValueError: an unknown policy.
+        ValueError: an unknown policy, or an admission layer that the generator lacks.
     """
     s, g = sizes, generator.geometry
     slow_fast = partial(SlowFastTable, sink=s.sink, slow=s.slow, fast=s.fast)
@@ -126,4 +137,8 @@ def memory_of(
     pool = ReplacingCache(g.num_layers, generator.device)
     reader = GraphReader(pool, TORCH, rope=Rope(g.head_dim), grid=g.grid(*latent_size))
     made = [tables[policy]() for _ in range(g.num_layers)]
-    return Run(PagedMemory(made, pool, reader, admit=decide, tau=s.tau), pool, oracle)
+    layers = s.admission_layers if policy == "slow_fast-cfgen" else ()
+    if any(not 0 <= layer < g.num_layers for layer in layers):
+        raise ValueError(f"admission layers {layers} are not all among {g.num_layers} layers")
+    memory = PagedMemory(made, pool, reader, admit=decide, tau=s.tau, admission_layers=layers)
+    return Run(memory, pool, oracle)

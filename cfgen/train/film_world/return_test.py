@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,9 +38,9 @@ Frames = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
 Image = NDArray[np.float32]
 
-AWAY_S = (2, 4, 8, 16, 24)
+AWAY_S = (2.0, 4.0, 8.0, 16.0, 24.0)
 """How long a film stays away, in seconds."""
-WAYS = ("cut", "pan")
+WAYS: tuple[Literal["cut", "pan"], ...] = ("cut", "pan")
 GENERATED = 3
 """Chunks of the return that are generated."""
 VISIT = 2
