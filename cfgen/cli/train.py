@@ -217,9 +217,9 @@ def _settings(values: Values) -> _Settings:
     Raises:
         PresetError: A key or a value is wrong; lists every one of them.
     """
+    from cfgen.train.film_world.return_probe import ProbeSettings
     from cfgen.train.flow_matching_stage import BaseSettings
     from cfgen.train.loop import LoopSettings
-    from cfgen.train.film_world.return_probe import ProbeSettings
     from cfgen.train.training_memory import MemorySettings
     from cfgen.train.vae_stage import VaeSettings
 

@@ -157,7 +157,7 @@ def stencil(seen: Sighting) -> tuple[Image, Image]:
     """Colours times coverage [h, w, 3] and coverage [h, w] of a subject around its centre."""
     made = templates()
     number = made.names.index((seen.shape, seen.colour, seen.count))
-    near, shows = made.silhouettes[made.which[number]]
+    near, shows, _ = made.silhouettes[made.which[number]]
     alpha = torch.where(near > 0, 1 - shows, torch.zeros_like(shows))
     return made.rgb[number].permute(1, 2, 0).numpy(), alpha.numpy()
 

@@ -36,8 +36,8 @@ Image = NDArray[np.float32]
 
 _PLAIN = 8.0
 """Levels of variation that count as none."""
-_EXPLAINED = 0.4
-"""How much of a spot a template must explain, at most 1, to be considered."""
+_FIT = -13.5
+"""Fit from which a spot is looked at closely; see `_fits`."""
 _WEAK = -4.0
 """Evidence below which nothing is there."""
 _WEIGHTS = (15.44, -7.09, -5.47, 9.14)
@@ -87,33 +87,36 @@ class Templates:
     Attributes:
         names: shape, colour and how many subjects share the view, K of them.
         rgb: colours times coverage, [K, 3, h, w].
-        silhouettes: what is compared (1 near the subject) and how much background shows there,
-            [M, 2, h, w], M shapes and sizes.
+        inner: colours of the subject's inside, 0 elsewhere, [K, 3, h, w].
+        silhouettes: what is compared (1 near the subject), how much background shows there, and
+            what is the subject's inside, [M, 3, h, w], M shapes and sizes.
         which: the silhouette of each template, [K].
     """
 
     names: list[tuple[str, str, int]]
     rgb: Tensor
+    inner: Tensor
     silhouettes: Tensor
     which: Tensor
 
     def of(self, which: Tensor) -> Templates:
         """Some of them."""
         names = [self.names[i] for i in which.tolist()]
-        return Templates(names, self.rgb[which], self.silhouettes, self.which[which])
+        chosen = (each[which] for each in (self.rgb, self.inner))
+        return Templates(names, *chosen, self.silhouettes, self.which[which])
 
 
 def find_subjects(view: Image) -> list[Sighting]:
     """What may be a subject in a view [96, 160, 3] of RGB levels, surest first, at most six."""
     picture = torch.from_numpy(np.ascontiguousarray(view.transpose(2, 0, 1)))[None]
     room = _soft(F.pad(picture, (_HALF,) * 4, mode="replicate"))
-    scores = _explained_everywhere(F.avg_pool2d(room, 2)[0])
+    scores = _fits_everywhere(F.avg_pool2d(room, 2)[0])
     found: list[Sighting] = []
     for _ in range(3 * _MOST):
         place = int(scores.max(0).values.argmax())
         row, column = divmod(place, scores.shape[2])
         best = scores[:, row, column].topk(_CANDIDATES)
-        if float(best.values[0]) < _EXPLAINED - 0.15 or len(found) == _MOST:
+        if float(best.values[0]) < _FIT or len(found) == _MOST:
             break
         sighting = _refined(room, best.indices, (2 * row, 2 * column))
         reach = _REACH
@@ -123,7 +126,7 @@ def find_subjects(view: Image) -> list[Sighting]:
             found.append(sighting)
             reach = int(_NEAR) // 2
         top, left = max(0, row - reach), max(0, column - reach)
-        scores[:, top : row + reach + 1, left : column + reach + 1] = -1
+        scores[:, top : row + reach + 1, left : column + reach + 1] = -np.inf
     return sorted(found, key=lambda each: -each.evidence)
 
 
@@ -134,19 +137,18 @@ def _refined(room: Tensor, which: Tensor, corner: tuple[int, int]) -> Sighting |
     spot = room[:, :, top : top + _SIDE + 2 * _REACH, left : left + _SIDE + 2 * _REACH]
     wide = spot.shape[3] - _SIDE + 1
     pixels = F.unfold(spot, _SIDE)[0].T.unflatten(1, (3, -1))  # [places, 3, h w]
-    near, behind = fine.silhouettes[fine.which].flatten(2).unbind(1)
-    scores = _explained(
-        pixels.square().sum(1) @ near.T,
+    near, behind, inside = fine.silhouettes[fine.which].flatten(2).unbind(1)
+    squares = pixels.square().sum(1)
+    fits = _fits(
+        torch.stack([squares @ near.T, squares @ inside.T]),
         (pixels @ near.T).transpose(0, 1),
         (pixels @ behind.T).transpose(0, 1),
-        pixels.flatten(1) @ fine.rgb.flatten(1).T,
+        torch.stack([pixels.flatten(1) @ each.flatten(1).T for each in (fine.rgb, fine.inner)]),
         fine,
     )
-    value, best = float(scores.max()), int(scores.argmax())
-    if value < _EXPLAINED:
-        return None
-    place, kind = divmod(best, len(which))
+    place, kind = divmod(int(fits.argmax()), len(which))
     row, column = divmod(place, wide)
+    value = float(fits[place, kind])
     sure = _evidence(value, pixels[place], fine.rgb[kind].flatten(1), near[kind], behind[kind])
     if sure < _WEAK:
         return None
@@ -154,52 +156,49 @@ def _refined(room: Tensor, which: Tensor, corner: tuple[int, int]) -> Sighting |
     return Sighting(shape, colour, float(left + column), float(top + row), count, sure)
 
 
-def _evidence(value: float, pixels: Tensor, rgb: Tensor, near: Tensor, behind: Tensor) -> float:
-    """Log odds that a template is there which explains a share `value` of pixels [3, h w].
+def _evidence(fit: float, pixels: Tensor, rgb: Tensor, near: Tensor, behind: Tensor) -> float:
+    """Log odds that a template is there which fits pixels [3, h w] so well.
 
-    A silhouette in any one colour explains a cloud, which has no rim, better than a subject does;
-    and the inside of a subject has its own colours, whatever lies behind it.
+    A silhouette in any one colour explains a cloud, which has no rim, better than a subject does.
     """
     shown, wanted, shows = pixels[:, near > 0], rgb[:, near > 0], behind[near > 0]
     ground = ((shown - wanted) * shows).sum(1) / shows.square().sum()
     error = (shown - wanted - ground[:, None] * shows).square().sum()
     both = torch.stack([1 - shows, shows], 1)
     plain = (shown.T - both @ torch.linalg.lstsq(both, shown.T).solution).square().sum()
-    inside = shows < _INSIDE
-    colours = wanted[:, inside] / (1 - shows[inside])
-    off = (shown[:, inside] - colours).square().sum(0).mean().sqrt()
-    terms = (value, float((error / plain.clamp(1)).log()), float(off.clamp(1).log()), 1.0)
-    return sum(weight * term for weight, term in zip(_WEIGHTS, terms, strict=True))
+    return fit + _WEIGHTS[1] * float((error / plain.clamp(1)).log()) + _WEIGHTS[3]
 
 
-def _explained(
-    squares: Tensor, sums: Tensor, behind: Tensor, cross: Tensor, made: Templates
-) -> Tensor:
-    """How much better templates before a plain background predict pixels than one plain colour.
+def _fits(squares: Tensor, sums: Tensor, behind: Tensor, cross: Tensor, made: Templates) -> Tensor:
+    """How well templates before a plain background fit pixels.
 
     Args:
-        squares: sums of the pixels' squares near the subject, [..., K].
-        sums: sums of the pixels of each channel there, [3, ..., K].
+        squares: sums of the pixels' squares near the subject and inside it, [2, ..., K].
+        sums: sums of the pixels of each channel near it, [3, ..., K].
         behind: the same, weighed with how much background shows, [3, ..., K].
-        cross: sums of the pixels' products with the template, [..., K].
+        cross: sums of the pixels' products with the template and with its inside, [2, ..., K].
         made: the templates.
 
     Returns:
-        [..., K], 1 less squared error over variance.
+        The terms of the evidence that compare with no plain silhouette, [..., K]: the share
+        explained, which is 1 less squared error over variance, and how far the inside is off.
     """
-    near, shows = made.silhouettes[made.which].unbind(1)
+    near, shows, inside = made.silhouettes[made.which].unbind(1)
     area, power = near.sum((1, 2)), made.rgb.square().sum((1, 2, 3))
     common = (made.rgb * shows[:, None]).sum((2, 3)).T
     common = common.reshape(3, *[1] * (behind.ndim - 2), -1)
     fitted = (behind - common).square().sum(0) / shows.square().sum((1, 2))
-    error = squares - 2 * cross + power - fitted
-    plain = squares - sums.square().sum(0) / area
-    return 1 - error / (plain + _PLAIN**2 * area)
+    error = squares[0] - 2 * cross[0] + power - fitted
+    plain = squares[0] - sums.square().sum(0) / area
+    explained = 1 - error / (plain + _PLAIN**2 * area)
+    own = (made.inner.square().sum(1) / inside.clamp(1e-3)).sum((1, 2))
+    off = (squares[1] - 2 * cross[1] + own) / inside.sum((1, 2))
+    return _WEIGHTS[0] * explained + _WEIGHTS[2] * off.clamp(1).log() / 2
 
 
-def _explained_everywhere(picture: Tensor) -> Tensor:
-    """`_explained` at every place [K, rows, columns] of a picture [3, H, W] at half the size."""
-    made, rgb, silhouettes = _coarse()
+def _fits_everywhere(picture: Tensor) -> Tensor:
+    """`_fits` at every place [K, rows, columns] of a picture [3, H, W] at half the size."""
+    made, rgb, inner, silhouettes = _coarse()
     side = made.rgb.shape[-1]
     rows, columns = picture.shape[1] - side + 1, picture.shape[2] - side + 1
     size = (picture.shape[1], picture.shape[2])
@@ -208,10 +207,12 @@ def _explained_everywhere(picture: Tensor) -> Tensor:
     def compared(spectra: Tensor) -> Tensor:
         return torch.fft.irfft2(spectra, s=size)[..., :rows, :columns]
 
-    cross = compared((rgb * seen[:3]).sum(1)).permute(1, 2, 0)
+    cross = [compared((each * seen[:3]).sum(1)).permute(1, 2, 0) for each in (rgb, inner)]
     near = compared(silhouettes[:, :1] * seen)[made.which].permute(1, 2, 3, 0)
-    behind = compared(silhouettes[:, 1:] * seen[:3])[made.which].permute(1, 2, 3, 0)
-    return _explained(near[3], near[:3], behind, cross, made).permute(2, 0, 1)
+    behind = compared(silhouettes[:, 1:2] * seen[:3])[made.which].permute(1, 2, 3, 0)
+    inside = compared(silhouettes[:, 2] * seen[3])[made.which].permute(1, 2, 0)
+    squares = torch.stack([near[3], inside])
+    return _fits(squares, near[:3], behind, torch.stack(cross), made).permute(2, 0, 1)
 
 
 @cache
@@ -225,22 +226,29 @@ def templates() -> Templates:
             colours += [each[:3] for each in drawn]
             alpha = _soft(drawn[0][None, 3:])
             near = F.max_pool2d((alpha > 0.02).float(), 2 * _AROUND + 1, 1, _AROUND)
-            silhouettes.append(torch.cat([near, (1 - alpha) * near], 1)[0])
+            shows = (1 - alpha) * near
+            inside = near * (shows < _INSIDE)
+            silhouettes.append(torch.cat([near, shows, inside], 1)[0])
     which = torch.arange(len(silhouettes)).repeat_interleave(len(COLOURS))
-    return Templates(names, _soft(torch.stack(colours)), torch.stack(silhouettes), which)
+    rgb, made = _soft(torch.stack(colours)), torch.stack(silhouettes)
+    shows, inside = made[which, 1:2], made[which, 2:]
+    inner = rgb * inside / (1 - shows * inside)
+    return Templates(names, rgb, inner, made, which)
 
 
 @cache
-def _coarse() -> tuple[Templates, Tensor, Tensor]:
-    """The templates at half the size, and the spectra of their colours and silhouettes."""
+def _coarse() -> tuple[Templates, Tensor, Tensor, Tensor]:
+    """The templates at half the size, and the spectra of their pictures and silhouettes."""
     fine = templates()
-    rgb, silhouettes = F.avg_pool2d(fine.rgb, 2), F.avg_pool2d(fine.silhouettes, 2)
+    rgb, inner, silhouettes = (
+        F.avg_pool2d(each, 2) for each in (fine.rgb, fine.inner, fine.silhouettes)
+    )
     size = ((VIEW[1] + 2 * _HALF) // 2, (VIEW[0] + 2 * _HALF) // 2)
     near = (silhouettes[:, :1] > 0.5).float()
     silhouettes = torch.cat([near, silhouettes[:, 1:] * near], 1)
-    rgb = rgb * near[fine.which]
-    spectra = (torch.fft.rfft2(each, s=size).conj() for each in (rgb, silhouettes))
-    return Templates(fine.names, rgb, silhouettes, fine.which), *spectra
+    rgb, inner = (each * near[fine.which] for each in (rgb, inner))
+    spectra = (torch.fft.rfft2(each, s=size).conj() for each in (rgb, inner, silhouettes))
+    return Templates(fine.names, rgb, inner, silhouettes, fine.which), *spectra
 
 
 def _soft(picture: Tensor) -> Tensor:
