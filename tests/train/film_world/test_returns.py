@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from cfgen.errors import UsageError
 from cfgen.model.generator import Conditioning, Generator, Geometry
 from cfgen.schedule import FewStepSchedule
 from cfgen.train.film_world.return_memory import POLICIES, SlowFastSizes, may_batch, memory_of
+from cfgen.train.film_world.return_probe import (
+    ProbeSettings,
+    asked_of,
+    digest_of,
+    plan_of,
+    rows_of,
+    scores,
+    table_of,
+)
 from cfgen.train.film_world.return_run import (
     Model,
     Player,
@@ -186,6 +199,17 @@ def test_every_policy_plays_a_film(tiny: Model, policy: str) -> None:
         assert set(changes) == {0, *range(3 * cases[0].first - 2, 3 * cases[0].first)}
 
 
+def test_layers_decide_together_where_that_is_asked_for(tiny: Model) -> None:
+    case = make_case("cut", 4, 0)
+    truths = torch.randn(1, 3 * case.film.chunks, 4, 4, 6)
+    sizes = SlowFastSizes(tau=1.1, admission_layers=(0,))
+    player = Player(tiny, "slow_fast-cfgen", [case], truths, sizes)
+    player.prime(case.first)
+    held = [player.run.memory.frames(layer) for layer in range(GEOMETRY.num_layers)]
+    assert held[0] == held[1]
+    assert 6 in held[0]
+
+
 def test_films_of_a_batch_are_those_played_alone(tiny: Model) -> None:
     cases = [make_case("cut", 2, number) for number in range(2)]
     truths = torch.randn(2, 3 * cases[0].film.chunks, 4, 4, 6)
@@ -240,3 +264,55 @@ def test_what_cannot_be_played_is_refused(tiny: Model) -> None:
         Player(tiny, "slow_fast-cfgen", [cut, make_case("cut", 2, 1)], truths, SIZES)
     with pytest.raises(ValueError, match="policy"):
         memory_of("least recent", cut, tiny.generator, (4, 6), SIZES)
+    far = SlowFastSizes(admission_layers=(0, 7))
+    with pytest.raises(ValueError, match="admission layers"):
+        memory_of("slow_fast-cfgen", cut, tiny.generator, (4, 6), far)
+
+
+PROBE = ProbeSettings(
+    films=2, ways=("cut",), away=(2.0,), policies=("full", "slow_fast-cfgen"), batch=2
+)
+
+
+def true_frames(_policy: str, cases: list[Case]) -> list[np.ndarray]:
+    return [picture_of(case, 0) for case in cases]
+
+
+def test_a_probe_plays_what_it_may_together() -> None:
+    played = [(batch.policy, batch.keys) for batch in plan_of(PROBE, PROBE.policies)]
+    assert played == [
+        ("full", ["cut/2/full/0", "cut/2/full/1"]),
+        ("slow_fast-cfgen", ["cut/2/slow_fast-cfgen/0"]),
+        ("slow_fast-cfgen", ["cut/2/slow_fast-cfgen/1"]),
+    ]
+
+
+def test_a_probe_goes_on_where_it_was_cut_off(tmp_path: Path) -> None:
+    file = tmp_path / "scores.jsonl"
+    assert next(scores(PROBE, true_frames, file)) == (2, 4)
+    whole = file.read_text()
+    file.write_text(whole + whole[:40])
+    assert list(scores(PROBE, true_frames, file)) == [(3, 4), (4, 4)]
+    assert list(scores(PROBE, true_frames, file)) == []
+    rows = rows_of(asked_of(PROBE, file))
+    assert [(row["policy"], row["films"], row["hit_rate"]) for row in rows] == [
+        ("full", 2, 1.0),
+        ("slow_fast-cfgen", 2, 1.0),
+    ]
+    assert {row["effective_context_s"] for row in rows} == {2.0}
+    assert len(table_of(rows).splitlines()) == 3
+    assert len(asked_of(replace(PROBE, films=1), file)) == 2
+
+
+def test_settings_that_change_a_score_have_files_of_their_own() -> None:
+    names = {
+        digest_of(None, settings, sizes)
+        for settings in (PROBE, replace(PROBE, films=9), replace(PROBE, steps=3))
+        for sizes in (SIZES, SlowFastSizes(slow=3))
+    }
+    assert len(names) == 4
+
+
+def test_a_probe_of_nothing_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="1 or more"):
+        next(scores(replace(PROBE, films=0), true_frames, tmp_path / "scores.jsonl"))
