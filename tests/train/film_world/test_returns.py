@@ -207,7 +207,7 @@ def test_layers_decide_together_where_that_is_asked_for(tiny: Model) -> None:
     player.prime(case.first)
     held = [player.run.memory.frames(layer) for layer in range(GEOMETRY.num_layers)]
     assert held[0] == held[1]
-    assert 6 in held[0]
+    assert 9 in held[0]
 
 
 def test_films_of_a_batch_are_those_played_alone(tiny: Model) -> None:
