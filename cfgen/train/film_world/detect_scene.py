@@ -140,4 +140,5 @@ def ground_bands(sky: str, name: str) -> Image:
 @cache
 def _empty_view(sky: str, ground: str, seed: int) -> Image:
     film = empty_film(Place(ground, 1000 + seed), sky)
-    return to_view(render(film, 0, 1, width=VIEW[0], height=VIEW[1]))[0]
+    view: Image = to_view(render(film, 0, 1, width=VIEW[0], height=VIEW[1]))[0]
+    return view

@@ -136,7 +136,7 @@ def _refined(room: Tensor, which: Tensor, corner: tuple[int, int]) -> Sighting |
     top, left = (max(0, each - _REACH) for each in corner)
     spot = room[:, :, top : top + _SIDE + 2 * _REACH, left : left + _SIDE + 2 * _REACH]
     wide = spot.shape[3] - _SIDE + 1
-    pixels = F.unfold(spot, _SIDE)[0].T.unflatten(1, (3, -1))  # [places, 3, h w]
+    pixels = torch.unflatten(F.unfold(spot, _SIDE)[0].T, 1, (3, -1))  # [places, 3, h w]
     near, behind, inside = fine.silhouettes[fine.which].flatten(2).unbind(1)
     squares = pixels.square().sum(1)
     fits = _fits(
@@ -205,7 +205,8 @@ def _fits_everywhere(picture: Tensor) -> Tensor:
     seen = torch.fft.rfft2(torch.cat([picture, picture.square().sum(0, keepdim=True)]))
 
     def compared(spectra: Tensor) -> Tensor:
-        return torch.fft.irfft2(spectra, s=size)[..., :rows, :columns]
+        whole: Tensor = torch.fft.irfft2(spectra, s=size)
+        return whole[..., :rows, :columns]
 
     cross = [compared((each * seen[:3]).sum(1)).permute(1, 2, 0) for each in (rgb, inner)]
     near = compared(silhouettes[:, :1] * seen)[made.which].permute(1, 2, 3, 0)
