@@ -70,8 +70,8 @@ class BaseSettings:
         own_share: share of the chosen chunks that are committed as the model made them in one step.
         own_below: highest noise level from which that is done.
         drop_text: share of the films whose prompts are replaced by the empty one.
-        given_share: share of steps whose films begin with a given frame: their first latent frame is
-            committed by itself, and the rest of the first chunk is denoised after it.
+        given_share: share of steps whose films begin with a given frame: their first latent frame
+            is committed by itself, and the rest of the first chunk is denoised after it.
         probe_films: held-out films on which recall is measured.
     """
 
