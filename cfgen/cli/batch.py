@@ -179,6 +179,8 @@ class Night:
             key = (config.model, threads_of(config))
             by_model.setdefault(key, []).extend(prompts_of(config))
         for (model, threads), prompts in by_model.items():
+            if self._stopped is not None:
+                return  # before the first clip, as the batch will tell
             torch.set_num_threads(threads)  # as in the render: they may change the last bits
             try:
                 encoded(model, prompts)
@@ -362,8 +364,8 @@ def _missing(clip: Clip, plan: Plan) -> str | None:
 
 
 def _line(text: str) -> str:
-    """The first of several lines."""
-    first, *more = text.splitlines()
+    """The first of several lines; nothing of none."""
+    first, *more = text.splitlines() or [""]
     return f"{first} ..." if more else first
 
 

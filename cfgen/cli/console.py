@@ -120,7 +120,7 @@ class Console:
             _write(sys.stderr, f"hint: {error.hint}")
         self._failed({"code": error.code, "message": str(error), "hint": error.hint})
 
-    def bug(self, error: Exception) -> None:
+    def bug(self, error: BaseException) -> None:
         """Show an error that nobody foresaw, with its traceback."""
         self.close()
         _write(sys.stderr, "".join(traceback.format_exception(error)).rstrip())

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from cfgen.errors import CheckpointError
+from cfgen.exhaustion import is_out_of_memory
 
 if TYPE_CHECKING:
     import tokenizers
@@ -96,9 +97,10 @@ def load_tokenizer(path: Path) -> tokenizers.Tokenizer:
         )
     try:
         found = HuggingFaceTokenizer.from_file(str(path))
-    except (KeyboardInterrupt, SystemExit):
-        raise
     except BaseException as error:  # bare Exception, and panics, which are not even that
+        foreign = isinstance(error, Exception) or type(error).__name__ == "PanicException"
+        if not foreign or is_out_of_memory(error):
+            raise
         raise CheckpointError(
             f"{path} is not a tokenizer file: {error}", "restore the model folder"
         ) from error
@@ -123,6 +125,8 @@ def from_sentencepiece(model: bytes, path: Path) -> SentencePieceTokenizer:
         processor = SentencePieceProcessor()
         processor.LoadFromSerializedProto(model)
     except Exception as error:  # its classes of errors differ between versions
+        if is_out_of_memory(error):
+            raise
         raise CheckpointError(
             f"{path} holds no sentencepiece model that can be read: {error}", OTHER_TOKENIZER
         ) from error

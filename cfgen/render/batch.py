@@ -14,7 +14,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal, Protocol
 
-from cfgen.errors import BudgetError, CfgenError, Interrupted, LockHeld, WriterError
+from cfgen.errors import BudgetError, CfgenError, Halt, Interrupted, LockHeld, WriterError
+from cfgen.exhaustion import exhausted, is_out_of_memory
 from cfgen.render.disk import disk_errors, write_file
 from cfgen.render.events import Event, Finished
 from cfgen.render.folder import LOCK
@@ -253,7 +254,7 @@ class Batch:
         began = time.monotonic()
         try:
             fate = yield from self._made(item, started)
-        except (Interrupted, LockHeld, BudgetError) as error:
+        except (Halt, KeyboardInterrupt, Interrupted, LockHeld, BudgetError) as error:
             if lock.held:
                 why = str(error) if isinstance(error, BudgetError) else before.error
                 self._write(item, replace(before, state="waiting", error=why))
@@ -272,7 +273,10 @@ class Batch:
     def _made(self, item: Item, started: Fate) -> Generator[Event, None, Fate]:
         """Render a clip; what it raises is what stopped it."""
         fate = started
-        for event in self._make(item).run():
+        render = self._make(item)
+        if self._stopped is not None:
+            raise self._stopped
+        for event in render.run():
             if isinstance(event, Finished):
                 # At once: what follows may clear away the run folder, the other proof of it.
                 fate = replace(started, state="done", frames=event.frames)
@@ -293,6 +297,7 @@ class Batch:
 
 
 def _failed(fate: Fate, error: Exception, *, for_good: bool) -> Fate:
+    error = exhausted(error) if is_out_of_memory(error) else error
     said = str(error) if isinstance(error, CfgenError) else f"{type(error).__name__}: {error}"
     hint = (error.hint or "") if isinstance(error, CfgenError) else ""
     return replace(fate, state="failed" if for_good else "waiting", error=said, hint=hint)

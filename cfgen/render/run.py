@@ -292,6 +292,7 @@ class Render:
         """
         making, last = self.source.making(), self.plan.chunks - 1
         if first <= last:
+            self._stop_here(first)
             making.start(first)
         for index in range(first, self.plan.chunks):
             chunk, before = making.finish(), state.mode
@@ -326,6 +327,11 @@ class Render:
         Raises:
             Interrupted: It did.
         """
+        if self._stop and chunk == 0:
+            raise Interrupted(
+                f"{self._stop} before the first chunk: nothing was begun",
+                exit_code=self._exit_code,
+            )
         if self._stop:
             hint = f"go on with `{resume_command(self._path)}`"
             raise Interrupted(
