@@ -15,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 
-LEAVES = {"", "errors", "exhaustion", "homes", "schedule"}
+LEAVES = {"", "errors", "exhaustion", "homes", "rates", "schedule"}
 """What every layer may import; `""` is the package itself, for its version."""
 
 BELOW = {
@@ -25,6 +25,7 @@ BELOW = {
     "exhaustion": set(),
     "homes": set(),
     "limits": set(),
+    "rates": set(),
     "schedule": set(),
     "hub": set(),
     "kernels": set(),

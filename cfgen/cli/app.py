@@ -104,7 +104,9 @@ def _told(error: BaseException, command: str) -> CfgenError | None:
     if isinstance(error, Interrupted):
         return error
     if halt := signals.halted(error):  # whatever it led to on its way up
-        when = _WHEN.get(command, "before the work was finished")
+        when = "before the work was finished"
+        if isinstance(error, Halt) or signals.heard():
+            when = _WHEN.get(command, when)
         return Interrupted(f"{halt.why} {when}", exit_code=halt.exit_code)
     if isinstance(error, CfgenError):
         return error

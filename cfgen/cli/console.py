@@ -7,6 +7,7 @@ is an envelope `{ok, data, error}`.
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import os
 import sys
@@ -64,6 +65,7 @@ class Console:
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         self._last_words = ""
+        self._unread = False
 
     def configure(
         self, *, json: bool = False, quiet: bool = False, verbose: bool = False, debug: bool = False
@@ -84,9 +86,16 @@ class Console:
         """
         self.close()
         if self.json:
-            self.event("envelope", {"ok": ok, "data": data, "error": None})
+            _print(_line("envelope", {"ok": ok, "data": data, "error": None}))
         else:
             _print(text)
+
+    def made(self, text: str, data: Mapping[str, object]) -> None:
+        """Show, as `result` does, what is on the disk in any case; if it cannot, it warns."""
+        try:
+            self.result(text, data)
+        except (PrintError, BrokenPipeError) as error:
+            self.warn(f"{text} is finished, and stdout cannot tell it: {error}")
 
     def note(self, text: str) -> None:
         """Tell something useful on the way; silent with `--quiet` and `--json`."""
@@ -105,27 +114,30 @@ class Console:
             self._aside(f"hint: {hint}")
 
     def event(self, kind: str, data: Mapping[str, object]) -> None:
-        """Write one JSON line; silent without `--json`."""
-        if self.json:
-            line = {"schema": SCHEMA, "type": kind, **data}
-            _print(json.dumps(line, default=str, allow_nan=False))
+        """Write one JSON line on the way; silent without `--json` or a reader."""
+        if self.json and not self._unread:
+            try:
+                _print(_line(kind, data))
+            except (PrintError, BrokenPipeError) as error:
+                self._unread = True
+                self.warn(f"stdout cannot be written to any more, the work goes on: {error}")
 
     def error(self, error: CfgenError) -> None:
         """Show an error and its hint; with `--debug` where it was raised."""
         self.close()
         if self.debug:
-            _write(sys.stderr, "".join(traceback.format_exception(error)).rstrip())
-        _write(sys.stderr, f"{self._label('error', '31')} {error}")
+            _tell("".join(traceback.format_exception(error)).rstrip())
+        _tell(f"{self._label('error', '31')} {error}")
         if error.hint:
-            _write(sys.stderr, f"hint: {error.hint}")
+            _tell(f"hint: {error.hint}")
         self._failed({"code": error.code, "message": str(error), "hint": error.hint})
 
     def bug(self, error: BaseException) -> None:
         """Show an error that nobody foresaw, with its traceback."""
         self.close()
-        _write(sys.stderr, "".join(traceback.format_exception(error)).rstrip())
+        _tell("".join(traceback.format_exception(error)).rstrip())
         asked = "this is a defect of cfgen; please report it with the lines above"
-        _write(sys.stderr, f"{self._label('error', '31')} {asked}")
+        _tell(f"{self._label('error', '31')} {asked}")
         self._failed({"code": "internal", "message": repr(error), "hint": asked})
 
     def start(self, *, fps: float) -> None:
@@ -200,7 +212,7 @@ class Console:
         memory = ", ".join(f"{name} {value:g}" for name, value in event.memory.items())
         if self._quiet or self.json:
             return
-        if not sys.stderr.isatty():
+        if not SteadyStderr().isatty():
             self.note(f"{words}, {memory}" if self._verbose and memory else words)
             return
         if self._bar is None:
@@ -213,16 +225,19 @@ class Console:
         if self._bar is not None:
             self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
         else:
-            _write(sys.stderr, text)
+            _tell(text)
 
     def _failed(self, error: Mapping[str, object]) -> None:
-        with suppress(PrintError):  # which is then what there is to tell
-            self.event("envelope", {"ok": False, "data": None, "error": error})
+        self.event("envelope", {"ok": False, "data": None, "error": error})
 
     def _label(self, word: str, colour: str) -> str:
         forced = os.environ.get("FORCE_COLOR")
-        plain = os.environ.get("NO_COLOR") or not (forced or sys.stderr.isatty())
+        plain = os.environ.get("NO_COLOR") or not (forced or SteadyStderr().isatty())
         return f"{word}:" if plain or self._bar is not None else f"\x1b[{colour}m{word}:\x1b[0m"
+
+
+def _line(kind: str, data: Mapping[str, object]) -> str:
+    return json.dumps({"schema": SCHEMA, "type": kind, **data}, default=str, allow_nan=False)
 
 
 def _progress_bar(frames_total: int) -> tuple[Progress, TaskID]:
@@ -232,7 +247,7 @@ def _progress_bar(frames_total: int) -> tuple[Progress, TaskID]:
     bar = Progress(
         BarColumn(bar_width=None),
         TextColumn("{task.description}", markup=False),
-        console=RichConsole(stderr=True),
+        console=RichConsole(file=SteadyStderr()),
         redirect_stdout=False,
         redirect_stderr=False,
         transient=True,
@@ -248,19 +263,75 @@ def _print(text: str) -> None:
     Raises:
         PrintError: It cannot be written to; nobody being there to read is not such a case.
     """
+    if sys.stdout is None:
+        raise PrintError("stdout is closed", "leave it open, or send it to a file")
     try:
-        _write(sys.stdout, text)
+        write(sys.stdout, text)
     except BrokenPipeError:
         raise
-    except OSError as error:
+    except (OSError, ValueError) as error:
         with suppress(OSError, ValueError):  # what is still buffered would fail again at exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        reason = error.strerror if isinstance(error, OSError) else error
         raise PrintError(
-            f"stdout cannot be written to: {error.strerror}",
+            f"stdout cannot be written to: {reason}",
             "free some space where it goes, then run the command again",
         ) from None
 
 
-def _write(stream: TextIO, text: str) -> None:
-    stream.write(f"{text}\n")
+def _tell(text: str) -> None:
+    """Write to stderr; that nobody can read it any more is no reason to stop anything."""
+    write(SteadyStderr(), text)
+
+
+def write(stream: TextIO, text: str) -> None:
+    """Write a line; what the encoding of a terminal lacks is written out as an escape.
+
+    File names that are no text of any encoding go out as the bytes that they are.
+    """
+    try:
+        stream.write(f"{text}\n")
+    except UnicodeEncodeError:
+        encoding = stream.encoding or "ascii"
+        try:
+            octets = text.encode(encoding, "surrogateescape")
+        except UnicodeEncodeError:
+            octets = text.encode(encoding, "backslashreplace")
+        stream.flush()
+        stream.buffer.write(octets + b"\n")
     stream.flush()
+
+
+class SteadyStderr(io.TextIOBase):
+    """The stderr of the moment; what it cannot take, being closed, full or hung up, is dropped."""
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        """That of stderr."""
+        return getattr(sys.stderr, "encoding", None) or "ascii"
+
+    def write(self, text: str) -> int:
+        """Write what can be written."""
+        with suppress(OSError, ValueError, AttributeError):  # None where it was closed from outside
+            sys.stderr.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush what can be flushed."""
+        try:
+            with suppress(ValueError, AttributeError):
+                sys.stderr.flush()
+        except OSError:
+            with suppress(OSError, ValueError):  # what is still buffered would fail at exit
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+
+    def isatty(self) -> bool:
+        """Whether it is a terminal."""
+        try:
+            return sys.stderr.isatty()
+        except (ValueError, AttributeError):
+            return False
+
+    def fileno(self) -> int:
+        """Its descriptor."""
+        return sys.stderr.fileno()

@@ -161,9 +161,11 @@ def _triton() -> Iterator[Finding]:
 def _ffmpeg() -> Iterator[Finding]:
     from cfgen.render.encoding import ENCODER
     from cfgen.render.ffmpeg import find_ffmpeg, require_encoder
+    from cfgen.render.graphs import graph_module
 
     try:
-        ffmpeg = find_ffmpeg()
+        graph_module()
+        ffmpeg = find_ffmpeg(ENCODER)
         require_encoder(ffmpeg, ENCODER)
     except CfgenError as error:
         yield Finding(
@@ -178,7 +180,7 @@ def _ffmpeg() -> Iterator[Finding]:
         part="ffmpeg",
         state="ok",
         found=f"{ffmpeg.version}, with {ENCODER}",
-        meaning=f"taken from {ffmpeg.path}",
+        meaning=ffmpeg.note or f"taken from {ffmpeg.path}",
     )
 
 

@@ -140,4 +140,4 @@ def tell_result(console: Console, finished: Finished, config: RenderConfig) -> N
         "elapsed_s": finished.elapsed_s,
         "seed": config.seed,
     }
-    console.result(str(config.output or finished.output), facts)
+    console.made(str(config.output or finished.output), facts)

@@ -31,8 +31,8 @@ from cfgen.errors import (
 )
 from cfgen.render.disk import Block, disk_errors, sha256_of, sync_folder, write_file
 from cfgen.render.journal import Journal, VideoLine
-from cfgen.render.output import described, holds_render, run_of
-from cfgen.render.records import seal, typed, unseal
+from cfgen.render.output import described, holds_render, resume_command, run_of
+from cfgen.render.records import json_bytes, seal, typed, unseal
 
 VERSION = 1
 RECORD = "run.json"
@@ -183,7 +183,8 @@ class RunFolder:
             BudgetError, WriterError: The disk refused.
         """
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        with disk_errors(self.path / LOG), (self.path / LOG).open("a", encoding="utf-8") as file:
+        path = self.path / LOG
+        with disk_errors(path), path.open("a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(f"{now} {text}\n")
 
     def keep_latents(self, chunk: int, blocks: list[Block]) -> str:
@@ -233,7 +234,8 @@ class RunFolder:
             )
             raise SnapshotMismatch(
                 f"{self.path} cannot be resumed here, the frames might be others:{listed}",
-                f"accept it with {' '.join(f'--allow-changed {name}' for name in names)}"
+                f"accept it with `{resume_command(self.path)} "
+                f"{' '.join(f'--allow-changed {name}' for name in names)}`"
                 if set(names) <= set(HARMLESS)
                 else "restore what changed, or render again from the start with -y",
             )
@@ -257,9 +259,8 @@ def write_record(path: Path, record: RunRecord) -> None:
         BudgetError, WriterError: The disk refused.
     """
     facts = seal({"version": VERSION, **asdict(record)})
-    text = json.dumps(facts, ensure_ascii=False, indent=1)
     with disk_errors(path / RECORD):
-        write_file(path / RECORD, [text.encode() + b"\n"])
+        write_file(path / RECORD, [json_bytes(facts, indent=1), b"\n"])
 
 
 def make_empty(path: Path) -> None:

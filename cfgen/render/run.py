@@ -215,11 +215,12 @@ class Render:
         if not self._resume:
             return RunFolder.create(self._path, self._record)
         folder = RunFolder(self._path)
-        folder.expect(self._record, allow_changed=self._allow_changed)
+        self._video = folder.finished
+        if self._video is None:  # what is finished and whole is so whatever changed since
+            folder.expect(self._record, allow_changed=self._allow_changed)
         if folder.record.parts:
             parts = json.dumps(folder.record.parts, ensure_ascii=False)
             self.writer.add_metadata({"parts": parts})
-        self._video = folder.finished
         if self._video is None and not folder.mine and folder.output.exists():
             raise OutputRefused(
                 f"{folder.output} is there and is not the video of this render",
