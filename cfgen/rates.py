@@ -27,12 +27,14 @@ def ntsc(fps: float | Fraction) -> Fraction | None:
 
 
 def parse_rate(text: str) -> float:
-    """Read a frame rate such as ``24``, ``29.97`` or ``30000/1001``.
+    """Read a frame rate such as ``24``, ``29.97`` or ``30000/1001``; its range is not judged.
 
     Raises:
         ValueError: The text is no rate; the message is one sentence.
     """
-    match = re.fullmatch(r"([0-9]{1,7}(?:\.[0-9]{1,9})?)(?:\s*[/:]\s*([0-9]{1,7}))?", text.strip())
+    match = re.fullmatch(
+        r"([+-]?[0-9]{1,7}(?:\.[0-9]{1,9})?)(?:\s*[/:]\s*([0-9]{1,7}))?", text.strip()
+    )
     if match is None or (match[2] is not None and int(match[2]) == 0):
         raise ValueError(f"{text!r} is not a frame rate: write 24, 29.97 or 30000/1001")
     rate = Fraction(match[1]) / int(match[2] or 1)

@@ -58,7 +58,7 @@ List = Annotated[
     Path,
     typer.Argument(
         metavar="LIST",
-        help="A YAML list, or a text with a prompt a line; - reads it from stdin.",
+        help="A YAML list, a text with a prompt a line, JSON or CSV; - reads it from stdin.",
         allow_dash=True,
     ),
 ]

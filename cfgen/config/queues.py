@@ -1,6 +1,6 @@
 """Lists of prompts as other tools write them: each known form is read, anything else refused.
 
-Plain text        a prompt a line; `#` begins a comment; musubi-tuner's `--w --h --f --d` may follow;
+Plain text        a prompt a line; `#` begins a comment; musubi-tuner's --w --h --f --d may follow;
                   bullets, numbers and quotes around whole lines are no part of a prompt
 Options           lines of `--prompt "..." --seed N`
 JSON              a list of texts or of mappings, or one of either a line (JSON lines)
@@ -103,8 +103,6 @@ def read_queue(
     if label.lower().endswith((".csv", ".tsv")):
         queue.wrong(f"{label}:1", "must begin with a header that has a column `prompt`")
         return []
-    if label.lower().endswith((".yaml", ".yml")) and not head.startswith("- "):
-        return None
     return list(queue.plain(lines_of(text)))
 
 
@@ -182,30 +180,28 @@ class _Queue:
             listed = [(item, f"{self._label}: clip {n}") for n, item in enumerate(whole, start=1)]
         elif parsed and isinstance(whole, dict) and not {"prompts_list", *_PROMPTS} & set(whole):
             return None
-        elif parsed and not isinstance(whole, dict):
-            listed = []
+        elif parsed:
+            listed = [(whole, f"{self._label}:1")]
         elif head == "[prompt]" or head.startswith("[["):
             self.wrong(f"{self._label}:1", "is TOML; write a YAML list, JSON or CSV")
             return []
+        elif not parsed and re.match(r"\s*\{\s*[\"']?(version|defaults|clips)\b", text):
+            return None  # cfgen's own form, in flow style
         elif not re.match(r"[{\[]\s*([\"{\[]|$)", head):
-            if head.startswith("{") and re.search(
-                r"^\s*\{?\s*(version|defaults|clips)\s*:", text, re.MULTILINE
-            ):
-                return None
             return list(self.plain(lines_of(text)))
         else:
-            listed = []
-            for number, line in enumerate(lines_of(text), start=1):
-                item, fine = _json(line)
-                if not line.strip():
-                    continue
-                if not fine or not isinstance(item, dict | str):
-                    if "clips" in text and number == 1:
-                        return None  # cfgen's own form, in flow style
-                    self.wrong(f"{self._label}:{number}", "is not a line of JSON")
-                    break
-                listed.append((item, f"{self._label}:{number}"))
+            listed = list(self._json_lines(text))
         return [raw for item, where in listed for raw in self._item(item, where)]
+
+    def _json_lines(self, text: str) -> Iterator[tuple[object, str]]:
+        for number, line in enumerate(lines_of(text), start=1):
+            item, fine = _json(line)
+            if not line.strip():
+                continue
+            if not fine or not isinstance(item, dict | str):
+                self.wrong(f"{self._label}:{number}", "is not a line of JSON")
+                return
+            yield item, f"{self._label}:{number}"
 
     def _item(self, item: object, where: str) -> Iterator[Raw]:
         if isinstance(item, str):

@@ -244,7 +244,8 @@ def _unit(unit: Unit, tree: Tree) -> object:
     if unit.name == "size" and isinstance(tree, list) and len(tree) == 2:
         tree = f"{tree[0]}x{tree[1]}"
     if not isinstance(tree, str):
-        raise ValueError(f"must be a {unit.name}, got {shown(tree)}")
+        kind = "one value" if unit.name in ("rate", "seed") else f"a {unit.name}"
+        raise ValueError(f"must be {kind}, got {shown(tree)}")
     readers: dict[str, Callable[[str], object]] = {
         "duration": parse_duration,
         "size": parse_size,
