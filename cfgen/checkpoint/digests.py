@@ -9,6 +9,7 @@ import os
 import re
 from pathlib import Path
 
+from cfgen import homes
 from cfgen.checkpoint.container import unreadable
 
 WORTH_KEEPING = 50_000_000
@@ -17,7 +18,7 @@ WORTH_KEEPING = 50_000_000
 
 def cache_folder() -> Path:
     """`$XDG_CACHE_HOME/cfgen`, by default in `~/.cache`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cfgen"
+    return homes.require("cache") / "cfgen"
 
 
 def digest(path: Path) -> str:
@@ -39,8 +40,9 @@ def digest(path: Path) -> str:
 @functools.lru_cache(maxsize=256)
 def _digest(path: Path, size: int, changed: int, inode: int) -> str:
     stamp = f"{path}\0{size}\0{changed}\0{inode}"
-    kept = cache_folder() / "digests" / hashlib.sha256(stamp.encode()).hexdigest()
-    worth = size >= WORTH_KEEPING
+    name = hashlib.sha256(stamp.encode(errors="surrogateescape")).hexdigest()
+    worth = size >= WORTH_KEEPING and homes.folder_of("cache") is not None
+    kept = cache_folder() / "digests" / name if worth else Path(os.devnull)
     if worth and (known := _kept(kept)):
         return known
     with path.open("rb") as file:

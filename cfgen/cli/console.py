@@ -14,7 +14,7 @@ import sys
 import traceback
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, TextIO, cast
 
 from cfgen.cli.progress import Pace, bytes_words, chunk_words, clock
 from cfgen.errors import CfgenError, PrintError
@@ -247,7 +247,7 @@ def _progress_bar(frames_total: int) -> tuple[Progress, TaskID]:
     bar = Progress(
         BarColumn(bar_width=None),
         TextColumn("{task.description}", markup=False),
-        console=RichConsole(file=SteadyStderr()),
+        console=RichConsole(file=cast(TextIO, SteadyStderr())),
         redirect_stdout=False,
         redirect_stderr=False,
         transient=True,
@@ -281,7 +281,7 @@ def _print(text: str) -> None:
 
 def _tell(text: str) -> None:
     """Write to stderr; that nobody can read it any more is no reason to stop anything."""
-    write(SteadyStderr(), text)
+    write(cast(TextIO, SteadyStderr()), text)
 
 
 def write(stream: TextIO, text: str) -> None:

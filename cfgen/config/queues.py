@@ -224,7 +224,7 @@ class _Queue:
 
     def delimiter(self, header: str) -> str:
         """What separates the columns of a CSV header, or nothing if it is none."""
-        for delimiter in ",;\t":
+        for delimiter in "\t,;" if self._label.lower().endswith(".tsv") else ",;\t":
             names = [_column(cell) for cell in next(csv.reader([header], delimiter=delimiter), [])]
             if any(name in _PROMPTS for name in names) and (
                 len(names) > 1 or self._label.lower().endswith((".csv", ".tsv"))
@@ -281,9 +281,9 @@ class _Queue:
         if frames is not None and not re.fullmatch("[0-9]{1,9}", str(frames)):
             self.wrong(where, f"must be a whole number of frames, got {frames!r}", FRAMES)
             return
-        name = found.pop("name", None)
+        named = found.pop("name", None)
         entries = {key: entry(value, where) for key, value in found.items()}
-        yield Raw(where, None if name is None else str(name), entries, numbered=True)
+        yield Raw(where, None if named is None else str(named), entries, numbered=True)
 
 
 def unquoted(text: str) -> str:

@@ -43,6 +43,14 @@ _OWN = re.compile(
     r"run(\.part)?\.json|journal(-\d+)?(\.part)?\.jsonl|lock(\.[0-9a-f]{16})?|log\.txt"
     r"|latents|segments|snapshots(-\d+)?"
 )
+_LITTER = re.compile(
+    r"\.DS_Store|\._.*|\.AppleDouble|\.localized|Icon\r|@eaDir|@tmp|\.@__thumb|#recycle"
+    r"|(eh)?thumbs\.db|desktop\.ini|\.directory|\.nfs[0-9a-f]+|\.fuse_hidden.*|\.smbdelete.*"
+    r"|\.syncthing\..*\.tmp|~syncthing~.*\.tmp|\.dropbox(\.attr|\.cache)?|\.goutputstream-.*"
+    r"|\..*\.~[0-9a-f]+|\.sync_.*\.db(-(wal|shm))?|\.owncloudsync.*|\.tmp\.drive(up|down)load",
+    re.IGNORECASE,
+)
+"""What file managers, network drives and sync tools leave behind; it may go with the folder."""
 HARMLESS = ("cfgen_version", "ffmpeg_version")
 """Names in a fingerprint that a person may let differ; frames that must be encoded again are
 compared with those that were."""
@@ -297,17 +305,26 @@ def clear(path: Path) -> None:
     def order(entry: Path) -> int:
         return 0 if entry.name == RECORD else 1 if entry.name.startswith("journal") else 2
 
-    entries = sorted(path.iterdir(), key=order)
-    for entry in entries:
-        if not _OWN.fullmatch(entry.name):
-            raise OutputRefused(f"{path} holds {entry.name}, which is not of cfgen", "move it away")
-    for entry in entries:
+    require_own(path)
+    for entry in sorted(path.iterdir(), key=order):
         if entry.name == LOCK:
             continue
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry)
         else:
             entry.unlink()
+
+
+def require_own(path: Path) -> None:
+    """Refuse a run folder that holds something of somebody's; the litter of systems is nobody's.
+
+    Raises:
+        OSError: The disk refused.
+        OutputRefused: Something in the folder is not of cfgen.
+    """
+    for entry in sorted(path.iterdir()):
+        if not _OWN.fullmatch(entry.name) and not _LITTER.fullmatch(entry.name):
+            raise OutputRefused(f"{path} holds {entry.name}, which is not of cfgen", "move it away")
 
 
 def remove(path: Path) -> None:
