@@ -143,7 +143,7 @@ def build_render(
             model=config.model.path,
             backend=_computing(config, source),
             seconds=time.monotonic() - began,
-            details=(*licence_of(config), *source.told),
+            details=(*filter(None, [ffmpeg.note]), *licence_of(config), *source.told),
         ),
         warnings=(*unknown_words(config), *too_long(config)),
     )
