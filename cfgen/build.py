@@ -23,7 +23,7 @@ from cfgen.config.schema import (
     digest,
     to_mapping,
 )
-from cfgen.errors import CheckpointError
+from cfgen.errors import CheckpointError, PresetError, Problem
 from cfgen.fingerprint import arithmetic, processor, prompt_digest, versions
 from cfgen.machine import device_of, dtype_of, settled, threads_of
 from cfgen.memory.base import Table
@@ -107,7 +107,8 @@ def build_render(
     recorded = settled(config)
     if config.output is None or config.seed is None:
         raise ValueError("a render needs an output and a seed")
-    facts = {**digests_of(config.model), **versions()}
+    digests = digests_of(config.model)
+    facts = {**digests, **versions()}
     path = run_of(config.output)
     writer = VideoWriter(
         config.output,
@@ -118,8 +119,14 @@ def build_render(
         quality=config.encode.quality,
         metadata={**_words(recorded), **facts},
         parts=path / "segments",
+        replaces=overwrite,
     )
     source = build_source(config, plan, models)
+    if digests_of(config.model) != digests:
+        raise CheckpointError(
+            f"the weights of {config.model.path} changed while they were loaded",
+            "wait until they are written, then run the command again",
+        )
     writer.add_metadata({"backend": source.backend})
     return Render(
         source=source,
@@ -188,13 +195,6 @@ def build_source(config: RenderConfig, plan: Plan, models: Models | None = None)
         compiled=config.compile,
     )
     generator, vae = loaded.generator, loaded.decoder
-    geometry = plan.geometry
-    if generator.geometry.in_dim != geometry.channels or vae.latent_channels != geometry.channels:
-        raise CheckpointError(
-            f"the generator reads {generator.geometry.in_dim} latent channels, the autoencoder "
-            f"{vae.latent_channels}, the plan {geometry.channels}",
-            "use files that belong together",
-        )
     if (width := text[config.prompt].shape[-1]) != generator.geometry.text_dim:
         raise CheckpointError(
             f"the text encoder makes {width} numbers a token, the generator reads "
@@ -286,8 +286,19 @@ def build_memory(
         # What is stored small, or elsewhere, is not to be held a second time in full.
         shared = waits or pool.expands
         reader = RotatedReader(pool, ops, rope=rope, grid=grid, slots=slots, shared=shared)
-    tau = config.tau if isinstance(config, SlowFastMemory) else 0.0
-    return PagedMemory(tables, pool, reader, admit=ops.admit, tau=tau)
+    if not isinstance(config, SlowFastMemory):
+        return PagedMemory(tables, pool, reader, admit=ops.admit)
+    if beyond := [i for i in config.admission_layers if i >= sizes.num_layers]:
+        reason = f"the model has layers 0 to {sizes.num_layers - 1}, got {beyond[0]}"
+        raise PresetError([Problem(key="memory.admission_layers", reason=reason)])
+    return PagedMemory(
+        tables,
+        pool,
+        reader,
+        admit=ops.admit,
+        tau=config.tau,
+        admission_layers=config.admission_layers,
+    )
 
 
 def build_table(config: MemoryConfig, latent_frames: int) -> Table:

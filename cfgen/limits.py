@@ -11,6 +11,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from cfgen.regular_files import read_text
+
 CGROUPS = Path("/sys/fs/cgroup")
 MEMBERSHIP = Path("/proc/self/cgroup")
 
@@ -50,7 +52,7 @@ def free_memory() -> int:
 def _reclaimable(group: Path) -> int:
     """Bytes of files in memory, which a group counts as used and the system gives up if need be."""
     try:
-        rows = (line.split() for line in (group / "memory.stat").read_text().splitlines())
+        rows = (line.split() for line in read_text(group / "memory.stat").splitlines())
         facts = {row[0]: int(row[1]) for row in rows if len(row) == 2}
     except (OSError, ValueError):
         return 0
@@ -60,7 +62,7 @@ def _reclaimable(group: Path) -> int:
 def _groups(controller: str) -> Iterator[Path]:
     """The folders of this process's group and of those around it, of either version."""
     try:
-        lines = MEMBERSHIP.read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = read_text(MEMBERSHIP, errors="replace").splitlines()
     except OSError:
         return
     for line in lines:
@@ -76,7 +78,7 @@ def _groups(controller: str) -> Iterator[Path]:
 def _words(file: Path, count: int) -> list[int | None]:
     """The numbers in a file, None for each that is not there or says `max`."""
     try:
-        words = file.read_text(encoding="ascii", errors="replace").split()
+        words = read_text(file, encoding="ascii", errors="replace").split()
     except OSError:
         words = []
     found = [int(word) if word.lstrip("-").isdigit() else None for word in words[:count]]

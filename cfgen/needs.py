@@ -11,11 +11,12 @@ import math
 import torch
 
 from cfgen.checkpoint.container import open_container
-from cfgen.checkpoint.load import MATRICES, held_nbytes
+from cfgen.checkpoint.geometry import vae_stride
+from cfgen.checkpoint.load import MATRICES, config_of, held_nbytes
 from cfgen.checkpoint.lora import open_lora
 from cfgen.checkpoint.network import Network
 from cfgen.checkpoint.text_encoder import find_text_encoder, open_text_encoder
-from cfgen.checkpoint.vae import open_vae
+from cfgen.checkpoint.vae import open_vae, tiny_sizes
 from cfgen.config.schema import (
     FullMemory,
     MemoryConfig,
@@ -24,10 +25,11 @@ from cfgen.config.schema import (
     SlowFastMemory,
     WindowMemory,
 )
-from cfgen.errors import BudgetError, SetupError, UsageError
+from cfgen.errors import BudgetError, CheckpointError, SetupError, UsageError
 from cfgen.limits import free_memory
 from cfgen.machine import device_of, dtype_of
 from cfgen.model.generator import Geometry
+from cfgen.model.vae import LATENT_MEAN, SPATIAL_STRIDE
 from cfgen.ops.select import build_ops
 from cfgen.ops.triton_backend import Wanted
 from cfgen.placement import PROGRAM, Placement, Sizes, choose, table
@@ -110,6 +112,7 @@ def sizes_of(config: RenderConfig, plan: Plan) -> Sizes:
     sizes = sizes_in(network)
     geometry = plan.geometry
     grid = sizes.grid(geometry.latent_height, geometry.latent_width)
+    _require_same_latents(network, sizes, plan)
     _require_patches(sizes, plan)
     pages = pages_of(config.memory, plan.latent_frames)
     weights = _generator(network, model, dtype)
@@ -136,6 +139,32 @@ def sizes_of(config: RenderConfig, plan: Plan) -> Sizes:
         encode=4 * widest,
         adapters=_adapters(network, model, dtype),
     )
+
+
+def _require_same_latents(network: Network, sizes: Geometry, plan: Plan) -> None:
+    """Refuse an autoencoder whose latents are not those that the generator makes.
+
+    The stride of a generator's latents is that in its config.json; Wan2.1's is known without.
+
+    Raises:
+        CheckpointError: Their channels differ, or the pixels along a cell.
+    """
+    g = plan.geometry
+    if sizes.in_dim != g.channels:
+        raise CheckpointError(
+            f"the generator makes latents of {sizes.in_dim} channels, and the autoencoder reads "
+            f"{g.channels}",
+            "use files that belong together",
+        )
+    stride = vae_stride(config_of(network.file.path))
+    if stride is None and sizes.in_dim == len(LATENT_MEAN):
+        stride = SPATIAL_STRIDE
+    if stride is not None and stride != g.spatial_stride:
+        raise CheckpointError(
+            f"a cell of the generator's latents is {stride} pixels wide, and one of the "
+            f"autoencoder's {g.spatial_stride}",
+            "use files that belong together",
+        )
 
 
 def _require_patches(sizes: Geometry, plan: Plan) -> None:
@@ -264,6 +293,7 @@ def _vae(
     if "decoder.22.bias" in network.shapes:
         width = network.shapes["decoder.22.weight"][1]
         frames = 4 * config.model.chunk_latent_frames
-        return weights, TINY_MAPS * frames * width * pixels * dtype.itemsize
+        points = pixels // tiny_sizes(network)[1] ** 2
+        return weights, TINY_MAPS * frames * width * points * dtype.itemsize
     share = network.shapes["decoder.conv_out.weight"][1] / 96
     return weights + DIFFUSERS[dtype], round(DECODED[dtype] * share * pixels)

@@ -5,9 +5,6 @@ from __future__ import annotations
 from cfgen.config.catalog import locate_model, preset_names
 from cfgen.errors import UsageError
 
-CERTAIN = ("sidecar", "header", "sha256", "repository")
-"""What a choice may rest on; a file's name may be anything."""
-
 
 def recipe_of(model: str) -> tuple[str, str]:
     """The preset that a model wants, and what says so.
@@ -27,7 +24,7 @@ def recipe_of(model: str) -> tuple[str, str]:
     from cfgen.checkpoint.container import open_container
     from cfgen.checkpoint.digests import digest
     from cfgen.checkpoint.find import generator_file
-    from cfgen.checkpoint.recipe import cached_digest, guess
+    from cfgen.checkpoint.recipe import CERTAIN, cached_digest, guess
 
     weights = generator_file(locate_model(model))
     file = open_container(weights)

@@ -33,7 +33,7 @@ from cfgen.render.source import FrameSource
 from cfgen.rollout import Guidance
 from cfgen.schedule import KeyedNoise
 from cfgen.stand_in import absence, stand_in
-from cfgen.weights import LoadedModels, load_models
+from cfgen.weights import LoadedModels, latents_of, load_models
 
 LONG_S = 24 * 3600.0
 """A clip in which every memory fills, and which has no end as far as anything is timed."""
@@ -186,7 +186,15 @@ def prepare(config: RenderConfig, *, may_stand_in: bool) -> Setting:
     torch.set_num_threads(threads_of(config))
     width, height = config.frame_size
     chunk, fps = config.model.chunk_latent_frames, config.playback_fps
-    clip = Geometry(width=width, height=height, chunk_latent_frames=chunk, fps=fps)
+    channels, stride = latents_of(config.model)
+    clip = Geometry(
+        width=width,
+        height=height,
+        channels=channels,
+        spatial_stride=stride,
+        chunk_latent_frames=chunk,
+        fps=fps,
+    )
     plan = make_plan(LONG_S, clip)
     kept = make_plan(config.duration_s, clip) if isinstance(config.memory, FullMemory) else plan
     absent = absence(config.model) if may_stand_in else None

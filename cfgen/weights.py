@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from cfgen.absent import refuse_absent
 from cfgen.checkpoint.container import open_container
 from cfgen.checkpoint.digests import cache_folder
 from cfgen.checkpoint.digests import digest as file_digest
@@ -26,14 +27,16 @@ from cfgen.checkpoint.text_encoder import (
     load_text_encoder,
     open_text_encoder,
 )
-from cfgen.checkpoint.vae import load_vae
+from cfgen.checkpoint.vae import latent_sizes, load_vae, open_vae
 from cfgen.config.catalog import locate_model
 from cfgen.config.schema import ModelConfig
 from cfgen.config.values import parse_lora
+from cfgen.errors import CheckpointError
 from cfgen.hub import locate
 from cfgen.model.generator import Generator, Geometry
 from cfgen.model.prompts import Encode, embeddings
 from cfgen.model.tiled import TiledDecoder
+from cfgen.model.vae import LATENT_MEAN, SPATIAL_STRIDE
 from cfgen.offload import offload_blocks
 from cfgen.placement import Offload
 
@@ -55,6 +58,7 @@ def files_of(model: ModelConfig) -> ModelFiles:
     Raises:
         CheckpointError: One of them is nowhere.
     """
+    refuse_absent(model)
 
     def given(text: str | None, what: str) -> Path | None:
         return None if text is None else locate(text, what=what)
@@ -76,12 +80,30 @@ def geometry_of(model: ModelConfig) -> Geometry:
     return sizes_in(generator_of(model))
 
 
+def latents_of(model: ModelConfig) -> tuple[int, int]:
+    """Channels of a model's latents and pixels along a cell: what its autoencoder decodes.
+
+    They stand in the header of its file, which is read whenever it is on the disk, so no preset
+    need say them, nor can say them wrong. A model whose files are nowhere is planned as the
+    published ones, all of Wan2.1.
+
+    Raises:
+        CheckpointError: The autoencoder is damaged, or none that cfgen decodes with.
+    """
+    try:
+        vae = files_of(model).vae
+    except CheckpointError:
+        return len(LATENT_MEAN), SPATIAL_STRIDE
+    return latent_sizes(open_vae(vae))
+
+
 def generator_of(model: ModelConfig) -> Network:
     """A model's generator as its file describes it; no weight is read.
 
     Raises:
         CheckpointError: It is nowhere, or no Wan generator.
     """
+    refuse_absent(model)
     return open_generator(locate_model(model.path), prefer=model.prefer)
 
 

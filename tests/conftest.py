@@ -49,15 +49,24 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A complete model folder of random weights, written as training writes one."""
     import torch
 
-    from cfgen.train.base_stage import BaseSettings, BaseStage
     from cfgen.train.export import Exporter
-    from cfgen.train.latents import LatentStore
+    from cfgen.train.film_world.latents import LatentStore
+    from cfgen.train.flow_matching_stage import BaseSettings, BaseStage
     from cfgen.train.tokenizer_stage import train_tokenizer
+    from cfgen.train.training_memory import MemorySettings
     from cfgen.train.vae_stage import VaeSettings, VaeStage
 
     folder = tmp_path_factory.mktemp("tiny") / "model"
     tokenizer = train_tokenizer(folder, captions=300)
-    widths = VaeSettings(encoder_width=8, decoder_widths=(16, 8, 8, 8), crop=32, frames=5, films=1)
+    widths = VaeSettings(
+        latent_channels=16,
+        encoder_width=8,
+        decoder_widths=(16, 8, 8, 8),
+        patch_size=1,
+        crop=(32, 32),
+        frames=5,
+        films=1,
+    )
     vae = VaeStage(widths, folder)
     with torch.no_grad():  # training starts from grey
         vae.vae.get_parameter("decoder.22.weight").mul_(10)
@@ -71,8 +80,8 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         text_layers=1,
         text_ffn=16,
     )
-    store = LatentStore(folder.parent / "latents", vae.vae, latent_frames=3)
-    base = BaseStage(sizes, store, tokenizer, Exporter(folder))
+    store = LatentStore(folder.parent / "latents", vae.vae)
+    base = BaseStage(sizes, MemorySettings(), store, tokenizer, Exporter(folder))
     with torch.no_grad():  # what starts at zero would hide prompt and memory from the frames
         for parameter in base.modules.parameters():
             if not parameter.any():

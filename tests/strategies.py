@@ -139,6 +139,7 @@ def memory_of(
     shared: bool = False,
     admit: Callable[..., None] | None = None,
     tau: float = 0.95,
+    admission_layers: tuple[int, ...] = (),
 ) -> PagedMemory:
     """A memory whose reader fits its pool and ops, as `build` puts one together."""
     slots = max(table.capacity for table in tables)
@@ -149,7 +150,14 @@ def memory_of(
         reader = InPlaceReader(pool, ops.pages, rope=rope, grid=grid, slots=slots)
     else:
         reader = RotatedReader(pool, ops, rope=rope, grid=grid, slots=slots, shared=shared)
-    return PagedMemory(tables, pool, reader, admit=admit or ops.admit, tau=tau)
+    return PagedMemory(
+        tables,
+        pool,
+        reader,
+        admit=admit or ops.admit,
+        tau=tau,
+        admission_layers=admission_layers,
+    )
 
 
 def random_generator(geometry: Geometry, seed: int = 0) -> Generator:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from cfgen.errors import CheckpointError
+from cfgen.regular_files import open_binary, read_text
 
 FETCH_AGAIN = "download the file again"
 CHECK_PATH = "check the path of the model"
@@ -152,14 +153,29 @@ def first_bytes(path: Path) -> bytes:
     try:
         if path.exists() and not (path.is_file() or path.is_dir()):
             raise CheckpointError(f"{path} is a device or a pipe, not a file", CHECK_PATH)
-        with path.open("rb") as file:
+        with open_binary(path) as file:
             return file.read(64)
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} does not exist", CHECK_PATH) from error
     except IsADirectoryError as error:
+        refuse_dcp(path)
         raise CheckpointError(f"{path} is a folder, not a file of weights", CHECK_PATH) from error
     except OSError as error:
         raise unreadable(path, error) from error
+
+
+def refuse_dcp(folder: Path) -> None:
+    """Refuse a folder that torch.distributed.checkpoint wrote.
+
+    Raises:
+        CheckpointError: it is one.
+    """
+    if any(folder.glob("*.distcp")):
+        raise CheckpointError(
+            f"{folder} is a distributed checkpoint (DCP), whose index is a pickle with code",
+            "turn it into one file where it was made: python -m "
+            "torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER FILE.pt",
+        )
 
 
 def unreadable(path: Path, error: OSError) -> CheckpointError:
@@ -175,7 +191,7 @@ def read_at(path: Path, offset: int, nbytes: int) -> Tensor:
     """
     found = torch.empty(nbytes, dtype=torch.uint8)
     try:
-        with path.open("rb", buffering=0) as file:
+        with open_binary(path) as file:
             file.seek(offset)
             _fill(file, found.numpy().data)
     except EOFError as error:
@@ -200,7 +216,7 @@ def read_json(path: Path) -> dict[str, object]:
         CheckpointError: the file is missing, cannot be read or holds no JSON object.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=each_once)
+        found = json.loads(read_text(path), object_pairs_hook=each_once)
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} does not exist", "restore the model folder") from error
     except OSError as error:

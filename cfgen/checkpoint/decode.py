@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -64,9 +65,12 @@ def _read_fp4(layer: Layer, parts: Mapping[str, Tensor], path: Path) -> Fp4Weigh
     if layer.low_first:
         packed = packed << 4 | packed >> 4
     rows, columns = layer.shape[0], layer.shape[1] // FP4_BLOCK
-    blocks = from_blocked(parts["scale"].view(torch.uint8), rows, columns)
+    blocks = parts["scale"].view(torch.uint8)
+    if not layer.flat:
+        blocks = from_blocked(blocks, rows, columns)
     block_scale = blocks.view(torch.float8_e4m3fn)
     _finite(layer, path, block_scale)
+    _agree(layer, parts, path)
     if "scale_2" in parts:
         scale = parts["scale_2"].float()
     elif "global_scale" in parts:
@@ -75,6 +79,20 @@ def _read_fp4(layer: Layer, parts: Mapping[str, Tensor], path: Path) -> Fp4Weigh
         scale = parts["alpha"].float() * parts["input_global_scale"].float()
     _finite(layer, path, scale)
     return Fp4Weight(packed, block_scale, scale.reshape(1))
+
+
+def _agree(layer: Layer, parts: Mapping[str, Tensor], path: Path) -> None:
+    """Refuse scales that a layer says twice and differently."""
+    told = [parts.get(part) for part in ("global_scale", "alpha", "input_global_scale")]
+    if all(scale is not None for scale in told):
+        product = float(math.prod(scale.double() for scale in told if scale is not None))
+        if abs(product - 1) > 0.01:
+            raise _bad(
+                layer,
+                path,
+                f"its weight_global_scale and its alpha differ: their product with "
+                f"input_global_scale is {product:g}, not 1",
+            )
 
 
 def _finite(layer: Layer, path: Path, scale: Tensor) -> None:

@@ -10,10 +10,17 @@ import re
 from pathlib import Path
 
 from cfgen import homes
+from cfgen.atomic_files import write_whole
 from cfgen.checkpoint.container import unreadable
+from cfgen.regular_files import open_binary, read_text
 
 WORTH_KEEPING = 50_000_000
 """Bytes from which on a digest is kept on the disk; smaller files are read as fast."""
+
+SAMPLES = 64
+"""Pieces of such a file that are looked at before its kept digest is believed."""
+
+_SAMPLE_NBYTES = 4096
 
 
 def cache_folder() -> Path:
@@ -24,38 +31,59 @@ def cache_folder() -> Path:
 def digest(path: Path) -> str:
     """SHA-256 of a file as hexadecimal digits.
 
-    A file with the path, size, time of change and inode of an earlier call is not read again.
+    A file is not read again if everything that the system tells of it is as it was at an earlier
+    call (size, times of change, inode, device) and so are `SAMPLES` pieces of its content.
 
     Raises:
         CheckpointError: the file cannot be read.
     """
     try:
-        facts = path.stat()
-        stamp = (facts.st_size, facts.st_mtime_ns, facts.st_ino)
-        return _digest(path.resolve(), *stamp)
+        return _digest(path.resolve(), _stamp(path), _Kept.believed)
     except OSError as error:
         raise unreadable(path, error) from error
 
 
+def read_anew() -> None:
+    """From now on believe no digest that an earlier process kept: frames are added to old ones."""
+    _Kept.believed = False
+
+
+class _Kept:
+    believed = True
+
+
+def _stamp(path: Path) -> tuple[int | str, ...]:
+    """What tells that a file is as it was; equal times alone can be set by anybody."""
+    with open_binary(path) as file:
+        facts = os.fstat(file.fileno())
+        size = facts.st_size
+        sample = hashlib.sha256()
+        if size >= WORTH_KEEPING:
+            for number in range(SAMPLES):
+                file.seek(max(0, size - _SAMPLE_NBYTES) * number // (SAMPLES - 1))
+                sample.update(file.read(_SAMPLE_NBYTES))
+    times = (facts.st_mtime_ns, facts.st_ctime_ns)
+    return (size, *times, facts.st_ino, facts.st_dev, sample.hexdigest())
+
+
 @functools.lru_cache(maxsize=256)
-def _digest(path: Path, size: int, changed: int, inode: int) -> str:
-    stamp = f"{path}\0{size}\0{changed}\0{inode}"
-    name = hashlib.sha256(stamp.encode(errors="surrogateescape")).hexdigest()
-    worth = size >= WORTH_KEEPING and homes.folder_of("cache") is not None
+def _digest(path: Path, stamp: tuple[int | str, ...], believed: bool) -> str:
+    text = "\0".join(map(str, ("2", path, *stamp)))
+    name = hashlib.sha256(os.fsencode(text)).hexdigest()
+    worth = int(stamp[0]) >= WORTH_KEEPING and homes.folder_of("cache") is not None
     kept = cache_folder() / "digests" / name if worth else Path(os.devnull)
-    if worth and (known := _kept(kept)):
+    if worth and believed and (known := _kept(kept)):
         return known
-    with path.open("rb") as file:
+    with open_binary(path) as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
-    facts = path.stat()
-    if worth and (facts.st_size, facts.st_mtime_ns) == (size, changed):
+    if worth and _stamp(path) == stamp:
         _keep(kept, found)
     return found
 
 
 def _kept(place: Path) -> str | None:
     try:
-        text = place.read_text(encoding="ascii")
+        text = read_text(place, encoding="ascii", limit=1024)
     except (OSError, ValueError):
         return None
     return text if re.fullmatch("[0-9a-f]{64}", text) else None
@@ -63,8 +91,6 @@ def _kept(place: Path) -> str | None:
 
 def _keep(place: Path, found: str) -> None:
     """Write atomically; a cache that cannot be written is no reason to stop."""
-    temporary = place.with_suffix(f".{os.getpid()}.tmp")
     with contextlib.suppress(OSError):
         place.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(found, encoding="ascii")
-        os.replace(temporary, place)
+        write_whole(place, found.encode("ascii"))

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from cfgen.checkpoint.container import refuse_dcp
 from cfgen.errors import CheckpointError
 
 WEIGHTS = (".safetensors", ".gguf", ".pt", ".pth", ".bin")
@@ -83,6 +84,7 @@ def generator_file(place: Path) -> Path:
     """
     if not place.is_dir():
         return place
+    refuse_dcp(place)
     for folder in (place, place / "transformer"):
         if found := _first(folder, GENERATORS):
             return found

@@ -10,6 +10,7 @@ from typing import cast
 
 from cfgen.errors import CheckpointError
 from cfgen.model.generator import Geometry
+from cfgen.model.vae import TEMPORAL_STRIDE
 
 DIFFUSERS = {
     "num_attention_heads": "num_heads",
@@ -98,6 +99,27 @@ def read_geometry(
     _compare(geometry, said, weights, place)
     _refuse_others(geometry, weights)
     return geometry
+
+
+def vae_stride(config: tuple[Path, Mapping[str, object]] | None) -> int | None:
+    """Pixels along a cell of the latents that a generator makes; None if nothing says it.
+
+    Args:
+        config: config.json and the object in it. `vae_stride` is Wan's name: frames, rows, columns.
+
+    Raises:
+        CheckpointError: the stride is none that an autoencoder has.
+    """
+    if config is None or "vae_stride" not in config[1]:
+        return None
+    path, said = config[0], config[1]["vae_stride"]
+    if isinstance(said, list) and len(said) == 3:
+        frames, rows, columns = (_whole(each, "vae_stride", path) for each in said)
+        if frames == TEMPORAL_STRIDE and rows == columns:
+            return rows
+    raise CheckpointError(
+        f"{path}: vae_stride must be [{TEMPORAL_STRIDE}, N, N] with pixels N, got {said!r}", HINT
+    )
 
 
 def _refuse_others(g: Geometry, weights: Path) -> None:

@@ -28,6 +28,7 @@ from cfgen.checkpoint.container import (
 )
 from cfgen.errors import CheckpointError
 from cfgen.ops import ggml
+from cfgen.regular_files import open_binary
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -137,7 +138,7 @@ def open_gguf(path: Path) -> GgufFile:
             cannot compute with.
     """
     try:
-        with path.open("rb") as file:
+        with open_binary(path) as file:
             mapped = np.memmap(file, dtype=np.uint8, mode="r")
         cursor = _Cursor(memoryview(mapped))  # type: ignore[arg-type]
         cursor.take(len(MAGIC))

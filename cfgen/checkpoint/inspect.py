@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from cfgen.checkpoint.container import Container, open_container, size_of
+from cfgen.checkpoint.container import Container, open_container, refuse_dcp, size_of
 from cfgen.checkpoint.digests import digest
 from cfgen.checkpoint.find import INDEX, WEIGHTS
 from cfgen.checkpoint.keys import EMA, RESIDUE, Naming, find_network
@@ -21,10 +21,10 @@ from cfgen.checkpoint.kinds import KINDS, Kind, Shapes, is_lora, stranger, witho
 from cfgen.checkpoint.load import compare, open_generator
 from cfgen.checkpoint.lora import SIZES, open_lora
 from cfgen.checkpoint.lora_file import Lora
-from cfgen.checkpoint.network import FOREIGN, FOREIGN_HEADERS, Network
+from cfgen.checkpoint.network import FOREIGN, FOREIGN_HEADERS
 from cfgen.checkpoint.recipe import cached_digest, guess
 from cfgen.checkpoint.report import FileFacts, NetworkFacts, Refusal, Report
-from cfgen.checkpoint.summary import FLAWS, Stored, count_not_finite, grouped, not_finite, stored
+from cfgen.checkpoint.summary import FLAWS, Stored, count_not_finite, grouped, odd_values, stored
 from cfgen.errors import CheckpointError
 
 WANTED = "give a Wan2.1 generator, its UMT5 encoder, its video autoencoder or a LoRA for it"
@@ -41,8 +41,10 @@ def weights_in(folder: Path) -> list[Path]:
     """
     indices = sorted(folder.rglob(f"*{INDEX}"))
     shards = [re.compile(re.escape(str(i)[: -len(INDEX)]) + r"-\d+-of-\d+\..+") for i in indices]
-    found = [path for path in sorted(folder.rglob("*")) if path.suffix in WEIGHTS]
+    there = (path for path in sorted(folder.rglob("*")) if path.suffix in WEIGHTS)
+    found = [path for path in there if path.is_file() or path.is_symlink()]  # and no pipe
     alone = [path for path in found if not any(s.fullmatch(str(path)) for s in shards)]
+    refuse_dcp(folder)
     if not indices and not alone:
         raise CheckpointError(
             f"{folder} holds no weights: no file in it ends in {', '.join(WEIGHTS)}",
@@ -148,7 +150,7 @@ def _network(
         warnings=(
             *warnings,
             *_odd_scales(facts),
-            *(_odd_values(network) if values and not problem else ()),
+            *(odd_values(network) if values and not problem else ()),
         ),
     )
 
@@ -185,11 +187,6 @@ def _odd_scales(facts: NetworkFacts) -> Iterator[str]:
         if odd:
             count = sum(t.scales.flaws[flaw] for t in odd if t.scales)
             yield f"{len(odd)} layers have scales {words}: {count} in all, first in {odd[0].name}"
-
-
-def _odd_values(network: Network) -> Iterator[str]:
-    for name, count in not_finite(network):
-        yield f"{name} holds {count} numbers that are not finite"
 
 
 def _lora(report: Report, file: Container, *, prefer: str, values: bool) -> Report:
@@ -248,7 +245,7 @@ def _owners(names: Sequence[str]) -> dict[str, int]:
 
 def _unknown(file: Container) -> CheckpointError:
     """The error for a file with no network of a known kind."""
-    foreign = tuple(f".{part}" for part in FOREIGN)
+    foreign = tuple(f".{part}" for part in FOREIGN if part != "scale")
     if file.metadata.get("checkpoint_format") in FOREIGN_HEADERS or any(
         name.endswith(foreign) for name in file.entries
     ):

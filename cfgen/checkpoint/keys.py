@@ -39,6 +39,10 @@ OTHERS = frozenset(
 )
 """First parts of names that say: this belongs to another network, or to a training state."""
 
+TEXT_PARTS = frozenset(("text_encoder", "text_encoders", "cond_stage_model", "conditioner"))
+VAE_PARTS = frozenset(("vae", "first_stage_model"))
+"""Those under which files that hold a whole model have its text encoder, and its autoencoder."""
+
 EMA, LIVE = "generator_ema", "generator"
 """Two sets of weights that one training state may hold: averaged, and as they stood."""
 
@@ -82,6 +86,8 @@ class Naming:
 
     def is_other(self, name: str) -> bool:
         """Whether a name that the file mentions is one of a network that was left alone."""
+        if _parts(self.prefix) & OTHERS:
+            return not without_residue(name).startswith(self.prefix)
         parts = _parts(without_residue(name).removeprefix(self.prefix))
         return bool(self.left_alone) and bool(parts & OTHERS)
 
@@ -92,7 +98,12 @@ def without_residue(name: str) -> str:
 
 
 def find_network(
-    names: Iterable[str], layouts: Sequence[Layout], path: Path, *, prefer: str = EMA
+    names: Iterable[str],
+    layouts: Sequence[Layout],
+    path: Path,
+    *,
+    prefer: str = EMA,
+    own: frozenset[str] = frozenset(),
 ) -> Naming | None:
     """The one network of a kind in a file, None if there is none.
 
@@ -101,6 +112,7 @@ def find_network(
         layouts: how such networks are named.
         path: the file, for messages.
         prefer: `generator_ema` or `generator`: which to take where a file holds both.
+        own: words of `OTHERS` that name this very kind of network in a file of a whole model.
 
     Raises:
         CheckpointError: there are several and nothing says which, or two tensors get one name.
@@ -114,7 +126,7 @@ def find_network(
         )
     for layout in layouts:
         found = sorted(set(_prefixes(clean.values(), layout.anchor)))
-        mine = [prefix for prefix in found if not _parts(prefix) & OTHERS]
+        mine = [prefix for prefix in found if not _parts(prefix) & (OTHERS - own)]
         if mine:
             prefix = _choose(mine, path, prefer)
             return _named(clean, layout, prefix, tuple(mine), path)
@@ -164,8 +176,12 @@ def _named(
     others = [choice for choice in choices if choice != prefix]
     names: dict[str, str] = {}
     left: list[str] = []
+    part = _parts(prefix) & OTHERS  # of a whole model, of which the rest is other networks
     for raw, name in clean.items():
         inside = name.startswith(prefix)
+        if part and not inside:
+            left.append(raw)
+            continue
         first = re.split(r"[./]", name.removeprefix(prefix), maxsplit=1)[0]
         beside = any(name.startswith(other) for other in others if not prefix.startswith(other))
         if first in OTHERS or (not inside and (beside or _parts(name) & OTHERS)):

@@ -14,7 +14,7 @@ from torch import nn
 
 from cfgen.checkpoint import vae
 from cfgen.checkpoint.container import Container, read_json
-from cfgen.checkpoint.geometry import read_geometry
+from cfgen.checkpoint.geometry import read_geometry, vae_stride
 from cfgen.checkpoint.keys import WAN, Layout, to_diffusers
 from cfgen.checkpoint.load import config_of, open_generator
 from cfgen.checkpoint.lora_file import Lora, spelled
@@ -76,15 +76,16 @@ def _open_generator(path: Path, prefer: str) -> Network:
 
 
 def _wanted_generator(path: Path, shapes: Shapes) -> Wanted:
-    geometry = read_geometry(shapes, config_of(path), weights=path)
+    config = config_of(path)
+    geometry = read_geometry(shapes, config, weights=path)
+    stride = vae_stride(config)
     with torch.device("meta"):
         module = Generator(geometry)
-    problem = None
-    if geometry.in_dim != CHANNELS:
-        problem = CheckpointError(
-            f"{path} makes latents of {geometry.in_dim} channels; those of Wan2.1, which cfgen "
-            f"renders, have {CHANNELS}",
-            "take a text-to-video model of the Wan2.1 architecture",
+    warnings: tuple[str, ...] = ()
+    if geometry.in_dim != CHANNELS and stride is None:
+        warnings = (
+            f"{path} makes latents of {geometry.in_dim} channels; those of Wan2.1 have {CHANNELS}: "
+            "it needs a TAEHV that reads as many",
         )
     sizes: dict[str, object] = {
         "dim": geometry.dim,
@@ -99,7 +100,7 @@ def _wanted_generator(path: Path, shapes: Shapes) -> Wanted:
         "text_dim": geometry.text_dim,
         "patch_size": list(geometry.patch_size),
     }
-    return Wanted(sizes, _shapes(module), problem)
+    return Wanted(sizes, _shapes(module), warnings=warnings)
 
 
 def _open_text_encoder(path: Path, prefer: str) -> Network:
@@ -139,9 +140,16 @@ def _wanted_vae(path: Path, shapes: Shapes) -> Wanted:
     """Loads it onto no device at all, which reads it: an autoencoder has 0.5 GB at most."""
     found = vae.load_vae(path, device=torch.device("meta"))
     if isinstance(found, WanAutoencoder):
-        sizes: dict[str, object] = {"latent_channels": found.latent_channels}
+        sizes: dict[str, object] = {
+            "latent_channels": found.latent_channels,
+            "spatial_stride": found.spatial_stride,
+        }
         return Wanted(sizes, _shapes(found.network))
-    sizes = {"latent_channels": found.latent_channels, "raw_latents": found.raw_latents}
+    sizes = {
+        "latent_channels": found.latent_channels,
+        "spatial_stride": found.spatial_stride,
+        "raw_latents": found.raw_latents,
+    }
     return Wanted(sizes, _shapes(found))
 
 

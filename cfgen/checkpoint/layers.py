@@ -61,6 +61,7 @@ class Layer:
         parts: names in the file by the part they play.
         rotation: columns rotated together, 0 for none.
         low_first: whether the even column is in the lower half of a byte.
+        flat: whether scales of blocks lie row by row, not in tiles as tensor cores read them.
         full_precision: whether the file asks for multiplication in high precision.
     """
 
@@ -72,6 +73,7 @@ class Layer:
     parts: Mapping[str, str] = field(default_factory=dict)
     rotation: int = 0
     low_first: bool = False
+    flat: bool = False
     full_precision: bool = False
 
     @property

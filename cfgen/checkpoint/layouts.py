@@ -8,25 +8,40 @@ optimum-quanto; torchao prototype/safetensors (0.18).
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 
 from cfgen.checkpoint.container import Entry
+from cfgen.checkpoint.declared import Quantizer
 from cfgen.checkpoint.layers import ACTIVATIONS, FLOAT8, SMALL, Found, Layer, plain_layer
+from cfgen.checkpoint.noted import check_noted, check_torchao, torchao_type
 from cfgen.ops.quantized import FP4_BLOCK
 
 
-def recognise(found: Found, *, declared: bool) -> Layer:
-    """The layer, by what stands beside its weight.
+def recognise(found: Found, *, declared: bool, quantizer: Quantizer | None = None) -> Layer:
+    """The layer, by what is declared of it and by what stands beside its weight.
+
+    Args:
+        found: what stands in the file under it.
+        declared: whether the file declares it in ComfyUI's words.
+        quantizer: who quantized the file, where that is declared.
 
     Raises:
         CheckpointError: no layout has these parts, or one is missing, left over or of a
             wrong shape.
     """
     parts = found.names
+    modelopt = quantizer is not None and quantizer.layout == "ModelOpt"
+    if declared and modelopt:
+        assert quantizer is not None
+        raise found.error(
+            f"it is declared twice, in ComfyUI's words and as ModelOpt's {quantizer.algorithm} by "
+            f"{quantizer.where}, and the two lay out 4-bit weights differently"
+        )
     if declared:
         return _comfy(found)
+    if quantizer is not None and modelopt and "weight_scale" in parts:
+        return _modelopt(found, quantizer)
     if "data" in parts or "data_scale" in parts:
         return _scaled(found, "quanto", values="data", scale="data_scale")
     if "qdata" in parts or "qdata_scale" in parts:
@@ -34,7 +49,13 @@ def recognise(found: Found, *, declared: bool) -> Layer:
     if "global_scale" in parts or "alpha" in parts:
         return _lightx2v_fp4(found)
     if "weight_scale_2" in parts:
-        return _fp4(found, "ComfyUI native")
+        raise found.error(
+            "its 4-bit weight fits two layouts that nothing in the file tells apart: ComfyUI's "
+            "nvfp4 (first column in the high half of a byte, scales in tiles) and NVIDIA "
+            "ModelOpt's NVFP4 (first column in the low half, scales in rows)",
+            "take a file with comfy_quant markers, or put the config.json of ModelOpt's export "
+            "(with its quantization_config) beside this one",
+        )
     if "scale_weight" in parts:
         entry = found.entry("scale_weight")
         blocks = len(entry.shape) == 3
@@ -109,14 +130,12 @@ def _comfy_scaled(kinds: tuple[str, ...]) -> Callable[[Found, dict[str, object],
     def read(found: Found, settings: dict[str, object], full: bool) -> Layer:
         rotated = bool(settings.pop("convrot", False))
         size = settings.pop("convrot_groupsize", 256)
-        settings.pop("group_size", None)  # the shape of the scales says it
-        _no_more(found, settings)
         columns = math.prod(found.entry("weight").shape[1:])
         if rotated and not (isinstance(size, int) and _power_of_4(size) and columns % size == 0):
             raise found.error(
                 f"its rotation by {size!r} columns must be a power of 4 that divides {columns}"
             )
-        return _scaled(
+        layer = _scaled(
             found,
             "ComfyUI native",
             scale="weight_scale",
@@ -124,6 +143,8 @@ def _comfy_scaled(kinds: tuple[str, ...]) -> Callable[[Found, dict[str, object],
             rotation=int(str(size)) if rotated else 0,
             full_precision=full,
         )
+        check_noted(found, settings, layer.shape)
+        return layer
 
     return read
 
@@ -133,8 +154,6 @@ def _power_of_4(size: int) -> bool:
 
 
 def _comfy_mx(found: Found, settings: dict[str, object], full: bool) -> Layer:
-    settings.pop("group_size", None)
-    _no_more(found, settings)
     weight, scale = found.entry("weight"), found.entry("weight_scale")
     if weight.kind != "float8_e4m3fn" or len(weight.shape) != 2 or weight.shape[1] % 32:
         raise found.error(
@@ -143,14 +162,15 @@ def _comfy_mx(found: Found, settings: dict[str, object], full: bool) -> Layer:
     if scale.kind not in ("uint8", "float8_e8m0fnu"):
         raise found.error(f"its weight_scale must be exponents in bytes, got {scale.kind}")
     _need_blocked(found, scale, weight.shape[0], weight.shape[1] // 32)
+    check_noted(found, settings, weight.shape, block=32)
     used = {"values": "weight", "scale": "weight_scale"}
     return found.layer("ComfyUI native", "mx", used, format="mxfp8", full_precision=full)
 
 
 def _comfy_fp4(found: Found, settings: dict[str, object], full: bool) -> Layer:
-    settings.pop("group_size", None)
-    _no_more(found, settings)
-    return _fp4(found, "ComfyUI native", full_precision=full)
+    layer = _fp4(found, "ComfyUI native", full_precision=full)
+    check_noted(found, settings, layer.shape, block=FP4_BLOCK)
+    return layer
 
 
 def _fp4(found: Found, layout: str, **more: object) -> Layer:
@@ -164,6 +184,45 @@ def _fp4(found: Found, layout: str, **more: object) -> Layer:
         format="nvfp4",
         shape=(shape[0], 2 * shape[1]),
         **more,
+    )
+
+
+def _modelopt(found: Found, quantizer: Quantizer) -> Layer:
+    """A layer of NVIDIA ModelOpt's export: scales of blocks lie row by row, low halves first."""
+    algorithm = quantizer.of(found.module)
+    fp4 = found.entry("weight").kind == "uint8"
+    if not algorithm or fp4 != algorithm.endswith("NVFP4"):
+        told = algorithm or "left plain"
+        raise found.error(
+            f"its weight is {found.entry('weight').kind}, and {quantizer.where} says {told}"
+        )
+    if not fp4:
+        return _scaled(found, "ModelOpt", scale="weight_scale", kinds=("float8_e4m3fn",))
+    if quantizer.processed:
+        raise found.error(
+            "its scales fit two layouts that nothing tells apart: ModelOpt went over the file "
+            f"after its export ({quantizer.where}) and may have put them in tiles",
+            "take ModelOpt's export as it is, with its config.json",
+        )
+    weight, scale = found.entry("weight"), found.entry("weight_scale")
+    _need_numbers(found, ["weight_scale_2"])
+    rows, columns = weight.shape[0], 2 * math.prod(weight.shape[1:])
+    flat = (rows, columns // FP4_BLOCK)
+    if len(weight.shape) != 2 or columns % FP4_BLOCK or scale.shape != flat:
+        raise found.error(
+            f"its weight_scale must be of shape {list(flat)} for ModelOpt's NVFP4 weight "
+            f"{list(weight.shape)}, got {list(scale.shape)}"
+        )
+    if scale.kind != "float8_e4m3fn":
+        raise found.error(f"its weight_scale must be fp8, got {scale.kind}")
+    return found.layer(
+        "ModelOpt",
+        "fp4",
+        {"values": "weight", "scale": "weight_scale", "scale_2": "weight_scale_2"},
+        format="nvfp4",
+        shape=(rows, columns),
+        low_first=True,
+        flat=True,
     )
 
 
@@ -218,12 +277,6 @@ def _need_blocked(found: Found, scale: Entry, rows: int, columns: int) -> None:
         )
 
 
-def _no_more(found: Found, settings: Mapping[str, object]) -> None:
-    if settings:
-        told = found.settings.get("format")
-        raise found.error(f"{told} does not know the setting {sorted(settings)[0]!r}")
-
-
 COMFY: Mapping[str, Callable[[Found, dict[str, object], bool], Layer]] = {
     "float8_e4m3fn": _comfy_scaled(("float8_e4m3fn",)),
     "float8_e5m2": _comfy_scaled(("float8_e5m2",)),
@@ -243,7 +296,7 @@ TORCHAO = ("Int8Tensor", "Float8Tensor")
 
 
 def _torchao(found: Found) -> Layer:
-    told = _torchao_type(found)
+    told, settings = torchao_type(found)
     if told not in TORCHAO:
         raise found.error(f"torchao's {told} is not read; {' and '.join(TORCHAO)} are")
     entry, scale = found.entry("qdata"), found.entry("qdata_scale")
@@ -252,20 +305,8 @@ def _torchao(found: Found) -> Layer:
             f"its values are {entry.kind} {list(entry.shape)}, its scale is {scale.kind}"
         )
     _check_scale(found, entry.shape, scale.shape)
+    check_torchao(found, settings, entry.shape, scale.shape)
     used = {"values": "qdata", "scale": "qdata_scale"}
     if "zero_point" in found.names:
         used["zero_point"] = "zero_point"
     return found.layer("torchao", "scaled", used)
-
-
-def _torchao_type(found: Found) -> str:
-    """The subclass that the header names for this weight."""
-    raw = found.names.get("qdata") or found.names["qdata_scale"]
-    text = found.file.metadata.get(raw.rpartition("._weight_")[0] + ".weight")
-    try:
-        told = json.loads(str(text))
-    except ValueError:
-        told = None
-    if not isinstance(told, dict) or "_type" not in told:
-        raise found.error("the header does not say which of torchao's types it is")
-    return str(told["_type"])

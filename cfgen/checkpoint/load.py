@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from cfgen.checkpoint.blank import INCOMPLETE, blank
 from cfgen.checkpoint.container import read_json
 from cfgen.checkpoint.find import generator_file
 from cfgen.checkpoint.geometry import read_geometry
@@ -57,6 +58,7 @@ def load_generator(
     expand: bool = False,
     native: bool = False,
     prefer: str = EMA,
+    untrained: bool = False,
 ) -> Generator:
     """A Wan generator in evaluation mode, its weights frozen.
 
@@ -70,6 +72,7 @@ def load_generator(
         native: multiply by quantized weights as they are stored, where the device can and the
             file does not ask for high precision.
         prefer: `generator_ema` or `generator`: which to take where a file holds both.
+        untrained: whether layers may still be zero that begin so, as a training needs it.
 
     Raises:
         BackendUnavailable: `native` is asked for and no layer can.
@@ -88,6 +91,7 @@ def load_generator(
         dtype_of=lambda name: dtype if MATRICES.fullmatch(name) else precise,
         device=device,
         expand=expand,
+        untrained=untrained,
     )
     if native:
         go_native(generator, network, device)
@@ -159,6 +163,7 @@ def fill(
     device: torch.device,
     expand: bool = False,
     tied: Mapping[str, str] | None = None,
+    untrained: bool = False,
 ) -> None:
     """Put the weights of a file into a network made on the meta device, and freeze it.
 
@@ -172,9 +177,11 @@ def fill(
         device: where they go.
         expand: dequantize every weight instead.
         tied: names that are not in the file, and the name whose parameter each shares.
+        untrained: whether tensors may be blank.
 
     Raises:
-        CheckpointError: a tensor is missing, unknown or of another shape.
+        CheckpointError: a tensor is missing, unknown or of another shape, or blank where it
+            cannot be (see `blank`).
     """
     tied = tied or {}
     expected = {n: tuple(t.shape) for n, t in module.state_dict().items() if n not in tied}
@@ -182,6 +189,12 @@ def fill(
     plain: dict[str, Tensor] = {}
     for name in expected:
         stored = network.read(name)
+        if not untrained and (reason := blank(name, stored)) is not None:
+            raise CheckpointError(
+                f"{network.file.path}: {name} {reason}, as no training leaves it: the file is "
+                "most likely not whole",
+                INCOMPLETE,
+            )
         if isinstance(stored, Tensor):
             value = stored.to(device, dtype_of(name))
         elif expand or not _keeps(module, name):

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from cfgen.checkpoint.blank import INCOMPLETE
 from cfgen.checkpoint.geometry import RELATIVES
 from cfgen.checkpoint.keys import to_diffusers
 from cfgen.checkpoint.lora_file import Change, Lora, open_lora, some, spelled
@@ -229,6 +230,13 @@ def _check_numbers(lora: Lora) -> None:
                     f"{lora.file.path}: {raw} holds numbers that are not finite",
                     "download the file again, or take another one",
                 )
+        down = change.parts.get("down") if change.scale else None
+        if down is not None and not lora.file.read(down).float().any():
+            raise CheckpointError(
+                f"{lora.file.path}: {down} is zero, as no training leaves it: the file is most "
+                "likely not whole",
+                INCOMPLETE,
+            )
 
 
 def _add(lora: Lora, change: Change, target: _Target, strength: float) -> list[str]:
@@ -237,7 +245,7 @@ def _add(lora: Lora, change: Change, target: _Target, strength: float) -> list[s
     done = []
     scale = strength * change.scale
     weight = target.weight
-    if change.rank:
+    if change.rank and change.scale:
         down, up = tensors["down"].flatten(1), tensors["up"].flatten(1)
         if isinstance(target.module, QuantizedLinear):
             target.module.add_adapter(down, up.float() * scale)

@@ -7,7 +7,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from cfgen.checkpoint.container import FETCH_AGAIN, Container, read_json
+from cfgen.checkpoint.container import FETCH_AGAIN, Container, each_once, read_json
+from cfgen.checkpoint.lora_settings import check_settings
 from cfgen.errors import CheckpointError
 
 HEADER = "lora_adapter_metadata"
@@ -16,13 +17,14 @@ HEADER = "lora_adapter_metadata"
 SIDECAR = "adapter_config.json"
 """Where PEFT keeps them: beside its file."""
 
+PEFT_FILE = "adapter_model."
+"""How PEFT calls that file, whatever its tensors are named."""
+
 KOHYA_HEADER = "ss_network_alpha"
 """Where kohya's files keep the alpha that a training was started with."""
 
-OTHER_SUMS = ("use_dora", "use_qalora", "alpha_pattern")
-"""Settings of PEFT's under which a LoRA is more than one scale times up times down."""
-
-PLAIN_LORA = "take a plain LoRA of the generator, or convert this one to it where it was made"
+OTHER_NETWORKS = ("text_encoder.", "text_encoder_2.", "unet.", "transformer_2.")
+"""Starts of settings in diffusers' headers that are about another network of a pipeline."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,18 +53,21 @@ def find_alpha(file: Container, ranks: set[int], *, peft: bool, given: float | N
 
     Args:
         file: the LoRA.
-        ranks: ranks of its layers without an alpha of their own.
+        ranks: ranks of its layers without an alpha of their own; settings are looked at even if
+            there are none.
         peft: whether PEFT wrote it, so that its settings may lie beside it.
         given: for files that say nothing.
 
     Raises:
         CheckpointError: what is said cannot be used, or belongs to another LoRA.
     """
-    beside = file.path.with_name(SIDECAR)
-    if HEADER in file.metadata:
-        return _of_settings(_header(file), f"{file.path}: {HEADER}", ranks)
-    if peft and beside.is_file():
-        return _of_settings(read_json(beside), str(beside), ranks)
+    if (found := _settings(file, peft=peft)) is not None:
+        settings, where = found
+        check_settings(settings, where)
+        if ranks:
+            return _of_settings(settings, where, ranks)
+    if not ranks:
+        return Alpha("each layer has its own")
     trained = str(file.metadata.get(KOHYA_HEADER, "None"))
     if trained != "None":
         value = read_number(trained, f"{file.path}: {KOHYA_HEADER}")
@@ -72,25 +77,30 @@ def find_alpha(file: Container, ranks: set[int], *, peft: bool, given: float | N
     return Alpha("no alpha in the file, beside it or given")
 
 
+def _settings(file: Container, *, peft: bool) -> tuple[dict[str, object], str] | None:
+    """PEFT's settings and where they stand: in the header, else beside the file."""
+    beside = file.path.with_name(SIDECAR)
+    if HEADER in file.metadata:
+        return _header(file), f"{file.path}: {HEADER}"
+    if beside.is_file() and (peft or file.path.name.startswith(PEFT_FILE)):
+        return read_json(beside), str(beside)
+    return None
+
+
 def _header(file: Container) -> dict[str, object]:
     where = f"{file.path}: {HEADER}"
     try:
-        found = json.loads(str(file.metadata[HEADER]))
+        found = json.loads(str(file.metadata[HEADER]), object_pairs_hook=each_once)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{where} is not JSON: {error}", FETCH_AGAIN) from error
     if not isinstance(found, dict):
         raise CheckpointError(f"{where} must be a JSON object", FETCH_AGAIN)
-    return {key.removeprefix("transformer."): value for key, value in found.items()}
+    ours = {k: v for k, v in found.items() if not k.startswith(OTHER_NETWORKS)}
+    return {key.removeprefix("transformer."): value for key, value in ours.items()}
 
 
 def _of_settings(settings: Mapping[str, object], where: str, ranks: set[int]) -> Alpha:
-    """What PEFT's settings say; those that change the sum in another way are refused."""
-    for key in OTHER_SUMS:
-        if settings.get(key):
-            raise CheckpointError(f"{where} sets {key}, which cfgen does not apply", PLAIN_LORA)
-    kind = settings.get("peft_type", "LORA")
-    if kind != "LORA":
-        raise CheckpointError(f"{where} is about {kind}, which cfgen does not apply", PLAIN_LORA)
+    """Alpha as PEFT's settings say it, once they were looked at."""
     if "lora_alpha" not in settings:
         raise CheckpointError(f"{where} does not say lora_alpha", "restore the file")
     rank = settings.get("r")
@@ -104,8 +114,8 @@ def _of_settings(settings: Mapping[str, object], where: str, ranks: set[int]) ->
     return Alpha(f"alpha {value:g} of {where}", value, bool(settings.get("use_rslora")))
 
 
-def read_number(value: object, what: str) -> float:
-    """A finite number other than 0.
+def read_number(value: object, what: str, *, zero: bool = False) -> float:
+    """A finite number, other than 0 unless `zero` allows that.
 
     Raises:
         CheckpointError: it is none; `what` says whose it is.
@@ -114,8 +124,7 @@ def read_number(value: object, what: str) -> float:
         found = float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError):
         found = math.nan
-    if not math.isfinite(found) or not found:
-        raise CheckpointError(
-            f"{what} must be a finite number other than 0, got {value!r}", FETCH_AGAIN
-        )
+    if not math.isfinite(found) or not (found or zero):
+        wanted = "a finite number" if zero else "a finite number other than 0"
+        raise CheckpointError(f"{what} must be {wanted}, got {value!r}", FETCH_AGAIN)
     return found

@@ -18,7 +18,8 @@ from pathlib import Path
 from cfgen.checkpoint.container import FETCH_AGAIN, Container, open_container
 from cfgen.checkpoint.keys import EMA, OTHERS, without_residue
 from cfgen.checkpoint.layers import FLOAT8
-from cfgen.checkpoint.lora_alpha import PLAIN_LORA, Alpha, find_alpha, read_number
+from cfgen.checkpoint.lora_alpha import Alpha, find_alpha, read_number
+from cfgen.checkpoint.lora_settings import PLAIN_LORA
 from cfgen.errors import CheckpointError
 
 WRAPPERS = (
@@ -37,7 +38,17 @@ FACTOR = re.compile(
 )
 """One of the two factors; between it and `weight` PEFT puts the name of the adapter."""
 
-WHOLE = re.compile(r"(?P<layer>.+)\.(?P<part>alpha|diff|diff_b|diff_m)")
+WHOLE = re.compile(r"(?P<layer>.+)\.(?P<part>alpha|lora_alpha|diff|diff_b|diff_m|w_norm|b_norm)")
+
+PARTS = {"lora_alpha": "alpha", "w_norm": "diff", "b_norm": "diff_b"}
+"""Other words for the same: FastVideo's, and LyCORIS's for differences of norms."""
+
+REPLACED = re.compile(
+    r"base_model\.model\.(?!.*\.lora_).+\.(weight|bias)|.*\.(modules_to_save|set_weight|reshape_weight)"
+    r"(\.\w+)*"
+)
+"""Tensors that take the place of the model's own: PEFT's `bias` and `modules_to_save`, ComfyUI's
+`set_weight`."""
 
 FACTORS = {"A": "down", "down": "down", "B": "up", "up": "up"}
 
@@ -134,13 +145,15 @@ def open_lora(path: Path, *, alpha: float | None = None, prefer: str = EMA) -> L
     prefixes = tuple(sorted({prefix for prefix, _ in names.values()}))
     kind = _kind(prefixes, [layer for layer, _ in layers.values()])
     unsaid = {r for key, r in ranks.items() if r and "alpha" not in layers[key][1]}
-    alpha_of_rest = Alpha("")
-    if unsaid:
-        alpha_of_rest = find_alpha(file, unsaid, peft=kind == "PEFT", given=alpha)
+    alpha_of_rest = find_alpha(file, unsaid, peft=kind == "PEFT", given=alpha)
     changes = {
         key: _change(file, layer, parts, rank=ranks[key], alpha=alpha_of_rest)
         for key, (layer, parts) in layers.items()
     }
+    if all(change.rank and not change.scale for change in changes.values()):
+        raise CheckpointError(
+            f"{file.path} changes nothing: alpha of all its {len(changes)} layers is 0", PLAIN_LORA
+        )
     return Lora(file, kind, prefixes, changes, left)
 
 
@@ -169,6 +182,12 @@ def _refuse_foreign(file: Container) -> None:
                 f"{file.path} also changes a text encoder ({name}); cfgen applies LoRAs to the "
                 "generator alone",
                 "write the tensors of the generator to a file of their own",
+            )
+        if REPLACED.fullmatch(without_residue(name)):
+            raise CheckpointError(
+                f"{file.path} holds {name} to put in the place of the model's own (as PEFT's bias "
+                "and modules_to_save do), which cfgen does not apply",
+                PLAIN_LORA,
             )
 
 
@@ -236,7 +255,7 @@ def _part(name: str) -> tuple[str, str]:
     if match is None:
         return name, ""
     if match["part"] != "diff_m":
-        return match["layer"], match["part"]
+        return match["layer"], PARTS.get(match["part"], match["part"])
     return re.sub(r"[._]modulation$", "", match["layer"]) + ".modulation", "diff"
 
 
@@ -299,5 +318,6 @@ def _change(
             f"{file.path}: {raw} must be one number, got {list(file.entries[raw].shape)}",
             FETCH_AGAIN,
         )
-    own = read_number(file.read(raw).item(), f"{file.path}: {raw}")
-    return Change(layer, kept, rank, own / rank, "alpha in the file")
+    own = read_number(file.read(raw).item(), f"{file.path}: {raw}", zero=True)
+    origin = "alpha in the file" if own else "alpha 0 in the file, which switches them off"
+    return Change(layer, kept, rank, own / rank, origin)

@@ -6,17 +6,19 @@ import base64
 import binascii
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from cfgen.checkpoint.comfy import VERSION
 from cfgen.checkpoint.container import Container, each_once, open_container
+from cfgen.checkpoint.declared import Quantizer, find_quantizer
 from cfgen.checkpoint.decode import read_layer
 from cfgen.checkpoint.keys import EMA, Layout, Naming, find_network
-from cfgen.checkpoint.layers import CONVERT, PARTS, Found, Layer, plain_layer
+from cfgen.checkpoint.layers import CONVERT, FLOAT8, PARTS, Found, Layer, plain_layer
 from cfgen.checkpoint.layouts import recognise
 from cfgen.errors import CheckpointError
 from cfgen.ops.quantized import AnyQuantized
@@ -43,6 +45,12 @@ FOREIGN = {
     "weight.quant_map": "bitsandbytes",
     "weight.absmax": "bitsandbytes",
     "SCB": "bitsandbytes",
+    "weight_packed": "compressed-tensors",
+    "weight_scale_inv": "fp8 in blocks as DeepSeek and Hugging Face's fine-grained fp8 have it",
+    "scale": "SDNQ",
+    "svd_up": "SDNQ",
+    "svd_down": "SDNQ",
+    "pre_quant_scale": "AWQ or SVDQuant of ModelOpt",
     "weight._shift": "quanto in 2 or 4 bits",
 }
 """Last parts of names that only layouts have which cfgen does not compute with."""
@@ -137,6 +145,7 @@ def _describe(file: Container, names: Mapping[str, str], naming: Naming) -> dict
         raise CheckpointError(f"{file.path}: {empty} is empty", CONVERT)
     groups, plain = _grouped(names)
     declared = _declared(file, groups, naming)
+    quantizer = find_quantizer(file, naming)
     _check_quanto(file, groups, naming)
     full, marked = _take_marker(file, plain)
     for module in declared:
@@ -147,15 +156,27 @@ def _describe(file: Container, names: Mapping[str, str], naming: Naming) -> dict
         found = Found(file, module, parts, declared.get(module, {}), strict)
         if declared and module not in declared and {"weight", "weight_scale"} <= set(parts):
             raise found.error("nothing declares how it was quantized, as others of the file are")
-        layer = recognise(found, declared=module in declared)
+        layer = recognise(found, declared=module in declared, quantizer=quantizer)
         layers[layer.name] = layer
+    _check_layout(file, layers.values(), quantizer)
     if not full:
         return layers
     return {name: replace(layer, full_precision=True) for name, layer in layers.items()}
 
 
 def _is_empty(file: Container, raw: str) -> bool:
-    return file.entries[raw].nbytes == 0 and not raw.endswith(MARKER)
+    return file.entries[raw].nbytes == 0 and not raw.endswith((MARKER, ".comfy_quant"))
+
+
+def _check_layout(file: Container, layers: Iterable[Layer], quantizer: Quantizer | None) -> None:
+    """Refuse layers of another layout than the file is declared to have."""
+    for layer in layers if quantizer else ():
+        if layer.is_quantized and quantizer and layer.layout != quantizer.layout:
+            raise CheckpointError(
+                f"{file.path}: quantized layer {layer.name}: it is stored as {layer.layout} stores "
+                f"layers, and {quantizer.where} declares those of {quantizer.layout}",
+                CONVERT,
+            )
 
 
 def _refuse_foreign(file: Container) -> None:
@@ -167,11 +188,17 @@ def _refuse_foreign(file: Container) -> None:
         )
     for name in file.entries:
         for part, layout in FOREIGN.items():
-            if name.endswith("." + part):
+            if name.endswith("." + part) and (part != "scale" or _is_sdnq(file, name)):
                 raise CheckpointError(
                     f"{file.path} is quantized by {layout} ({name}), which cfgen does not read",
                     hint,
                 )
+
+
+def _is_sdnq(file: Container, scale: str) -> bool:
+    """Whether a tensor called `scale` stands beside a weight of bytes."""
+    weight = file.entries.get(f"{scale.removesuffix('.scale')}.weight")
+    return weight is not None and weight.kind in ("uint8", "int8", *FLOAT8)
 
 
 def _grouped(names: Mapping[str, str]) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
@@ -202,7 +229,13 @@ def _declared(
     """Settings of every layer that a file declares to be quantized in ComfyUI's words."""
     found: dict[str, dict[str, object]] = {}
     path = file.path
-    header = _object(str(file.metadata.get(HEADER, "{}")), f"{path}: {HEADER}").get("layers", {})
+    whole = _object(str(file.metadata.get(HEADER, "{}")), f"{path}: {HEADER}")
+    version, header = whole.pop("format_version", VERSION), whole.pop("layers", {})
+    if str(version) != VERSION or any(whole.values()):
+        odd = next((k for k, v in whole.items() if v), f"format_version {version}")
+        raise CheckpointError(
+            f"{path}: {HEADER} declares {odd}, which cfgen does not know how to honour", CONVERT
+        )
     if not isinstance(header, dict):
         raise CheckpointError(f"{path}: {HEADER} does not list layers", CONVERT)
     for name, told in header.items():
@@ -216,20 +249,29 @@ def _declared(
         if "marker" not in parts:
             continue
         key = parts["marker"]
-        settings = _flat(_marker(file, key), f"{path}: {key}")
+        told = _marker(file, key)
+        if told is None:
+            del parts["marker"]
+            continue
+        settings = _flat(told, f"{path}: {key}")
         if found.setdefault(module, settings) != settings:
             raise CheckpointError(f"{path}: {key} contradicts {HEADER}", CONVERT)
     return found
 
 
-def _marker(file: Container, key: str) -> dict[str, object]:
-    """The object in a `comfy_quant` tensor; some tools write its braces twice."""
+def _marker(file: Container, key: str) -> dict[str, object] | None:
+    """The object in a `comfy_quant` tensor; some tools write its braces twice.
+
+    None for one without a letter in it, which declares nothing: ComfyUI writes those (#15410).
+    """
     if file.entries[key].kind not in ("uint8", "int8") or file.entries[key].nbytes > MARKER_LIMIT:
         raise CheckpointError(
             f"{file.path}: {key} must hold bytes, got {file.entries[key].kind}", CONVERT
         )
     text = bytes(file.read(key).flatten().view(torch.uint8).tolist()).decode("utf-8", "replace")
     text = text.strip("\0 ")
+    if not text:
+        return None
     if text.startswith("{{") and text.endswith("}}"):
         text = text[1:-1]
     return _object(text, f"{file.path}: {key}")

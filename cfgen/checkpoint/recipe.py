@@ -7,7 +7,8 @@ beside a file, on its digest, and on names, in this order.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import reprlib
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
@@ -27,10 +28,14 @@ from cfgen.checkpoint.known import (
     by_repository,
 )
 from cfgen.errors import CheckpointError
+from cfgen.regular_files import read_text
 
 Basis = Literal[
     "sidecar", "header", "sha256", "repository", "title", "file name", "folder name", "nothing"
 ]
+
+CERTAIN = ("sidecar", "header", "sha256", "repository")
+"""What a choice may rest on; a file's name may be anything."""
 
 RECIPES = (
     SELF_FORCING,
@@ -83,7 +88,7 @@ class Guess:
 
 
 def guess(
-    path: Path, *, metadata: Mapping[str, object] | None = None, digests: Sequence[str] = ()
+    path: Path, *, metadata: Mapping[str, object] | None = None, digests: Iterable[str] = ()
 ) -> Guess:
     """Guess which preset a file of weights wants.
 
@@ -122,7 +127,8 @@ def _told(path: Path, metadata: Mapping[str, object]) -> tuple[str, Basis, str] 
             continue
         if not isinstance(name, str) or not name:
             raise CheckpointError(
-                f"{sidecar}: {KEY} must name a preset, got {name!r}", "see cfgen presets list"
+                f"{sidecar}: {KEY} must name a preset, got {reprlib.repr(name)}",
+                "see cfgen presets list",
             )
         return name, "sidecar", f"{sidecar.name} beside it says so"
     name = metadata.get(HEADER_KEY)
@@ -143,8 +149,10 @@ def _read(sidecar: Path) -> Mapping[str, object]:
     if sidecar.suffix == ".json":
         return read_json(sidecar)
     try:
-        found = yaml.safe_load(sidecar.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        found = yaml.safe_load(read_text(sidecar, limit=SIDECAR_LIMIT))
+    except RecursionError:
+        raise CheckpointError(f"{sidecar} cannot be read: it is nested too deeply") from None
+    except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
         raise CheckpointError(f"{sidecar} cannot be read: {error}") from error
     return found if isinstance(found, dict) else {}
 

@@ -17,6 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from cfgen.atomic_files import create
 from cfgen.checkpoint.container import (
     FETCH_AGAIN,
     Entry,
@@ -28,6 +29,7 @@ from cfgen.checkpoint.container import (
     unreadable,
 )
 from cfgen.errors import CheckpointError, OutputRefused
+from cfgen.regular_files import open_binary
 
 HEADER_LIMIT = 100_000_000
 """Bytes of the longest header that the format allows."""
@@ -135,7 +137,7 @@ def _header(path: Path) -> tuple[int, bytes]:
     size = size_of(path)
     if size < 8:
         raise CheckpointError(f"{path} is cut off: it has {size} bytes", FETCH_AGAIN)
-    with path.open("rb") as file:
+    with open_binary(path) as file:
         length = int.from_bytes(file.read(8), "little")
         if length > HEADER_LIMIT:
             raise CheckpointError(
@@ -268,7 +270,7 @@ def write_stream(
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
+        with create(temporary) as file:
             file.write(_header_bytes(entries, {"format": "pt", **metadata}))
             for name in entries:
                 file.write(_data_bytes(name, entries[name], tensor(name)))

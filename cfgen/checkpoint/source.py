@@ -11,11 +11,13 @@ import torch
 
 from cfgen.checkpoint import vae
 from cfgen.checkpoint.container import Container, open_container
+from cfgen.checkpoint.digests import digest
 from cfgen.checkpoint.find import generator_file
 from cfgen.checkpoint.geometry import read_geometry
 from cfgen.checkpoint.keys import EMA, LIVE, WAN, Layout
 from cfgen.checkpoint.load import MATRICES, compare, config_of, open_generator
 from cfgen.checkpoint.network import Network
+from cfgen.checkpoint.recipe import CERTAIN, HEADER_KEY, cached_digest, guess
 from cfgen.checkpoint.text_encoder import open_text_encoder, settings_of
 from cfgen.checkpoint.umt5 import UMT5
 from cfgen.errors import CheckpointError
@@ -28,7 +30,7 @@ ENCODER_MATRICES = re.compile(
 )
 """Matrices of an encoder's blocks, in Hugging Face's names."""
 
-KEPT_METADATA = re.compile(r"modelspec\..*|license")
+KEPT_METADATA = re.compile(r"modelspec\..*|license|cfgen\..*")
 """Keys of a header that say something of the model and nothing of how the file is laid out."""
 
 
@@ -62,9 +64,21 @@ class Source:
 
     @property
     def metadata(self) -> dict[str, str]:
-        """What the file's header says of the model."""
-        said = self.network.file.metadata.items()
-        return {k: v for k, v in said if isinstance(v, str) and KEPT_METADATA.fullmatch(k)}
+        """What the file's header says of the model, and the preset that it certainly wants.
+
+        Raises:
+            CheckpointError: a sidecar beside it cannot be read or names no preset.
+        """
+        said = self.network.file.metadata
+        kept = {k: v for k, v in said.items() if isinstance(v, str) and KEPT_METADATA.fullmatch(k)}
+        if self.geometry is None:
+            return kept
+        found = guess(self.path, metadata=said)
+        if found.basis not in CERTAIN:
+            files = self.network.file.files
+            found = guess(self.path, digests=[cached_digest(p) or digest(p) for p in files])
+        certain = found.recipe and found.basis in CERTAIN
+        return kept | ({HEADER_KEY: found.recipe} if certain else {})
 
 
 def open_source(path: Path, *, weights: str | None = None) -> Source:

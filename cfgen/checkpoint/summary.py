@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from cfgen.checkpoint.blank import blank
 from cfgen.checkpoint.container import Container, Entry
 from cfgen.checkpoint.decode import read_layer
 from cfgen.checkpoint.layers import Layer
@@ -174,16 +175,18 @@ def grouped(tensors: Iterable[Stored]) -> list[Group]:
     return sorted(found, key=lambda group: (not group.quantized, -group.nbytes))
 
 
-def not_finite(network: Network) -> Iterator[tuple[str, int]]:
-    """Tensors with numbers that are not finite, and how many; reads the whole file, in pieces.
+def odd_values(network: Network) -> Iterator[str]:
+    """Tensors with numbers that are not finite, or blank, in words; reads the whole file.
 
     Raises:
         CheckpointError: the file cannot be read.
     """
     for name in network.layers:
-        count = count_not_finite(network.read(name))
-        if count:
-            yield name, count
+        weight = network.read(name)
+        if count := count_not_finite(weight):
+            yield f"{name} holds {count} numbers that are not finite"
+        if reason := blank(name, weight):
+            yield f"{name} {reason}; cfgen render refuses it"
 
 
 def count_not_finite(weight: Tensor | AnyQuantized) -> int:

@@ -8,11 +8,13 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from cfgen.atomic_files import write_whole
 from cfgen.checkpoint.geometry import read_geometry
 from cfgen.checkpoint.load import CONFIG_FILE, config_of
 from cfgen.checkpoint.source import Source
 from cfgen.errors import BudgetError, CheckpointError, OutputRefused, UsageError
 from cfgen.model.generator import Geometry
+from cfgen.regular_files import read_bytes
 
 SUFFIX = ".safetensors"
 
@@ -64,14 +66,11 @@ def config_beside(source: Source, target: Path) -> Iterator[Path | None]:
         yield None
         return
     config = target.with_name(CONFIG_FILE)
-    part = target.with_name(f".{CONFIG_FILE}.{os.getpid()}.tmp")
     try:
-        shutil.copyfile(own, part)
-        os.replace(part, config)
+        write_whole(config, read_bytes(own))
         yield config
     except BaseException as error:
         config.unlink(missing_ok=True)
-        part.unlink(missing_ok=True)
         if isinstance(error, OSError):
             raise OutputRefused(f"{config} cannot be written: {error.strerror}") from error
         raise

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from cfgen.checkpoint.container import CHECK_PATH, Container, open_container, read_json
-from cfgen.checkpoint.keys import find_network
+from cfgen.checkpoint.keys import TEXT_PARTS, find_network
 from cfgen.checkpoint.layers import Layer
 from cfgen.checkpoint.load import CPU, fill
 from cfgen.checkpoint.network import Network, describe_network
@@ -103,7 +103,7 @@ def open_text_encoder(path: Path) -> Network:
     """
     weights = _locate(path)[0]
     file = open_container(weights)
-    naming = find_network(file.entries, UMT5, weights)
+    naming = find_network(file.entries, UMT5, weights, own=TEXT_PARTS)
     if naming is None:
         raise _stranger(file)
     left = tuple(raw for name, raw in naming.names.items() if name.startswith(DECODER))
@@ -238,6 +238,14 @@ def settings_of(network: Network, config: Path | None = None) -> dict[str, objec
     if wrong:
         raise CheckpointError(
             f"{config} and {network.file.path} differ: {', '.join(wrong)}",
+            "take config.json and weights from the same model",
+        )
+    distance = told.get("relative_attention_max_distance", 128)
+    buckets = sizes["relative_attention_num_buckets"]
+    if type(distance) is not int or not isinstance(buckets, int) or distance <= buckets // 4:
+        raise CheckpointError(
+            f"{config}: relative_attention_max_distance must be a whole number above "
+            f"{int(str(buckets)) // 4}, got {distance!r}",
             "take config.json and weights from the same model",
         )
     return {**told, **sizes}

@@ -23,6 +23,7 @@ from cfgen.model.tokenizer import (
     from_sentencepiece,
     load_tokenizer,
 )
+from cfgen.regular_files import open_binary, read_bytes
 
 EMBEDDED = "spiece_model"
 """The tensor in which ComfyUI's files hold a sentencepiece model, as bytes."""
@@ -119,7 +120,7 @@ def open_tokenizer(path: Path) -> Tokenizer:
     if start.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{"):
         return load_tokenizer(path)
     if start.startswith(b"\n") and start[8:9] != b"{":  # the first piece; no safetensors header
-        return from_sentencepiece(path.read_bytes(), path)
+        return from_sentencepiece(read_bytes(path, limit=LIMIT), path)
     file = open_container(path)
     if EMBEDDED in file.entries:
         return from_sentencepiece(_embedded(file), path)
@@ -130,7 +131,7 @@ def open_tokenizer(path: Path) -> Tokenizer:
 
 def _start(path: Path) -> bytes:
     try:
-        with path.open("rb") as file:
+        with open_binary(path) as file:
             return file.read(64)
     except FileNotFoundError as error:
         raise CheckpointError(

@@ -62,6 +62,12 @@ def open_torch(path: Path) -> TorchFile:
     Raises:
         CheckpointError: it is damaged, asks for code, or holds no tensors.
     """
+    if path.suffix == ".distcp":
+        raise CheckpointError(
+            f"{path} is one part of a distributed checkpoint (DCP)",
+            "turn the folder into one file where it was made: python -m "
+            "torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER FILE.pt",
+        )
     archive = first_bytes(path).startswith(b"PK")
     sizes = _inspect(path) if archive else None
     found = _load(path, mmap=archive)
@@ -93,6 +99,12 @@ def _inspect(path: Path) -> Counter[int]:
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
         raise CheckpointError(f"{path} is a damaged archive: {error}", FETCH_AGAIN) from error
     names = [member.filename for member in members]
+    if any(re.fullmatch(r"[^/]+/(constants\.pkl|code/.*)", name) for name in names):
+        raise CheckpointError(
+            f"{path} is a TorchScript program, whose code cfgen never runs",
+            "save the state_dict of the module in it where it was made: "
+            "torch.save(torch.jit.load(FILE).state_dict(), NEW)",
+        )
     pickles = [member for member in members if member.filename.endswith("data.pkl")]
     if not pickles:
         raise CheckpointError(
@@ -105,7 +117,10 @@ def _inspect(path: Path) -> Counter[int]:
     if packed or sum(member.file_size for member in members) > size_of(path):
         what = f"{packed[0]} is compressed" if packed else "it unpacks to more than it is"
         raise CheckpointError(
-            f"{path} is no archive as PyTorch writes them: {what}, as in a zip bomb", SAFE
+            f"{path} is no archive as PyTorch writes them: {what}, as in one that was unpacked and "
+            "zipped again, or in a zip bomb",
+            "take the file as it was published, or zip its folder again without compression "
+            "(zip -0 -r)",
         )
     if max(member.file_size for member in pickles) > PICKLE_LIMIT:
         raise CheckpointError(f"{path} holds a pickle of more than {PICKLE_LIMIT} bytes", SAFE)

@@ -15,11 +15,11 @@ import torch
 from torch import nn
 
 from cfgen.checkpoint.container import CHECK_PATH, open_container, read_json
-from cfgen.checkpoint.keys import WAN, Layout, find_network, unchanged
+from cfgen.checkpoint.keys import VAE_PARTS, WAN, Layout, find_network, unchanged
 from cfgen.checkpoint.load import CPU, fill
 from cfgen.checkpoint.network import Network, describe_network
 from cfgen.errors import CheckpointError
-from cfgen.model.vae import LATENT_MEAN, TinyAutoencoder
+from cfgen.model.vae import LATENT_MEAN, RGB, SPATIAL_STRIDE, TinyAutoencoder
 from cfgen.model.wan_vae import WanAutoencoder
 
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
@@ -65,6 +65,9 @@ FULL_TINY = {
 
 TINY_OF = {48: "Wan2.2", 32: "HunyuanVideo 1.5", 128: "LTX"}
 """Video models that other TAEHVs are made for, by their latent channels."""
+
+PATCHES = {RGB: 1, 4 * RGB: 2}
+"""Pixels on the side of a TAEHV's patches, by the values that its decoder makes of a point."""
 
 STRANGERS = (
     (r"decoder\.conv_in\.conv\.(conv\.)?weight", "the autoencoder of another video model"),
@@ -176,7 +179,7 @@ def open_vae(path: Path) -> Network:
     """
     path = _files(path)[0]
     file = open_container(path)
-    naming = find_network(file.entries, LAYOUTS, path)
+    naming = find_network(file.entries, LAYOUTS, path, own=VAE_PARTS)
     if naming is not None:
         return describe_network(file, naming)
     for pattern, what in STRANGERS:
@@ -190,16 +193,52 @@ def open_vae(path: Path) -> Network:
     )
 
 
-def _tiny(network: Network, raw_latents: bool | None) -> TinyAutoencoder:
+def latent_sizes(network: Network) -> tuple[int, int]:
+    """Channels of an autoencoder's latents and pixels along a cell; told by its shapes.
+
+    Raises:
+        CheckpointError: it is none that cfgen decodes with.
+    """
+    if network.naming.layout is TINY:
+        channels, patch = tiny_sizes(network)
+        return channels, SPATIAL_STRIDE * patch
+    return wan_channels(network), SPATIAL_STRIDE
+
+
+def tiny_sizes(network: Network) -> tuple[int, int]:
+    """Latent channels of a TAEHV, and pixels on the side of its patches; told by its shapes.
+
+    Raises:
+        CheckpointError: the patches are none that cfgen decodes, or encoder and decoder differ.
+    """
     path, shapes = network.file.path, network.shapes
-    picture, latent = shapes["decoder.22.bias"], shapes.get("decoder.1.weight", ())
+    values = shapes["decoder.22.bias"][0] if shapes["decoder.22.bias"] else 0
+    latent, entry = (shapes.get(n, ()) for n in ("decoder.1.weight", "encoder.0.weight"))
     channels = latent[1] if len(latent) > 1 else 0
-    if picture != (3,):
+    if values not in PATCHES:
         model = TINY_OF.get(channels, "another model")
         raise CheckpointError(
-            f"{path} is a TAEHV of {model} ({channels} latent channels, {picture[0]} values a "
-            "pixel), not of Wan2.1",
+            f"{path} is a TAEHV of {model} ({channels} latent channels, {values} values a "
+            "point), which cfgen does not decode with",
             WANTED,
+        )
+    if len(entry) > 1 and entry[1] != values:
+        raise CheckpointError(
+            f"{path} holds no autoencoder: its encoder reads {entry[1]} values a point, its "
+            f"decoder makes {values}",
+            CHECK_PATH,
+        )
+    return channels, PATCHES[values]
+
+
+def _tiny(network: Network, raw_latents: bool | None) -> TinyAutoencoder:
+    path, shapes = network.file.path, network.shapes
+    channels, _ = tiny_sizes(network)
+    if raw_latents and channels != len(LATENT_MEAN):
+        raise CheckpointError(
+            f"{path} has {channels} latent channels, and raw latents are those of Wan2.1, which "
+            f"have {len(LATENT_MEAN)}",
+            "leave out model.raw_latents",
         )
     if raw_latents is None and all(shapes.get(name) == shape for name, shape in FULL_TINY.items()):
         if network.layers["decoder.1.weight"].format != "float16":
@@ -216,7 +255,12 @@ def _tiny(network: Network, raw_latents: bool | None) -> TinyAutoencoder:
         raise _incomplete(path, error) from error
 
 
-def _wan(network: Network, config: Path | None) -> WanAutoencoder:
+def wan_channels(network: Network) -> int:
+    """Latent channels of a VAE of Wan, as many as Wan2.1's have.
+
+    Raises:
+        CheckpointError: it is that of another model.
+    """
     path, shapes = network.file.path, network.shapes
     channels = shapes.get("post_quant_conv.bias", (0,))[0]
     if channels != len(LATENT_MEAN):
@@ -226,11 +270,16 @@ def _wan(network: Network, config: Path | None) -> WanAutoencoder:
             f"{len(LATENT_MEAN)}",
             WANTED,
         )
+    return channels
+
+
+def _wan(network: Network, config: Path | None) -> WanAutoencoder:
+    wan_channels(network)
     try:
         with torch.device("meta"):
             vae = WanAutoencoder.for_weights(_hollow(network))
     except (KeyError, IndexError) as error:
-        raise _incomplete(path, error) from error
+        raise _incomplete(network.file.path, error) from error
     if config is not None:
         _check_config(vae, config)
     return vae

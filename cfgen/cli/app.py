@@ -16,6 +16,7 @@ from cfgen.cli import signals
 from cfgen.cli.console import Console
 from cfgen.errors import CfgenError, Halt, Interrupted
 from cfgen.exhaustion import exhausted, is_out_of_memory
+from cfgen.plain_text import printable
 
 _COMMANDS = {
     "render": "cfgen.cli.render",
@@ -88,6 +89,7 @@ class _Commands(TyperGroup):
         except (Exception, Halt, KeyboardInterrupt) as error:
             told = _told(error, context.invoked_subcommand or "")
             if told is None and _is_typers(error):
+                _clean(error)
                 raise
             signals.settle(1 if told is None else told.exit_code)
             if told is None:
@@ -126,6 +128,14 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80},
 )
+
+
+def _clean(error: BaseException) -> None:
+    """Let what Typer tells of a wrong argument give the terminal no orders."""
+    for name in ("message", "option_name", "param_hint"):
+        text = getattr(error, name, None)
+        if isinstance(text, str):
+            setattr(error, name, printable(text))
 
 
 def _show_version(wanted: bool) -> None:

@@ -32,6 +32,7 @@ from cfgen.errors import (
     UsageError,
 )
 from cfgen.recipe import recipe_of
+from cfgen.regular_files import read_stream, read_text
 from cfgen.render.batch import Batch, ClipBegun, ClipEnded, Item, Rendering, Waiting
 from cfgen.render.disk import disk_errors, sha256_of, write_file
 from cfgen.render.events import Event, Finished
@@ -192,6 +193,7 @@ class Night:
     def make(self, item: Item) -> Rendering:
         """Build the render of a clip; one that was begun goes on."""
         from cfgen.build import build_render
+        from cfgen.checkpoint.digests import read_anew
 
         config = _on_own_gpu(self._configs[item.name])
         path = run_of(item.output)
@@ -203,6 +205,7 @@ class Night:
             if begun is not None and (whole := _whole(path)) is not None:
                 return whole
             if begun is not None:
+                read_anew()
                 render = build_render(begun, plan_of(begun), models=self._models)
                 render.resume()
             else:
@@ -325,9 +328,9 @@ def _whole(path: Path) -> _Whole | None:
 def _read(path: Path) -> tuple[str, str, Path]:
     """Text, label and output folder of a list."""
     if str(path) == "-":
-        return sys.stdin.read(), "stdin", Path()
+        return read_stream(sys.stdin), "stdin", Path()
     try:
-        return path.read_text(encoding="utf-8"), str(path), path.parent
+        return read_text(path), str(path), path.parent
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise UsageError(f"cannot read the list {path}: {reason}") from None

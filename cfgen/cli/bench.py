@@ -10,12 +10,12 @@ import typer
 
 from cfgen.cli import options
 from cfgen.cli.facts import WIDTH
-from cfgen.cli.progress import bytes_words
 from cfgen.config.loader import Resolved, load
 from cfgen.config.schema import RenderConfig, Storage
 from cfgen.config.values import nearest, size_text
 from cfgen.errors import UsageError
 from cfgen.hub import parse_reference
+from cfgen.plain_text import bytes_words
 from cfgen.render.plan import count
 
 if TYPE_CHECKING:

@@ -119,11 +119,13 @@ def changed(folder: RunFolder, flags: dict[str, str | None]) -> RenderConfig:
 def prepare(console: Console, folder: RunFolder, chunk: int) -> tuple[Branching, RunRecord]:
     """Load the model of a run and find the way to the memory before `chunk`, telling which."""
     from cfgen.build import build_render
+    from cfgen.checkpoint.digests import read_anew
     from cfgen.render.branch import find_way
 
     config = config_of(folder)
     drawn = plan_of(config)
     console.note(f"loading the model to find the way to chunk {chunk + 1} of {folder.path}")
+    read_anew()
     render = build_render(config, drawn)
     folder.expect(render.record, allow_changed=())
     point = find_way(folder, render.source, drawn, chunk)

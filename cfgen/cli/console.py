@@ -16,8 +16,9 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, TextIO, cast
 
-from cfgen.cli.progress import Pace, bytes_words, chunk_words, clock
+from cfgen.cli.progress import Pace, chunk_words, clock
 from cfgen.errors import CfgenError, PrintError
+from cfgen.plain_text import bytes_words, printable
 from cfgen.render.events import (
     ChunkDone,
     Encoded,
@@ -109,7 +110,7 @@ class Console:
 
     def warn(self, message: str, hint: str | None = None) -> None:
         """Warn on stderr, also with `--quiet`."""
-        self._aside(f"{self._label('warning', '33')} {message}")
+        self._aside(message, label=self._label("warning", "33"))
         if hint:
             self._aside(f"hint: {hint}")
 
@@ -127,7 +128,7 @@ class Console:
         self.close()
         if self.debug:
             _tell("".join(traceback.format_exception(error)).rstrip())
-        _tell(f"{self._label('error', '31')} {error}")
+        _tell(str(error), label=self._label("error", "31"))
         if error.hint:
             _tell(f"hint: {error.hint}")
         self._failed({"code": error.code, "message": str(error), "hint": error.hint})
@@ -137,7 +138,7 @@ class Console:
         self.close()
         _tell("".join(traceback.format_exception(error)).rstrip())
         asked = "this is a defect of cfgen; please report it with the lines above"
-        _tell(f"{self._label('error', '31')} {asked}")
+        _tell(asked, label=self._label("error", "31"))
         self._failed({"code": "internal", "message": repr(error), "hint": asked})
 
     def start(self, *, fps: float) -> None:
@@ -218,14 +219,15 @@ class Console:
         if self._bar is None:
             self._bar, self._task = _progress_bar(event.frames_total)
         assert self._task is not None
-        self._bar.update(self._task, completed=event.frames_done, description=words)
+        self._bar.update(self._task, completed=event.frames_done, description=printable(words))
 
-    def _aside(self, text: str) -> None:
+    def _aside(self, text: str, *, label: str = "") -> None:
         """Write a line to stderr, above the bar if there is one."""
         if self._bar is not None:
+            text = printable(f"{label} {text}" if label else text)
             self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
         else:
-            _tell(text)
+            _tell(text, label=label)
 
     def _failed(self, error: Mapping[str, object]) -> None:
         self.event("envelope", {"ok": False, "data": None, "error": error})
@@ -237,7 +239,9 @@ class Console:
 
 
 def _line(kind: str, data: Mapping[str, object]) -> str:
-    return json.dumps({"schema": SCHEMA, "type": kind, **data}, default=str, allow_nan=False)
+    line = {"schema": SCHEMA, "type": kind, **data}
+    text = json.dumps(line, default=str, allow_nan=False)
+    return text.replace("\x7f", "\\u007f")  # the one control that JSON leaves as it is
 
 
 def _progress_bar(frames_total: int) -> tuple[Progress, TaskID]:
@@ -266,7 +270,7 @@ def _print(text: str) -> None:
     if sys.stdout is None:
         raise PrintError("stdout is closed", "leave it open, or send it to a file")
     try:
-        write(sys.stdout, text)
+        write(sys.stdout, text, octets=True)
     except BrokenPipeError:
         raise
     except (OSError, ValueError) as error:
@@ -279,26 +283,36 @@ def _print(text: str) -> None:
         ) from None
 
 
-def _tell(text: str) -> None:
+def _tell(text: str, *, label: str = "") -> None:
     """Write to stderr; that nobody can read it any more is no reason to stop anything."""
-    write(cast(TextIO, SteadyStderr()), text)
+    write(cast(TextIO, SteadyStderr()), text, label=label)
 
 
-def write(stream: TextIO, text: str) -> None:
-    """Write a line; what the encoding of a terminal lacks is written out as an escape.
+def write(stream: TextIO, text: str, *, label: str = "", octets: bool = False) -> None:
+    """Write a line, in which texts of others can give the terminal no orders.
 
-    File names that are no text of any encoding go out as the bytes that they are.
+    What the encoding of a terminal lacks is written out as an escape.
+
+    Args:
+        stream: Where to.
+        text: What to write.
+        label: A word before it that may be coloured.
+        octets: Whether file names that are no text go out as the bytes that they are, for
+            programs; a terminal gets escapes in any case.
     """
+    octets = octets and isinstance(stream, io.TextIOWrapper) and not stream.isatty()
+    shown = printable(text, octets=octets)
+    line = f"{label} {shown}\n" if label else f"{shown}\n"
     try:
-        stream.write(f"{text}\n")
+        stream.write(line)
     except UnicodeEncodeError:
-        encoding = stream.encoding or "ascii"
+        encoding = stream.encoding
         try:
-            octets = text.encode(encoding, "surrogateescape")
+            encoded = line.encode(encoding, "surrogateescape" if octets else "backslashreplace")
         except UnicodeEncodeError:
-            octets = text.encode(encoding, "backslashreplace")
+            encoded = line.encode(encoding, "backslashreplace")
         stream.flush()
-        stream.buffer.write(octets + b"\n")
+        stream.buffer.write(encoded)
     stream.flush()
 
 
@@ -313,7 +327,11 @@ class SteadyStderr(io.TextIOBase):
     def write(self, text: str) -> int:
         """Write what can be written."""
         with suppress(OSError, ValueError, AttributeError):  # None where it was closed from outside
-            sys.stderr.write(text)
+            try:
+                sys.stderr.write(text)
+            except UnicodeEncodeError:
+                encoding = self.encoding
+                sys.stderr.write(text.encode(encoding, "backslashreplace").decode(encoding))
         return len(text)
 
     def flush(self) -> None:

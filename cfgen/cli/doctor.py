@@ -14,11 +14,11 @@ import typer
 
 from cfgen import __version__
 from cfgen.cli import options
-from cfgen.cli.progress import bytes_words
 from cfgen.config.catalog import preset_names
 from cfgen.config.loader import load
 from cfgen.errors import CfgenError
 from cfgen.limits import usable_cores
+from cfgen.plain_text import bytes_words
 from cfgen.render.plan import count
 
 _LOW_DISK_NBYTES = 1_000_000_000

@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from cfgen.cli.progress import bytes_words
+from cfgen.plain_text import bytes_words
 from cfgen.render.plan import count
 
 if TYPE_CHECKING:

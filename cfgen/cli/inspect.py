@@ -14,9 +14,9 @@ import typer
 from cfgen.cli import options
 from cfgen.cli.console import Console
 from cfgen.cli.facts import WIDTH, lines_on
-from cfgen.cli.progress import bytes_words
 from cfgen.config.catalog import locate_model
 from cfgen.errors import CheckpointError
+from cfgen.plain_text import bytes_words
 
 if TYPE_CHECKING:
     from cfgen.checkpoint.report import Report

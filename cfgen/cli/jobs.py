@@ -14,10 +14,11 @@ import typer
 from cfgen.cli import options
 from cfgen.cli.console import Console
 from cfgen.cli.plan import plan_of
-from cfgen.cli.progress import bytes_words, clock
+from cfgen.cli.progress import clock
 from cfgen.cli.runs import config_of, run_folder
 from cfgen.config.values import parse_bytes
 from cfgen.errors import CfgenError, UsageError
+from cfgen.plain_text import bytes_words
 from cfgen.render.disk import disk_errors
 from cfgen.render.folder import LOCK, RunFolder, is_run, remove
 from cfgen.render.journal import ChunkLine, VideoLine

@@ -15,7 +15,6 @@ import typer
 from cfgen.cli import options
 from cfgen.cli.console import Console
 from cfgen.cli.fetching import Fetching
-from cfgen.cli.progress import bytes_words
 from cfgen.config import catalog
 from cfgen.config.loader import load
 from cfgen.config.values import parse_lora
@@ -25,6 +24,7 @@ from cfgen.hub.listing import Listing, check_room, hub_from, list_files
 from cfgen.hub.pull import pull as pull_files
 from cfgen.hub.reference import Reference, cache_folder, parse_reference
 from cfgen.hub.removal import plan_removal, remove
+from cfgen.plain_text import bytes_words
 from cfgen.render.plan import count
 
 app = options.command_app(

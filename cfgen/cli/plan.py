@@ -9,12 +9,13 @@ import typer
 
 from cfgen.cli import options
 from cfgen.cli.console import Console
-from cfgen.cli.progress import bytes_words, clock
+from cfgen.cli.progress import clock
 from cfgen.config.loader import load
 from cfgen.config.schema import PlacementConfig, RenderConfig
 from cfgen.config.values import Tree, size_text
 from cfgen.errors import BudgetError, CheckpointError
 from cfgen.placement import LEVELS, Sizes, choose, table
+from cfgen.plain_text import bytes_words
 from cfgen.recipe import recipe_of
 from cfgen.render.plan import Estimate, Geometry, KvSize, Plan, count, estimate, make_plan
 
@@ -83,10 +84,15 @@ def plan(
 
 def plan_of(config: RenderConfig) -> Plan:
     """Plan the clip that `config` asks for."""
+    from cfgen.weights import latents_of
+
     width, height = config.frame_size
+    channels, stride = latents_of(config.model)
     geometry = Geometry(
         width=width,
         height=height,
+        channels=channels,
+        spatial_stride=stride,
         chunk_latent_frames=config.model.chunk_latent_frames,
         fps=config.playback_fps,
     )

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from cfgen.cli import options, rewriting
-from cfgen.cli.progress import bytes_words
 from cfgen.errors import OutputRefused
+from cfgen.plain_text import bytes_words
 from cfgen.render.disk import disk_errors, write_file
 from cfgen.render.plan import count
 

@@ -14,14 +14,15 @@ from cfgen.cli import options
 from cfgen.cli.console import Console
 from cfgen.cli.naming import default_name
 from cfgen.cli.plan import needs_of, plan_of, show_plan
-from cfgen.cli.progress import bytes_words
 from cfgen.cli.resume import go_on
 from cfgen.cli.work import carry_out, tell_result
 from cfgen.config.loader import Resolved, load
 from cfgen.config.schema import RenderConfig
 from cfgen.config.values import Tree
 from cfgen.errors import BudgetError, UsageError
+from cfgen.plain_text import bytes_words
 from cfgen.recipe import recipe_of
+from cfgen.regular_files import read_stream
 from cfgen.render.disk import disk_errors
 from cfgen.render.folder import is_run, require_own
 from cfgen.render.output import check_output, refuse_existing, run_of, target_of
@@ -139,7 +140,7 @@ def _prompt_text(prompt: str | None) -> str | None:
     """Read the prompt from stdin if it is ``-``, and lay it out on one line."""
     if prompt is None:
         return None
-    text = sys.stdin.read() if prompt == "-" else prompt
+    text = read_stream(sys.stdin) if prompt == "-" else prompt
     return " ".join(text.split())
 
 

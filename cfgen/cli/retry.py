@@ -60,6 +60,7 @@ def retry(
     path = run_folder(run)
     with Lock(path / LOCK):
         folder = RunFolder(path)
+        folder.require_replaceable()
         config = config_of(folder)
         new = changed(folder, {"seed": seed or new_seed(), "prompt": prompt})
         new = dataclasses.replace(new, output=config.output)

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from cfgen.cli.console import Console
-from cfgen.cli.progress import bytes_words, clock
+from cfgen.cli.progress import clock
+from cfgen.plain_text import bytes_words
 
 if TYPE_CHECKING:
     import torch

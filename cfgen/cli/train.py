@@ -15,10 +15,12 @@ from cfgen.cli.console import Console
 from cfgen.config import catalog
 from cfgen.config.values import Tree, coerce, nearest
 from cfgen.errors import CheckpointError, PresetError, Problem, UsageError
+from cfgen.regular_files import read_text
 
 if TYPE_CHECKING:
-    from cfgen.train.base_stage import BaseSettings, BaseStage
+    from cfgen.train.flow_matching_stage import BaseSettings, BaseStage
     from cfgen.train.loop import LoopSettings, Progress
+    from cfgen.train.training_memory import MemorySettings
     from cfgen.train.vae_stage import VaeSettings
 
 T = TypeVar("T")
@@ -91,6 +93,7 @@ class _Settings:
     vae_loop: LoopSettings
     base: BaseSettings
     base_loop: LoopSettings
+    memory: MemorySettings
 
 
 def _slice(
@@ -127,24 +130,23 @@ def _base_stage(settings: _Settings, work: Path) -> BaseStage:
     """Build stage `base` on what the stages before it left in the model folder."""
     import torch
 
-    from cfgen.checkpoint.digests import digest
     from cfgen.checkpoint.vae import load_tiny
     from cfgen.model.text_encoder import load_tokenizer
-    from cfgen.train.base_stage import BaseStage
     from cfgen.train.export import Exporter
-    from cfgen.train.latents import LatentStore
+    from cfgen.train.film_world.latents import LatentStore, encoder_digest
+    from cfgen.train.flow_matching_stage import BaseStage
 
     model = work / "model"
-    weights = model / "tae.safetensors"
+    vae = load_tiny(model / "tae.safetensors", dtype=torch.bfloat16)
     store = LatentStore(
-        work / "latents" / digest(weights)[:16],
-        load_tiny(weights, dtype=torch.bfloat16),
-        latent_frames=3 * max(settings.base.chunks),
+        work / "latents" / encoder_digest(vae)[:16],
+        vae,
         width=settings.vae.width,
         height=settings.vae.height,
     )
+    exporter = Exporter(model, store.vae.spatial_stride)
     tokenizer = load_tokenizer(model / "tokenizer" / "tokenizer.json")
-    return BaseStage(settings.base, store, tokenizer, Exporter(model))
+    return BaseStage(settings.base, settings.memory, store, tokenizer, exporter)
 
 
 def _values(name: str, assignments: list[str]) -> Values:
@@ -157,7 +159,7 @@ def _values(name: str, assignments: list[str]) -> Values:
             f"there is nothing to train called {name!r}{nearest(name, known)}",
             f"what can be trained: {', '.join(known)}",
         )
-    values: Values = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
+    values: Values = yaml.load(read_text(path), Loader=yaml.BaseLoader)
     for assignment in assignments:
         key, separator, text = assignment.partition("=")
         section, _, field = key.strip().rpartition(".")
@@ -174,8 +176,9 @@ def _settings(values: Values) -> _Settings:
     Raises:
         PresetError: A key or a value is wrong; lists every one of them.
     """
-    from cfgen.train.base_stage import BaseSettings
+    from cfgen.train.flow_matching_stage import BaseSettings
     from cfgen.train.loop import LoopSettings
+    from cfgen.train.training_memory import MemorySettings
     from cfgen.train.vae_stage import VaeSettings
 
     problems: list[Problem] = []
@@ -184,6 +187,7 @@ def _settings(values: Values) -> _Settings:
         vae_loop=_filled(LoopSettings, values["vae.loop"], "vae.loop", problems),
         base=_filled(BaseSettings, values["base"], "base", problems),
         base_loop=_filled(LoopSettings, values["base.loop"], "base.loop", problems),
+        memory=_filled(MemorySettings, values["base.memory"], "base.memory", problems),
     )
     if problems:
         raise PresetError(problems)

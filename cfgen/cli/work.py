@@ -40,6 +40,7 @@ def carry_out(
         CfgenError: It could not be finished; `Interrupted` after a signal.
     """
     from cfgen.build import build_render
+    from cfgen.checkpoint.digests import read_anew
 
     for line in drawn.lines():
         console.detail(line)
@@ -53,6 +54,8 @@ def carry_out(
     finished: Finished | None = None
     assert config.output is not None
     go_on = f"`{resume_command(run_of(config.output))}`"
+    if resume:
+        read_anew()
     with exhaustion.told(what_fits(config)):
         render = build_render(config, drawn, overwrite=overwrite)
         if resume:

@@ -18,6 +18,7 @@ from pathlib import Path, PurePosixPath
 
 import yaml
 
+from cfgen.atomic_files import require_own_folders
 from cfgen.config.loader import Recipe, Resolved, known_keys, load
 from cfgen.config.queues import FRAMES, Raw, entry, read_queue
 from cfgen.config.schema import RenderConfig
@@ -215,7 +216,12 @@ def _output(template: str, name: str, config: RenderConfig, folder: Path) -> Pat
         raise ValueError(f"each part of its path {reason}")
     if _PART.search(path.name):
         raise ValueError(f"is no file name on every system, got {text!r}")
-    return folder.joinpath(*parts)
+    output = folder.joinpath(*parts)
+    try:
+        require_own_folders(output, folder)
+    except OSError as error:
+        raise ValueError(f"must stay in the folder of the list: {error.strerror}") from None
+    return output
 
 
 def _parsed(text: str, label: str, problems: list[Problem]) -> tuple[Entries, list[Raw]]:

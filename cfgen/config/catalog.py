@@ -13,6 +13,7 @@ from cfgen.config.values import nearest
 from cfgen.errors import PresetError, Problem
 from cfgen.homes import folder_of
 from cfgen.hub import locate
+from cfgen.regular_files import read_text
 
 
 def presets_folder() -> Path:
@@ -50,7 +51,7 @@ def preset_description(name: str) -> str:
     Raises:
         PresetError: There is no preset of that name.
     """
-    values = yaml.safe_load(preset_file(name).read_text(encoding="utf-8"))
+    values = yaml.safe_load(read_text(preset_file(name)))
     return str(values["description"])
 
 

@@ -205,6 +205,8 @@ class SlowFastMemory:
         tau: A chunk is admitted when its keys' cosine falls below this.
         interval: Chunks between two decisions.
         min_gap: Chunks that must lie between two admitted ones.
+        admission_layers: Layers that decide together for all layers, by the mean of their cosines;
+            with none, each layer decides for itself.
         commit_reads: What the commit pass may attend to.
         kv_cache: How it is stored.
     """
@@ -217,6 +219,7 @@ class SlowFastMemory:
     tau: Annotated[float, Range(low=-1, high=1)] = 0.95
     interval: Positive = 1
     min_gap: Natural = 1
+    admission_layers: tuple[Natural, ...] = ()
     commit_reads: CommitReads = "all"
     kv_cache: Storage = "auto"
 
@@ -352,6 +355,10 @@ class RenderConfig:
             case SlowFastMemory(variant="release") if self.schedule.guidance != 1:
                 reason = "must be 1: variant release decides in every pass, guidance doubles them"
                 more.append(Problem(key="schedule.guidance", reason=reason))
+        match self.memory:
+            case SlowFastMemory(variant="release", admission_layers=(_, *_)):
+                reason = "must be empty: variant release reads a decision in the layer that made it"
+                more.append(Problem(key="memory.admission_layers", reason=reason))
         match self.memory, self.snapshot.mode:
             case SlowFastMemory(variant="release"), "latents":
                 reason = (

@@ -15,6 +15,7 @@ import yaml
 
 from cfgen.config.values import Tree, nearest
 from cfgen.errors import Problem
+from cfgen.regular_files import read_text
 
 Kind = Literal["default", "weights", "preset", "user config", "run file", "environment", "flag"]
 """Sources, the weakest first."""
@@ -74,7 +75,7 @@ def read_yaml(
         problems: Receives what is wrong.
     """
     try:
-        text = file.read_text(encoding="utf-8")
+        text = read_text(file)
     except (OSError, UnicodeDecodeError) as error:
         problems.append(Problem(key="", where=label, reason=f"cannot be read: {error}"))
         return {}

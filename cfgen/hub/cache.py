@@ -25,6 +25,7 @@ from cfgen.hub.reference import (
     repo_folder,
     size_of,
 )
+from cfgen.regular_files import open_binary, read_text
 
 WEIGHTS = (".safetensors", ".gguf", ".pt", ".pth", ".ckpt", ".bin")
 
@@ -230,7 +231,7 @@ def _file(place: Path, snapshot: Path) -> CachedFile:
 
 def _refs_of(folder: Path, commit: str) -> Iterator[str]:
     for path in sorted(folder.rglob("*")):
-        if path.is_file() and path.read_text(encoding="ascii", errors="replace").strip() == commit:
+        if path.is_file() and read_text(path, encoding="ascii", errors="replace").strip() == commit:
             yield path.relative_to(folder).as_posix()
 
 
@@ -244,7 +245,7 @@ def _narrowed(snapshot: Snapshot, file: str) -> Snapshot:
 
 def _head(path: Path) -> bytes:
     try:
-        with path.open("rb") as file:
+        with open_binary(path) as file:
             return file.read(_HEAD)
     except OSError:
         return b""

@@ -6,6 +6,8 @@ import hashlib
 import re
 from pathlib import Path
 
+from cfgen.regular_files import open_binary
+
 _BLOCK = 1 << 20
 _DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
@@ -30,7 +32,7 @@ def digest_of(path: Path, *, like: str) -> str:
         digest = hashlib.sha256()
     else:
         digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
-    with path.open("rb") as file:
+    with open_binary(path) as file:
         while block := file.read(_BLOCK):
             digest.update(block)
     return digest.hexdigest()

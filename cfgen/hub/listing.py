@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 from cfgen import __version__
 from cfgen.errors import BudgetError, CheckpointError, SetupError, UsageError
@@ -23,6 +25,9 @@ from cfgen.hub.reference import (
 )
 
 HUB = "https://huggingface.co"
+
+LISTING_LIMIT = 64 << 20
+"""Bytes that a hub's answer may have; a repository of 100,000 files has 30 million."""
 
 _TRUE = ("1", "ON", "YES", "TRUE")
 
@@ -202,26 +207,68 @@ def _ask(reference: Reference, hub: Hub) -> tuple[str, list[RemoteFile]]:
             "leave it out to fetch; what is in the cache renders without the network",
         )
     keep_quiet()
-    from huggingface_hub import HfApi
-
-    api = HfApi(endpoint=hub.endpoint, library_name="cfgen", library_version=__version__)
     with hub_errors(reference, hub.endpoint):
-        info = api.model_info(
-            reference.repo,
-            revision=reference.revision or MAIN,
-            files_metadata=True,
-            timeout=timeout_s(),
-        )
-        if info.sha is None or not is_digest(info.sha):
-            raise ValueError(f"{info.sha!r} is no commit")
-        return info.sha, [
-            _described(item.rfilename, item.size, item.lfs.sha256 if item.lfs else item.blob_id)
-            for item in info.siblings or ()
-        ]
+        try:
+            info = json.loads(_answer(reference, hub))
+        except RecursionError:
+            raise ValueError("its answer is nested too deeply") from None
+        commit = info["sha"]
+        if not isinstance(commit, str) or not is_digest(commit):
+            raise ValueError(f"{str(commit)[:80]!r} is no commit")
+        return commit, [_described(item) for item in info.get("siblings") or ()]
 
 
-def _described(path: str, nbytes: int | None, digest: str | None) -> RemoteFile:
+def _answer(reference: Reference, hub: Hub) -> bytes:
+    """What the hub tells of a repository: JSON, at most `LISTING_LIMIT` bytes of it.
+
+    Source: huggingface_hub 2.4.0, HfApi.model_info, which would read an answer without an end.
+    """
+    from huggingface_hub.utils import (
+        build_hf_headers,
+        get_session,
+        hf_raise_for_status,
+        validate_repo_id,
+    )
+
+    validate_repo_id(reference.repo)
+    revision = quote(reference.revision or MAIN, safe="")
+    content = bytearray()
+    with get_session().stream(
+        "GET",
+        f"{hub.endpoint}/api/models/{reference.repo}/revision/{revision}",
+        params={"blobs": "true"},
+        headers=build_hf_headers(library_name="cfgen", library_version=__version__),
+        timeout=timeout_s(),
+    ) as response:
+        hf_raise_for_status(response)
+        for block in response.iter_bytes():
+            content += block
+            if len(content) > LISTING_LIMIT:
+                raise ValueError(f"its answer is larger than {LISTING_LIMIT >> 20} MiB")
+    return bytes(content)
+
+
+def _described(item: Mapping[str, object]) -> RemoteFile:
     """Check what the server says, since it becomes the name of a file here."""
-    if not is_inner(path) or nbytes is None or digest is None or not is_digest(digest):
-        raise ValueError(f"it describes {path!r} with size {nbytes} and digest {digest}")
+    path, nbytes, large = item["rfilename"], item.get("size"), item.get("lfs")
+    digest = large.get("sha256") if isinstance(large, dict) else item.get("blobId")
+    if (
+        not isinstance(path, str)
+        or not is_inner(path)
+        or not _encodes(path)
+        or type(nbytes) is not int
+        or nbytes < 0
+        or not isinstance(digest, str)
+        or not is_digest(digest)
+    ):
+        what = f"size {str(nbytes)[:80]} and digest {str(digest)[:80]}"
+        raise ValueError(f"it describes {str(path)[:200]!r} with {what}")
     return RemoteFile(path=path, nbytes=nbytes, digest=digest)
+
+
+def _encodes(path: str) -> bool:
+    """Whether a name can be one of a file: half of a surrogate pair cannot, nor can a NUL."""
+    try:
+        return "\0" not in path and bool(path.encode())
+    except UnicodeEncodeError:
+        return False

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Literal
 
 from cfgen import __version__
+from cfgen.atomic_files import append, open_update, require_own_folders, sync_file, write_whole
 from cfgen.errors import CheckpointError, LockHeld
 from cfgen.hub.digest import digest_of, is_whole
 from cfgen.hub.failures import (
@@ -76,13 +77,17 @@ def pull(listing: Listing) -> Iterator[Step]:
     keep_quiet()
     with disk_errors(listing.folder):
         for file in listing.files:
+            for path in (listing.blob(file), listing.pointer(file)):
+                require_own_folders(path, listing.folder)
             listing.blob(file).parent.mkdir(parents=True, exist_ok=True)
             with _only_one(listing, file):
                 yield from _settle(listing, file)
             yield Step(what="there", file=file, nbytes=file.nbytes)
         revision = listing.reference.revision or MAIN
         if revision != listing.commit:
-            _write_ref(listing.folder / "refs" / revision, listing.commit)
+            ref = listing.folder / "refs" / revision
+            require_own_folders(ref, listing.folder)
+            _write_ref(ref, listing.commit)
 
 
 def _settle(listing: Listing, file: RemoteFile) -> Iterator[Step]:
@@ -106,8 +111,7 @@ def _settle(listing: Listing, file: RemoteFile) -> Iterator[Step]:
             f"deleted: {came} came instead of {file.nbytes} with {file.digest}",
             "run the same command again; if that does not help, look for a proxy in between",
         )
-    with part.open("rb+") as written:
-        os.fsync(written.fileno())
+    sync_file(part)
     os.replace(part, blob)
     _place(blob, pointer)
 
@@ -116,7 +120,7 @@ def _fetch(listing: Listing, file: RemoteFile, part: Path) -> Iterator[Step]:
     """Let a part grow to the size of its file, over as many connections as it takes."""
     if (size_of(part) or 0) > file.nbytes:
         part.unlink()
-    part.touch()
+    append(part).close()
     failures = 0
     while (before := size_of(part) or 0) < file.nbytes:
         try:
@@ -139,13 +143,18 @@ def _fetch(listing: Listing, file: RemoteFile, part: Path) -> Iterator[Step]:
 
 
 def _stream(listing: Listing, file: RemoteFile, part: Path) -> Iterator[Step]:
-    """Append what one connection brings; a server that cannot continue sends all anew."""
+    """Write what one connection brings; a server that cannot continue sends all anew.
+
+    What is sent anew is written over what is there and shortens nothing: a connection has brought
+    something only if more of the file is kept than before. The digest judges the whole.
+    """
     from huggingface_hub import hf_hub_url
     from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
     headers = build_hf_headers(library_name="cfgen", library_version=__version__)
     headers["Accept-Encoding"] = "identity"  # ranges count the bytes of the file
-    if start := size_of(part):
+    start = size_of(part) or 0
+    if start:
         headers["Range"] = f"bytes={start}-"
     url = hf_hub_url(
         listing.reference.repo,
@@ -155,7 +164,8 @@ def _stream(listing: Listing, file: RemoteFile, part: Path) -> Iterator[Step]:
     )
     with get_session().stream("GET", url, headers=headers, timeout=timeout_s()) as response:
         hf_raise_for_status(response)
-        with part.open("ab" if response.status_code == 206 else "wb") as out:
+        goes_on = response.status_code == 206
+        with append(part) if goes_on else open_update(part) as out:
             for block in response.iter_bytes():
                 out.write(block)
                 yield Step(what="fetch", file=file, nbytes=out.tell())
@@ -194,6 +204,4 @@ def _place(blob: Path, pointer: Path) -> None:
 
 def _write_ref(path: Path, commit: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
-    part.write_text(commit, encoding="ascii")
-    os.replace(part, path)
+    write_whole(path, commit.encode("ascii"))

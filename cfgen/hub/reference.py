@@ -11,6 +11,7 @@ from pathlib import Path
 from urllib.parse import quote, unquote
 
 from cfgen.errors import CheckpointError, SetupError
+from cfgen.regular_files import read_text
 
 MAIN = "main"
 """The revision that is meant when none is named."""
@@ -109,7 +110,7 @@ def commit_of(reference: Reference, cache: Path) -> str | None:
     known = commits_of(reference.repo, cache)
     ref = repo_folder(reference.repo, cache) / "refs" / revision
     commit = (
-        ref.read_text(encoding="ascii", errors="replace").strip() if ref.is_file() else revision
+        read_text(ref, encoding="ascii", errors="replace").strip() if ref.is_file() else revision
     )
     if commit in known:
         return commit

@@ -108,7 +108,10 @@ class GraphReader:
         )
 
     def attend(self, layer: int, pass_: Pass, made: Prepared, v: Tensor) -> Tensor:
-        """See `Reader`."""
+        """Attend to pages [B, ...] and to the chunk, of which there may be several draws.
+
+        The batch of a pass is [draws * B], all films of one draw together: they read the same past.
+        """
         context = self._chunk.visible(layer, pass_)[: -self._chunk.frames]
         keys, values = self._pool.read(layer, [p.slot.page for p in context])
         tokens = v.shape[1] // self._chunk.frames
@@ -116,5 +119,7 @@ class GraphReader:
             past = torch.cat(keys, 1)
             angles = self._turns.rope.temporal([p.position for p in context])
             past = rotate(past, turns(angles, past.dtype, past.device).repeat_interleave(tokens, 0))
-            keys = [past]
+            draws = len(made.k) // len(past)
+            keys = [past.repeat(draws, 1, 1, 1)]
+            values = [torch.cat(values, 1).repeat(draws, 1, 1, 1)]
         return self._ops.attend(made.q, torch.cat([*keys, made.k], 1), torch.cat([*values, v], 1))

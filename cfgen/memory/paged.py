@@ -33,6 +33,8 @@ class PagedMemory:
         reader: attends to them.
         admit: decides on key frames.
         tau: its threshold.
+        admission_layers: layers that decide together for all, in rising order; with none, each
+            layer decides for itself. Only for tables whose decisions count from the next chunk on.
     """
 
     def __init__(
@@ -43,9 +45,14 @@ class PagedMemory:
         *,
         admit: Admit,
         tau: float = 0.95,
+        admission_layers: Sequence[int] = (),
     ) -> None:
+        if admission_layers and any(table.copies for table in tables):
+            raise ValueError("a table that reads its decision at once cannot wait for other layers")
         self.tables, self.pool, self.reader = list(tables), pool, reader
         self.admit, self.tau = admit, tau
+        self._admission_layers = sorted(set(admission_layers))
+        self._parts: list[Tensor] = []
         self.decisions = torch.zeros(len(self.tables), 4, dtype=torch.int32, device=pool.device)
         self.reference: Tensor | None = None
         self._fixed: dict[str, Tensor] = {}
@@ -85,6 +92,31 @@ class PagedMemory:
             self.pool.keep(layer, (slot.page for slot in table.slots()))
         self._next_frame += view.frames
         self._admitted = sum(flags)
+
+    @property
+    def admission_layers(self) -> Sequence[int]:
+        """Layers that decide together for all; none if each decides for itself."""
+        return self._admission_layers
+
+    def decide_together(self, layer: int, parts: Tensor, *, tokens: int) -> None:
+        """Collect the key sums [B, n, C] of an admission layer; the last such layer decides.
+
+        The op averages cosines over the batch, so the layers are laid side by side as one batch.
+        """
+        if self.reference is None:
+            raise ValueError("there is no reference to compare with yet")
+        together = self._admission_layers
+        self._parts = [*self._parts, parts] if layer != together[0] else [parts]
+        if layer != together[-1]:
+            return
+        # Views and copies alone: a list as an index would be sent from the host within a chunk.
+        references = [self.reference[each] for each in together]
+        compared, decision = torch.cat(references), self.decisions[layer]
+        self.admit(torch.cat(self._parts), compared, decision, tokens=tokens, tau=self.tau)
+        for reference, renewed in zip(references, compared.chunk(len(together)), strict=True):
+            reference.copy_(renewed)
+        self.decisions[:, ADMITTED] = decision[ADMITTED]
+        self._parts = []
 
     @property
     def replayable(self) -> bool:
@@ -192,5 +224,9 @@ class PagedView:
         if memory.reference is None:
             shape = (len(memory.tables), parts.shape[0], parts.shape[2])
             memory.reference = torch.zeros(shape, device=parts.device)
-        decision, reference = memory.decisions[layer], memory.reference[layer]
-        memory.admit(parts, reference, decision, tokens=tokens, tau=memory.tau)
+        together = memory.admission_layers
+        if not together:
+            decision, reference = memory.decisions[layer], memory.reference[layer]
+            memory.admit(parts, reference, decision, tokens=tokens, tau=memory.tau)
+        elif layer in together:
+            memory.decide_together(layer, parts, tokens=tokens)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import torch as safetensors_torch
 from torch import Tensor
+
+from cfgen.atomic_files import write_whole
+from cfgen.regular_files import read_bytes
 
 Encode = Callable[[list[str]], Tensor]
 
@@ -25,15 +27,17 @@ def embeddings(
         prompts: the texts.
         encoder: digest of everything that the embeddings depend on besides the text.
         load: loads the encoder; called only if a prompt is not cached.
-        folder: the cache. A file in it that cannot be read counts as absent and is written anew.
+        folder: the cache. A file in it that cannot be read, or is not what was written for this
+            encoder and prompt, counts as absent and is written anew.
 
     Returns:
         prompt -> [1, text_len, text_dim] float32.
     """
     found: dict[str, Tensor] = {}
-    paths = {prompt: folder / f"{_key(encoder, prompt)}.safetensors" for prompt in prompts}
+    keys = {prompt: _key(encoder, prompt) for prompt in prompts}
+    paths = {prompt: folder / f"{key[:40]}.safetensors" for prompt, key in keys.items()}
     for prompt, path in paths.items():
-        cached = _read(path)
+        cached = _read(path, keys[prompt])
         if cached is not None:
             found[prompt] = cached
     missing = [prompt for prompt in paths if prompt not in found]
@@ -43,28 +47,34 @@ def embeddings(
             # One at a time: beside a longer one, padding would change its last bits.
             with torch.inference_mode():
                 found[prompt] = encode([prompt]).float().cpu().contiguous()
-            _write(paths[prompt], found[prompt])
+            _write(paths[prompt], found[prompt], keys[prompt])
     return found
 
 
 def _key(encoder: str, prompt: str) -> str:
-    return hashlib.sha256(f"{encoder}\0{prompt}".encode()).hexdigest()[:40]
+    return hashlib.sha256(f"{encoder}\0{prompt}".encode()).hexdigest()
 
 
-def _read(path: Path) -> Tensor | None:
+def _read(path: Path, key: str) -> Tensor | None:
+    """What `_write` wrote for this key, or None if the file is anything else."""
     try:
-        return load_file(path)["embedding"]
-    except (OSError, SafetensorError, KeyError):
+        content = read_bytes(path)
+        embedding = safetensors_torch.load(content)["embedding"]
+    except (OSError, SafetensorError, KeyError, ValueError):
         return None
+    whole = embedding.dtype == torch.float32 and content == _content(embedding, key)
+    return embedding if whole else None
 
 
-def _write(path: Path, embedding: Tensor) -> None:
+def _content(embedding: Tensor, key: str) -> bytes:
+    """The file of an embedding: its digest, over the key and the bits, is in the header."""
+    digest = hashlib.sha256(f"{key}\0{list(embedding.shape)}\0".encode())
+    digest.update(embedding.contiguous().flatten().view(torch.uint8).numpy().data)
+    return safetensors_torch.save({"embedding": embedding}, metadata={"sha256": digest.hexdigest()})
+
+
+def _write(path: Path, embedding: Tensor, key: str) -> None:
     """Write atomically; a cache that cannot be written is no reason to stop."""
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    try:
+    with contextlib.suppress(OSError, SafetensorError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({"embedding": embedding}, temporary)
-        os.replace(temporary, path)
-    except (OSError, SafetensorError):
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+        write_whole(path, _content(embedding, key))

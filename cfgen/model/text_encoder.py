@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from cfgen.errors import CheckpointError, UsageError
-from cfgen.model.tokenizer import END, OTHER_TOKENIZER, Tokenizer, load_tokenizer
+from cfgen.model.tokenizer import END, OTHER_TOKENIZER, Tokenizer, load_tokenizer, numbers_of
 
 __all__ = ["TextEncoder", "clean", "load_tokenizer"]
 
@@ -39,7 +39,7 @@ class TextEncoder(nn.Module):
         self.tokenizer = tokenizer
         self.text_len = text_len
         end = tokenizer.token_to_id(END)
-        if end is None:
+        if end is None or end >= self.model.config.vocab_size:
             raise CheckpointError(f"the tokenizer has no {END} token", OTHER_TOKENIZER)
         self._end: int = end
 
@@ -61,7 +61,7 @@ class TextEncoder(nn.Module):
         return [*ids, self._end]
 
     def _numbers(self, text: str) -> Sequence[int]:
-        return self.tokenizer.encode(text, add_special_tokens=False).ids
+        return numbers_of(self.tokenizer, text, rows=self.model.config.vocab_size)
 
     def _beginning(self, text: str, room: int) -> str:
         """As much of a text that is too long as has `room` tokens: whole words, then characters."""

@@ -20,8 +20,8 @@ from cfgen.exhaustion import is_out_of_memory
 from cfgen.model.vae import Cache, Decoder, Mode, State
 
 SMALLEST = 16
-"""Latent cells on the side of the smallest tile: 128 pixels. Smaller ones show: in a tile, frames
-lack what lies around it, and the layer that looks at the whole frame sees the tile alone."""
+"""Latent cells on the side of the smallest tile: 128 or 256 pixels. Smaller ones show: in a tile,
+frames lack what lies around it, and the layer that looks at the whole frame sees the tile alone."""
 
 CPU = torch.device("cpu")
 
@@ -52,6 +52,11 @@ class TiledDecoder:
     def latent_channels(self) -> int:
         """Channels of a latent frame."""
         return self.decoder.latent_channels
+
+    @property
+    def spatial_stride(self) -> int:
+        """Pixels that a latent cell covers along each axis."""
+        return self.decoder.spatial_stride
 
     @property
     def reach(self) -> int:

@@ -8,7 +8,10 @@ Source: google/sentencepiece src/sentencepiece_model.proto (numbers of the field
 
 from __future__ import annotations
 
+import json
+import queue
 import struct
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +19,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from cfgen.errors import CheckpointError
 from cfgen.exhaustion import is_out_of_memory
+from cfgen.regular_files import read_text
 
 if TYPE_CHECKING:
     import tokenizers
@@ -25,6 +29,12 @@ END = "</s>"
 """What stands behind every text that UMT5 reads."""
 
 OTHER_TOKENIZER = "give spiece.model or tokenizer.json of google/umt5-xxl"
+
+GROWTH_LIMIT = 64
+"""How many times as long a text may become; those of UMT5 leave its length as it is."""
+
+TIME_LIMIT_S = 30.0
+"""Seconds that a prompt may take; a whole page takes milliseconds."""
 
 UNIGRAM, BYTE = 1, 6
 """Sentencepiece's number of models that score their pieces, and of pieces that are one byte."""
@@ -96,17 +106,93 @@ def load_tokenizer(path: Path) -> tokenizers.Tokenizer:
             f"{path} is missing: the text encoder needs its tokenizer", "restore the model folder"
         )
     try:
-        found = HuggingFaceTokenizer.from_file(str(path))
+        content = read_text(path)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise CheckpointError(
+            f"{path} cannot be read: {reason}", "restore the model folder"
+        ) from None
+    try:
+        found = HuggingFaceTokenizer.from_str(content)
     except BaseException as error:  # bare Exception, and panics, which are not even that
-        foreign = isinstance(error, Exception) or type(error).__name__ == "PanicException"
-        if not foreign or is_out_of_memory(error):
+        if not _is_librarys(error):
             raise
         raise CheckpointError(
             f"{path} is not a tokenizer file: {error}", "restore the model folder"
         ) from error
+    if growth_of(json.loads(content).get("normalizer")) > GROWTH_LIMIT:
+        raise CheckpointError(
+            f"{path} is not a tokenizer file: its rules make a text more than {GROWTH_LIMIT} times "
+            "as long",
+            OTHER_TOKENIZER,
+        )
     found.no_truncation()  # a prompt that is too long is an error, not half a prompt
     found.no_padding()
     return found
+
+
+def growth_of(normalizer: object) -> int:
+    """How many times as long the rules of a normalizer can make a text, at most.
+
+    Each rule may double what the one before left, and the library heeds no time limit meanwhile.
+    """
+    if not isinstance(normalizer, dict):
+        return 1
+    growth = 1
+    for step in normalizer.get("normalizers") or ():
+        growth = min(growth * growth_of(step), GROWTH_LIMIT + 1)
+    content, pattern = normalizer.get("content"), normalizer.get("pattern")
+    if isinstance(content, str):
+        literal = pattern.get("String") if isinstance(pattern, dict) else None
+        growth *= max(1, -(-len(content) // max(1, len(literal or ""))))
+    return growth
+
+
+def numbers_of(tokenizer: Tokenizer, text: str, *, rows: int) -> Sequence[int]:
+    """Token numbers of a text; the rules of a tokenizer's file are others' and may never end.
+
+    Args:
+        tokenizer: the tokenizer.
+        text: what to encode.
+        rows: rows of the table that the numbers choose from.
+
+    Raises:
+        CheckpointError: the tokenizer fails, takes longer than `TIME_LIMIT_S`, or gives a number
+            that no row has.
+    """
+    done: queue.SimpleQueue[Sequence[int] | BaseException] = queue.SimpleQueue()
+
+    def encode() -> None:
+        try:
+            done.put(tokenizer.encode(text, add_special_tokens=False).ids)
+        except BaseException as error:  # noqa: BLE001 - a panic of Rust is no Exception
+            done.put(error)
+
+    # A thread, since nothing interrupts a library that is at work; the process ends without it.
+    threading.Thread(target=encode, name="tokenizer", daemon=True).start()
+    try:
+        found = done.get(timeout=TIME_LIMIT_S)
+    except queue.Empty:
+        raise CheckpointError(
+            f"the tokenizer takes longer than {TIME_LIMIT_S:g} s for a prompt", OTHER_TOKENIZER
+        ) from None
+    if isinstance(found, BaseException):
+        if not _is_librarys(found):
+            raise found
+        raise CheckpointError(f"the tokenizer fails: {found}", OTHER_TOKENIZER) from found
+    odd = next((number for number in found if not 0 <= number < rows), None)
+    if odd is not None:
+        raise CheckpointError(
+            f"the tokenizer gives the number {odd}, and the encoder has {rows} rows",
+            OTHER_TOKENIZER,
+        )
+    return found
+
+
+def _is_librarys(error: BaseException) -> bool:
+    """Whether an error tells of a library's input: no signal, and not memory that ran out."""
+    foreign = isinstance(error, Exception) or type(error).__name__ == "PanicException"
+    return foreign and not is_out_of_memory(error)
 
 
 def from_sentencepiece(model: bytes, path: Path) -> SentencePieceTokenizer:

@@ -1,7 +1,8 @@
 """Streaming video decoders: latents in, frames out, chunk after chunk; and the tiny one of them.
 
-The tiny one is of the TAEHV architecture. Key names and shapes are those of `taew2_1`, with every
-width read from the weights, so that small ones of our own and the published file are one class.
+The tiny one is of the TAEHV architecture. Key names and shapes are those of `taew2_1` and, in
+patches of 2x2 pixels, of `taew2_2`, with every width read from the weights, so that small ones of
+our own and the published files are one class.
 Latent frame 0 stands for frame 0, latent frame i for frames 4i-3 .. 4i.
 
 Axis letters: B batch, T frames (pixels), F latent frames, C channels, H W grid.
@@ -21,6 +22,9 @@ from torch.nn import functional as F
 
 TEMPORAL_STRIDE = 4
 SPATIAL_STRIDE = 8
+"""Pixels along a latent cell that the layers of an autoencoder cover; times the patch's, if any."""
+
+RGB = 3
 
 LATENT_MEAN = (
     *(-0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508),
@@ -78,6 +82,10 @@ class Decoder(Protocol):
         """Channels of a latent frame."""
 
     @property
+    def spatial_stride(self) -> int:
+        """Pixels that a latent cell covers along each axis."""
+
+    @property
     def reach(self) -> int:
         """Latent frames before its own that a frame depends on, at most.
 
@@ -96,8 +104,8 @@ class Decoder(Protocol):
                 one whole clip. A decode that fails leaves it as it was.
 
         Returns:
-            [B, 4F, 3, 8h, 8w], not yet clamped to [0, 1]; of the first latent frame of a clip only
-            one frame, which leaves 4F - 3.
+            [B, 4F, 3, s h, s w] with the stride s, not yet clamped to [0, 1]; of the first latent
+            frame of a clip only one frame, which leaves 4F - 3.
         """
 
     def parameters(self) -> Iterator[nn.Parameter]:
@@ -136,9 +144,17 @@ class MemBlock(nn.Module):
             _conv(width * 2, width), nn.ReLU(), _conv(width, width), nn.ReLU(), _conv(width, width)
         )
 
-    def forward(self, x: Tensor, past: Tensor) -> Tensor:
-        """Both [N, width, H, W]; `past` is the input one frame earlier, zeros before the first."""
-        out: Tensor = self.conv(torch.cat([x, past], 1))
+    def forward(self, x: Tensor, before: Tensor) -> Tensor:
+        """One step of clips.
+
+        Args:
+            x: [B T, width, H, W], channels last.
+            before: input one frame before the first, [B, 1, width, H, W].
+        """
+        frames = torch.unflatten(_rows(x), 0, (len(before), -1))
+        past = torch.cat([before.permute(0, 1, 3, 4, 2), frames[:, :-1]], 1)
+        both = torch.cat([frames, past], -1).flatten(0, 1)
+        out: Tensor = self.conv(_maps(both))
         return F.relu(out + x)
 
 
@@ -151,15 +167,17 @@ class TPool(nn.Module):
         self.conv = nn.Conv2d(width * stride, width, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N, C, H, W] to [N / stride, C, H, W]."""
-        n, c, h, w = x.shape
-        merged = x.reshape(n // self.stride, self.stride * c, h, w)
-        out: Tensor = self.conv(merged.contiguous(memory_format=torch.channels_last))
+        """[N, C, H, W], channels last, to [N / stride, C, H, W]."""
+        groups = torch.unflatten(_rows(x), 0, (-1, self.stride))
+        out: Tensor = self.conv(_maps(groups.permute(0, 2, 3, 1, 4).flatten(3)))
         return out
 
 
 class TGrow(nn.Module):
-    """Makes `stride` successive frames of one by a 1x1 convolution."""
+    """Makes `stride` successive frames of one by a 1x1 convolution, each twice as fine.
+
+    The published order is to refine first; a 1x1 convolution of equal neighbours is the same.
+    """
 
     def __init__(self, width: int, stride: int) -> None:
         super().__init__()
@@ -167,10 +185,20 @@ class TGrow(nn.Module):
         self.conv = nn.Conv2d(width, width * stride, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N, C, H, W] to [N * stride, C, H, W]."""
-        n, c, h, w = x.shape
-        out: Tensor = self.conv(x).reshape(n * self.stride, c, h, w)
-        return out.contiguous(memory_format=torch.channels_last)
+        """[N, C, H, W], channels last, to [N * stride, C, 2 H, 2 W]."""
+        grown = torch.unflatten(_rows(self.conv(x)), 3, (self.stride, -1))
+        frames = _maps(grown.permute(0, 3, 1, 2, 4).flatten(0, 1))
+        return F.interpolate(frames, scale_factor=2.0)
+
+
+def _rows(maps: Tensor) -> Tensor:
+    """[N, C, H, W] as [N, H, W, C]: contiguous if the maps are channels last."""
+    return maps.permute(0, 2, 3, 1)
+
+
+def _maps(rows: Tensor) -> Tensor:
+    """[N, H, W, C] as [N, C, H, W]: channels last if the rows are contiguous."""
+    return rows.permute(0, 3, 1, 2)
 
 
 class TinyAutoencoder(nn.Module):
@@ -180,6 +208,8 @@ class TinyAutoencoder(nn.Module):
         latent_channels: channels of a latent frame.
         encoder_width: channels inside the encoder (64 in `taew2_1`).
         decoder_widths: channels of the four decoder stages (256, 128, 64, 64 in `taew2_1`).
+        patch_size: pixels on the side of the squares that the convolutions see as one point (1 in
+            `taew2_1`, 2 in `taew2_2`).
         raw_latents: whether its own latents are Wan2.1's raw ones, as those of `lighttaew2_1` are.
             What comes in and goes out here is normalised in any case.
     """
@@ -190,13 +220,15 @@ class TinyAutoencoder(nn.Module):
         encoder_width: int = 64,
         decoder_widths: Sequence[int] = (256, 128, 64, 64),
         *,
+        patch_size: int = 1,
         raw_latents: bool = False,
     ) -> None:
         super().__init__()
         e = encoder_width
         self.latent_channels = latent_channels
+        self.patch_size = patch_size
         self.raw_latents = raw_latents
-        encoder: list[nn.Module] = [_conv(3, e), nn.ReLU()]
+        encoder: list[nn.Module] = [_conv(RGB * patch_size**2, e), nn.ReLU()]
         for stride in (2, 2, 1):
             encoder += [
                 TPool(e, stride),
@@ -209,34 +241,46 @@ class TinyAutoencoder(nn.Module):
         w = list(decoder_widths)
         decoder: list[nn.Module] = [Clamp(), _conv(latent_channels, w[0]), nn.ReLU()]
         for i, stride in enumerate((1, 2, 2)):
-            decoder += [MemBlock(w[i]), MemBlock(w[i]), MemBlock(w[i]), nn.Upsample(scale_factor=2)]
+            # Published names count a layer that makes maps finer, which `TGrow` does here.
+            decoder += [MemBlock(w[i]), MemBlock(w[i]), MemBlock(w[i]), nn.Identity()]
             decoder += [TGrow(w[i], stride), _conv(w[i], w[i + 1], bias=False)]
-        self.decoder = nn.ModuleList([*decoder, nn.ReLU(), _conv(w[3], 3)])
+        self.decoder = nn.ModuleList([*decoder, nn.ReLU(), _conv(w[3], RGB * patch_size**2)])
 
     @classmethod
     def for_weights(
         cls, state: Mapping[str, Tensor], *, raw_latents: bool = False
     ) -> TinyAutoencoder:
-        """An autoencoder whose widths are those of a state dict (weights are not loaded)."""
+        """An autoencoder whose widths and patch are those of a state dict (it is not loaded)."""
         widths = [state[f"decoder.{i}.weight"].shape[1] for i in (8, 14, 20, 22)]
         latent_channels = state["decoder.1.weight"].shape[1]
         encoder_width = state["encoder.0.weight"].shape[0]
-        return cls(latent_channels, encoder_width, widths, raw_latents=raw_latents)
+        return cls(
+            latent_channels,
+            encoder_width,
+            widths,
+            patch_size=math.isqrt(state["decoder.22.weight"].shape[0] // RGB),
+            raw_latents=raw_latents,
+        )
 
     def encode(self, video_BTCHW: Tensor) -> Tensor:
         """Latents of whole clips.
 
         Args:
-            video_BTCHW: [B, 1 + 4(F - 1), 3, H, W] in [0, 1], H and W divisible by 8.
+            video_BTCHW: [B, 1 + 4(F - 1), 3, H, W] in [0, 1], H and W divisible by the stride s.
 
         Returns:
-            [B, F, C, H / 8, W / 8] of the input's dtype. The first frame is repeated to fill its
+            [B, F, C, H / s, W / s] of the input's dtype. The first frame is repeated to fill its
             group of four.
         """
         first = video_BTCHW[:, :1].expand(-1, TEMPORAL_STRIDE - 1, -1, -1, -1)
-        clip = torch.cat([first, video_BTCHW], 1)
+        clip = F.pixel_unshuffle(torch.cat([first, video_BTCHW], 1), self.patch_size)
         latents = _run(self.encoder, clip, [None] * len(self.encoder))
         return normalised(latents).to(latents.dtype) if self.raw_latents else latents
+
+    @property
+    def spatial_stride(self) -> int:
+        """Pixels that a latent cell covers along each axis."""
+        return SPATIAL_STRIDE * self.patch_size
 
     @property
     def reach(self) -> int:
@@ -262,8 +306,8 @@ class TinyAutoencoder(nn.Module):
                 one whole clip. A decode that fails leaves it as it was.
 
         Returns:
-            [B, 4F, 3, 8h, 8w], not yet clamped to [0, 1]; at the start of a clip the first three
-            frames are dropped, which leaves 4F - 3.
+            [B, 4F, 3, s h, s w] with the stride s, not yet clamped to [0, 1]; at the start of a
+            clip the first three frames are dropped, which leaves 4F - 3.
         """
         state = self.start() if state is None else state
         beginning = all(cache is None for cache in state.caches)
@@ -271,7 +315,7 @@ class TinyAutoencoder(nn.Module):
         latents = latents_BFCHW
         if self.raw_latents:
             latents = denormalised(latents).to(latents.dtype)
-        video = _run(self.decoder, latents, caches)
+        video = F.pixel_shuffle(_run(self.decoder, latents, caches), self.patch_size)
         state.caches = caches
         return video[:, TEMPORAL_STRIDE - 1 :] if beginning else video
 
@@ -290,8 +334,7 @@ def _run(blocks: nn.ModuleList, clip: Tensor, caches: list[Cache]) -> Tensor:
             if not isinstance(before, Tensor):
                 before = torch.zeros_like(frames[:, :1])
             caches[i] = frames[:, -1:]
-            past = torch.cat([before, frames[:, :-1]], 1).flatten(0, 1)
-            x = block(x, past.contiguous(memory_format=torch.channels_last))
+            x = block(x, before)
         else:
             x = block(x)
     return torch.unflatten(x, 0, (batch, -1))

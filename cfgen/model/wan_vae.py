@@ -16,7 +16,15 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from cfgen.model.vae import LATENT_MEAN, TEMPORAL_STRIDE, Cache, State, denormalised, normalised
+from cfgen.model.vae import (
+    LATENT_MEAN,
+    SPATIAL_STRIDE,
+    TEMPORAL_STRIDE,
+    Cache,
+    State,
+    denormalised,
+    normalised,
+)
 
 STAGES = 4
 """Stages of a decoder; from each to the next the picture doubles, hence 8 pixels a latent cell."""
@@ -67,6 +75,11 @@ class WanAutoencoder(nn.Module):
     def latent_channels(self) -> int:
         """Channels of a latent frame."""
         return len(LATENT_MEAN)
+
+    @property
+    def spatial_stride(self) -> int:
+        """Pixels that a latent cell covers along each axis."""
+        return SPATIAL_STRIDE
 
     @property
     def reach(self) -> int:

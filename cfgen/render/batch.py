@@ -15,6 +15,7 @@ from typing import Literal, Protocol
 
 from cfgen.errors import BudgetError, CfgenError, Halt, Interrupted, LockHeld, WriterError
 from cfgen.exhaustion import exhausted, is_out_of_memory
+from cfgen.regular_files import read_bytes
 from cfgen.render.disk import disk_errors, write_file
 from cfgen.render.events import Event, Finished
 from cfgen.render.folder import LOCK
@@ -132,7 +133,7 @@ class Batch:
     def fate(self, item: Item) -> Fate:
         """What the disk says of a clip; an unreadable file counts as none."""
         try:
-            fate = typed(Fate, read_mapping(self._file(item).read_bytes()))
+            fate = typed(Fate, read_mapping(read_bytes(self._file(item))))
         except (OSError, ValueError):
             return Fate(digest=item.digest)
         return fate if fate.digest == item.digest else Fate(digest=item.digest)

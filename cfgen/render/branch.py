@@ -13,9 +13,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from cfgen.atomic_files import create, sync_file
 from cfgen.errors import UsageError
-from cfgen.render.disk import disk_errors, sync_file, sync_folder
-from cfgen.render.folder import JOURNAL, LOCK, RunFolder, RunRecord, make_empty, write_record
+from cfgen.regular_files import open_binary
+from cfgen.render.disk import disk_errors, part_of, sync_folder
+from cfgen.render.folder import (
+    JOURNAL,
+    LOCK,
+    RunFolder,
+    RunRecord,
+    make_empty,
+    settle_journal,
+    write_record,
+)
 from cfgen.render.journal import ChunkLine, Journal, Line, SegmentLine
 from cfgen.render.lock import Lock
 from cfgen.render.output import refuse_existing
@@ -123,8 +133,10 @@ def branch_off(point: Branching, path: Path, record: RunRecord) -> Iterator[int]
             for name in ("latents", "segments"):
                 sync_folder(path / name)
         _save(point, path / "snapshots", record)
-        Journal(path / JOURNAL, run=record.digest).rewrite(_lines(point))
+        # Without its record it is nothing yet, and with it the render is whole: see RunFolder.
+        Journal(part_of(path / JOURNAL), run=record.digest).rewrite(_lines(point))
         write_record(path, record)
+        settle_journal(path / JOURNAL)
 
 
 def do_over(point: Branching, record: RunRecord) -> Iterator[int]:
@@ -140,6 +152,7 @@ def do_over(point: Branching, record: RunRecord) -> Iterator[int]:
         SnapshotMismatch: This machine does not make the same frames again.
         BudgetError, WriterError: The disk refused.
     """
+    point.folder.require_replaceable()  # before anything is changed
     before = point.folder.record
     # With the same prompt, what comes before can still be committed again from its latents.
     same = before.config["prompt"] == record.config["prompt"] and point.source.memory.replayable
@@ -214,5 +227,6 @@ def _link(file: Path, folder: Path) -> None:
     try:
         os.link(file, folder / file.name)
     except OSError:
-        shutil.copy2(file, folder / file.name)
+        with open_binary(file) as old, create(folder / file.name) as new:
+            shutil.copyfileobj(old, new)
     sync_file(folder / file.name)

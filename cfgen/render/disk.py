@@ -14,7 +14,9 @@ import secrets
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from cfgen.atomic_files import create, sync_file
 from cfgen.errors import BudgetError, WriterError
+from cfgen.regular_files import open_binary
 
 Block = bytes | memoryview
 
@@ -46,7 +48,7 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 def sha256_of(path: Path) -> str:
     """Return the hexadecimal SHA-256 digest of a file."""
-    with path.open("rb") as file:
+    with open_binary(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -79,7 +81,7 @@ def write_file(
     digest = hashlib.sha256()
     part = part_of(path.with_stem(f"{path.stem}.{secrets.token_hex(4)}") if shared else path)
     try:
-        with part.open("wb") as file:
+        with create(part) as file:
             for block in blocks:
                 digest.update(block)
                 file.write(block)
@@ -110,12 +112,6 @@ def publish(*paths: Path) -> None:
     for path in paths:
         os.replace(part_of(path), path)
     sync_folder(paths[0].parent)
-
-
-def sync_file(path: Path) -> None:
-    """Wait until the content of a file is on the disk."""
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())
 
 
 _UNSYNCABLE = frozenset({errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF})

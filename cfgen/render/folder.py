@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import re
 import shutil
 from collections.abc import Collection, Mapping
@@ -22,6 +23,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
+from cfgen.atomic_files import append
 from cfgen.errors import (
     OutputRefused,
     SnapshotCorrupt,
@@ -29,7 +31,9 @@ from cfgen.errors import (
     SnapshotMismatch,
     UsageError,
 )
-from cfgen.render.disk import Block, disk_errors, sha256_of, sync_folder, write_file
+from cfgen.plain_text import printable
+from cfgen.regular_files import read_bytes
+from cfgen.render.disk import Block, disk_errors, part_of, sha256_of, sync_folder, write_file
 from cfgen.render.journal import Journal, VideoLine
 from cfgen.render.output import described, holds_render, resume_command, run_of
 from cfgen.render.records import json_bytes, seal, typed, unseal
@@ -40,7 +44,7 @@ JOURNAL = "journal.jsonl"
 LOCK = "lock"
 LOG = "log.txt"
 _OWN = re.compile(
-    r"run(\.part)?\.json|journal(-\d+)?(\.part)?\.jsonl|lock(\.[0-9a-f]{16})?|log\.txt"
+    r"run(\.part)?\.json|journal(-\d+)?(\.part)*\.jsonl|lock(\.[0-9a-f]{16})?|log\.txt"
     r"|latents|segments|snapshots(-\d+)?"
 )
 _LITTER = re.compile(
@@ -113,6 +117,7 @@ class RunFolder:
                 "give it that name, beside that video",
             )
         file = path / self._taken(JOURNAL)
+        settle_journal(file)
         own = (file, self.segments, self.snapshots, self.latents(0).parent, path / LOG)
         for entry in own:
             if entry.is_symlink():
@@ -175,6 +180,18 @@ class RunFolder:
             )
         return False
 
+    def require_replaceable(self) -> None:
+        """Refuse to go on where the video's place is taken by what is not this render's.
+
+        Raises:
+            OutputRefused: It is.
+        """
+        if not self.mine and self.output.exists():
+            raise OutputRefused(
+                f"{self.output} is there and is not the video of this render",
+                "move it away, then resume",
+            )
+
     def _taken(self, name: str) -> str:
         """The name of what each take has of its own, so that one file switches between them."""
         stem, dot, ending = name.partition(".")
@@ -191,9 +208,9 @@ class RunFolder:
             BudgetError, WriterError: The disk refused.
         """
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        path = self.path / LOG
-        with disk_errors(path), path.open("a", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(f"{now} {text}\n")
+        line = f"{now} {printable(text)}\n".encode(errors="backslashreplace")
+        with disk_errors(self.path / LOG), append(self.path / LOG) as file:
+            file.write(line)
 
     def keep_latents(self, chunk: int, blocks: list[Block]) -> str:
         """Write a chunk's latents, without waiting for the disk; return the digest of the file.
@@ -247,6 +264,19 @@ class RunFolder:
                 if set(names) <= set(HARMLESS)
                 else "restore what changed, or render again from the start with -y",
             )
+
+
+def settle_journal(file: Path) -> None:
+    """Give a journal its name that was written, whole, before the record was.
+
+    Raises:
+        BudgetError, WriterError: The disk refused.
+    """
+    part = part_of(file)
+    if not file.exists() and part.is_file() and not part.is_symlink():
+        with disk_errors(file), contextlib.suppress(FileNotFoundError):
+            os.rename(part, file)  # another process may be quicker
+            sync_folder(file.parent)
 
 
 def require_harmless(names: Collection[str]) -> None:
@@ -344,7 +374,7 @@ def _read_record(path: Path) -> RunRecord:
     file = path / RECORD
     begin_again = "render again from the start with -y, or remove the folder"
     try:
-        facts, _ = unseal(file.read_bytes())
+        facts, _ = unseal(read_bytes(file))
         version = facts.pop("version", None)
         if version != VERSION:
             raise SnapshotError(
@@ -355,6 +385,7 @@ def _read_record(path: Path) -> RunRecord:
         name = record.output
         if name in ("", ".", "..") or "\0" in name or Path(name).name != name:
             raise ValueError("its output is not a plain file name")
+        _check(record)
         return record
     except FileNotFoundError:
         raise SnapshotError(
@@ -364,3 +395,25 @@ def _read_record(path: Path) -> RunRecord:
         raise SnapshotError(f"cannot read {file}: {error.strerror}") from None
     except ValueError as error:
         raise SnapshotCorrupt(f"{file} is damaged: {error}", begin_again) from None
+
+
+def _check(record: RunRecord) -> None:
+    """Refuse what no render writes.
+
+    Raises:
+        ValueError: Numbers are out of range, or `parts` is not what it must be.
+    """
+    if record.base < 0 or record.take < 1:
+        raise ValueError(f"its base is {record.base} and its take {record.take}")
+    if not all(isinstance(value, str) for value in record.fingerprint.values()):
+        raise ValueError("its fingerprint holds something else than words")
+    before = 0
+    for part in record.parts:
+        if not isinstance(part, dict) or set(part) != {"until_frame", "prompt", "seed"}:
+            raise ValueError("its parts are not pieces of a film")
+        until, prompt, seed = part["until_frame"], part["prompt"], part["seed"]
+        if type(until) is not int or type(seed) is not int or not isinstance(prompt, str):
+            raise ValueError("a value in its parts is of another type")
+        if until <= before:
+            raise ValueError("its parts are out of order")
+        before = until

@@ -8,14 +8,23 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
+from cfgen.atomic_files import open_append
+from cfgen.regular_files import read_bytes
 from cfgen.render.disk import disk_errors, write_file
 from cfgen.render.records import seal, typed, unseal
+
+_MOST = 1 << 53
+"""No count in a journal reaches this."""
+
+_LIMIT = 1 << 30
+"""Bytes that a journal may have: a line of some hundred bytes a chunk."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -131,7 +140,7 @@ class Journal:
         self.lines: list[Line] = []
         self.problem: str | None = None
         self._run = self._check = run
-        content = path.read_bytes() if path.exists() else b""
+        content = read_bytes(path, limit=_LIMIT) if path.exists() else b""
         for number, raw in enumerate(content.splitlines(keepends=True), start=1):
             try:
                 line, check = _parsed(raw, self._check)
@@ -173,7 +182,7 @@ class Journal:
             BudgetError, WriterError: The disk refused.
         """
         with disk_errors(self.path):
-            descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+            descriptor = open_append(self.path)
             try:
                 block, check = _block(line, self._check)
                 if os.write(descriptor, block) != len(block):
@@ -204,4 +213,12 @@ def _parsed(raw: bytes, before: str) -> tuple[Line, str]:
     kind = payload.pop("kind", None)
     if kind not in _NAMES.values():
         raise ValueError(f"it is of kind {kind!r}, which is unknown")
-    return typed(_KINDS[kind], payload), check
+    line = typed(_KINDS[kind], payload)
+    for name, value in asdict(line).items():
+        if type(value) is int and not 0 <= value < _MOST:
+            raise ValueError(f"its {name} is {value}")
+    if isinstance(line, ChunkLine) and not all(
+        isinstance(value, int | float) and math.isfinite(value) for value in line.memory.values()
+    ):
+        raise ValueError("a figure of its memory is no number")
+    return line, check

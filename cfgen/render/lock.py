@@ -21,7 +21,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from cfgen.atomic_files import create_exclusive
 from cfgen.errors import LockHeld
+from cfgen.regular_files import read_bytes
 from cfgen.render.disk import disk_errors
 from cfgen.render.records import read_mapping, typed
 
@@ -30,6 +32,8 @@ BEAT_S = 5.0
 PATIENCE_S = 30.0
 """Seconds without one after which an owner that cannot be looked up counts as dead."""
 _LOOK_S = 0.2
+_LIMIT = 1 << 16
+"""Bytes of a lock file; what is larger says nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +157,7 @@ class Lock:
             socket.gethostname(), this_system(), pid, born_of(pid), secrets.token_hex(8), 0
         )
         try:
-            file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+            file = create_exclusive(self.path)
         except FileExistsError:
             return False
         try:
@@ -245,7 +249,7 @@ def must_watch(path: Path) -> bool:
 def read_owner(path: Path) -> Owner | None:
     """Who holds a lock, or None if the file is not there or says nothing that can be read."""
     try:
-        facts = read_mapping(path.read_bytes())
+        facts = read_mapping(read_bytes(path, limit=_LIMIT))
         return typed(Owner, {**facts, "beat": int(facts.get("beat", ""))})
     except (OSError, ValueError, TypeError):
         return None

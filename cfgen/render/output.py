@@ -8,7 +8,9 @@ import os
 import shlex
 from pathlib import Path
 
+from cfgen.atomic_files import create_exclusive
 from cfgen.errors import OutputRefused, UsageError
+from cfgen.regular_files import read_text
 from cfgen.render.disk import part_of
 
 
@@ -40,7 +42,7 @@ def target_of(output: Path) -> Path:
 def described(output: Path) -> str | None:
     """The digest that a video has by its sidecar, or None if that cannot be told."""
     try:
-        digest = json.loads(sidecar_of(output).read_text(encoding="utf-8"))["facts"]["sha256"]
+        digest = json.loads(read_text(sidecar_of(output)))["facts"]["sha256"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     return digest if isinstance(digest, str) else None
@@ -71,7 +73,7 @@ def check_output(output: Path) -> None:
                 raise OutputRefused(f"{path} is a folder, not a file", hint)
         for path in (part_of(output), part_of(sidecar_of(output))):
             with contextlib.suppress(FileExistsError):  # a render may be at work on it
-                path.touch(exist_ok=False)
+                os.close(create_exclusive(path))
                 path.unlink()
     except (OSError, ValueError) as exc:
         reason = exc.strerror if isinstance(exc, OSError) else exc
@@ -99,7 +101,9 @@ def refuse_existing(output: Path, run: Path) -> None:
 def holds_render(run: Path) -> bool:
     """Whether something is in a run folder that a person may want back."""
     return (run / "run.json").exists() or any(
-        path.stat().st_size for path in run.glob("journal*.jsonl")
+        path.stat().st_size
+        for path in run.glob("journal*.jsonl")
+        if path.is_file() and ".part." not in path.name
     )
 
 

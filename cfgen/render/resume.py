@@ -10,10 +10,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load
 from torch import Tensor
 
 from cfgen.errors import SnapshotCorrupt, SnapshotMismatch
+from cfgen.regular_files import read_bytes
 from cfgen.render.disk import sha256_of, sha256_of_blocks
 from cfgen.render.folder import RunFolder
 from cfgen.render.journal import ChunkLine, Line, SegmentLine, SessionLine, VideoLine
@@ -22,6 +23,12 @@ from cfgen.render.snapshot import SnapshotStore, tensor_blocks
 from cfgen.render.source import FrameSource
 from cfgen.render.writer import SegmentFacts
 from cfgen.rollout import Chunk
+
+LATENTS_NDIM = 5
+"""[batch, latent frames, channels, rows, columns]"""
+
+LATENTS_LIMIT = 1 << 32
+"""Bytes that the latents of a chunk may have."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -106,7 +113,7 @@ def survey(folder: RunFolder, plan: Plan) -> Ground:
         journal=tuple(
             line
             for line in journal.lines
-            if isinstance(line, SessionLine | ChunkLine)
+            if isinstance(line, SessionLine | ChunkLine | VideoLine)  # what may be replaced, too
             or (isinstance(line, SegmentLine) and line.index < len(segments))
         ),
     )
@@ -231,7 +238,8 @@ def pass_again(
             if not ground.sound[index]:
                 folder.keep_latents(index, blocks)
         else:
-            chunk = Chunk(index, _latents(folder, index))
+            chunk = Chunk(index, _latents(folder, index, ground.lines[index].latents_sha256))
+            _require_shape(folder, source.plan, chunk)
             if index >= way.memory_from:
                 source.recommit(chunk.latents)
         yield chunk
@@ -250,10 +258,29 @@ def require_same(folder: RunFolder, before: str, now: str) -> None:
         )
 
 
-def _latents(folder: RunFolder, index: int) -> Tensor:
+def _require_shape(folder: RunFolder, plan: Plan, chunk: Chunk) -> None:
+    """Refuse latents that are none of this film, whatever their digest."""
+    geometry, frames = plan.geometry, plan.chunk(chunk.index).latent_frames
+    cells = (geometry.latent_height, geometry.latent_width)
+    expected = (1, frames, geometry.channels, *cells)
+    if tuple(chunk.latents.shape) != expected:
+        raise SnapshotCorrupt(
+            f"{folder.latents(chunk.index)} holds latents {list(chunk.latents.shape)}, "
+            f"the plan has {list(expected)}",
+            "render again from the start with -y",
+        )
+
+
+def _latents(folder: RunFolder, index: int, sha256: str) -> Tensor:
     path = folder.latents(index)
     try:
-        return load_file(path)["latents"]
+        content = read_bytes(path, limit=LATENTS_LIMIT)
+        if sha256_of_blocks([content]) != sha256:
+            raise SnapshotCorrupt(f"{path} changed since it was verified", "resume again")
+        latents = load(content)["latents"]
+        if not latents.is_floating_point() or latents.ndim != LATENTS_NDIM:
+            raise SnapshotCorrupt(f"{path} holds no latents", "render again from the start with -y")
+        return latents
     except (OSError, SafetensorError, KeyError) as error:
         raise SnapshotCorrupt(f"cannot read {path}: {error}", "resume again") from None
 

@@ -18,10 +18,10 @@ from cfgen.errors import (
     BudgetError,
     CfgenError,
     Interrupted,
-    OutputRefused,
     WriterError,
 )
 from cfgen.model.vae import Mode, State
+from cfgen.plain_text import bytes_words
 from cfgen.render.disk import disk_errors, sync_folder
 from cfgen.render.events import (
     ChunkDone,
@@ -232,11 +232,8 @@ class Render:
         if folder.record.parts:
             parts = json.dumps(folder.record.parts, ensure_ascii=False)
             self.writer.add_metadata({"parts": parts})
-        if self._video is None and not folder.mine and folder.output.exists():
-            raise OutputRefused(
-                f"{folder.output} is there and is not the video of this render",
-                "move it away, then resume",
-            )
+        if self._video is None:
+            folder.require_replaceable()
         return folder
 
     def _finished(self, line: VideoLine) -> Finished:
@@ -407,8 +404,8 @@ class Render:
         free = shutil.disk_usage(self._path).free
         if free < needed:
             raise BudgetError(
-                f"the disk of {self._path} has {free / 1e6:.1f} MB free, and the rest of the video "
-                f"needs about {needed / 1e6:.1f} MB",
+                f"the disk of {self._path} has {bytes_words(free)} free, and the rest of the video "
+                f"needs about {bytes_words(needed)}",
                 f"free some space, then go on with `{resume_command(self._path)}`",
             )
 

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from cfgen.errors import SnapshotCorrupt
 from cfgen.memory.base import MemoryState
+from cfgen.regular_files import read_bytes
 from cfgen.render.disk import disk_errors, sha256_of, sync_folder, write_file
 from cfgen.render.plan import KEPT_SNAPSHOTS
 from cfgen.render.records import seal, typed, unseal
@@ -29,6 +30,8 @@ from cfgen.render.records import seal, typed, unseal
 VERSION = 1
 LIVE_SHARE = 0.25
 """A file with a smaller share of needed bytes is given up."""
+
+_MANIFEST_LIMIT = 1 << 30
 
 _TENSORS = re.compile(r"[0-9]{6,}-[0-9]+\.safetensors")
 _DTYPES = {
@@ -150,7 +153,8 @@ class SnapshotStore:
             for name in manifest.files:
                 wanted = [key for key, place in manifest.where.items() if place == name]
                 with safe_open(self.folder / name, "pt") as opened:
-                    tensors |= {key: opened.get_tensor(key) for key in wanted}
+                    tensors |= {key: opened.get_tensor(key).clone() for key in wanted}
+            self._verify(chunk)  # once more: what was read is in memory now
         except (OSError, ValueError, SafetensorError) as error:
             raise SnapshotCorrupt(f"cannot read snapshot {path}: {error}", "resume again") from None
         parts = {
@@ -216,7 +220,7 @@ class SnapshotStore:
         return (json.dumps(seal(facts)) + "\n").encode()
 
     def _read(self, path: Path) -> _Manifest:
-        facts, _ = unseal(path.read_bytes())
+        facts, _ = unseal(read_bytes(path, limit=_MANIFEST_LIMIT))
         if (facts.pop("version", None), facts.pop("run", None)) != (VERSION, self._run):
             raise ValueError("it belongs to another render or another version of cfgen")
         manifest = typed(_Manifest, facts)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from fractions import Fraction
@@ -18,6 +19,7 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
+from cfgen.atomic_files import create, own_name, write_whole
 from cfgen.errors import OutputRefused, WriterError
 from cfgen.render.disk import disk_errors, part_of, publish, sha256_of
 from cfgen.render.encoding import (
@@ -35,7 +37,8 @@ from cfgen.render.records import json_bytes
 SIDECAR_VERSION = 1
 _LISTING = "segments.ffconcat"
 _METADATA = "metadata.ffmeta"
-_OWN_FILES = ("segment-*.mp4", _LISTING, _METADATA)
+_JOINED = "joined.mp4"
+_OWN_FILES = ("segment-*.mp4", "joined.*.mp4", "segments*.ffconcat", "metadata*.ffmeta")
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +125,7 @@ class VideoWriter:
         quality: str,
         metadata: Mapping[str, str],
         parts: Path,
+        replaces: bool = False,
     ) -> None:
         """Check everything that can be checked without touching the disk.
 
@@ -134,6 +138,7 @@ class VideoWriter:
             quality: ``draft``, ``good`` or ``best``.
             metadata: Texts for the container and the sidecar, such as title, comment and seed.
             parts: Folder for the segments; it is made if need be.
+            replaces: Whether a file may be replaced that comes to the output's place meanwhile.
 
         Raises:
             UsageError: A value cannot be used.
@@ -152,6 +157,9 @@ class VideoWriter:
         self._segments: list[SegmentFacts] = []
         self._frames_sha256 = ""
         self._joined: VideoFacts | None = None
+        self._replaces = replaces
+        self._before: tuple[object, ...] = ()
+        self._part = Path()
 
     def add_metadata(self, metadata: Mapping[str, str]) -> None:
         """Before the block: more texts for the container and the sidecar.
@@ -178,6 +186,7 @@ class VideoWriter:
                 f"cannot keep the segments in {self._parts}: {exc.strerror}",
                 "choose another output folder",
             ) from exc
+        self._before = self._there()
         self._open = True
         return self
 
@@ -234,6 +243,7 @@ class VideoWriter:
         self._run, self._frames_in_segment = None, 0
         path = self._segment(index)
         with disk_errors(path):
+            _rename(self._part, part_of(path))
             self._verify(part_of(path), frames, decode=False)
             publish(path)
             nbytes, digest = path.stat().st_size, sha256_of(path)
@@ -267,11 +277,14 @@ class VideoWriter:
             raise WriterError(f"no frame was written to {self._output}")
         part, sidecar = part_of(self._output), sidecar_of(self._output)
         with disk_errors(self._output):
-            self._join(part)
+            joined = own_name(self._parts / _JOINED)
+            self._join(joined)
+            _rename(joined, part)
             for decode in (False, True):
                 self._verify(part, self._frames, decode=decode)
             facts = self._facts(part)
-            part_of(sidecar).write_text(self._sidecar_text(facts), encoding="utf-8")
+            with create(part_of(sidecar)) as file:
+                file.write(self._sidecar_text(facts).encode())
         self._joined = facts
         return facts
 
@@ -285,6 +298,12 @@ class VideoWriter:
         if self._joined is None:
             raise ValueError("the segments are not joined yet")
         with disk_errors(self._output):
+            if not self._replaces and self._there() != self._before:
+                raise OutputRefused(
+                    f"{self._output} or its sidecar came or changed while the video was made, and "
+                    "is not replaced",
+                    "move it away, then resume",
+                )
             # The sidecar first: where the video is new, so is what is said of it.
             publish(sidecar_of(self._output), self._output)
         self._segments = []
@@ -335,21 +354,53 @@ class VideoWriter:
                     path.unlink()
 
     def _start_segment(self) -> FfmpegRun:
+        # A name of its own: the ffmpeg of a render that was killed may still write to another.
         index = len(self._segments)
+        self._part = own_name(self._segment(index))
         return FfmpegRun(
-            self._encoding.encode_argv(self._ffmpeg, part_of(self._segment(index)).name),
+            self._encoding.encode_argv(self._ffmpeg, self._part.name),
             purpose=f"encoding segment {index} of {self._output.name}",
             cwd=self._parts,
             feed=True,
         )
 
+    def _there(self) -> tuple[object, ...]:
+        """What stands in the places of video and sidecar, to tell whether that changes."""
+        found: list[object] = []
+        for path in (self._output, sidecar_of(self._output)):
+            try:
+                facts = path.lstat()
+            except FileNotFoundError:
+                found.append(None)
+            else:
+                found.append((facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns))
+        return tuple(found)
+
+    def _require_sound(self) -> None:
+        """Look at every segment again: it may have changed since it was encoded.
+
+        Raises:
+            WriterError: One is not what was written.
+        """
+        for segment in self._segments:
+            try:
+                whole = sha256_of(segment.path) == segment.sha256
+            except FileNotFoundError:
+                whole = False
+            if not whole:
+                raise WriterError(
+                    f"{segment.path.name} is not what was written: it was changed or damaged",
+                    "resume, which encodes it again; if that comes again, check the disk",
+                )
+
     def _join(self, part: Path) -> None:
+        self._require_sound()
         # Names relative to the parts folder, so that no character of a path needs quoting.
         segments = ((segment.path.name, segment.frames) for segment in self._segments)
         listing = concat_listing(segments, self._encoding.fps)
-        (self._parts / _LISTING).write_text(listing, encoding="ascii")
-        (self._parts / _METADATA).write_bytes(ffmetadata(self._container_metadata()))
-        argv = self._encoding.join_argv(self._ffmpeg, _LISTING, _METADATA, f"file:{part}")
+        write_whole(self._parts / _LISTING, listing.encode("ascii"))
+        write_whole(self._parts / _METADATA, ffmetadata(self._container_metadata()))
+        argv = self._encoding.join_argv(self._ffmpeg, _LISTING, _METADATA, part.name)
         with FfmpegRun(argv, purpose=f"joining {self._output.name}", cwd=self._parts) as run:
             run.finish()
 
@@ -396,3 +447,10 @@ class VideoWriter:
         facts_named = asdict(facts) | names
         record = {"version": SIDECAR_VERSION, "metadata": self._metadata, "facts": facts_named}
         return json_bytes(record, indent=2).decode() + "\n"
+
+
+def _rename(made: Path, part: Path) -> None:
+    """Give what ffmpeg made the name under which it is measured; if it made nothing, that tells."""
+    part.unlink(missing_ok=True)
+    with contextlib.suppress(FileNotFoundError):
+        os.rename(made, part)

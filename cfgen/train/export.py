@@ -9,8 +9,10 @@ from pathlib import Path
 
 from torch import Tensor
 
+from cfgen.atomic_files import write_whole
 from cfgen.checkpoint.quantize import save_quantized
 from cfgen.model.generator import Geometry
+from cfgen.model.vae import SPATIAL_STRIDE, TEMPORAL_STRIDE
 
 
 def text_config(
@@ -42,9 +44,11 @@ class Exporter:
 
     Args:
         model_dir: the folder.
+        spatial_stride: pixels along a cell of the latents that the generator makes.
     """
 
     model_dir: Path
+    spatial_stride: int = SPATIAL_STRIDE
 
     def __call__(
         self, geometry: Geometry, text: Mapping[str, object], weights: Mapping[str, Tensor]
@@ -58,7 +62,7 @@ class Exporter:
         """
         folder = self.model_dir
         (folder / "text_encoder").mkdir(parents=True, exist_ok=True)
-        _write_json(folder / "config.json", wan_config(geometry))
+        _write_json(folder / "config.json", wan_config(geometry, self.spatial_stride))
         _write_json(folder / "text_encoder" / "config.json", text)
         save_quantized(
             _under(weights, "generator."),
@@ -71,8 +75,8 @@ class Exporter:
         save_quantized(encoder, folder / "text_encoder" / "model.safetensors", _is_matrix)
 
 
-def wan_config(g: Geometry) -> dict[str, object]:
-    """Configuration of a generator in the keys of Wan's config.json."""
+def wan_config(g: Geometry, spatial_stride: int) -> dict[str, object]:
+    """Configuration of a generator in the keys of Wan's config.json, and the stride of latents."""
     return {
         "_class_name": "WanModel",
         "model_type": "t2v",
@@ -86,6 +90,7 @@ def wan_config(g: Geometry) -> dict[str, object]:
         "text_len": g.text_len,
         "text_dim": g.text_dim,
         "patch_size": list(g.patch_size),
+        "vae_stride": [TEMPORAL_STRIDE, spatial_stride, spatial_stride],
         "eps": g.eps,
     }
 
@@ -104,4 +109,4 @@ def _under(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def _write_json(path: Path, content: Mapping[str, object]) -> None:
-    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_whole(path, f"{json.dumps(content, indent=1)}\n".encode())

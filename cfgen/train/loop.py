@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -18,10 +17,12 @@ from typing import Protocol
 import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
+from cfgen.atomic_files import append, write_whole
 from cfgen.errors import CheckpointError
+from cfgen.regular_files import read_text
 
 SHARD_BYTES = 15 * 2**20
 
@@ -38,6 +39,9 @@ class Stage(Protocol):
     def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
         """Loss of one step and figures to log; every random choice derives from `step`."""
 
+    def measure(self) -> dict[str, float]:
+        """Figures of the weights as they are, on films that training never sees; may be none."""
+
     def export(self, weights: Mapping[str, Tensor]) -> None:
         """Write the stage's part of the model folder from the averaged weights."""
 
@@ -46,7 +50,8 @@ class Stage(Protocol):
 class LoopSettings:
     """Schedule of a run.
 
-    Rates rise over `warmup` steps, stay, and fall to zero over the last `decay` share.
+    Rates rise over `warmup` steps, stay, and fall to zero over the last `decay` share. Figures are
+    logged every `log_every` steps and the weights measured every `measure_every`, a multiple of it.
     """
 
     steps: int
@@ -56,6 +61,7 @@ class LoopSettings:
     ema: float = 0.995
     save_minutes: float = 4.0
     log_every: int = 10
+    measure_every: int = 100
     precision: str = "bf16"
 
 
@@ -98,8 +104,7 @@ def train(
     folder = work / stage.name
     folder.mkdir(parents=True, exist_ok=True)
     step, spent = _restore(folder, stage, optimizers, average)
-    sums: dict[str, float] = {}
-    count = 0
+    seen: dict[str, list[float]] = {}
     while step < settings.steps and time.monotonic() - began < 60 * minutes:
         factor = rate(step, settings)
         for optimizer, rates in zip(optimizers, peaks, strict=True):
@@ -118,16 +123,18 @@ def train(
             optimizer.zero_grad(set_to_none=True)
         _follow(average, stage.modules, min(settings.ema, (step + 1) / (step + 10)))
         step += 1
-        count += 1
         for key, value in {"loss": float(loss.detach()), "norm": norm, **figures}.items():
-            sums[key] = sums.get(key, 0.0) + value
+            seen.setdefault(key, []).append(value)
         now = time.monotonic()
         if step % settings.log_every == 0:
-            means = {key: value / count for key, value in sums.items()}
+            means = {key: sum(values) / len(values) for key, values in seen.items()}
+            if step % settings.measure_every == 0:
+                with torch.no_grad(), accelerator.autocast():
+                    means |= stage.measure()
             progress = Progress(step, settings.steps, spent + now - began, means)
             _log(folder, progress)
             yield progress
-            sums, count = {}, 0
+            seen = {}
         if now - saved > 60 * settings.save_minutes:
             _save(folder, stage, optimizers, average, step, spent + now - began)
             stage.export(average)
@@ -147,8 +154,8 @@ def _follow(average: dict[str, Tensor], module: nn.Module, decay: float) -> None
 def _log(folder: Path, progress: Progress) -> None:
     line = {"step": progress.step, "seconds": round(progress.seconds, 1)}
     line |= {key: round(value, 5) for key, value in progress.figures.items()}
-    with (folder / "log.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
+    with append(folder / "log.jsonl") as file:
+        file.write(f"{json.dumps(line)}\n".encode())
 
 
 def _tensors(
@@ -182,11 +189,9 @@ def _save(
         size += tensor.nbytes
     names = [f"state-{step:07d}-{i:02d}.safetensors" for i in range(len(shards))]
     for name, shard in zip(names, shards, strict=True):
-        save_file(shard, folder / name)
+        write_whole(folder / name, save(shard))
     record = {"step": step, "seconds": round(seconds, 1), "shards": names}
-    temporary = folder / "state.json.tmp"
-    temporary.write_text(json.dumps(record), encoding="utf-8")
-    os.replace(temporary, folder / "state.json")
+    write_whole(folder / "state.json", json.dumps(record).encode())
     for old in folder.glob("state-*.safetensors"):
         if old.name not in names:
             old.unlink()
@@ -227,7 +232,7 @@ def _read(folder: Path) -> tuple[int, float, dict[str, Tensor]]:
     """Step, seconds spent and tensors of the state on disk."""
     tensors: dict[str, Tensor] = {}
     try:
-        record = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        record = json.loads(read_text(folder / "state.json"))
         for name in record["shards"]:
             with safe_open(folder / name, "pt") as file:
                 tensors |= {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
+
+from cfgen.atomic_files import write_whole
+from cfgen.regular_files import read_text
 
 mpl.use("Agg")
 
@@ -18,12 +22,14 @@ def plot_log(log: Path, picture: Path) -> None:
         log: the log that `loop.train` writes.
         picture: the PNG to write.
     """
-    lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
-    names = [name for name in lines[0] if name not in ("step", "seconds")]
+    lines = [json.loads(line) for line in read_text(log).splitlines()]
+    names = list(dict.fromkeys(name for line in lines for name in line))
+    names = [name for name in names if name not in ("step", "seconds")]
     figure = Figure(figsize=(6, 2.2 * len(names)), layout="constrained")
     for i, name in enumerate(names):
         axes = figure.add_subplot(len(names), 1, i + 1)
-        steps, values = [line["step"] for line in lines], [line[name] for line in lines]
+        steps = [line["step"] for line in lines if name in line]
+        values = [line[name] for line in lines if name in line]
         window = max(1, len(values) // 50)
         means = [
             sum(values[max(0, j - window + 1) : j + 1]) / min(window, j + 1)
@@ -35,4 +41,6 @@ def plot_log(log: Path, picture: Path) -> None:
         if min(values) > 0 and max(values) > 20 * min(values):
             axes.set_yscale("log")
     axes.set_xlabel("step")
-    figure.savefig(picture, dpi=110)
+    content = io.BytesIO()
+    figure.savefig(content, dpi=110, format="png")
+    write_whole(picture, content.getvalue())

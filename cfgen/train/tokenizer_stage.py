@@ -7,8 +7,17 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
-from cfgen.train.captions import CAMERA_WORDS, GROUND_WORDS, SKY_WORDS, caption, vocabulary
-from cfgen.train.world import COLOURS, SHAPES, sample_film
+from cfgen.atomic_files import write_whole
+from cfgen.train.film_world.captions import (
+    CAMERA_WORDS,
+    GROUND_WORDS,
+    SKY_WORDS,
+    caption,
+    vocabulary,
+)
+from cfgen.train.film_world.sampling import sample_film
+from cfgen.train.film_world.subjects import SHAPES
+from cfgen.train.film_world.world import COLOURS
 
 SPECIAL = ("<pad>", "</s>", "<unk>")
 
@@ -31,12 +40,21 @@ def train_tokenizer(model_dir: Path, *, captions: int = 20000, vocab_size: int =
         initial_alphabet=alphabet,
         show_progress=False,
     )
-    tokenizer.train_from_iterator((caption(sample_film(i), i) for i in range(captions)), trainer)
+    tokenizer.train_from_iterator(
+        (
+            caption(film, shot, i)
+            for i in range(captions)
+            for film in (sample_film(i, chunks=8),)
+            for shot in (i % len(film.shots),)
+        ),
+        trainer,
+    )
     (model_dir / "tokenizer").mkdir(parents=True, exist_ok=True)
-    tokenizer.save(str(model_dir / "tokenizer" / "tokenizer.json"))
-    examples = [caption(sample_film(i, held_out=True), i, complete=True) for i in range(8)]
+    write_whole(model_dir / "tokenizer" / "tokenizer.json", tokenizer.to_str(pretty=True).encode())
+    films = [sample_film(i, chunks=4, held_out=True) for i in range(8)]
+    examples = [caption(film, 0, i, complete=True) for i, film in enumerate(films)]
     facts = {"words": vocabulary(), "knows": _knows(), "examples": examples}
-    (model_dir / "mini.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    write_whole(model_dir / "mini.json", f"{json.dumps(facts, indent=1)}\n".encode())
     return tokenizer
 
 
@@ -47,6 +65,6 @@ def _knows() -> str:
         for table in (GROUND_WORDS, SKY_WORDS, CAMERA_WORDS)
     )
     return (
-        f"one or two of {', '.join(SHAPES)}, each in {', '.join(COLOURS)}, "
+        f"one to three of {', '.join(SHAPES)}, each in {', '.join(COLOURS)}, "
         f"that drift, bob, circle or hover; over {grounds}; {skies}; {cameras}"
     )

@@ -2,39 +2,50 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
+from cfgen.atomic_files import write_whole
 from cfgen.checkpoint.vae import load_tiny
 from cfgen.errors import CheckpointError
-from cfgen.model.vae import MemBlock, TinyAutoencoder
+from cfgen.model.vae import MemBlock, TGrow, TinyAutoencoder
 from cfgen.train.muon import Muon
-from cfgen.train.world import render, rng_for, sample_film
+from cfgen.train.vae_clips import draw_clips
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VaeSettings:
-    """Values of the stage: sizes in pixels and frames, weights of the loss terms."""
+    """Values of the stage: sizes in pixels and frames, weights of the loss terms.
 
-    latent_channels: int = 16
-    encoder_width: int = 32
-    decoder_widths: tuple[int, ...] = (128, 64, 32, 32)
-    lr: float = 7e-4
-    crop: int = 64
+    `objects` is what a pixel on a subject or landmark counts more than another. Without
+    `train_encoder` the decoder alone learns, so that latents encoded before stay what they are.
+    """
+
+    latent_channels: int = 32
+    encoder_width: int = 48
+    decoder_widths: tuple[int, ...] = (160, 80, 40, 32)
+    patch_size: int = 2
+    lr: float = 2e-3
+    crop: tuple[int, int] = (128, 128)
     frames: int = 9
-    films: int = 4
-    crops_per_film: int = 3
-    width: int = 160
-    height: int = 96
+    films: int = 2
+    crops_per_film: int = 4
+    width: int = 320
+    height: int = 192
+    squares: float = 2.0
     worst: float = 0.25
+    change: float = 0.5
+    edges: float = 0.3
+    objects: float = 2.0
     moment: float = 0.02
-    noise: float = 0.2
+    noise: float = 0.15
+    train_encoder: bool = True
 
 
 class VaeStage:
@@ -50,15 +61,22 @@ class VaeStage:
         self.model_dir = model_dir
         torch.manual_seed(1)
         vae = TinyAutoencoder(
-            settings.latent_channels, settings.encoder_width, settings.decoder_widths
+            settings.latent_channels,
+            settings.encoder_width,
+            settings.decoder_widths,
+            patch_size=settings.patch_size,
         )
         self.vae = vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.modules = nn.ModuleDict({"vae": self.vae})
         self._initialise()
+        self.vae.encoder.requires_grad_(settings.train_encoder)
 
     @torch.no_grad()
     def _initialise(self) -> None:
-        """Gains for ReLU, quiet residual branches, and latents of unit moments on a first batch."""
+        """Gains for ReLU, quiet residual branches, and latents of unit moments on a first batch.
+
+        The frames of a latent frame begin alike: what does not move need not learn to stand still.
+        """
         for module in self.vae.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
@@ -70,13 +88,16 @@ class VaeStage:
                 nn.init.kaiming_normal_(first.weight, nonlinearity="relu")
                 nn.init.kaiming_normal_(second.weight, nonlinearity="relu")
                 third.weight *= 0.1
+            elif isinstance(module, TGrow):
+                alike = module.conv.weight[: len(module.conv.weight) // module.stride]
+                module.conv.weight.copy_(alike.repeat(module.stride, 1, 1, 1))
         entry, out = self.vae.encoder[0], self.vae.decoder[-1]
         entry.bias.copy_(-0.5 * entry.weight.sum((1, 2, 3)))
         out.weight *= 0.1
         out.bias.fill_(0.5)
         last = self.vae.encoder[-1]
         for _ in range(2):
-            flat = self.vae.encode(self.batch(-1)).transpose(0, 2).flatten(1)
+            flat = self.vae.encode(self.batch(-1)[0]).transpose(0, 2).flatten(1)
             scale = flat.std(1)
             last.weight /= scale[:, None, None, None]
             last.bias.copy_((last.bias - flat.mean(1)) / scale)
@@ -99,51 +120,71 @@ class VaeStage:
     def optimizers(self) -> list[torch.optim.Optimizer]:
         """Muon for the inner convolutions; AdamW for biases and the layers that touch pixels."""
         edges = (self.vae.encoder[0].weight, self.vae.decoder[-1].weight)
-        inner = [
-            p for p in self.vae.parameters() if p.ndim > 1 and all(p is not edge for edge in edges)
-        ]
-        rest = [p for p in self.vae.parameters() if p.ndim == 1 or any(p is edge for edge in edges)]
+        learnt = [p for p in self.vae.parameters() if p.requires_grad]
+        inner = [p for p in learnt if p.ndim > 1 and all(p is not edge for edge in edges)]
+        rest = [p for p in learnt if p.ndim == 1 or any(p is edge for edge in edges)]
         return [
             Muon(inner, lr=self.settings.lr),
             torch.optim.AdamW(rest, lr=self.settings.lr, betas=(0.9, 0.98), weight_decay=0.0),
         ]
 
-    def batch(self, step: int) -> Tensor:
-        """Random crops of random films: [films * crops_per_film, T, 3, crop, crop] in [0, 1]."""
+    def batch(self, step: int) -> tuple[Tensor, Tensor]:
+        """Random crops of random films.
+
+        Returns:
+            [films * crops_per_film, T, 3, H, W] in [0, 1], and what each pixel counts, with mean 1,
+            [films * crops_per_film, T, 1, H, W]; float32.
+        """
         s = self.settings
-        crops = []
-        for i in range(s.films):
-            rng = rng_for("vae", step, i)
-            film = sample_film(int(rng.integers(2**62)))
-            start = int(rng.integers(0, 128))
-            video = render(film, start, start + s.frames, width=s.width, height=s.height)
-            for _ in range(s.crops_per_film):
-                y = int(rng.integers(0, s.height - s.crop + 1))
-                x = int(rng.integers(0, s.width - s.crop + 1))
-                crops.append(video[:, y : y + s.crop, x : x + s.crop])
-        clip = torch.from_numpy(np.stack(crops)).permute(0, 1, 4, 2, 3)
-        return clip.to(next(self.vae.parameters()).device).float() / 255
+        clips = draw_clips(
+            *("vae", step),
+            films=s.films,
+            crops_per_film=s.crops_per_film,
+            frames=s.frames,
+            crop=s.crop,
+            size=(s.width, s.height),
+        )
+        device = next(self.vae.parameters()).device
+        video = torch.from_numpy(clips.video).to(device).permute(0, 1, 4, 2, 3).float() / 255
+        weight = 1 + s.objects * torch.from_numpy(clips.objects).to(device)[:, :, None].float()
+        return video, weight / weight.mean()
 
     def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
-        """L1, squared error, mean of the worst 2 % of values, a pull of latents to unit moments."""
+        """Errors of decoded clips and a pull of latents to unit moments.
+
+        The errors are L1, squares, the mean of the worst 2 % of values, those of the change from
+        frame to frame, and those of the change from pixel to pixel.
+        """
         s = self.settings
-        video = self.batch(step)
+        video, weight = self.batch(step)
         latents = self.vae.encode(video)
         generator = torch.Generator().manual_seed(step)
         strength = s.noise * torch.rand(len(video), 1, 1, 1, 1, generator=generator)
-        noise = strength * torch.randn(latents.shape, generator=generator)
-        out = self.vae.decode(latents + noise.to(latents)).float()
-        error = (out - video).abs()
-        worst = error.flatten(1).topk(error[0].numel() // 50, dim=1).values.mean()
+        noise = (strength * torch.randn(latents.shape, generator=generator)).to(latents)
+        error = self.vae.decode(latents + noise).float() - video
+        size = error.abs()
+        worst = size.flatten(1).topk(size[0].numel() // 50, dim=1, sorted=False).values.mean()
+        change = (weight[:, 1:] * error.diff(dim=1).abs()).mean()
+        edges = sum((weight * _steps(error, axis).abs()).mean() for axis in (-1, -2))
         moment = _moments(latents.float())
-        mse = error.square().mean()
-        total = error.mean() + 2 * mse + s.worst * worst + s.moment * moment
-        psnr = -10 * float(torch.log10(mse.detach()))
+        total = (
+            (weight * size).mean()
+            + s.squares * (weight * error.square()).mean()
+            + s.worst * worst
+            + s.change * change
+            + s.edges * edges
+            + s.moment * moment
+        )
         return total, {
-            "psnr": psnr,
+            "psnr": -10 * math.log10(float(error.detach().square().mean())),
             "worst": float(worst.detach()),
+            "change": 255 * float(change.detach()),
             "moment": float(moment.detach()),
         }
+
+    def measure(self) -> dict[str, float]:
+        """Nothing; `tests/bench/autoencoder.py` measures whole held-out films."""
+        return {}
 
     def export(self, weights: Mapping[str, Tensor]) -> None:
         """Write `tae.safetensors` in bfloat16."""
@@ -152,7 +193,13 @@ class VaeStage:
             n.removeprefix("vae."): t.detach().cpu().to(torch.bfloat16).contiguous()
             for n, t in weights.items()
         }
-        save_file(state, self.model_dir / "tae.safetensors", metadata={"format": "pt"})
+        write_whole(self.model_dir / "tae.safetensors", save(state, metadata={"format": "pt"}))
+
+
+def _steps(error: Tensor, axis: int) -> Tensor:
+    """Differences of neighbours along an axis, of the same shape: the last one is zero."""
+    last = error.narrow(axis, error.shape[axis] - 1, 1)
+    return error.diff(dim=axis, append=last)
 
 
 def _moments(latents: Tensor) -> Tensor:

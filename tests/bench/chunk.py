@@ -36,6 +36,7 @@ from chunk_ways import FRAMES, WINDOW, Setting, Way, mini, wan
 
 from cfgen.build import Models
 from cfgen.memory import rotated
+from cfgen.model.vae import SPATIAL_STRIDE
 
 RESULTS = Path(__file__).parent / "results"
 FILLING = 8
@@ -185,7 +186,7 @@ def measure(name: str, threads: int, told: argparse.Namespace) -> Figures:
     setting = make(told.passes or passes)
     ways = setting.ways()
     sizes = setting.generator.geometry
-    grid = sizes.grid(setting.height // 8, setting.width // 8)
+    grid = sizes.grid(setting.height // SPATIAL_STRIDE, setting.width // SPATIAL_STRIDE)
     return {
         "setting": name,
         "threads": threads,

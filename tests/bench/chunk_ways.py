@@ -23,6 +23,7 @@ from cfgen.config.schema import WindowMemory
 from cfgen.memory.base import Memory, Norms, Pass
 from cfgen.model.generator import Conditioning, Generator, Level
 from cfgen.model.generator import Geometry as Sizes
+from cfgen.model.vae import SPATIAL_STRIDE
 from cfgen.ops.reference import Rope
 from cfgen.ops.select import TORCH
 from cfgen.render.plan import Geometry, make_plan
@@ -244,7 +245,7 @@ class Setting:
 
     @property
     def _latent(self) -> tuple[int, int]:
-        return self.height // 8, self.width // 8
+        return self.height // SPATIAL_STRIDE, self.width // SPATIAL_STRIDE
 
     @property
     def _schedule(self) -> FewStepSchedule:

@@ -194,6 +194,21 @@ def lightx2v_nvfp4(weight: Array) -> tuple[Arrays, Array]:
     return parts, back
 
 
+def modelopt_nvfp4(weight: Array) -> tuple[Arrays, Array]:
+    """NVIDIA ModelOpt 0.47's (qtensor/nvfp4_tensor.py): low halves first, scales row by row."""
+    one = np.float32(np.abs(weight).max() / 2688)
+    rows, columns = weight.shape
+    blocks = np.clip(amax(weight, rows, columns // 16) / 6 / one, 0, 448).astype(E4M3)
+    codes, _, back = fp4(weight, one)
+    parts = {
+        "weight": codes[:, 1::2] << 4 | codes[:, ::2],
+        "weight_scale": blocks,
+        "weight_scale_2": np.array(one),
+        "input_scale": np.array(1.0, np.float32),
+    }
+    return parts, back
+
+
 def without(pack: Pack, end: str) -> Pack:
     """A style that leaves one of its tensors out."""
 

@@ -138,10 +138,11 @@ def test_missing_file_and_folder_are_refused(tmp_path: Path) -> None:
 def test_file_without_permission_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def denied(*_args: object) -> None:
+    def denied(*_args: object, **_named: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "open", denied)
+    (tmp_path / "weights.safetensors").touch()
+    monkeypatch.setattr(os, "open", denied)
     with pytest.raises(CheckpointError, match="cannot be read: Permission denied"):
         load_state(tmp_path / "weights.safetensors")
 

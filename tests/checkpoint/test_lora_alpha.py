@@ -84,7 +84,8 @@ def test_alpha_of_a_layer_comes_first(shape: tuple[int, ...], alphas: Alphas) ->
 
 
 UNUSABLE = {
-    "zero": ({"base_model.model.head.head.alpha": torch.tensor(0.0)}, {}, "other than 0, got 0.0"),
+    "zero": ({"base_model.model.head.head.alpha": torch.tensor(0.0)}, {}, "all its 1 layers is 0"),
+    "zero beside it": ({}, {"r": 3, "lora_alpha": 0}, "other than 0, got 0"),
     "two": ({"base_model.model.head.head.alpha": torch.ones(2)}, {}, "must be one number, got [2]"),
     "other rank": ({}, {"r": 8, "lora_alpha": 8}, "says rank 8, but the LoRA has rank 3"),
     "none": ({}, {"r": 3}, "does not say lora_alpha"),

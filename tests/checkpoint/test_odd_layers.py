@@ -19,6 +19,7 @@ FP4 = {
     "weight_scale_2": torch.tensor(1.0),
 }
 NAN_BLOCK = torch.full((128, 4), 0x7F, dtype=torch.uint8).view(torch.float8_e4m3fn)
+NATIVE = {**FP4, "comfy_quant": marker(format="nvfp4")}
 GLOBAL = {**FP4, "weight_scale_2": None, "weight_global_scale": torch.tensor(2.0)}
 ALPHA = {**FP4, "weight_scale_2": None, "alpha": torch.tensor(2.0)}
 MX = {
@@ -123,21 +124,27 @@ REFUSED: dict[str, tuple[Tensors, str]] = {
     "empty scale": (parts(torch.ones(0)), "m.weight_scale is empty"),
     "empty weight": (parts(weight=WEIGHT[:0].clone()), "m.weight is empty"),
     "fp4 without its scale": (layer(**{**FP4, "weight_scale_2": None}), "m: its weight must be a"),
-    "fp4 with two scales": (layer(**{**FP4, "weight_scale_2": torch.ones(2)}), "must be one float"),
-    "fp4 with bytes": (layer(**{**FP4, "weight_scale_2": FP8[0, 0].clone()}), "must be one float"),
+    "fp4 with two scales": (
+        layer(**{**NATIVE, "weight_scale_2": torch.ones(2)}),
+        "must be one float",
+    ),
+    "fp4 with bytes": (
+        layer(**{**NATIVE, "weight_scale_2": FP8[0, 0].clone()}),
+        "must be one float",
+    ),
     "fp4 of floats": (
-        layer(**{**FP4, "weight": torch.ones(2, 8)}),
+        layer(**{**NATIVE, "weight": torch.ones(2, 8)}),
         "must be pairs of 4-bit floats",
     ),
     "fp4 of half blocks": (
-        layer(**{**FP4, "weight": FP4["weight"][:, :4].clone()}),
+        layer(**{**NATIVE, "weight": FP4["weight"][:, :4].clone()}),
         "4-bit floats",
     ),
     "fp4 without padding": (
-        layer(**{**FP4, "weight_scale": FP4["weight_scale"][:2].clone()}),
+        layer(**{**NATIVE, "weight_scale": FP4["weight_scale"][:2].clone()}),
         "its weight_scale must have [128, 4] values, got [2, 4]",
     ),
-    "fp4 of no number": (layer(**{**FP4, "weight_scale": NAN_BLOCK}), "its scale is not finite"),
+    "fp4 of no number": (layer(**{**NATIVE, "weight_scale": NAN_BLOCK}), "its scale is not finite"),
     "fp4 over zero": (
         layer(**{**GLOBAL, "weight_global_scale": torch.tensor(0.0)}),
         "its scale is not finite",

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from cfgen.checkpoint.vae import load_vae, to_diffusers
+from cfgen.checkpoint.vae import latent_sizes, load_vae, open_vae, to_diffusers
 from cfgen.errors import CheckpointError
 from cfgen.model.vae import LATENT_MEAN, LATENT_STD, TinyAutoencoder, denormalised
 from cfgen.model.wan_vae import WanAutoencoder
@@ -157,7 +157,12 @@ def one(name: str, *shape: int) -> State:
 
 def tiny_of(latent_channels: int, values: int) -> State:
     state = TinyAutoencoder(latent_channels, 6, (12, 10, 8, 6)).state_dict()
-    return state | one("decoder.22.bias", values) | one("decoder.22.weight", values, 6, 3, 3)
+    return (
+        state
+        | one("encoder.0.weight", 6, values, 3, 3)
+        | one("decoder.22.bias", values)
+        | one("decoder.22.weight", values, 6, 3, 3)
+    )
 
 
 REFUSED: dict[str, tuple[Callable[[], State], str]] = {
@@ -173,9 +178,11 @@ REFUSED: dict[str, tuple[Callable[[], State], str]] = {
         lambda: changed("original", conv2__bias=torch.zeros(4)),
         "the VAE of another model: its latents have 4 channels",
     ),
-    "lighttaew2_2": (lambda: tiny_of(48, 12), "a TAEHV of Wan2.2 .48 latent channels, 12 values"),
-    "taehv1_5": (lambda: tiny_of(32, 12), "a TAEHV of HunyuanVideo 1.5"),
-    "taeltx": (lambda: tiny_of(128, 48), "a TAEHV of LTX"),
+    "taeltx": (lambda: tiny_of(128, 48), "a TAEHV of LTX .128 latent channels, 48 values a point"),
+    "other patches in the encoder": (
+        lambda: tiny_of(48, 12) | one("encoder.0.weight", 6, 3, 3, 3),
+        "its encoder reads 3 values a point, its decoder makes 12",
+    ),
     "Stable Diffusion": (
         lambda: one("first_stage_model.decoder.mid.block_1.conv1.weight", 4, 4, 3, 3),
         "an image autoencoder",
@@ -278,3 +285,26 @@ def test_what_may_be_taew2_1_or_lighttaew2_1_is_not_guessed(
         video = torch.rand(1, 5, 3, 8, 16)
         back = denormalised(raw.encode(video))
         torch.testing.assert_close(back, normalised.encode(video), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("channels", "patch"), [(16, 1), (4, 1), (48, 2), (32, 2)])
+def test_channels_and_stride_are_told_by_the_header(
+    channels: int, patch: int, tmp_path: Path
+) -> None:
+    vae = TinyAutoencoder(channels, 6, (12, 10, 8, 6), patch_size=patch)
+    save_file(vae.state_dict(), tmp_path / "tae.safetensors")
+    assert latent_sizes(open_vae(tmp_path / "tae.safetensors")) == (channels, 8 * patch)
+    loaded = load_vae(tmp_path / "tae.safetensors")
+    assert (loaded.latent_channels, loaded.spatial_stride) == (channels, 8 * patch)
+
+
+@pytest.mark.parametrize("layout", ["original", "diffusers"])
+def test_a_vae_of_wan_has_cells_of_8_pixels(layout: str, tmp_path: Path) -> None:
+    save_file(weights(layout), tmp_path / "vae.safetensors")
+    assert latent_sizes(open_vae(tmp_path / "vae.safetensors")) == (16, 8)
+
+
+def test_raw_latents_are_those_of_wan21(tmp_path: Path) -> None:
+    save_file(tiny_of(32, 12), tmp_path / "tae.safetensors")
+    with pytest.raises(CheckpointError, match="has 32 latent channels, and raw latents are"):
+        load_vae(tmp_path / "tae.safetensors", raw_latents=True)

@@ -222,7 +222,7 @@ def test_doctor_lists_presets_whose_weights_are_to_be_fetched(cfgen: Run, preset
 WAITING = """
 import sys, time
 class Stdin:
-    def read(self):
+    def read(self, *limit):
         sys.stderr.write('waiting\\n')
         sys.stderr.flush()
         time.sleep(60)

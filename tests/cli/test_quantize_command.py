@@ -20,8 +20,8 @@ from cfgen.checkpoint.rewrite import Step
 from cfgen.cli import quantize as quantize_module
 from cfgen.cli import rewriting
 from cfgen.cli.console import Console
-from cfgen.cli.progress import bytes_words
 from cfgen.ops.encode import ENCODINGS
+from cfgen.plain_text import bytes_words
 from tests.checkpoint import tiny
 
 Run = Callable[..., Result]

@@ -102,12 +102,11 @@ def test_a_result_that_cannot_be_told_is_an_error(
 def test_a_render_whose_reader_is_gone_ends_well(
     cfgen: Callable[..., Result], build: FakeBuild, monkeypatch: pytest.MonkeyPatch, json: bool
 ) -> None:
-    def gone(stream: object, text: str) -> None:
-        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+    def gone(stream: object, text: str, **options: object) -> None:
+        if stream is sys.stdout:
+            raise BrokenPipeError(errno.EPIPE, "Broken pipe")
 
-    monkeypatch.setattr(
-        "cfgen.cli.console.write", lambda s, t: gone(s, t) if s is sys.stdout else None
-    )
+    monkeypatch.setattr("cfgen.cli.console.write", gone)
     options = ["--json"] if json else []
     result = cfgen("render", "a kite", "-o", "a.mp4", "--duration", "3s", *options)
     assert result.exit_code == 0, result.output
@@ -126,12 +125,36 @@ def test_a_render_whose_reader_is_gone_ends_well(
         ("latin-1", "日\udcff", b"\\u65e5\\udcff"),
     ],
 )
-def test_every_terminal_is_written_to(encoding: str, text: str, octets: bytes) -> None:
+def test_every_stream_is_written_to(encoding: str, text: str, octets: bytes) -> None:
     raw = io.BytesIO()
     stream = io.TextIOWrapper(raw, encoding=encoding, newline="\n")
-    write(stream, text)
+    write(stream, text, octets=True)
     write(stream, "end")
     assert raw.getvalue() == octets + b"\nend\n"
+
+
+class Terminal(io.TextIOWrapper):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "cp1252", "ascii", "latin-1"])
+@pytest.mark.parametrize("octets", [False, True])
+def test_no_bytes_that_are_no_text_reach_a_terminal(encoding: str, octets: bool) -> None:
+    raw = io.BytesIO()
+    stream = Terminal(raw, encoding=encoding, newline="\n")
+    write(stream, "f\udc9b2J", octets=octets)
+    assert raw.getvalue() == b"f\\udc9b2J\n"
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_stderr_that_lacks_a_letter_gets_its_escape(
+    encoding: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stderr", io.TextIOWrapper(raw, encoding=encoding, newline="\n"))
+    Console().note("日本")
+    assert raw.getvalue() == b"\\u65e5\\u672c\n"
 
 
 @pytest.mark.parametrize("name", ["plain", "日本", "f\udcff", "\udc80\udcff"])

@@ -20,9 +20,9 @@ PRESETS = catalog.presets_folder()
 TINY = {
     "vae.encoder_width": "8",
     "vae.decoder_widths": "[8, 8, 8, 8]",
-    "vae.width": "48",
-    "vae.height": "48",
-    "vae.crop": "32",
+    "vae.width": "64",
+    "vae.height": "64",
+    "vae.crop": "[32, 32]",
     "vae.frames": "5",
     "vae.films": "1",
     "vae.crops_per_film": "1",
@@ -33,9 +33,12 @@ TINY = {
     "base.text_dim": "16",
     "base.text_layers": "1",
     "base.text_ffn": "16",
-    "base.batches": "[1, 1]",
-    "base.chunks": "[2, 3]",
-    "base.films": "2",
+    "base.batches": "[1, 1, 1]",
+    "base.chunks": "[2, 3, 4]",
+    "base.trained": "[1, 1, 1]",
+    "base.families": "2",
+    "base.members": "1",
+    "base.probe_films": "1",
     **{
         f"{stage}.loop.{key}": value
         for stage in ("vae", "base")
@@ -174,7 +177,7 @@ def test_the_stages_end_in_a_model_that_renders(train: Run, cfgen: Run) -> None:
         assert f"{stage} 4/4" in result.stderr
     made = cfgen(
         *("render", "a red balloon drifts over snowy hills", "--duration", "2s", "-o", "clip.mp4"),
-        *("--set", "model.path=work/model", "--set", "model.sizes=[48x48]", "--set", "threads=1"),
+        *("--set", "model.path=work/model", "--set", "model.sizes=[64x64]", "--set", "threads=1"),
     )
     assert made.exit_code == 0, made.stderr
     assert "warning" not in made.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -218,3 +219,20 @@ def check(text: str) -> None:
         assert ".." not in path.parts
         assert path.suffix.lower() == ".mp4"
         assert all(len(part.encode()) <= 104 and "\0" not in part for part in path.parts)
+
+
+@pytest.mark.skipif(not hasattr(os, "symlink"), reason="links as POSIX has them")
+def test_a_linked_folder_does_not_lead_the_output_outside(tmp_path: Path) -> None:
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "lists" / "out").symlink_to(tmp_path / "outside")
+    text = "version: 1\ndefaults:\n  output: out/{name}.mp4\nclips:\n  - {prompt: a fox}\n"
+    with pytest.raises(PresetError, match="must stay in the folder of the list"):
+        read_list(
+            text,
+            label="list.yaml",
+            folder=tmp_path / "lists",
+            environ={},
+            slug=slug,
+            recipe=_recipe,
+        )

@@ -210,7 +210,7 @@ def test_everything_wrong_is_reported_at_once_with_its_place(folder: Path, tmp_p
     [
         ("seed: [1\n", ":2: is not valid YAML: expected ',' or ']', but got '<stream end>'"),
         ("- a\n", ": must hold keys and values, such as `duration: 10s`"),
-        ("memory: full\n", ":1: memory: must hold keys of its own, such as 'commit_reads'"),
+        ("memory: full\n", ":1: memory: must hold keys of its own, such as 'admission_layers'"),
         ("seed: 1\nseed: 2\n", ":2: seed: is given twice, first at {}:1"),
         ("seed: [1]\n", ":1: seed: must be one value, got a list"),
         ("tau: 0.9\n", ":1: tau: is not a known key; did you mean 'memory.tau'?"),

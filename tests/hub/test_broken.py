@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -253,3 +254,43 @@ def test_two_pulls_do_not_write_one_file(hub: Hub) -> None:
         list(pull(listing))
     assert [step.what for step in first][-1] == "there"
     assert listing.path.read_bytes() == WEIGHTS
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+@pytest.mark.parametrize("each", [0, 100_000])
+def test_a_server_that_ends_early_again_and_again_is_given_up(
+    hub: Hub, server: HubServer, ranges: bool, each: int
+) -> None:
+    server.ranges, server.break_after = ranges, each
+    if ranges and each:
+        assert fetch(hub, "owner/model/model.safetensors").path.read_bytes() == WEIGHTS
+        return
+    with pytest.raises(CfgenError, match=f"broke after {each} of 307200 bytes"):
+        fetch(hub, "owner/model/model.safetensors")
+    assert len(server.asked_for("model.safetensors")) <= pull_module.RETRIES + 2
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links as POSIX has them")
+@pytest.mark.parametrize("linked", ["blobs", "snapshots", "refs"])
+def test_a_cache_whose_folders_lead_elsewhere_is_refused(
+    hub: Hub, tmp_path: Path, linked: str
+) -> None:
+    listing = list_files(MODEL, hub)
+    (tmp_path / "outside").mkdir()
+    listing.folder.mkdir(parents=True)
+    (listing.folder / linked).symlink_to(tmp_path / "outside")
+    with pytest.raises(SetupError, match=f"{linked} is a link"):
+        list(pull(listing))
+    assert not list((tmp_path / "outside").iterdir())
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links as POSIX has them")
+def test_a_part_that_is_a_link_is_not_written_through(hub: Hub, tmp_path: Path) -> None:
+    listing = list_files(Reference("owner/model", None, "model.safetensors"), hub)
+    victim, part = tmp_path / "victim", listing.part(listing.files[0])
+    victim.write_bytes(b"precious")
+    part.parent.mkdir(parents=True)
+    part.symlink_to(victim)
+    with pytest.raises(SetupError, match="is a link"):
+        list(pull(listing))
+    assert victim.read_bytes() == b"precious"

@@ -115,12 +115,12 @@ def test_content_that_cannot_be_read_counts_as_damaged(
     blob = (fetch(hub).path / "config.json").resolve()
 
     def failing(path: Path, *arguments: object, **named: object):
-        if path == blob:
+        if Path(path) == blob:
             raise OSError(errno.EIO, "Input/output error", str(path))
         return opened(path, *arguments, **named)
 
-    opened = Path.open
-    monkeypatch.setattr(Path, "open", failing)
+    opened = os.open
+    monkeypatch.setattr(os, "open", failing)
     states = {v.file.path: v.state for v in verify(snapshots(hub.cache))}
     assert states["config.json"] == "damaged"
     assert set(states.values()) == {"damaged", "ok"}

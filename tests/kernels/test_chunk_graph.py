@@ -39,9 +39,10 @@ TABLES: dict[str, Callable[[], Table]] = {
     "release": lambda: ReleaseTable(**SIZES),
     "slow_fast": lambda: SlowFastTable(**SIZES),
     "paper, reads fast": lambda: SlowFastTable(**SIZES, against="previous", commit_reads="fast"),
+    "together": lambda: SlowFastTable(**SIZES),
     "window": lambda: WindowTable(4, sink=1),
 }
-TAUS = {"paper, reads fast": 1.0}
+TAUS = {"paper, reads fast": 1.0, "together": 0.99}
 """Where 0.9 admits nothing."""
 
 HOST = {"item", "_local_scalar_dense", "is_nonzero", "nonzero", "resolve_conj"}
@@ -127,6 +128,7 @@ def rolled(
     storage: Storage = "auto",
     guided: bool = False,
     tau: float = 0.9,
+    admission_layers: tuple[int, ...] = (),
 ) -> tuple[Tensor, list[list[int]], int]:
     """Latents of a clip, which frames layers hold after each chunk, and key frames admitted."""
     generator.compute_with(ops)
@@ -140,7 +142,15 @@ def rolled(
         storage=storage,
         write=ops.write_pages,
     )
-    memory = memory_of(tables, pool, ops=ops, rope=Rope(32), grid=(2, 3), tau=tau)
+    memory = memory_of(
+        tables,
+        pool,
+        ops=ops,
+        rope=Rope(32),
+        grid=(2, 3),
+        tau=tau,
+        admission_layers=admission_layers,
+    )
     text = torch.randn(1, 9, 5, generator=torch.Generator().manual_seed(3))
     text[:, 4:] = 0
     held, latents, admitted = [], [], 0
@@ -181,12 +191,14 @@ def rolled(
         ("release", "int8", False),
         ("slow_fast", "auto", True),
         ("paper, reads fast", "auto", False),
+        ("together", "auto", False),
         ("window", "int8", False),
     ],
 )
 def test_a_recorded_chunk_goes_for_every_chunk(name: str, storage: Storage, guided: bool) -> None:
     generator = random_generator(SMALL)
     film = {"storage": storage, "guided": guided, "tau": TAUS.get(name, 0.9)}
+    film["admission_layers"] = (0, 1) if name == "together" else ()
     plain = rolled(generator, TABLES[name], TORCH, **film)
     graph = rolled(generator, TABLES[name], on_tape(_triton()), graph=True, **film)
     assert graph[1:] == plain[1:]

@@ -9,6 +9,8 @@ from torch import Tensor
 from cfgen.kernels.pages import ADMITTED, FIRED, OPEN, RENEW
 from cfgen.memory.base import Norms, Pass, Table
 from cfgen.memory.kv_cache import KVCache
+from cfgen.memory.paged import PagedMemory
+from cfgen.memory.rotated import RotatedReader
 from cfgen.memory.slow_fast import ReleaseTable, SlowFastTable
 from cfgen.ops.reference import Rope, admit
 from cfgen.ops.select import REFERENCE, TORCH, Ops
@@ -128,3 +130,31 @@ def test_descriptor_is_the_mean_of_normed_keys_over_all_tokens(ops: Ops) -> None
     for keys, descriptor in zip(chunks, seen, strict=True):
         normed = torch.nn.functional.rms_norm(keys, (12,), norms.k, 1e-6)
         torch.testing.assert_close(descriptor, normed.mean(1))
+
+
+@pytest.mark.parametrize(("layers", "admits"), [((0,), True), ((1,), False), ((0, 1), True)])
+def test_some_layers_decide_together_for_all(layers: tuple[int, ...], admits: bool) -> None:
+    """Layer 0 sees its keys turn by a right angle (cosine 0), layer 1 sees them stay (cosine 1)."""
+    norms = Norms(torch.ones(4), torch.ones(4), 1e-6)
+    pool = KVCache(3, 12, (1, 1, 1, 4), dtype=torch.float32, device=torch.device("cpu"))
+    tables: list[Table] = [SlowFastTable(sink=1, slow=2, fast=3) for _ in range(3)]
+    reader = RotatedReader(pool, TORCH, rope=Rope(4), grid=(1, 1), slots=12, shared=False)
+    memory = PagedMemory(tables, pool, reader, admit=TORCH.admit, tau=0.6, admission_layers=layers)
+    before, after = torch.tensor([[[1.0, 0, 0, 0]]]), torch.tensor([[[0, 1.0, 0, 0]]])
+    for chunk in range(4):
+        view = memory.begin(1)
+        commit = view.at(Pass(0, commit=True))
+        for layer in range(3):
+            keys = after if layer == 0 and chunk == 3 else before
+            commit.attend(layer, keys, keys, keys, norms)
+        memory.commit(view)
+    admitted = [3 in memory.frames(layer)[1:-3] for layer in range(3)]
+    assert admitted == [admits] * 3
+
+
+def test_a_table_that_reads_its_decision_at_once_decides_alone() -> None:
+    pool = KVCache(2, 12, (1, 1, 1, 4), dtype=torch.float32, device=torch.device("cpu"))
+    tables: list[Table] = [ReleaseTable(sink=1, slow=2, fast=3) for _ in range(2)]
+    reader = RotatedReader(pool, TORCH, rope=Rope(4), grid=(1, 1), slots=12, shared=False)
+    with pytest.raises(ValueError, match="at once"):
+        PagedMemory(tables, pool, reader, admit=TORCH.admit, admission_layers=(0,))

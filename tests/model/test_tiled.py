@@ -33,7 +33,7 @@ class Enlarger:
         weight: what stands for its weights.
     """
 
-    latent_channels, reach = 3, 1
+    latent_channels, spatial_stride, reach = 3, 2, 1
 
     def __init__(
         self, most: int = 10**6, error: BaseException | None = None, weight: object = None

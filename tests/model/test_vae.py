@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import conv2d, interpolate, relu
 
-from cfgen.model.vae import SPATIAL_STRIDE, TEMPORAL_STRIDE, TinyAutoencoder
+from cfgen.model.vae import TEMPORAL_STRIDE, TinyAutoencoder
 
 CLOSE = 2e-6
 
@@ -64,6 +64,38 @@ def test_names_and_shapes_are_those_of_the_published_model() -> None:
         "decoder.22.weight": (3, 64, 3, 3),
     }
     assert {name: tuple(state[name].shape) for name in shapes} == shapes
+
+
+def test_patches_are_those_of_taew2_2() -> None:
+    """madebyollin/taehv: pixel_unshuffle before the encoder, pixel_shuffle after the decoder."""
+    with torch.device("meta"):
+        state = TinyAutoencoder(48, 64, (256, 128, 64, 64), patch_size=2).state_dict()
+    assert set(state) == published_names()
+    assert state["encoder.0.weight"].shape == (64, 12, 3, 3)
+    assert state["decoder.1.weight"].shape == (256, 48, 3, 3)
+    assert state["decoder.22.weight"].shape == (12, 64, 3, 3)
+    vae = TinyAutoencoder.for_weights(state)
+    assert (vae.patch_size, vae.spatial_stride, vae.latent_channels) == (2, 16, 48)
+
+
+def test_a_patch_is_shuffled_out_of_the_channels_of_a_point() -> None:
+    torch.manual_seed(0)
+    vae = TinyAutoencoder(4, 6, (12, 10, 8, 6), patch_size=2).eval()
+    plain = TinyAutoencoder(4, 6, (12, 10, 8, 6)).eval()
+    state = vae.state_dict()
+    with torch.inference_mode():
+        video = vae.decode(latents(2))
+        assert video.shape == (1, 5, 3, 48, 80)
+        assert vae.encode(video).shape == (1, 2, 4, 3, 5)
+        for dy, dx in ((0, 0), (0, 1), (1, 0), (1, 1)):
+            part = slice(2 * dy + dx, None, 4)
+            own = {n: state[f"decoder.22.{n}"][part] for n in ("weight", "bias")}
+            inner = {
+                n: t for n, t in state.items() if not n.startswith(("encoder.0", "decoder.22"))
+            }
+            plain.load_state_dict(inner, strict=False)
+            plain.decoder[22].load_state_dict(own)
+            assert torch.equal(plain.decode(latents(2)), video[..., dy::2, dx::2])
 
 
 @settings(deadline=None, max_examples=20)
@@ -128,7 +160,7 @@ def test_encoding_gives_one_latent_frame_and_then_one_for_four(frames: int) -> N
     video = torch.rand(2, 1 + TEMPORAL_STRIDE * (frames - 1), 3, 24, 40)
     with torch.inference_mode():
         encoded = vae.encode(video)
-        assert encoded.shape == (2, frames, 4, 24 // SPATIAL_STRIDE, 40 // SPATIAL_STRIDE)
+        assert encoded.shape == (2, frames, 4, 24 // vae.spatial_stride, 40 // vae.spatial_stride)
         assert vae.decode(encoded).shape == video.shape
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from cfgen.errors import OutputRefused, UsageError
+from cfgen.render import output
 from cfgen.render.disk import part_of, publish
 from cfgen.render.output import check_output, sidecar_of
 
@@ -68,10 +69,10 @@ def test_name_with_nul_is_refused(tmp_path: Path) -> None:
 def test_folder_that_refuses_writes_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def touch(path: Path, **_named: object) -> None:
+    def denied(path: Path) -> int:
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(Path, "touch", touch)
+    monkeypatch.setattr(output, "create_exclusive", denied)
     with pytest.raises(OutputRefused, match="Permission denied"):
         check_output(tmp_path / "clip.mp4")
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable
 from dataclasses import asdict, fields
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -72,3 +74,97 @@ def test_a_record_has_the_types_that_were_written(
 def test_other_types_are_refused(facts: object) -> None:
     with pytest.raises(ValueError, match="no mapping|of another type|is nan"):
         typed(Fate, facts)
+
+
+PIECE = {"until_frame": 9, "prompt": "a fox", "seed": 1}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"parts": [1]},
+        {"parts": [{}]},
+        {"parts": [{**PIECE, "until_frame": "9"}]},
+        {"parts": [{**PIECE, "until_frame": 0}]},
+        {"parts": [{**PIECE, "seed": None}]},
+        {"parts": [{**PIECE, "prompt": ["a"]}]},
+        {"parts": [PIECE, PIECE]},
+        {"parts": [{**PIECE, "more": 1}]},
+        {"base": -1},
+        {"take": 0},
+        {"fingerprint": {"cfgen_version": [1]}},
+    ],
+)
+def test_a_forged_record_is_damaged(changes: dict[str, object], tmp_path: Path) -> None:
+    from cfgen.errors import SnapshotCorrupt
+    from cfgen.render.folder import VERSION, RunFolder
+
+    facts = {
+        "version": VERSION,
+        "output": "a.mp4",
+        "overwrite": False,
+        "config": {},
+        "fingerprint": {},
+        "created": "",
+    }
+    folder = tmp_path / "a.cfgen"
+    folder.mkdir()
+    (folder / "run.json").write_text(json.dumps(seal(facts)))
+    RunFolder(folder)
+    (folder / "run.json").write_text(json.dumps(seal({**facts, **changes})))
+    with pytest.raises(SnapshotCorrupt, match="is damaged"):
+        RunFolder(folder)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"index": -1},
+        {"frames": -5},
+        {"frames": 1 << 60},
+        {"tile": -1},
+        {"memory": {"slots": "many"}},
+        {"memory": {"slots": [1]}},
+    ],
+)
+def test_a_forged_line_of_a_journal_is_not_believed(
+    changes: dict[str, object], tmp_path: Path
+) -> None:
+    from cfgen.render.journal import Journal
+
+    line = {
+        "kind": "chunk",
+        "index": 0,
+        "frames": 9,
+        "frames_sha256": "",
+        "latents_sha256": "",
+        "elapsed_s": 1.0,
+    }
+    path = tmp_path / "journal.jsonl"
+    path.write_text(json.dumps(seal(line, before="run")) + "\n")
+    assert len(Journal(path, run="run").lines) == 1
+    path.write_text(json.dumps(seal({**line, **changes}, before="run")) + "\n")
+    assert Journal(path, run="run").problem
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes as POSIX has them")
+@pytest.mark.parametrize("name", ["run.json", "journal.jsonl", "lock"])
+def test_a_pipe_in_a_run_folder_is_not_waited_for(name: str, tmp_path: Path) -> None:
+    from cfgen.errors import CfgenError
+    from cfgen.render.folder import RunFolder
+    from cfgen.render.lock import read_owner
+
+    folder = tmp_path / "a.cfgen"
+    folder.mkdir()
+    os.mkfifo(folder / name)
+    if name == "lock":
+        assert read_owner(folder / name) is None
+        return
+    if name != "run.json":
+        from cfgen.render.folder import VERSION
+
+        facts = {"version": VERSION, "output": "a.mp4", "overwrite": False, "config": {}}
+        record = seal({**facts, "fingerprint": {}, "created": ""})
+        (folder / "run.json").write_text(json.dumps(record))
+    with pytest.raises(CfgenError, match="a pipe"):
+        RunFolder(folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,16 +13,37 @@ from safetensors.torch import load_file
 
 from cfgen.checkpoint.load import load_generator
 from cfgen.errors import CheckpointError
+from cfgen.memory.paged import PagedMemory
 from cfgen.model.vae import TinyAutoencoder
-from cfgen.train.base_stage import BaseSettings, BaseStage, shares, stall_points, stalled
 from cfgen.train.export import Exporter
-from cfgen.train.latents import LatentStore
+from cfgen.train.film_world.latents import (
+    FilmBatch,
+    LatentStore,
+    encoder_digest,
+    film_of,
+    returning_cells,
+)
+from cfgen.train.film_world.sampling import Structure
+from cfgen.train.film_world.world import Film
+from cfgen.train.flow_matching_stage import (
+    BaseSettings,
+    BaseStage,
+    Errors,
+)
+from cfgen.train.recall import RecallProbe
+from cfgen.train.shots import choose_chunks, shot_starts
 from cfgen.train.tokenizer_stage import train_tokenizer
-from cfgen.train.vae_stage import VaeSettings, VaeStage
-from cfgen.train.world import camera_path, rng_for, sample_film
+from cfgen.train.training_memory import MemorySettings, training_memory
+from cfgen.train.vae_clips import draw_clips
+from cfgen.train.vae_stage import VaeSettings, VaeStage, _steps
 
 VAE = VaeSettings(
-    latent_channels=4, encoder_width=8, decoder_widths=(8, 8, 8, 8), crop=32, frames=5, films=1
+    latent_channels=4,
+    encoder_width=8,
+    decoder_widths=(8, 8, 8, 8),
+    crop=(32, 32),
+    frames=5,
+    films=1,
 )
 BASE = BaseSettings(
     dim=24,
@@ -31,9 +53,12 @@ BASE = BaseSettings(
     text_dim=16,
     text_layers=1,
     text_ffn=16,
-    batches=(2, 1),
-    chunks=(2, 3),
-    films=4,
+    families=2,
+    members=2,
+    chunks=(2, 4, 6),
+    batches=(2, 1, 1),
+    trained=(2, 2, 2),
+    probe_films=1,
 )
 
 
@@ -43,18 +68,18 @@ def base_stage(tmp_path: Path) -> BaseStage:
     store = LatentStore(
         tmp_path / "latents",
         TinyAutoencoder(4, 8, (8, 8, 8, 8)),
-        latent_frames=9,
-        width=64,
+        width=80,
         height=48,
     )
-    return BaseStage(
-        BASE, store, train_tokenizer(tmp_path / "model", captions=300), Exporter(tmp_path)
-    )
+    tokenizer = train_tokenizer(tmp_path / "model", captions=300)
+    return BaseStage(BASE, MemorySettings(), store, tokenizer, Exporter(tmp_path))
 
 
 def test_vae_stage_starts_from_latents_of_unit_moments() -> None:
     stage = VaeStage(VAE, Path("unused"))
-    latents = stage.vae.encode(stage.batch(-1)).detach()  # the batch that the start was fitted to
+    latents = stage.vae.encode(
+        stage.batch(-1)[0]
+    ).detach()  # the batch that the start was fitted to
     flat = latents.transpose(0, 2).flatten(1)
     assert flat.mean(1).abs().max() < 0.05
     assert (flat.std(1) - 1).abs().max() < 0.05
@@ -86,7 +111,7 @@ def test_base_stage_first_flow_is_zero(base_stage: BaseStage) -> None:
     """With the head at zero the loss is the mean square of noise - x0: about 1 + the latents'."""
     loss, figures = base_stage.loss(0)
     assert loss.item() > 0.5
-    assert set(figures) == {"first", "later"}
+    assert set(figures) <= {"all", "returning", "subject"}
 
 
 def test_gradients_reach_every_parameter(base_stage: BaseStage) -> None:
@@ -125,76 +150,84 @@ def test_later_chunks_train_the_commit_pass(base_stage: BaseStage) -> None:
     assert commit.grad.abs().sum() > 0
 
 
-@pytest.mark.parametrize(
-    ("at", "count", "order"),
-    [
-        (0, 3, [0, 0, 0, 1, 2, 3, 4, 5, 6]),
-        (3, 3, [0, 1, 2, 2, 2, 2, 3, 4, 5]),
-        (6, 3, [*range(6), 5, 5, 5]),
-        (0, 6, [0, 0, 0, 0, 0, 0, 1, 2, 3]),
-        (3, 6, [0, 1, 2, 2, 2, 2, 2, 2, 2]),
-    ],
-)
-def test_a_stalled_film_goes_on_where_it_stood(at: int, count: int, order: list[int]) -> None:
-    assert stalled(9, at, count) == order
-
-
-def test_a_camera_that_turns_back_stalls_where_it_rests() -> None:
-    films = [sample_film(i) for i in range(60)]
-    rests = 0
-    for film in films:
-        points = stall_points(film, 30, 3)
-        if "-" not in film.camera:
-            assert points == list(range(0, 27, 3))
-            continue
-        path = camera_path(film, 120)
-        for at in points[1:]:
-            before, after = path[4 * at - 4] - path[4 * at - 12], path[4 * at + 8] - path[4 * at]
-            assert before * after <= 0, "it goes back, or rests on"
-            assert at % 3 == 0
-        rests += len(points) > 1
-    assert rests > 5
-
-
-def test_a_stall_is_committed_and_not_learned(base_stage: BaseStage) -> None:
-    base_stage.settings = dataclasses.replace(BASE, stall_share=1.0, drop_text=0.0)
-    lengths = set()
-    for seed in range(12):
-        clips = base_stage._clips(rng_for("stall", seed))
-        for latents, weight in zip(clips.latents, clips.weight, strict=True):
-            still = [i for i in range(1, len(latents)) if latents[i].equal(latents[i - 1])]
-            unlearned = [i for i in range(len(latents)) if not weight[i].any()]
-            lengths.add(len(unlearned))
-            assert unlearned == list(range(unlearned[0], unlearned[0] + len(unlearned)))
-            assert unlearned[0] % 3 == 0
-            assert unlearned[-1] < len(latents) - 1
-            assert set(still) <= set(unlearned)
-            assert len(still) >= len(unlearned) - 1
-    assert lengths == {3, 6}
-
-
-def test_chosen_films_are_drawn_by_their_share() -> None:
-    chosen = np.array([True, False, False, True, False])
-    assert shares(chosen, 0.7) == pytest.approx([0.35, 0.1, 0.1, 0.35, 0.1])
-    assert shares(np.array([False, False]), 0.7) == pytest.approx([0.15, 0.15])
-
-
 def test_the_change_of_an_error_over_time_counts(base_stage: BaseStage) -> None:
-    weight = torch.ones(1, 2, 1, 1, 1)
-    level, moving = torch.ones(1, 2, 4, 1, 1), torch.ones(1, 2, 4, 1, 1)
+    batch = base_stage.store.family(0, 2, [0, 1])
+    blank = torch.zeros_like(batch.subjects[:, :3])
+    part = FilmBatch(batch.films, batch.latents[:, :3], blank, blank)
+    level, moving = torch.ones(2, 3, 4, 1, 1), torch.ones(2, 3, 4, 1, 1)
     moving[:, 1] = -1
-    assert float(base_stage._squares(level, weight)) == pytest.approx(1 / 3)
-    assert float(base_stage._squares(moving, weight)) == pytest.approx((1 + 2 * 2) / 3)
+    base_stage.settings = dataclasses.replace(BASE, motion_weight=2)
+    for error, expected in ((level, 1 / 3), (moving, (1 + 2 * 2) / 3)):
+        errors = Errors([], [], {})
+        base_stage._count(error.expand(-1, -1, -1, 6, 10), part, 1, errors)
+        assert float(errors.total()[0]) == pytest.approx(expected)
+
+
+def test_chunks_that_return_are_chosen_most(base_stage: BaseStage) -> None:
+    structure = Structure(((0, 1, "cut"), (1, 3, "cut"), (2, 3, "cut"), (1, 3, "cut")))
+    film = film_of(structure, 0, 0)
+    returns = torch.from_numpy(returning_cells(film, 3, 5))[None].float()
+    batch = FilmBatch([film], torch.zeros(1, 30, 1, 3, 5), returns, returns)
+    starts = shot_starts(film)
+    assert starts == {0, 1, 4, 7}
+    rng = np.random.default_rng(0)
+    drawn = [choose_chunks(batch, starts, 2, rng) for _ in range(400)]
+    share = [sum(chunk in chosen for chosen in drawn) / len(drawn) for chunk in range(10)]
+    assert share[7] > 0.5
+    assert share[7] > share[1] > share[2] > 0.02
+    assert all(len(chosen) == 2 for chosen in drawn)
+
+
+def latents_of_places(_probe: RecallProbe, films: Sequence[Film], _kind: str) -> torch.Tensor:
+    """Noise that each place has of its own, [B, F, 4, 6, 10]."""
+    clips = []
+    for film in films:
+        seeds = [film.places[shot.place].seed for shot in film.shots for _ in range(shot.chunks)]
+        noise = [torch.Generator().manual_seed(seed) for seed in seeds]
+        clips.append(torch.cat([torch.randn(3, 4, 6, 10, generator=each) for each in noise]))
+    return torch.stack(clips)
+
+
+def test_recall_measures_what_slow_memory_alone_can_tell(
+    base_stage: BaseStage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Own and foreign past differ only where A was shown, which fast memory has long forgotten.
+
+    Two layers carry what they read of A one chunk further, and the film is away for four.
+    """
+    monkeypatch.setattr(RecallProbe, "_latents", latents_of_places)
+    memories: list[PagedMemory] = []
+
+    def noted(*arguments: object) -> PagedMemory:
+        memories.append(training_memory(*arguments))  # type: ignore[arg-type]
+        return memories[-1]
+
+    monkeypatch.setattr("cfgen.train.recall.training_memory", noted)
+    blank = base_stage.measure()
+    assert [memory.frames(0)[:4] for memory in memories] == [[0, 1, 2, 6]] * 3, "A begins at 6"
+    assert blank["own_0.97"] == blank["foreign_0.97"] == blank["never_left_0.97"], "zero flow"
+    with torch.no_grad():
+        for parameter in base_stage.generator.parameters():
+            if parameter.abs().sum() == 0:
+                parameter.normal_(std=0.1)
+    figures = base_stage.measure()
+    for level in ("0.97", "0.80", "0.50"):
+        assert figures[f"own_{level}"] != figures[f"foreign_{level}"]
+        assert figures[f"own_{level}"] != figures[f"never_left_{level}"]
+    forgetful = RecallProbe(base_stage.store, MemorySettings(slow=0), 1)
+    without = forgetful(base_stage.generator, base_stage.text_encoder)
+    assert without["own_0.97"] == without["foreign_0.97"], "nothing of A is left without it"
 
 
 def test_latent_store_reads_back_what_it_encoded(tmp_path: Path) -> None:
     vae = TinyAutoencoder(4, 8, (8, 8, 8, 8))
-    store = LatentStore(tmp_path, vae, latent_frames=9, width=64, height=48)
-    first, mask = store.clips([1, 2], 3)
-    again, _ = LatentStore(tmp_path, vae, latent_frames=9, width=64, height=48).clips([1, 2], 3)
-    assert first.shape == (2, 3, 4, 6, 8)
-    assert torch.equal(first, again)
-    assert 0 < mask.mean() < 1
+    store = LatentStore(tmp_path, vae, width=80, height=48)
+    first = store.family(3, 2, [1, 2])
+    again = LatentStore(tmp_path, vae, width=80, height=48).family(3, 2, [1, 2])
+    assert first.latents.shape == (2, 6, 4, 6, 10)
+    assert torch.equal(first.latents, again.latents)
+    assert 0 < first.subjects.mean() < 1
+    assert not first.latents[0].equal(first.latents[1])
 
 
 def test_tokenizer_is_the_same_every_time_and_knows_its_words(tmp_path: Path) -> None:
@@ -213,7 +246,7 @@ def test_a_stage_begins_from_a_model_folder(base_stage: BaseStage, tmp_path: Pat
     with torch.no_grad():
         for parameter in base_stage.modules.parameters():
             parameter.zero_()
-    exported = load_generator(tmp_path).state_dict()
+    exported = load_generator(tmp_path, untrained=True).state_dict()
     base_stage.begin_from(tmp_path)
     begun = base_stage.generator.state_dict()
     assert all(torch.equal(begun[name], tensor) for name, tensor in exported.items())
@@ -224,9 +257,8 @@ def test_a_model_of_other_sizes_is_no_start(base_stage: BaseStage, tmp_path: Pat
     base_stage.export(dict(base_stage.modules.named_parameters()))
     train_tokenizer(tmp_path, captions=300)
     wider = dataclasses.replace(BASE, ffn_dim=48)
-    other = BaseStage(
-        wider, base_stage.store, base_stage.text_encoder.tokenizer, Exporter(tmp_path)
-    )
+    tokenizer = base_stage.text_encoder.tokenizer
+    other = BaseStage(wider, MemorySettings(), base_stage.store, tokenizer, Exporter(tmp_path))
     with pytest.raises(CheckpointError, match="has other sizes"):
         other.begin_from(tmp_path)
 
@@ -240,3 +272,69 @@ def test_an_autoencoder_is_trained_on(tmp_path: Path) -> None:
             parameter.zero_()
     other.begin_from(tmp_path)
     assert (other.vae.decoder[1].weight - stage.vae.decoder[1].weight).abs().max() < 0.01
+
+
+def test_clips_are_told_apart_by_what_they_show() -> None:
+    one, again, other = (
+        draw_clips(
+            *("test", seed), films=2, crops_per_film=2, frames=5, crop=(64, 32), size=(160, 96)
+        )
+        for seed in (1, 1, 2)
+    )
+    assert one.video.shape == (4, 5, 32, 64, 3)
+    assert one.objects.shape == (4, 5, 32, 64)
+    assert np.array_equal(one.video, again.video)
+    assert not np.array_equal(one.video, other.video)
+    assert 0.1 < one.objects.mean() < 0.9
+
+
+def test_clips_show_cuts_fades_and_rests() -> None:
+    """Of the changes from frame to frame some are cuts, and some clips stand still."""
+    clips = draw_clips("test", films=24, crops_per_film=1, frames=9, crop=(96, 96), size=(160, 96))
+    change = np.abs(np.diff(clips.video.astype(int), axis=1)).mean((2, 3, 4))
+    assert 2 <= (change.max(1) > 20).sum() <= 16
+    assert (change.max(1) < 2).any()
+    moving = (change > 2).all(1)
+    assert moving.any()
+
+
+def test_a_cut_begins_a_latent_frame_of_a_clip() -> None:
+    """As in a film: frame 0 of a clip is one latent frame, then every four frames are one."""
+    clips = draw_clips("cuts", films=48, crops_per_film=1, frames=9, crop=(96, 96), size=(160, 96))
+    change = np.abs(np.diff(clips.video.astype(int), axis=1)).mean((2, 3, 4))
+    assert {int(at) for at in np.argwhere(change > 25)[:, 1]} == {0, 4}
+
+
+def test_without_its_training_an_encoder_stands_still(tmp_path: Path) -> None:
+    stage = VaeStage(dataclasses.replace(VAE, train_encoder=False), tmp_path)
+    before = encoder_digest(stage.vae)
+    decoder = stage.vae.decoder[1].weight.clone()
+    optimizers = stage.optimizers()
+    stage.loss(0)[0].backward()
+    for optimizer in optimizers:
+        optimizer.step()
+    assert encoder_digest(stage.vae) == before
+    assert not torch.equal(stage.vae.decoder[1].weight, decoder)
+
+
+def test_frames_of_a_latent_begin_alike() -> None:
+    """What stands still need not learn to: an untrained decoder makes each group of four alike."""
+    stage = VaeStage(VAE, Path("unused"))
+    latents = torch.randn(1, 1, 4, 2, 2).expand(1, 9, 4, 2, 2)
+    with torch.no_grad():
+        frames = stage.vae.decode(latents)[0, -8:]
+    assert (frames - frames[:1]).abs().max() < 1e-3
+
+
+def test_pixels_of_objects_count_more() -> None:
+    stage = VaeStage(dataclasses.replace(VAE, objects=3.0), Path("unused"))
+    _, weight = stage.batch(5)
+    assert weight.mean() == pytest.approx(1)
+    low, high = weight.unique().tolist()
+    assert high == pytest.approx(4 * low)
+
+
+def test_edges_are_steps_between_neighbours() -> None:
+    error = torch.tensor([[1.0, 4.0, 2.0], [0.0, 0.0, 5.0]])
+    assert _steps(error, -1).tolist() == [[3.0, -2.0, 0.0], [0.0, 5.0, 0.0]]
+    assert _steps(error, -2).tolist() == [[-1.0, -4.0, 3.0], [0.0, 0.0, 0.0]]

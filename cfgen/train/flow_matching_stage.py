@@ -1,0 +1,346 @@
+"""Stage `base`: flow matching on causal chunks with clean context through the memory seam.
+
+A step plays films of one family forward as a render does. Every chunk is committed; a few of them
+are first denoised from noise, and their error is the loss. Those are chosen where memory matters:
+chunks that show again what was seen before, and the first of a shot. A long past costs little,
+since chunks that nothing is learnt from are committed without gradients. Gradients do reach the
+commit passes of the chosen chunks and of each shot's first, which is what slow memory mostly holds.
+
+A share of chunks is committed corrupted (noise, or the model's own prediction), so that a long
+rollout finds its own small errors familiar. The text encoder is trained jointly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+
+from cfgen.checkpoint.load import load_generator
+from cfgen.checkpoint.text_encoder import load_text_encoder
+from cfgen.errors import CheckpointError
+from cfgen.memory.base import Pass
+from cfgen.memory.paged import PagedView
+from cfgen.model.generator import Conditioning, Generator, Geometry
+from cfgen.model.text_encoder import TextEncoder
+from cfgen.train.export import Exporter, text_config
+from cfgen.train.film_world.backgrounds import rng_for
+from cfgen.train.film_world.captions import caption
+from cfgen.train.film_world.latents import CHUNK_LATENTS, FilmBatch, LatentStore
+from cfgen.train.film_world.world import Film
+from cfgen.train.muon import Muon
+from cfgen.train.recall import RecallProbe
+from cfgen.train.shots import choose_chunks, prompts_by_chunk, repeated, shot_starts
+from cfgen.train.training_memory import Admission, MemorySettings, policy_tables, training_memory
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BaseSettings:
+    """Values of the stage.
+
+    Attributes:
+        dim: width of the generator; `ffn_dim`, `num_heads`, `num_layers`, `text_len` and `text_dim`
+            as in `Geometry`.
+        text_layers: layers of the text encoder.
+        text_ffn: width of its feed-forward layers.
+        lr: peak learning rate of both optimizers.
+        families: how many families of films there are of each length.
+        members: films of a family; each is encoded when it is first drawn.
+        chunks: most chunks of short, middling and long films; a family has half as many or more.
+        batches: films of a step of either length.
+        trained: chunks of a film that are denoised.
+        shares: how often either length is drawn.
+        late_shares: the same from step `late_from` on.
+        late_from: the step from which long films are drawn more often.
+        draws: noise draws of a chosen chunk.
+        first_draws: noise draws of a film's first chunk; it has the text to go by and nothing else.
+        shift: noise levels are shift u / (1 + (shift - 1) u) for u even in [0, 1].
+        subject_weight: weight of latent cells near a subject, where any other cell's is 1.
+        return_weight: weight of latent cells that only a memory of the past can know.
+        motion_weight: weight of the error's change from one latent frame to the next, where the
+            error's own is 1: most of a chunk's error is its layout, hardly any its motion.
+        noise_share: share of the chunks that are committed with noise on them.
+        noise_strength: highest standard deviation of that noise.
+        own_share: share of the chosen chunks that are committed as the model made them in one step.
+        own_below: highest noise level from which that is done.
+        drop_text: share of the films whose prompts are replaced by the empty one.
+        probe_films: held-out films on which recall is measured.
+    """
+
+    dim: int = 320
+    ffn_dim: int = 1280
+    num_heads: int = 5
+    num_layers: int = 6
+    text_len: int = 64
+    text_dim: int = 192
+    text_layers: int = 3
+    text_ffn: int = 384
+    lr: float = 1.5e-3
+    families: int = 40
+    members: int = 16
+    chunks: tuple[int, int, int] = (6, 14, 36)
+    batches: tuple[int, int, int] = (8, 5, 2)
+    trained: tuple[int, int, int] = (4, 4, 4)
+    shares: tuple[float, float, float] = (0.45, 0.45, 0.1)
+    late_shares: tuple[float, float, float] = (0.2, 0.4, 0.4)
+    late_from: int = 6000
+    draws: int = 2
+    first_draws: int = 3
+    shift: float = 3.0
+    subject_weight: float = 3.0
+    return_weight: float = 3.0
+    motion_weight: float = 1.0
+    noise_share: float = 0.4
+    noise_strength: float = 0.25
+    own_share: float = 0.2
+    own_below: float = 0.7
+    drop_text: float = 0.08
+    probe_films: int = 6
+
+
+@dataclass(slots=True)
+class Errors:
+    """Sums of a step: what the loss and the log are made of."""
+
+    losses: list[Tensor]
+    weights: list[float]
+    sums: dict[str, list[float]]
+
+    def add(self, loss: Tensor, weight: float) -> None:
+        """One chunk's loss and what it counts."""
+        self.losses.append(loss * weight)
+        self.weights.append(weight)
+
+    def note(self, name: str, squares: Tensor, cells: Tensor) -> None:
+        """Mean of squares [n, F, C, h, w] over chosen cells [n, F, 1, h, w], if there are any."""
+        if count := float(cells.sum()):
+            mean = float((squares * cells).sum()) / (count * squares.shape[2])
+            self.sums.setdefault(name, []).append(mean)
+
+    def total(self) -> tuple[Tensor, dict[str, float]]:
+        """Weighted mean loss, and figures to log."""
+        figures = {name: sum(values) / len(values) for name, values in self.sums.items()}
+        return torch.stack(self.losses).sum() / sum(self.weights), figures
+
+
+class BaseStage:
+    """See `loop.Stage`."""
+
+    name = "base"
+
+    def __init__(
+        self,
+        settings: BaseSettings,
+        memory: MemorySettings,
+        store: LatentStore,
+        tokenizer: Tokenizer,
+        exporter: Exporter,
+    ) -> None:
+        s = self.settings = settings
+        self.memory, self.store, self.exporter = memory, store, exporter
+        torch.manual_seed(2)
+        self.geometry = Geometry(
+            dim=s.dim,
+            ffn_dim=s.ffn_dim,
+            num_heads=s.num_heads,
+            num_layers=s.num_layers,
+            in_dim=store.channels,
+            out_dim=store.channels,
+            text_len=s.text_len,
+            text_dim=s.text_dim,
+        )
+        self.generator = Generator(self.geometry)
+        self.text_encoder = TextEncoder(
+            text_config(
+                tokenizer.get_vocab_size(), width=s.text_dim, layers=s.text_layers, ffn=s.text_ffn
+            ),
+            tokenizer,
+            text_len=s.text_len,
+        )
+        self.modules = nn.ModuleDict(
+            {"generator": self.generator, "text_encoder": self.text_encoder}
+        )
+        self._initialise()
+        self._probe = RecallProbe(store, memory, s.probe_films)
+
+    def _initialise(self) -> None:
+        """Xavier weights; outputs of blocks and head start at zero, so the first flow is zero."""
+        for module in self.generator.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        nn.init.xavier_uniform_(self.generator.patch_embedding.weight.flatten(1))
+        nn.init.zeros_(self.generator.get_parameter("time_projection.1.weight"))
+        nn.init.zeros_(self.generator.head.head.weight)
+
+    def begin_from(self, folder: Path) -> None:
+        """Take the weights of a model folder instead of random ones.
+
+        Raises:
+            CheckpointError: the folder is incomplete, or its model has other sizes.
+        """
+        generator = load_generator(folder, expand=True, untrained=True)
+        encoder = load_text_encoder(
+            folder / "text_encoder",
+            folder / "tokenizer" / "tokenizer.json",
+            text_len=self.settings.text_len,
+            expand=True,
+        )
+        try:
+            self.generator.load_state_dict(generator.state_dict())
+            self.text_encoder.load_state_dict(encoder.state_dict())
+        except RuntimeError as error:  # torch's word for other names or shapes
+            raise CheckpointError(
+                f"the model in {folder} has other sizes than the settings of stage base ask for",
+                "leave out --start, or set the sizes of that model",
+            ) from error
+
+    def optimizers(self) -> list[torch.optim.Optimizer]:
+        """Muon for the matrices of blocks and text encoder; AdamW for everything else."""
+        muon: list[nn.Parameter] = []
+        adam: list[nn.Parameter] = []
+        for name, p in self.modules.named_parameters():
+            inner = (
+                p.ndim == 2
+                and (".blocks." in name or "block." in name)
+                and "relative_attention" not in name
+            )
+            (muon if inner else adam).append(p)
+        return [
+            Muon(muon, lr=self.settings.lr, weight_decay=0.01),
+            torch.optim.AdamW(adam, lr=self.settings.lr, betas=(0.9, 0.98), weight_decay=0.0),
+        ]
+
+    def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
+        """Weighted squared error of the flow over the chosen chunks of a batch of films."""
+        s = self.settings
+        rng, noise = rng_for("base", step), torch.Generator().manual_seed(step)
+        batch, length = self._films(step, rng)
+        chunks = batch.latents.shape[1] // CHUNK_LATENTS
+        starts = shot_starts(batch.films[0])
+        chosen = choose_chunks(batch, starts, s.trained[length], rng)
+        make_table = policy_tables(self.memory, rng, chunks, CHUNK_LATENTS)
+        admission = Admission.drawn(self.memory, rng, starts, chunks)
+        size = (batch.latents.shape[3], batch.latents.shape[4])
+        memory = training_memory(make_table, admission, self.generator, size)
+        prompts = self._prompts(batch.films, rng)
+        errors = Errors([], [], {})
+        for chunk in range(max(chosen) + 1):
+            admission.chunk = chunk
+            span = slice(CHUNK_LATENTS * chunk, CHUNK_LATENTS * (chunk + 1))
+            part = FilmBatch(batch.films, *(x[:, span] for x in batch.tensors))
+            view, clean = memory.begin(CHUNK_LATENTS), None
+            if chunk in chosen:
+                draws = s.draws if chunk else s.first_draws
+                clean = self._denoise(part, view, prompts[chunk], noise, draws, errors)
+            if chunk < max(chosen):  # nothing reads what comes after
+                learnt = chunk in chosen or chunk in starts
+                with nullcontext() if learnt else torch.no_grad():
+                    self._commit(part, clean, view, prompts[chunk], noise)
+                memory.commit(view)
+        return errors.total()
+
+    def _films(self, step: int, rng: np.random.Generator) -> tuple[FilmBatch, int]:
+        """A batch of one family, and which of the lengths it has."""
+        s = self.settings
+        shares = s.shares if step < s.late_from else s.late_shares
+        length = int(rng.choice(len(shares), p=np.array(shares) / sum(shares)))
+        family = len(s.chunks) * int(rng.integers(s.families)) + length
+        most = s.chunks[length]
+        chunks = int(rng_for("family", family).integers(max(2, most // 2), most + 1))
+        members = rng.choice(s.members, min(s.batches[length], s.members), replace=False)
+        batch = self.store.family(family, chunks, [int(i) for i in members])
+        tensors = (x.to(self.generator.device) for x in batch.tensors)
+        return FilmBatch(batch.films, *tensors), length
+
+    def _prompts(self, films: Sequence[Film], rng: np.random.Generator) -> list[Conditioning]:
+        """What each chunk's captions say, those of some films left out."""
+        dropped = rng.uniform(size=len(films)) < self.settings.drop_text
+
+        def words(film: int, shot: int) -> str:
+            return "" if dropped[film] else caption(films[film], shot, int(rng.integers(2**62)))
+
+        return prompts_by_chunk(films, words, self.generator, self.text_encoder)
+
+    def _denoise(
+        self,
+        part: FilmBatch,
+        view: PagedView,
+        text: Conditioning,
+        noise: torch.Generator,
+        draws: int,
+        errors: Errors,
+    ) -> tuple[Tensor, Tensor]:
+        """Learn from a chunk at several noise levels.
+
+        Returns:
+            the chunk as the first draw predicts it, [B, F, C, h, w], and that draw's noise levels,
+            [B, 1, 1, 1, 1].
+        """
+        x0 = part.latents.repeat(draws, 1, 1, 1, 1)
+        eps = torch.randn(x0.shape, generator=noise).to(x0)
+        level = self._levels(len(x0), noise).to(x0)
+        x = (1 - level) * x0 + level * eps
+        flow = self.generator(x, level[:, :, 0, 0, 0], repeated(text, draws), view.at(Pass(0)))
+        self._count(flow - (eps - x0), part, draws, errors)
+        batch = len(part.latents)
+        return (x - level * flow).detach()[:batch], level[:batch]
+
+    def _commit(
+        self,
+        part: FilmBatch,
+        predicted: tuple[Tensor, Tensor] | None,
+        view: PagedView,
+        text: Conditioning,
+        noise: torch.Generator,
+    ) -> None:
+        """The commit pass of a chunk, of which a share of the films is corrupted."""
+        x0 = part.latents
+        own, level = predicted or (x0, torch.ones(len(x0), 1, 1, 1, 1).to(x0))
+        chunk = self._corrupt(x0, own, level, noise)
+        self.generator.commit(chunk, self.generator.level(0.0), text, view.at(Pass(1, commit=True)))
+
+    def _count(self, error: Tensor, part: FilmBatch, draws: int, errors: Errors) -> None:
+        """Add the loss of a chunk's error [draws * B, F, C, h, w], and note its figures."""
+        s = self.settings
+        subjects, returns = (
+            x[:, :, None].repeat(draws, 1, 1, 1, 1) for x in (part.subjects, part.returns)
+        )
+        weight = 1 + (s.subject_weight - 1) * subjects + (s.return_weight - 1) * returns
+        squares = error.square()
+        change = (error[:, 1:] - error[:, :-1]).square() / 2
+        loss = (weight * squares).mean() + s.motion_weight * (weight[:, 1:] * change).mean()
+        errors.add(loss / (1 + s.motion_weight), float(draws))
+        with torch.no_grad():
+            errors.note("all", squares, torch.ones_like(returns))
+            errors.note("returning", squares, returns)
+            errors.note("subject", squares, subjects)
+
+    def _levels(self, count: int, noise: torch.Generator) -> Tensor:
+        """Noise levels [count, 1, 1, 1, 1] in [0, 1]."""
+        shift = self.settings.shift
+        even = torch.rand(count, 1, 1, 1, 1, generator=noise)
+        return shift * even / (1 + (shift - 1) * even)
+
+    def _corrupt(self, x0: Tensor, own: Tensor, level: Tensor, noise: torch.Generator) -> Tensor:
+        """What is committed: the clean chunk, now and then with noise, or what was made of it."""
+        s = self.settings
+        coin = torch.rand(2, len(x0), 1, 1, 1, 1, generator=noise).to(x0)
+        strength = s.noise_strength * torch.rand(len(x0), 1, 1, 1, 1, generator=noise).to(x0)
+        strength = strength * (coin[0] < s.noise_share)
+        noisy = x0 + strength * torch.randn(x0.shape, generator=noise).to(x0)
+        return torch.where((coin[1] < s.own_share) & (level < s.own_below), own, noisy)
+
+    def measure(self) -> dict[str, float]:
+        """How much of a returning place the model takes from its memory; see `RecallProbe`."""
+        return self._probe(self.generator, self.text_encoder)
+
+    def export(self, weights: Mapping[str, Tensor]) -> None:
+        """Write generator and text encoder of the model folder."""
+        self.exporter(self.geometry, self.text_encoder.model.config.to_diff_dict(), weights)
