@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from cfgen.errors import BackendUnavailable, BudgetError, NotFinite
-from cfgen.model.tiled import is_out_of_memory
+from cfgen.exhaustion import is_out_of_memory
 from cfgen.model.vae import State
 from cfgen.rollout import Chunk
 from cfgen.ways import Setting, Way, fill, held, least_s, now
@@ -232,7 +232,7 @@ class Bench:
                 contestant, chunk, took = self._warm(way)
             except (BackendUnavailable, BudgetError, NotFinite) as error:
                 self._refused.append(Refused(way, error.message))
-            except (RuntimeError, MemoryError) as error:
+            except (RuntimeError, MemoryError, OSError) as error:
                 if not is_out_of_memory(error):
                     raise
                 self._refused.append(Refused(way, "memory ran out"))

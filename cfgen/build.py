@@ -40,9 +40,11 @@ from cfgen.notices import licence_of, too_long, unknown_words
 from cfgen.ops.reference import Rope
 from cfgen.ops.select import Ops, build_ops
 from cfgen.placement import Offload
+from cfgen.render.encoding import ENCODER
 from cfgen.render.events import Loaded
 from cfgen.render.ffmpeg import find_ffmpeg
 from cfgen.render.folder import RunRecord
+from cfgen.render.graphs import graph_module
 from cfgen.render.output import run_of
 from cfgen.render.plan import Plan
 from cfgen.render.run import Render
@@ -99,7 +101,8 @@ def build_render(
     Raises:
         CfgenError: Something that the configuration names is missing, damaged or cannot run here.
     """
-    ffmpeg = find_ffmpeg()
+    ffmpeg = find_ffmpeg(ENCODER)
+    graph_module()
     began = time.monotonic()
     recorded = settled(config)
     if config.output is None or config.seed is None:
@@ -147,7 +150,7 @@ def build_render(
             model=config.model.path,
             backend=_computing(config, source),
             seconds=time.monotonic() - began,
-            details=(*licence_of(config), *source.told),
+            details=(*filter(None, [ffmpeg.note]), *licence_of(config), *source.told),
         ),
         warnings=(*unknown_words(config), *too_long(config)),
     )

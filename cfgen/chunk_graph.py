@@ -55,7 +55,7 @@ def capture_cuda(work: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], None]
         with torch.cuda.graph(graph):
             out = work()
     except RuntimeError as error:
-        first = str(error).splitlines()[0]
+        first = next(iter(str(error).splitlines()), "CUDA does not say why")
         raise BackendUnavailable(
             f"the passes of a chunk cannot be one CUDA graph: {first}",
             "use --set cuda_graph=false",

@@ -16,13 +16,14 @@ CfgenError
 ├── BudgetError          3  not enough disk or memory
 ├── NotFinite            1  a chunk came out as no numbers
 ├── WriterError          1  ffmpeg failed while encoding
-└── Interrupted        130  stopped by a signal (143 for SIGTERM)
+└── Interrupted        130  stopped by a signal (143 for SIGTERM, 129 for SIGHUP)
 
 The message says what is wrong, what was given and what is allowed; the hint says what to do next.
 """
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -216,7 +217,7 @@ class Interrupted(CfgenError):
     """The work was stopped by a signal.
 
     Attributes:
-        exit_code: 130 after Ctrl-C, 143 after SIGTERM.
+        exit_code: 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP.
     """
 
     exit_code = 130
@@ -225,3 +226,28 @@ class Interrupted(CfgenError):
     def __init__(self, message: str, hint: str | None = None, *, exit_code: int = 130) -> None:
         super().__init__(message, hint)
         self.exit_code = exit_code
+
+
+class Halt(BaseException):
+    """A signal asks to stop at once.
+
+    It is no `Exception`, so that nothing takes it for a fault of what it was at work on, and no
+    KeyboardInterrupt, which click ends the process for.
+
+    Attributes:
+        number: The signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+    @property
+    def exit_code(self) -> int:
+        """The exit status that a shell gives a process that ended by the signal."""
+        return 128 + self.number
+
+    @property
+    def why(self) -> str:
+        """What happened, in a word."""
+        return "interrupted" if self.number == signal.SIGINT else "terminated"

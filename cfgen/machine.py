@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from typing import Literal
 
 import torch
 
 from cfgen.config.schema import RenderConfig
 from cfgen.errors import SetupError
+from cfgen.limits import usable_cores
 
 MOST_THREADS = 8
 """CPU threads by default, at most: what fixes the pixels should differ little between machines."""
@@ -40,8 +40,8 @@ def device_of(config: RenderConfig) -> torch.device:
 
 
 def threads_of(config: RenderConfig) -> int:
-    """CPU threads of a render: what is asked for, else one a core, up to `MOST_THREADS`."""
-    return config.threads or min(MOST_THREADS, os.cpu_count() or 1)
+    """CPU threads of a render: what is asked for, else one a usable core, up to `MOST_THREADS`."""
+    return config.threads or min(MOST_THREADS, usable_cores())
 
 
 def dtype_of(config: RenderConfig) -> torch.dtype:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 
-import psutil
 import torch
 
 from cfgen.checkpoint.container import open_container
@@ -27,6 +26,7 @@ from cfgen.config.schema import (
     WindowMemory,
 )
 from cfgen.errors import BudgetError, CheckpointError, SetupError, UsageError
+from cfgen.limits import free_memory
 from cfgen.machine import device_of, dtype_of
 from cfgen.model.generator import Geometry
 from cfgen.model.vae import LATENT_MEAN, SPATIAL_STRIDE
@@ -230,7 +230,7 @@ def check(config: RenderConfig, plan: Plan) -> None:
 
 def _require_main_memory(needed: int, sizes: Sizes, held: int) -> None:
     """Refuse a render that main memory is too small for, while nothing is lost by it."""
-    free = psutil.virtual_memory().available + held
+    free = free_memory() + held
     if needed - PROGRAM <= free:
         return
     part, most = max(table(sizes).items(), key=lambda item: item[1])

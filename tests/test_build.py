@@ -328,7 +328,7 @@ def test_a_cache_that_does_not_fit_is_refused_before_anything_is_rendered(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     free = types.SimpleNamespace(available=1000)
-    monkeypatch.setattr("cfgen.needs.psutil.virtual_memory", lambda: free)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: free)
     result = render(model, "memory.policy=full", duration="40m")
     told = _refused(result, tmp_path / "out")
     assert re.search(r"takes about [0-9.]+ GB of memory and 0\.0 GB are free", told)

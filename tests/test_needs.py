@@ -51,7 +51,7 @@ def free(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 
     def say(nbytes: int) -> None:
         told = types.SimpleNamespace(available=nbytes)
-        monkeypatch.setattr("cfgen.needs.psutil.virtual_memory", lambda: told)
+        monkeypatch.setattr("psutil.virtual_memory", lambda: told)
 
     return say
 

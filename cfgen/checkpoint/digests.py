@@ -9,6 +9,7 @@ import os
 import re
 from pathlib import Path
 
+from cfgen import homes
 from cfgen.atomic_files import write_whole
 from cfgen.checkpoint.container import unreadable
 from cfgen.regular_files import open_binary, read_text
@@ -24,7 +25,7 @@ _SAMPLE_NBYTES = 4096
 
 def cache_folder() -> Path:
     """`$XDG_CACHE_HOME/cfgen`, by default in `~/.cache`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cfgen"
+    return homes.require("cache") / "cfgen"
 
 
 def digest(path: Path) -> str:
@@ -68,8 +69,9 @@ def _stamp(path: Path) -> tuple[int | str, ...]:
 @functools.lru_cache(maxsize=256)
 def _digest(path: Path, stamp: tuple[int | str, ...], believed: bool) -> str:
     text = "\0".join(map(str, ("2", path, *stamp)))
-    kept = cache_folder() / "digests" / hashlib.sha256(os.fsencode(text)).hexdigest()
-    worth = int(stamp[0]) >= WORTH_KEEPING
+    name = hashlib.sha256(os.fsencode(text)).hexdigest()
+    worth = int(stamp[0]) >= WORTH_KEEPING and homes.folder_of("cache") is not None
+    kept = cache_folder() / "digests" / name if worth else Path(os.devnull)
     if worth and believed and (known := _kept(kept)):
         return known
     with open_binary(path) as file:

@@ -31,6 +31,7 @@ from cfgen.checkpoint.umt5 import (
     UMT5,
 )
 from cfgen.errors import CheckpointError
+from cfgen.exhaustion import is_out_of_memory
 from cfgen.model.text_encoder import TextEncoder
 from cfgen.model.tokenizer import OTHER_TOKENIZER
 
@@ -154,12 +155,16 @@ def load_text_encoder(
     place = find_tokenizer(weights, tokenizer)
     words = open_tokenizer(place)
     _check_rows(words.get_vocab_size(), place, network)
+    import transformers.models.umt5.modeling_umt5  # noqa: F401 - what fails here is no file's fault
+
     try:
         with torch.device("meta"):
             encoder = TextEncoder(settings, words, text_len=text_len)
     except CheckpointError:
         raise
     except Exception as error:  # transformers raises whatever a value leads to
+        if is_out_of_memory(error):
+            raise
         raise CheckpointError(
             f"{config or weights} describes no UMT5 encoder: {error}",
             "take config.json and weights from the same model",

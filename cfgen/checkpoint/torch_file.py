@@ -19,6 +19,7 @@ from torch import Tensor
 
 from cfgen.checkpoint.container import FETCH_AGAIN, Entry, first_bytes, size_of, unreadable
 from cfgen.errors import CheckpointError
+from cfgen.exhaustion import is_out_of_memory
 
 MAGICS = (b"PK\x03\x04", *(bytes([0x80, protocol]) for protocol in (2, 3, 4, 5)))
 """First bytes: a zip archive, or a bare pickle as torch wrote it before version 1.6."""
@@ -146,6 +147,8 @@ def _load(path: Path, *, mmap: bool) -> object:
     except MemoryError as error:
         raise CheckpointError(f"{path} asks for more memory than there is", SAFE) from error
     except Exception as error:  # torch raises whatever a damaged pickle leads to
+        if is_out_of_memory(error):
+            raise
         foreign = re.search(r"GLOBAL ([\w.]+)|Trying to instantiate class ([\w.]+)", str(error))
         if foreign:
             name = foreign.group(1) or foreign.group(2)

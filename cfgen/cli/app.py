@@ -6,15 +6,16 @@ import os
 import signal
 from importlib import import_module
 from importlib.util import find_spec
-from types import FrameType
-from typing import Annotated, NoReturn, cast
+from typing import Annotated, cast
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
 from cfgen import __version__
+from cfgen.cli import signals
 from cfgen.cli.console import Console
-from cfgen.errors import CfgenError, Interrupted
+from cfgen.errors import CfgenError, Halt, Interrupted
+from cfgen.exhaustion import exhausted, is_out_of_memory
 from cfgen.plain_text import printable
 
 _COMMANDS = {
@@ -35,6 +36,11 @@ _COMMANDS = {
     "train": "cfgen.cli.train",
 }
 
+_WHEN = dict.fromkeys(
+    ("render", "branch", "batch"), "before the first chunk: nothing was begun"
+) | dict.fromkeys(("resume", "retry"), "before it went on: nothing was changed")
+"""What a command came to that was interrupted before it made chunks."""
+
 SPIN = "2000"
 """How long GNU OpenMP's idle threads spin before they sleep. By default it is so long that two
 renders on one machine, or a render beside other work, keep each other from working: two films of
@@ -52,7 +58,8 @@ Examples:
 
 \b
 Exit codes: 0 done, 1 failed while working, 2 wrong flag or value,
-3 refused before work began, 130 interrupted (143 by SIGTERM): resumable.
+3 refused before work began, 130 interrupted by Ctrl-C (143 by SIGTERM, 129 by
+SIGHUP, as when a terminal is closed): resumable.
 """
 
 
@@ -79,22 +86,38 @@ class _Commands(TyperGroup):
         console = context.obj = Console()
         try:
             return super().invoke(context)
-        except CfgenError as error:
-            console.error(error)
-            raise typer.Exit(error.exit_code) from None
-        except KeyboardInterrupt:
-            stopped = Interrupted("interrupted before the work was finished")
-            console.error(stopped)
-            raise typer.Exit(stopped.exit_code) from None
-        except Exception as error:
-            # Typer's own exceptions (usage, exit) carry an exit code, and it reports them itself.
-            if isinstance(error, BrokenPipeError | typer.Abort) or hasattr(error, "exit_code"):
+        except (Exception, Halt, KeyboardInterrupt) as error:
+            told = _told(error, context.invoked_subcommand or "")
+            if told is None and _is_typers(error):
                 _clean(error)
                 raise
-            console.bug(error)
-            raise typer.Exit(1) from None
+            signals.settle(1 if told is None else told.exit_code)
+            if told is None:
+                console.bug(error)
+                raise typer.Exit(1) from None
+            console.error(told)
+            raise typer.Exit(told.exit_code) from None
         finally:
             console.close()
+
+
+def _told(error: BaseException, command: str) -> CfgenError | None:
+    """What there is to tell of an error in a sentence, or None if nobody foresaw it."""
+    if isinstance(error, Interrupted):
+        return error
+    if halt := signals.halted(error):  # whatever it led to on its way up
+        when = "before the work was finished"
+        if isinstance(error, Halt) or signals.heard():
+            when = _WHEN.get(command, when)
+        return Interrupted(f"{halt.why} {when}", exit_code=halt.exit_code)
+    if isinstance(error, CfgenError):
+        return error
+    return exhausted(error) if is_out_of_memory(error) else None
+
+
+def _is_typers(error: BaseException) -> bool:
+    """Whether Typer reports an error itself: its own ones (usage, exit) carry an exit code."""
+    return isinstance(error, BrokenPipeError | typer.Abort) or hasattr(error, "exit_code")
 
 
 app = typer.Typer(
@@ -107,7 +130,7 @@ app = typer.Typer(
 )
 
 
-def _clean(error: Exception) -> None:
+def _clean(error: BaseException) -> None:
     """Let what Typer tells of a wrong argument give the terminal no orders."""
     for name in ("message", "option_name", "param_hint"):
         text = getattr(error, name, None)
@@ -131,13 +154,13 @@ def root(
     """Hold the options of `cfgen` itself."""
 
 
-def _on_terminate(number: int, frame: FrameType | None) -> NoReturn:
-    raise Interrupted("terminated before the work was finished", exit_code=128 + number)
-
-
 def main() -> None:
-    """Run the command line."""
-    signal.signal(signal.SIGTERM, _on_terminate)
+    """Run the command line under `signals.run`."""
+    signals.run(command)
+
+
+def command() -> None:
+    """Run the command line, signals being heeded already."""
     if hasattr(signal, "SIGUSR1"):
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # until there is something to tell
     if "OMP_WAIT_POLICY" not in os.environ:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,7 +18,7 @@ from cfgen.cli.naming import slug
 from cfgen.cli.plan import plan_of
 from cfgen.cli.progress import clock
 from cfgen.cli.render import check_place
-from cfgen.cli.runs import go_on_with
+from cfgen.cli.runs import config_of, go_on_with
 from cfgen.cli.work import gentle_signals
 from cfgen.config.batchlist import Clip, read_list
 from cfgen.config.schema import ModelConfig, RenderConfig, digest
@@ -33,16 +33,18 @@ from cfgen.errors import (
 )
 from cfgen.recipe import recipe_of
 from cfgen.regular_files import read_stream, read_text
-from cfgen.render.batch import Batch, ClipBegun, ClipEnded, Item, Waiting
+from cfgen.render.batch import Batch, ClipBegun, ClipEnded, Item, Rendering, Waiting
 from cfgen.render.disk import disk_errors, sha256_of, write_file
+from cfgen.render.events import Event, Finished
 from cfgen.render.folder import RunFolder, is_run
 from cfgen.render.journal import ChunkLine
-from cfgen.render.output import described, refuse_existing, run_of
+from cfgen.render.output import described, refuse_existing, run_of, sidecar_of
 
 if TYPE_CHECKING:
     from cfgen.build import Models
     from cfgen.render.run import Render
 from cfgen.render.plan import Plan
+from cfgen.render.records import json_bytes
 
 app = options.command_app()
 
@@ -57,7 +59,7 @@ List = Annotated[
     Path,
     typer.Argument(
         metavar="LIST",
-        help="A YAML list, or a text with a prompt a line; - reads it from stdin.",
+        help="A YAML list, a text with a prompt a line, JSON or CSV; - reads it from stdin.",
         allow_dash=True,
     ),
 ]
@@ -180,13 +182,15 @@ class Night:
             key = (config.model, threads_of(config))
             by_model.setdefault(key, []).extend(prompts_of(config))
         for (model, threads), prompts in by_model.items():
+            if self._stopped is not None:
+                return  # before the first clip, as the batch will tell
             torch.set_num_threads(threads)  # as in the render: they may change the last bits
             try:
                 encoded(model, prompts)
             except CfgenError:
                 continue  # the clip that it belongs to will say so
 
-    def make(self, item: Item) -> Render:
+    def make(self, item: Item) -> Rendering:
         """Build the render of a clip; one that was begun goes on."""
         from cfgen.build import build_render
         from cfgen.checkpoint.digests import read_anew
@@ -198,6 +202,8 @@ class Night:
         self._render = None  # its memory goes before the next is made
         begun = self._begun(path, config)
         try:
+            if begun is not None and (whole := _whole(path)) is not None:
+                return whole
             if begun is not None:
                 read_anew()
                 render = build_render(begun, plan_of(begun), models=self._models)
@@ -290,6 +296,35 @@ class Night:
                 console.show(event)  # type: ignore[arg-type]
 
 
+@dataclasses.dataclass(frozen=True)
+class _Whole:
+    """A clip that is finished already, whatever cfgen, ffmpeg or a machine it was made with."""
+
+    finished: Finished
+
+    def run(self) -> Iterator[Event]:
+        """Tell that it is finished."""
+        yield self.finished
+
+
+def _whole(path: Path) -> _Whole | None:
+    """What there is to tell of a run whose video is in its place and whole."""
+    folder = RunFolder(path)
+    video = folder.finished
+    if video is None:
+        return None
+    drawn = plan_of(config_of(folder))
+    return _Whole(
+        Finished(
+            output=folder.output,
+            frames=video.frames,
+            seconds=drawn.seconds,
+            elapsed_s=0.0,
+            sidecar=sidecar_of(folder.output),
+        )
+    )
+
+
 def _read(path: Path) -> tuple[str, str, Path]:
     """Text, label and output folder of a list."""
     if str(path) == "-":
@@ -303,7 +338,8 @@ def _read(path: Path) -> tuple[str, str, Path]:
 
 def _stem(path: Path, text: str) -> str:
     if str(path) == "-":
-        return f"stdin-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+        whole = text.encode(errors="surrogateescape")
+        return f"stdin-{hashlib.sha256(whole).hexdigest()[:8]}"
     return path.name
 
 
@@ -365,8 +401,8 @@ def _missing(clip: Clip, plan: Plan) -> str | None:
 
 
 def _line(text: str) -> str:
-    """The first of several lines."""
-    first, *more = text.splitlines()
+    """The first of several lines; nothing of none."""
+    first, *more = text.splitlines() or [""]
     return f"{first} ..." if more else first
 
 
@@ -384,9 +420,7 @@ def _report(
     facts: dict[str, object] = {"version": REPORT_VERSION, "done": done, "clips": rows}
     with disk_errors(file):
         # Another process may end the list at the same moment.
-        write_file(
-            file, [(json.dumps(facts, ensure_ascii=False, indent=1) + "\n").encode()], shared=True
-        )
+        write_file(file, [json_bytes(facts, indent=1), b"\n"], shared=True)
     width = max(len(str(row["name"])) for row in rows)
     lines = []
     for row in rows:

@@ -7,13 +7,14 @@ is an envelope `{ok, data, error}`.
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import os
 import sys
 import traceback
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, TextIO, cast
 
 from cfgen.cli.progress import Pace, chunk_words, clock
 from cfgen.errors import CfgenError, PrintError
@@ -65,6 +66,7 @@ class Console:
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         self._last_words = ""
+        self._unread = False
 
     def configure(
         self, *, json: bool = False, quiet: bool = False, verbose: bool = False, debug: bool = False
@@ -85,9 +87,16 @@ class Console:
         """
         self.close()
         if self.json:
-            self.event("envelope", {"ok": ok, "data": data, "error": None})
+            _print(_line("envelope", {"ok": ok, "data": data, "error": None}))
         else:
             _print(text)
+
+    def made(self, text: str, data: Mapping[str, object]) -> None:
+        """Show, as `result` does, what is on the disk in any case; if it cannot, it warns."""
+        try:
+            self.result(text, data)
+        except (PrintError, BrokenPipeError) as error:
+            self.warn(f"{text} is finished, and stdout cannot tell it: {error}")
 
     def note(self, text: str) -> None:
         """Tell something useful on the way; silent with `--quiet` and `--json`."""
@@ -106,28 +115,30 @@ class Console:
             self._aside(f"hint: {hint}")
 
     def event(self, kind: str, data: Mapping[str, object]) -> None:
-        """Write one JSON line; silent without `--json`."""
-        if self.json:
-            line = {"schema": SCHEMA, "type": kind, **data}
-            text = json.dumps(line, default=str, allow_nan=False)
-            _print(text.replace("\x7f", "\\u007f"))  # the one control that JSON leaves as it is
+        """Write one JSON line on the way; silent without `--json` or a reader."""
+        if self.json and not self._unread:
+            try:
+                _print(_line(kind, data))
+            except (PrintError, BrokenPipeError) as error:
+                self._unread = True
+                self.warn(f"stdout cannot be written to any more, the work goes on: {error}")
 
     def error(self, error: CfgenError) -> None:
         """Show an error and its hint; with `--debug` where it was raised."""
         self.close()
         if self.debug:
-            _write(sys.stderr, "".join(traceback.format_exception(error)).rstrip())
-        _write(sys.stderr, str(error), label=self._label("error", "31"))
+            _tell("".join(traceback.format_exception(error)).rstrip())
+        _tell(str(error), label=self._label("error", "31"))
         if error.hint:
-            _write(sys.stderr, f"hint: {error.hint}")
+            _tell(f"hint: {error.hint}")
         self._failed({"code": error.code, "message": str(error), "hint": error.hint})
 
-    def bug(self, error: Exception) -> None:
+    def bug(self, error: BaseException) -> None:
         """Show an error that nobody foresaw, with its traceback."""
         self.close()
-        _write(sys.stderr, "".join(traceback.format_exception(error)).rstrip())
+        _tell("".join(traceback.format_exception(error)).rstrip())
         asked = "this is a defect of cfgen; please report it with the lines above"
-        _write(sys.stderr, asked, label=self._label("error", "31"))
+        _tell(asked, label=self._label("error", "31"))
         self._failed({"code": "internal", "message": repr(error), "hint": asked})
 
     def start(self, *, fps: float) -> None:
@@ -202,7 +213,7 @@ class Console:
         memory = ", ".join(f"{name} {value:g}" for name, value in event.memory.items())
         if self._quiet or self.json:
             return
-        if not sys.stderr.isatty():
+        if not SteadyStderr().isatty():
             self.note(f"{words}, {memory}" if self._verbose and memory else words)
             return
         if self._bar is None:
@@ -216,16 +227,21 @@ class Console:
             text = printable(f"{label} {text}" if label else text)
             self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
         else:
-            _write(sys.stderr, text, label=label)
+            _tell(text, label=label)
 
     def _failed(self, error: Mapping[str, object]) -> None:
-        with suppress(PrintError):  # which is then what there is to tell
-            self.event("envelope", {"ok": False, "data": None, "error": error})
+        self.event("envelope", {"ok": False, "data": None, "error": error})
 
     def _label(self, word: str, colour: str) -> str:
         forced = os.environ.get("FORCE_COLOR")
-        plain = os.environ.get("NO_COLOR") or not (forced or sys.stderr.isatty())
+        plain = os.environ.get("NO_COLOR") or not (forced or SteadyStderr().isatty())
         return f"{word}:" if plain or self._bar is not None else f"\x1b[{colour}m{word}:\x1b[0m"
+
+
+def _line(kind: str, data: Mapping[str, object]) -> str:
+    line = {"schema": SCHEMA, "type": kind, **data}
+    text = json.dumps(line, default=str, allow_nan=False)
+    return text.replace("\x7f", "\\u007f")  # the one control that JSON leaves as it is
 
 
 def _progress_bar(frames_total: int) -> tuple[Progress, TaskID]:
@@ -235,7 +251,7 @@ def _progress_bar(frames_total: int) -> tuple[Progress, TaskID]:
     bar = Progress(
         BarColumn(bar_width=None),
         TextColumn("{task.description}", markup=False),
-        console=RichConsole(stderr=True),
+        console=RichConsole(file=cast(TextIO, SteadyStderr())),
         redirect_stdout=False,
         redirect_stderr=False,
         transient=True,
@@ -251,27 +267,89 @@ def _print(text: str) -> None:
     Raises:
         PrintError: It cannot be written to; nobody being there to read is not such a case.
     """
+    if sys.stdout is None:
+        raise PrintError("stdout is closed", "leave it open, or send it to a file")
     try:
-        _write(sys.stdout, text)
+        write(sys.stdout, text, octets=True)
     except BrokenPipeError:
         raise
-    except OSError as error:
+    except (OSError, ValueError) as error:
         with suppress(OSError, ValueError):  # what is still buffered would fail again at exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        reason = error.strerror if isinstance(error, OSError) else error
         raise PrintError(
-            f"stdout cannot be written to: {error.strerror}",
+            f"stdout cannot be written to: {reason}",
             "free some space where it goes, then run the command again",
         ) from None
 
 
-def _write(stream: TextIO, text: str, *, label: str = "") -> None:
+def _tell(text: str, *, label: str = "") -> None:
+    """Write to stderr; that nobody can read it any more is no reason to stop anything."""
+    write(cast(TextIO, SteadyStderr()), text, label=label)
+
+
+def write(stream: TextIO, text: str, *, label: str = "", octets: bool = False) -> None:
     """Write a line, in which texts of others can give the terminal no orders.
+
+    What the encoding of a terminal lacks is written out as an escape.
 
     Args:
         stream: Where to.
         text: What to write.
         label: A word before it that may be coloured.
+        octets: Whether file names that are no text go out as the bytes that they are, for
+            programs; a terminal gets escapes in any case.
     """
-    start = f"{label} " if label else ""
-    stream.write(f"{start}{printable(text)}\n")
+    octets = octets and isinstance(stream, io.TextIOWrapper) and not stream.isatty()
+    shown = printable(text, octets=octets)
+    line = f"{label} {shown}\n" if label else f"{shown}\n"
+    try:
+        stream.write(line)
+    except UnicodeEncodeError:
+        encoding = stream.encoding
+        try:
+            encoded = line.encode(encoding, "surrogateescape" if octets else "backslashreplace")
+        except UnicodeEncodeError:
+            encoded = line.encode(encoding, "backslashreplace")
+        stream.flush()
+        stream.buffer.write(encoded)
     stream.flush()
+
+
+class SteadyStderr(io.TextIOBase):
+    """The stderr of the moment; what it cannot take, being closed, full or hung up, is dropped."""
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        """That of stderr."""
+        return getattr(sys.stderr, "encoding", None) or "ascii"
+
+    def write(self, text: str) -> int:
+        """Write what can be written."""
+        with suppress(OSError, ValueError, AttributeError):  # None where it was closed from outside
+            try:
+                sys.stderr.write(text)
+            except UnicodeEncodeError:
+                encoding = self.encoding
+                sys.stderr.write(text.encode(encoding, "backslashreplace").decode(encoding))
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush what can be flushed."""
+        try:
+            with suppress(ValueError, AttributeError):
+                sys.stderr.flush()
+        except OSError:
+            with suppress(OSError, ValueError):  # what is still buffered would fail at exit
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+
+    def isatty(self) -> bool:
+        """Whether it is a terminal."""
+        try:
+            return sys.stderr.isatty()
+        except (ValueError, AttributeError):
+            return False
+
+    def fileno(self) -> int:
+        """Its descriptor."""
+        return sys.stderr.fileno()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import shutil
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ from cfgen.cli import options
 from cfgen.config.catalog import preset_names
 from cfgen.config.loader import load
 from cfgen.errors import CfgenError
+from cfgen.limits import usable_cores
 from cfgen.plain_text import bytes_words
 from cfgen.render.plan import count
 
@@ -95,7 +95,7 @@ def _torch() -> Iterator[Finding]:
         )
         return
     yield Finding(part="torch", state="ok", found=str(torch.__version__))
-    cores = _cores()
+    cores = usable_cores()
     threads = torch.get_num_threads()
     yield Finding(
         part="threads",
@@ -114,13 +114,6 @@ def _torch() -> Iterator[Finding]:
         meaning="" if fast else "rendering on this CPU works, but more slowly",
     )
     yield _gpu()
-
-
-def _cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _gpu() -> Finding:
@@ -161,9 +154,11 @@ def _triton() -> Iterator[Finding]:
 def _ffmpeg() -> Iterator[Finding]:
     from cfgen.render.encoding import ENCODER
     from cfgen.render.ffmpeg import find_ffmpeg, require_encoder
+    from cfgen.render.graphs import graph_module
 
     try:
-        ffmpeg = find_ffmpeg()
+        graph_module()
+        ffmpeg = find_ffmpeg(ENCODER)
         require_encoder(ffmpeg, ENCODER)
     except CfgenError as error:
         yield Finding(
@@ -178,8 +173,21 @@ def _ffmpeg() -> Iterator[Finding]:
         part="ffmpeg",
         state="ok",
         found=f"{ffmpeg.version}, with {ENCODER}",
-        meaning=f"taken from {ffmpeg.path}",
+        meaning=ffmpeg.note or f"taken from {ffmpeg.path}",
     )
+
+
+def _settings() -> Iterator[Finding]:
+    try:
+        load({})
+    except CfgenError as error:
+        yield Finding(
+            part="settings",
+            state="bad",
+            found=str(error).splitlines()[0] if str(error) else "cannot be read",
+            meaning="every render is refused",
+            advice=error.hint or "mend the configuration file, or unset the variable",
+        )
 
 
 def _models() -> Iterator[Finding]:
@@ -232,6 +240,7 @@ _LOOKS: tuple[Callable[[], Iterator[Finding]], ...] = (
     _torch,
     _triton,
     _ffmpeg,
+    _settings,
     _models,
     _disk,
 )

@@ -23,8 +23,9 @@ from cfgen.errors import BudgetError, UsageError
 from cfgen.plain_text import bytes_words
 from cfgen.recipe import recipe_of
 from cfgen.regular_files import read_stream
-from cfgen.render.folder import is_run
-from cfgen.render.output import check_output, refuse_existing, run_of
+from cfgen.render.disk import disk_errors
+from cfgen.render.folder import is_run, require_own
+from cfgen.render.output import check_output, refuse_existing, run_of, target_of
 from cfgen.render.plan import Plan
 
 _SPARE_DISK_NBYTES = 16_000_000
@@ -156,6 +157,8 @@ def _completed(config: RenderConfig) -> RenderConfig:
         )
     seed = secrets.randbelow(2**31) if config.seed is None else config.seed
     output = config.output or Path(default_name(config.prompt, seed))
+    if output.is_symlink():  # what it leads to is meant, and stands beside its own run folder
+        output = target_of(output)
     return dataclasses.replace(config, seed=seed, output=output)
 
 
@@ -172,6 +175,9 @@ def check_place(config: RenderConfig, drawn: Plan, *, overwrite: bool) -> None:
     check_output(output)
     if not overwrite:
         refuse_existing(output, run_of(output))
+    elif run_of(output).is_dir():
+        with disk_errors(run_of(output)):
+            require_own(run_of(output))
     needed = needs_of(config, drawn).disk_nbytes + _SPARE_DISK_NBYTES
     free = shutil.disk_usage(output.absolute().parent).free
     if free < needed:

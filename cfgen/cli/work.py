@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import signal
 import threading
 from collections.abc import Iterator
 from types import FrameType
 from typing import Protocol
 
+from cfgen import exhaustion
+from cfgen.cli import signals
 from cfgen.cli.console import Console
 from cfgen.cli.plan import needs_of, plan_data, replay_words
 from cfgen.config.schema import RenderConfig
-from cfgen.errors import Interrupted
+from cfgen.config.values import size_text
+from cfgen.errors import Halt, Interrupted
 from cfgen.render.events import Finished
 from cfgen.render.output import resume_command, run_of
 from cfgen.render.plan import Plan
@@ -49,20 +53,36 @@ def carry_out(
     console.start(fps=drawn.geometry.fps)
     finished: Finished | None = None
     assert config.output is not None
+    go_on = f"`{resume_command(run_of(config.output))}`"
     if resume:
         read_anew()
-    render = build_render(config, drawn, overwrite=overwrite)
-    if resume:
-        render.resume(allow_changed)
-    again = f"`{resume_command(run_of(config.output))}` goes on with it"
-    with gentle_signals(console, render.stop, again=again):
-        for event in render.run():
-            console.show(event)
-            if isinstance(event, Finished):
-                finished = event
+    with exhaustion.told(what_fits(config)):
+        render = build_render(config, drawn, overwrite=overwrite)
+        if resume:
+            render.resume(allow_changed)
+        with gentle_signals(console, render.stop, again=f"{go_on} goes on with it"):
+            for event in render.run():
+                console.show(event)
+                if isinstance(event, Finished):
+                    finished = event
     if finished is None:
         raise RuntimeError("the render ended without a result")
     return finished
+
+
+def what_fits(config: RenderConfig) -> str:
+    """What a render takes less memory with, of what it does not do already, as a hint."""
+    ways = []
+    if config.device != "cpu" and config.placement.offload in ("auto", "none"):
+        ways.append("--offload all (on a GPU)")
+    if config.memory.policy == "full":
+        ways.append("--memory slow_fast, whose cache does not grow")
+    if config.memory.kv_cache == "auto":
+        ways.append("--kv-cache int8")
+    smallest = min(config.model.sizes, key=math.prod)
+    if math.prod(smallest) < math.prod(config.frame_size):
+        ways.append(f"--size {size_text(smallest)}")
+    return f"close other programs, or choose {', '.join(ways) or 'smaller weights'}"
 
 
 class Stop(Protocol):
@@ -84,30 +104,33 @@ def gentle_signals(console: Console, stop_work: Stop, *, again: str) -> Iterator
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    if halt := signals.heard():  # a library swallowed it
+        raise halt
     stopped = False
 
     def stop(number: int, frame: FrameType | None) -> None:
         nonlocal stopped
-        exit_code = 128 + number
+        halt = Halt(number)
         if stopped:
-            raise Interrupted("stopped at once", again, exit_code=exit_code)
+            raise halt
         stopped = True
-        why = "interrupted" if number == signal.SIGINT else "terminated"
-        stop_work(why, exit_code=exit_code)
-        console.note(f"{why}: finishing the chunk; once more stops at once")
+        stop_work(halt.why, exit_code=halt.exit_code)
+        console.note(f"{halt.why}: finishing the chunk; once more stops at once")
 
     def tell(number: int, frame: FrameType | None) -> None:
         console.status()
 
-    handlers = {signal.SIGINT: stop, signal.SIGTERM: stop}
+    handlers: dict[int, signals.Handler] = dict.fromkeys(signals.stopping(), stop)
     if hasattr(signal, "SIGUSR1"):
-        handlers |= {signal.SIGHUP: stop, signal.SIGUSR1: tell}
-    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+        handlers[signal.SIGUSR1] = tell
+    before, done = signals.install(handlers), False
     try:
         yield
+        done = True
+    except Halt as halt:
+        raise Interrupted("stopped at once", again, exit_code=halt.exit_code) from None
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        signals.restore(before, done=done)
 
 
 def tell_result(console: Console, finished: Finished, config: RenderConfig) -> None:
@@ -120,4 +143,4 @@ def tell_result(console: Console, finished: Finished, config: RenderConfig) -> N
         "elapsed_s": finished.elapsed_s,
         "seed": config.seed,
     }
-    console.result(str(config.output or finished.output), facts)
+    console.made(str(config.output or finished.output), facts)

@@ -7,11 +7,10 @@ is refused by name, never dropped.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 import string
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
@@ -21,8 +20,9 @@ import yaml
 
 from cfgen.atomic_files import require_own_folders
 from cfgen.config.loader import Recipe, Resolved, known_keys, load
+from cfgen.config.queues import FRAMES, Raw, entry, read_queue
 from cfgen.config.schema import RenderConfig
-from cfgen.config.sources import Entries, Entry, Origin, compose, flatten
+from cfgen.config.sources import EXTENSION, Entries, Entry, Origin, compose, flatten
 from cfgen.config.values import nearest
 from cfgen.errors import CfgenError, PresetError, Problem
 
@@ -33,8 +33,6 @@ _TOP = frozenset({"version", "defaults", "clips"})
 _FIELDS = frozenset({"name", "seed", "preset"})
 _RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
 _PART = re.compile(r"\.part(\.mp4)?$", re.IGNORECASE)  # what a video is called until it is good
-_FRAMES = "frames"  # musubi counts frames; a duration follows once the playback rate is known
-_MUSUBI = {"w": "width", "h": "height", "f": "frames", "d": "seed"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,15 +48,6 @@ class Clip:
     name: str
     where: str
     config: RenderConfig
-
-
-@dataclass(frozen=True, slots=True)
-class _Raw:
-    where: str
-    name: str | None
-    entries: Entries
-    numbered: bool = False
-    """Whether a second clip of the same name gets a number: its list cannot name clips."""
 
 
 def read_list(
@@ -95,9 +84,9 @@ def read_list(
     for raw in raws:
         entries = defaults | raw.entries
         prompt = entries["prompt"].tree if "prompt" in entries else ""
-        name = raw.name if raw.name is not None else slug(str(prompt), NAME_NBYTES)
+        name = raw.name if raw.name is not None else _made(slug(str(prompt), 4 * NAME_NBYTES))
         if raw.numbered and _same(name) in names:
-            name = next(n for i in count(2) if _same(n := f"{name}-{i}") not in names)
+            name = next(n for i in count(2) if _same(n := _made(name, f"-{i}")) not in names)
         if (reason := _bad_name(name)) is not None:
             problems.append(Problem(key="name", where=raw.where, reason=reason))
             continue
@@ -130,7 +119,7 @@ def clip_seed(list_seed: str, name: str) -> int:
 
 
 def _clip(  # noqa: PLR0913 - the parts of a list
-    raw: _Raw,
+    raw: Raw,
     name: str,
     entries: Entries,
     defaults: Entries,
@@ -139,15 +128,16 @@ def _clip(  # noqa: PLR0913 - the parts of a list
     problems: list[Problem],
 ) -> Clip | None:
     list_seed = str(defaults["seed"].tree) if "seed" in defaults else "0"
+    list_seed = "0" if list_seed == "-1" else list_seed
     origin = Origin(kind="run file", where=raw.where)
-    if "seed" not in raw.entries:
+    if "seed" not in raw.entries or str(raw.entries["seed"].tree).strip() == "-1":
         entries = entries | {"seed": Entry(tree=str(clip_seed(list_seed, name)), origin=origin)}
     template = str(entries["output"].tree) if "output" in entries else TEMPLATE
-    given = {key: entry for key, entry in entries.items() if key not in ("output", _FRAMES)}
+    given = {key: entry for key, entry in entries.items() if key not in ("output", FRAMES)}
     try:
         config = resolve(run_entries=given).config
-        if _FRAMES in entries:
-            frames = int(str(entries[_FRAMES].tree))
+        if FRAMES in entries:
+            frames = int(str(entries[FRAMES].tree))
             config = replace(config, duration_s=frames / config.playback_fps)
         if not config.prompt.strip():
             raise PresetError([Problem(key="prompt", where=raw.where, reason="is empty")])
@@ -168,6 +158,19 @@ def _clip(  # noqa: PLR0913 - the parts of a list
         problems.append(Problem(key="output", where=raw.where, reason=str(error)))
         return None
     return Clip(name=name, where=raw.where, config=replace(config, output=output))
+
+
+def _made(words: str, ending: str = "") -> str:
+    """A name of words joined by hyphens, cut between two of them, and an ending."""
+    room = NAME_NBYTES - len(ending.encode())
+    octets = words.encode()
+    if len(octets) > room:
+        head = octets[: room + 1].decode(errors="ignore")
+        whole = head.rpartition("-")[0]
+        short = octets[:room].decode(errors="ignore")
+        words = whole if len(whole.encode()) > room // 2 else short.rstrip("-")
+    made = f"{words}{ending}"
+    return f"{made}-clip" if _RESERVED.fullmatch(made) else made
 
 
 def _bad_name(name: str) -> str | None:
@@ -205,10 +208,14 @@ def _output(template: str, name: str, config: RenderConfig, folder: Path) -> Pat
         raise ValueError(f"is no template: {error}") from None
     path = PurePosixPath(text)
     parts = path.parts
-    if path.is_absolute() or ".." in parts or any(_bad_name(part) for part in parts):
+    if path.is_absolute() or ".." in parts:
         raise ValueError(f"must stay in the folder of the list, got {text!r}")
     if path.suffix.lower() != ".mp4":
         raise ValueError(f"must end in .mp4, got {text!r}")
+    if reason := next(filter(None, map(_bad_name, (*parts[:-1], path.stem))), None):
+        raise ValueError(f"each part of its path {reason}")
+    if _PART.search(path.name):
+        raise ValueError(f"is no file name on every system, got {text!r}")
     output = folder.joinpath(*parts)
     try:
         require_own_folders(output, folder)
@@ -217,18 +224,14 @@ def _output(template: str, name: str, config: RenderConfig, folder: Path) -> Pat
     return output
 
 
-def _parsed(text: str, label: str, problems: list[Problem]) -> tuple[Entries, list[_Raw]]:
-    lines = [line for line in text.splitlines() if line.strip()]
-    if lines and re.match(r"\s*\{\s*\"prompts", lines[0]):
-        return {}, list(_longlive(text, label, problems))
-    if lines and lines[0].lstrip().startswith("{"):
-        return _yaml(text, label, problems)
-    if re.search(r"^(version|defaults|clips)\s*:", text, re.MULTILINE):
-        return _yaml(text, label, problems)
-    return {}, list(_plain(text, label, problems))
+def _parsed(text: str, label: str, problems: list[Problem]) -> tuple[Entries, list[Raw]]:
+    raws = read_queue(text, label, known_keys(), problems)
+    if raws is not None:
+        return {}, raws
+    return _yaml(text, label, problems)
 
 
-def _yaml(text: str, label: str, problems: list[Problem]) -> tuple[Entries, list[_Raw]]:
+def _yaml(text: str, label: str, problems: list[Problem]) -> tuple[Entries, list[Raw]]:
     needs = "must hold `clips:` and a list"
     node = compose(text, label=label, needs=needs, problems=problems)
     if node is None:
@@ -236,6 +239,8 @@ def _yaml(text: str, label: str, problems: list[Problem]) -> tuple[Entries, list
     top: dict[str, yaml.Node] = {}
     for key_node, value in node.value:
         key, where = str(key_node.value), f"{label}:{key_node.start_mark.line + 1}"
+        if key.startswith(EXTENSION):
+            continue
         if key not in _TOP:
             reason = f"is not a key of a list{nearest(key, _TOP)}"
             problems.append(Problem(key=key, where=where, reason=reason))
@@ -249,7 +254,7 @@ def _yaml(text: str, label: str, problems: list[Problem]) -> tuple[Entries, list
         problems.append(Problem(key="version", where=f"{label}:{line}", reason=reason))
     defaults = _mapping(top.get("defaults"), label, problems)
     seed = defaults.get("seed")
-    if seed is not None and not re.fullmatch("[0-9]{1,19}", str(seed.tree).replace("_", "")):
+    if seed is not None and not re.fullmatch("-1|[0-9]{1,20}", str(seed.tree)):
         reason = f"must be a whole number, got {seed.tree!r}"
         problems.append(Problem(key="seed", where=seed.origin.where, reason=reason))
     if (name := defaults.pop("name", None)) is not None:
@@ -264,14 +269,14 @@ def _yaml(text: str, label: str, problems: list[Problem]) -> tuple[Entries, list
     return defaults, [raw for item in listed.value for raw in _item(item, label, problems)]
 
 
-def _item(node: yaml.Node, label: str, problems: list[Problem]) -> Iterator[_Raw]:
+def _item(node: yaml.Node, label: str, problems: list[Problem]) -> Iterator[Raw]:
     where = f"{label}:{node.start_mark.line + 1}"
     if isinstance(node, yaml.ScalarNode):
-        yield _Raw(where, None, {"prompt": _entry(str(node.value), where)})
+        yield Raw(where, None, {"prompt": entry(str(node.value), where)})
     elif isinstance(node, yaml.MappingNode):
         entries = _mapping(node, label, problems)
         name = entries.pop("name", None)
-        yield _Raw(where, None if name is None else str(name.tree), entries)
+        yield Raw(where, None if name is None else str(name.tree), entries)
     else:
         problems.append(Problem(key="clips", where=where, reason="a clip is a text or a mapping"))
 
@@ -285,61 +290,3 @@ def _mapping(node: yaml.Node | None, label: str, problems: list[Problem]) -> Ent
         return {}
     known = known_keys() | {"name"}
     return flatten(node, "run file", label=label, known=known, problems=problems)
-
-
-def _plain(text: str, label: str, problems: list[Problem]) -> Iterator[_Raw]:
-    """A prompt a line; `#` begins a comment, and musubi-tuner's options may follow."""
-    for number, line in enumerate(text.splitlines(), start=1):
-        where, words = f"{label}:{number}", line.strip()
-        if not words or words.startswith("#"):
-            continue
-        prompt, *options = re.split(r"\s+--(?=[a-z])", words)
-        entries = {"prompt": _entry(prompt, where)}
-        yield _Raw(where, None, entries | _musubi(options, where, problems), numbered=True)
-
-
-def _musubi(options: Iterable[str], where: str, problems: list[Problem]) -> Entries:
-    values: dict[str, str] = {}
-    for option in options:
-        name, _, value = option.partition(" ")
-        if name not in _MUSUBI or not re.fullmatch("[0-9]{1,9}", value.strip()):
-            known = ", ".join(f"--{known} N" for known in _MUSUBI)
-            reason = f"--{option} has no counterpart in cfgen; of musubi's options it takes {known}"
-            problems.append(Problem(key="", where=where, reason=reason))
-        values[_MUSUBI.get(name, "")] = value.strip()
-    entries: Entries = {}
-    if "seed" in values:
-        entries["seed"] = _entry(values["seed"], where)
-    if "frames" in values:
-        entries[_FRAMES] = _entry(values["frames"], where)
-    if ("width" in values) != ("height" in values):
-        problems.append(Problem(key="", where=where, reason="--w and --h belong together"))
-    elif "width" in values:
-        entries["size"] = _entry(f"{values['width']}x{values['height']}", where)
-    return entries
-
-
-def _longlive(text: str, label: str, problems: list[Problem]) -> Iterator[_Raw]:
-    """LongLive's JSON lines; a clip of several prompts has no counterpart yet."""
-    for number, line in enumerate(text.splitlines(), start=1):
-        where = f"{label}:{number}"
-        if not line.strip():
-            continue
-        try:
-            facts = json.loads(line)
-        except (ValueError, RecursionError):
-            problems.append(Problem(key="", where=where, reason="is not a line of JSON"))
-            continue
-        prompts = facts.get("prompts_list") if isinstance(facts, dict) and len(facts) == 1 else None
-        if not isinstance(prompts, list) or not all(isinstance(p, str) for p in prompts):
-            reason = 'must be LongLive\'s {"prompts_list": ["..."]} and nothing else'
-            problems.append(Problem(key="", where=where, reason=reason))
-        elif len(prompts) != 1:
-            reason = f"has {len(prompts)} prompts, and a clip of cfgen has one"
-            problems.append(Problem(key="prompts_list", where=where, reason=reason))
-        else:
-            yield _Raw(where, None, {"prompt": _entry(prompts[0], where)}, numbered=True)
-
-
-def _entry(text: str, where: str) -> Entry:
-    return Entry(tree=text, origin=Origin(kind="run file", where=where))

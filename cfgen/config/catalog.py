@@ -11,6 +11,7 @@ import yaml
 
 from cfgen.config.values import nearest
 from cfgen.errors import PresetError, Problem
+from cfgen.homes import folder_of
 from cfgen.hub import locate
 from cfgen.regular_files import read_text
 
@@ -68,7 +69,5 @@ def locate_model(path: str) -> Path:
 
 
 def user_config_file(environ: Mapping[str, str] = os.environ) -> Path:
-    """The user's own configuration, whether it exists or not."""
-    base = environ.get("XDG_CONFIG_HOME")
-    home = Path(base) if base else Path("~/.config").expanduser()
-    return home / "cfgen" / "config.yaml"
+    """The user's own configuration, whether it exists or not; a user without a home has none."""
+    return (folder_of("config", environ) or Path(os.devnull)) / "cfgen" / "config.yaml"

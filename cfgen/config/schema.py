@@ -12,7 +12,17 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Literal, get_args, get_origin, get_type_hints
 
-from cfgen.config.values import ByteCount, Duration, Form, Range, Size, parse_lora, size_text
+from cfgen.config.values import (
+    ByteCount,
+    Duration,
+    Form,
+    Range,
+    Rate,
+    Seed,
+    Size,
+    parse_lora,
+    size_text,
+)
 from cfgen.errors import PresetError, Problem, UsageError
 
 CommitReads = Literal["all", "fast"]
@@ -309,9 +319,9 @@ class RenderConfig:
     prompt: str = ""
     output: Path | None = None
     duration_s: Duration = 10.0
-    seed: Annotated[int | None, Range(low=0, high=2**63 - 1)] = None
+    seed: Seed = None
     size: Size | None = None
-    fps: Annotated[float | None, Range(low=1, high=240)] = None
+    fps: Rate = None
     rng: Literal["keyed", "reference"] = "keyed"
     device: Annotated[
         str, Form(pattern=r"auto|cpu|cuda(:[0-9]+)?", words="auto, cpu, cuda or cuda:N")

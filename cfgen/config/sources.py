@@ -55,6 +55,9 @@ class Entry:
 
 MOST_NODES = 1_000_000
 
+EXTENSION = "x-"
+"""What keys begin with that hold anchors for others, or notes: they set nothing."""
+
 Entries = dict[str, Entry]
 """Entries by dotted key."""
 
@@ -97,6 +100,8 @@ def compose(
         if node is None:
             return None
         heavy = weight(node) > MOST_NODES
+        if not heavy:
+            merge(node, set())
     except (yaml.YAMLError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         where = label if mark is None else f"{label}:{mark.line + 1}"
@@ -118,6 +123,43 @@ def weight(node: yaml.Node, known: dict[int, int] | None = None) -> int:
         flat = [each for child in children for each in (child if type(child) is tuple else [child])]
         known[id(node)] = 1 + sum(weight(c, known) for c in flat if isinstance(c, yaml.Node))
     return known[id(node)]
+
+
+def merge(node: yaml.Node, done: set[int]) -> None:
+    """Write out every `<<` of a document; keys of a mapping's own win, then the earlier merged.
+
+    Args:
+        node: The document, which is changed.
+        done: Nodes that need no look any more.
+
+    Raises:
+        yaml.YAMLError: What is merged is no mapping.
+    """
+    if id(node) in done or isinstance(node, yaml.ScalarNode):
+        return
+    done.add(id(node))
+    if isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            merge(item, done)
+        return
+    own, merged = [], []
+    for key, value in node.value:
+        merge(value, done)
+        if getattr(key, "tag", "") != "tag:yaml.org,2002:merge":
+            own.append((key, value))
+            continue
+        for each in value.value if isinstance(value, yaml.SequenceNode) else [value]:
+            if not isinstance(each, yaml.MappingNode):
+                raise yaml.MarkedYAMLError(
+                    problem="<< must name a mapping", problem_mark=key.start_mark
+                )
+            merged += each.value
+    names = {key.value for key, _ in own if isinstance(key, yaml.ScalarNode)}
+    for key, value in merged:
+        if isinstance(key, yaml.ScalarNode) and key.value not in names:
+            names.add(key.value)
+            own.append((key, value))
+    node.value = own
 
 
 def flatten(
@@ -152,6 +194,8 @@ def _flatten(node: yaml.MappingNode, prefix: str, reading: _Reading, entries: En
     sections = {key.rpartition(".")[0] for key in reading.known} - {""}
     for key_node, value_node in node.value:
         key = f"{prefix}{key_node.value}" if isinstance(key_node, yaml.ScalarNode) else prefix
+        if not prefix and key.startswith(EXTENSION):
+            continue
         if key in sections:
             if isinstance(value_node, yaml.MappingNode):
                 _flatten(value_node, f"{key}.", reading, entries)

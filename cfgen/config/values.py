@@ -9,12 +9,13 @@ import difflib
 import math
 import re
 import types
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, Union, get_args, get_origin
 
 from cfgen.errors import UsageError
+from cfgen.rates import parse_rate
 
 Tree = str | list["Tree"] | dict[str, "Tree"]
 """What a source holds before it is typed: text, lists and mappings of it."""
@@ -25,6 +26,8 @@ _PLAIN = re.compile(r"[0-9]+(?:\.[0-9]*)?|\.[0-9]+")
 _SIZE = re.compile(r"([0-9]{1,6})\s*[xX*]\s*([0-9]{1,6})")
 _BYTES = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([kmgt]?)i?b?", re.IGNORECASE)
 _BYTES_FORMS = "write 500MB, 2GB or 1.5TB"
+_LEAST_BARE = 1000
+"""A number without a unit below this was meant in larger units."""
 _DURATION_FORMS = "write 12.5 (seconds), 30s, 2m30s, 1h5m or 1:05"
 _TRUE = {"true", "yes", "on"}
 _FALSE = {"false", "no", "off"}
@@ -33,9 +36,9 @@ _NONE = {"null", "none", "~", ""}
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """Marks a type that is written in a form of its own: `duration`, `size` or `bytes`."""
+    """Marks a type that is written in a form of its own."""
 
-    name: Literal["duration", "size", "bytes"]
+    name: Literal["duration", "size", "bytes", "rate", "seed"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,6 +93,12 @@ Size = Annotated[tuple[int, int], Unit("size")]
 """Width and height in pixels."""
 
 
+Rate = Annotated[float | None, Unit("rate"), Range(low=1, high=240)]
+"""Frames per second, or None."""
+
+Seed = Annotated[int | None, Unit("seed"), Range(low=0, high=2**64 - 1)]
+"""What fixes all noise, or None for one to be chosen."""
+
 ByteCount = Annotated[int, Unit("bytes"), Range(low=0)]
 """Bytes."""
 
@@ -105,6 +114,9 @@ def parse_bytes(text: str) -> int:
         raise ValueError(f"{text!r} is not a number of bytes: {_BYTES_FORMS}")
     if len(match.group(1)) > 15:
         raise ValueError(f"{text!r} is more than any disk holds")
+    bare = match.group(2) == "" and "b" not in text.lower()
+    if bare and 0 < float(match.group(1)) < _LEAST_BARE:
+        raise ValueError(f"{text!r} would be bytes: {match.group(1)}G? {_BYTES_FORMS}")
     power = " kmgt".index(match.group(2).lower() or " ")
     return round(float(match.group(1)) * 1000.0**power)
 
@@ -232,8 +244,15 @@ def _unit(unit: Unit, tree: Tree) -> object:
     if unit.name == "size" and isinstance(tree, list) and len(tree) == 2:
         tree = f"{tree[0]}x{tree[1]}"
     if not isinstance(tree, str):
-        raise ValueError(f"must be a {unit.name}, got {shown(tree)}")
-    readers = {"duration": parse_duration, "size": parse_size, "bytes": parse_bytes}
+        kind = "one value" if unit.name in ("rate", "seed") else f"a {unit.name}"
+        raise ValueError(f"must be {kind}, got {shown(tree)}")
+    readers: dict[str, Callable[[str], object]] = {
+        "duration": parse_duration,
+        "size": parse_size,
+        "bytes": parse_bytes,
+        "rate": _rate,
+        "seed": _seed,
+    }
     return readers[unit.name](tree)
 
 
@@ -254,6 +273,18 @@ def _typed(hint: object, tree: Tree) -> object:
     if hint is int:
         return _integer(tree)
     return _number(tree) if hint is float else tree
+
+
+def _seed(text: str) -> int | None:
+    """A seed; -1 means, as in other tools, that one is to be chosen."""
+    if text.strip().lower() in _NONE:
+        return None
+    number = _integer(text)
+    return None if number == -1 else number
+
+
+def _rate(text: str) -> float | None:
+    return None if text.strip().lower() in _NONE else parse_rate(text)
 
 
 def _optional(hint: object, tree: Tree) -> object:
@@ -288,7 +319,7 @@ def _boolean(text: str) -> bool:
 
 
 def _integer(text: str) -> int:
-    if re.fullmatch(r"[+-]?[0-9]{1,18}", text.strip()) is None:
+    if re.fullmatch(r"[+-]?[0-9]{1,20}", text.strip()) is None:
         raise ValueError(f"must be a whole number, got {text!r}")
     return int(text)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import quote, unquote
 
-from cfgen.errors import CheckpointError
+from cfgen.errors import CheckpointError, SetupError
 from cfgen.regular_files import read_text
 
 MAIN = "main"
@@ -83,7 +83,14 @@ def cache_folder(environ: Mapping[str, str] = os.environ) -> Path:
     base = set_.get("XDG_CACHE_HOME", "~/.cache")
     home = set_.get("HF_HOME", os.path.join(base, "huggingface"))
     hub = os.path.join(home, "hub")
-    return Path(set_.get("HF_HUB_CACHE") or set_.get("HUGGINGFACE_HUB_CACHE") or hub).expanduser()
+    given = set_.get("HF_HUB_CACHE") or set_.get("HUGGINGFACE_HUB_CACHE") or hub
+    try:
+        return Path(given).expanduser()
+    except RuntimeError:
+        raise SetupError(
+            "there is no home folder, so the cache of Hugging Face has no place",
+            "set HOME, HF_HOME or XDG_CACHE_HOME to a folder",
+        ) from None
 
 
 def repo_folder(repo: str, cache: Path) -> Path:

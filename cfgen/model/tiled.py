@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from cfgen.errors import BudgetError
+from cfgen.exhaustion import is_out_of_memory
 from cfgen.model.vae import Cache, Decoder, Mode, State
 
 SMALLEST = 16
@@ -23,9 +24,6 @@ SMALLEST = 16
 frames lack what lies around it, and the layer that looks at the whole frame sees the tile alone."""
 
 CPU = torch.device("cpu")
-
-OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "alloc_failed")
-"""What allocators of CUDA, MPS, cuDNN, cuBLAS and the CPU say, in lower case."""
 
 
 class TiledDecoder:
@@ -84,7 +82,7 @@ class TiledDecoder:
         while True:
             try:
                 return self._decode(latents_BFCHW, state)
-            except (RuntimeError, MemoryError) as error:
+            except (RuntimeError, MemoryError, OSError) as error:
                 if not is_out_of_memory(error):
                     raise
                 smaller = self._smaller(state.mode, max(latents_BFCHW.shape[-2:]))
@@ -128,14 +126,6 @@ class TiledDecoder:
             }
             self._twin = copy.deepcopy(self.decoder, moved)
         return self._twin
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, on whatever device."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    said = str(error).lower()
-    return isinstance(error, RuntimeError) and any(words in said for words in OUT_OF_MEMORY)
 
 
 @dataclass(frozen=True, slots=True)

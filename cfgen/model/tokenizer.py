@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from cfgen.errors import CheckpointError
+from cfgen.exhaustion import is_out_of_memory
 from cfgen.regular_files import read_text
 
 if TYPE_CHECKING:
@@ -113,9 +114,9 @@ def load_tokenizer(path: Path) -> tokenizers.Tokenizer:
         ) from None
     try:
         found = HuggingFaceTokenizer.from_str(content)
-    except (KeyboardInterrupt, SystemExit):
-        raise
     except BaseException as error:  # bare Exception, and panics, which are not even that
+        if not _is_librarys(error):
+            raise
         raise CheckpointError(
             f"{path} is not a tokenizer file: {error}", "restore the model folder"
         ) from error
@@ -176,6 +177,8 @@ def numbers_of(tokenizer: Tokenizer, text: str, *, rows: int) -> Sequence[int]:
             f"the tokenizer takes longer than {TIME_LIMIT_S:g} s for a prompt", OTHER_TOKENIZER
         ) from None
     if isinstance(found, BaseException):
+        if not _is_librarys(found):
+            raise found
         raise CheckpointError(f"the tokenizer fails: {found}", OTHER_TOKENIZER) from found
     odd = next((number for number in found if not 0 <= number < rows), None)
     if odd is not None:
@@ -184,6 +187,12 @@ def numbers_of(tokenizer: Tokenizer, text: str, *, rows: int) -> Sequence[int]:
             OTHER_TOKENIZER,
         )
     return found
+
+
+def _is_librarys(error: BaseException) -> bool:
+    """Whether an error tells of a library's input: no signal, and not memory that ran out."""
+    foreign = isinstance(error, Exception) or type(error).__name__ == "PanicException"
+    return foreign and not is_out_of_memory(error)
 
 
 def from_sentencepiece(model: bytes, path: Path) -> SentencePieceTokenizer:
@@ -202,6 +211,8 @@ def from_sentencepiece(model: bytes, path: Path) -> SentencePieceTokenizer:
         processor = SentencePieceProcessor()
         processor.LoadFromSerializedProto(model)
     except Exception as error:  # its classes of errors differ between versions
+        if is_out_of_memory(error):
+            raise
         raise CheckpointError(
             f"{path} holds no sentencepiece model that can be read: {error}", OTHER_TOKENIZER
         ) from error

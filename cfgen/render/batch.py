@@ -7,21 +7,21 @@ from being made. A clip that a dead process left is taken over and resumed.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal, Protocol
 
-from cfgen.errors import BudgetError, CfgenError, Interrupted, LockHeld, WriterError
+from cfgen.errors import BudgetError, CfgenError, Halt, Interrupted, LockHeld, WriterError
+from cfgen.exhaustion import exhausted, is_out_of_memory
 from cfgen.regular_files import read_bytes
 from cfgen.render.disk import disk_errors, write_file
 from cfgen.render.events import Event, Finished
 from cfgen.render.folder import LOCK
-from cfgen.render.lock import PATIENCE_S, Lock, Owner, read_owner
+from cfgen.render.lock import PATIENCE_S, Lock, Owner, may_live, read_owner
 from cfgen.render.output import run_of
-from cfgen.render.records import read_mapping, typed
+from cfgen.render.records import json_bytes, read_mapping, typed
 
 POLL_S = 1.0
 """Seconds between two looks at clips that other processes work on."""
@@ -212,11 +212,12 @@ class Batch:
     def _lives(self, path: Path) -> bool:
         """Whether the owner of a lock may be alive: it is not seen to be dead or silent."""
         owner = read_owner(path)
-        if not path.exists() or (owner is not None and owner.gone):
+        if not path.exists():
             return False
         if path not in self._seen or self._seen[path][0] != owner:
             self._seen[path] = (owner, time.monotonic())
-        return time.monotonic() - self._seen[path][1] < PATIENCE_S
+        silent_s = time.monotonic() - self._seen[path][1]
+        return may_live(owner, silent_s, patience_s=PATIENCE_S)
 
     def _turn(
         self, item: Item, checked: set[str]
@@ -254,7 +255,7 @@ class Batch:
         began = time.monotonic()
         try:
             fate = yield from self._made(item, started)
-        except (Interrupted, LockHeld, BudgetError) as error:
+        except (Halt, KeyboardInterrupt, Interrupted, LockHeld, BudgetError) as error:
             if lock.held:
                 why = str(error) if isinstance(error, BudgetError) else before.error
                 self._write(item, replace(before, state="waiting", error=why))
@@ -273,7 +274,10 @@ class Batch:
     def _made(self, item: Item, started: Fate) -> Generator[Event, None, Fate]:
         """Render a clip; what it raises is what stopped it."""
         fate = started
-        for event in self._make(item).run():
+        render = self._make(item)
+        if self._stopped is not None:
+            raise self._stopped
+        for event in render.run():
             if isinstance(event, Finished):
                 # At once: what follows may clear away the run folder, the other proof of it.
                 fate = replace(started, state="done", frames=event.frames)
@@ -288,12 +292,12 @@ class Batch:
         return self._folder / f"{item.name}.json"
 
     def _write(self, item: Item, fate: Fate) -> None:
-        text = json.dumps(asdict(fate), ensure_ascii=False) + "\n"
         with disk_errors(self._file(item)):
-            write_file(self._file(item), [text.encode()])
+            write_file(self._file(item), [json_bytes(asdict(fate)), b"\n"])
 
 
 def _failed(fate: Fate, error: Exception, *, for_good: bool) -> Fate:
+    error = exhausted(error) if is_out_of_memory(error) else error
     said = str(error) if isinstance(error, CfgenError) else f"{type(error).__name__}: {error}"
     hint = (error.hint or "") if isinstance(error, CfgenError) else ""
     return replace(fate, state="failed" if for_good else "waiting", error=said, hint=hint)

@@ -114,11 +114,28 @@ def publish(*paths: Path) -> None:
     sync_folder(paths[0].parent)
 
 
-def sync_folder(folder: Path) -> None:
-    """Wait until the names in a folder are on the disk, where the system can do that."""
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+_UNSYNCABLE = frozenset({errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF})
+"""What CIFS, FUSE and others say that cannot sync a folder; a broken disk says EIO."""
+
+
+def sync_folder(folder: Path) -> bool:
+    """Wait until the names in a folder are on the disk, where the system can do that.
+
+    Returns:
+        Whether the file system can.
+
+    Raises:
+        OSError: The disk refused.
+    """
+    if os.name != "posix":
+        return True
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _UNSYNCABLE:
+            raise
+        return False
+    finally:
+        os.close(descriptor)
+    return True

@@ -10,7 +10,9 @@ from fractions import Fraction
 from types import MappingProxyType
 
 from cfgen.errors import UsageError
+from cfgen.rates import ntsc
 from cfgen.render.ffmpeg import Ffmpeg
+from cfgen.render.graphs import argv_of, graph_module, shielded
 
 ENCODER = "libx264"
 X264_THREADS = 1
@@ -81,7 +83,7 @@ class Encoding:
 
     def encode_argv(self, ffmpeg: Ffmpeg, output: str) -> list[str]:
         """Return the command that encodes raw rgb24 frames from stdin to a segment."""
-        import ffmpeg as graph
+        graph = graph_module()
 
         quality = QUALITIES[self.quality]
         keyint = max(1, round(self.fps * KEYFRAME_INTERVAL_S))
@@ -94,7 +96,7 @@ class Encoding:
             .filter("format", "yuv420p")
             .filter("setparams", range="tv", **_BT709)
             .output(
-                output,
+                shielded(output),
                 format="mp4",
                 vcodec=ENCODER,
                 crf=quality.crf,
@@ -106,8 +108,7 @@ class Encoding:
             )
         )
         prefix = [*ffmpeg.prefix(), "-filter_complex_threads", "1"]
-        argv: list[str] = graph.compile(stream, cmd=prefix)
-        return argv
+        return argv_of(stream, prefix)
 
     def join_argv(self, ffmpeg: Ffmpeg, listing: str, metadata: str, output: str) -> list[str]:
         """Return the command that joins segments without re-encoding and adds the metadata.
@@ -118,15 +119,15 @@ class Encoding:
             metadata: File made of `ffmetadata`.
             output: The video.
         """
-        import ffmpeg as graph
+        graph = graph_module()
 
-        video = graph.input(listing, format="concat")["v:0"]
+        video = graph.input(shielded(listing), format="concat")["v:0"]
         # An input without streams; mapped because ffmpeg-python drops inputs that lead nowhere.
-        texts = graph.input(metadata, format="ffmetadata")["v?"]
+        texts = graph.input(shielded(metadata), format="ffmetadata")["v?"]
         stream = graph.output(
             video,
             texts,
-            output,
+            shielded(output),
             format="mp4",
             vcodec="copy",
             map_metadata=1,
@@ -134,21 +135,21 @@ class Encoding:
             use_editlist=0,
             video_track_timescale=self.timescale,
         )
-        argv: list[str] = graph.compile(stream, cmd=ffmpeg.prefix())
-        return argv
+        return argv_of(stream, ffmpeg.prefix())
 
 
 def exact_fps(fps: float | Fraction) -> Fraction:
-    """Return a frame rate as the fraction that the file will carry: 29.97 is 2997/100.
+    """Return a frame rate as the fraction that the file will carry.
 
-    The fraction is the nearest one with a denominator of at most 1001.
+    29.97, 23.976 and their like mean the rates of NTSC, 30000/1001 and so on; any other is the
+    nearest fraction with a denominator of at most 1001.
 
     Raises:
         UsageError: It is not a number between 1 and 240.
     """
     if not FPS_MIN <= fps <= FPS_MAX:
         raise UsageError(f"fps must be between {FPS_MIN} and {FPS_MAX}, got {fps}")
-    return Fraction(fps).limit_denominator(_FPS_DENOMINATOR_MAX)
+    return ntsc(fps) or Fraction(fps).limit_denominator(_FPS_DENOMINATOR_MAX)
 
 
 def check_metadata(metadata: Mapping[str, str]) -> None:

@@ -13,13 +13,14 @@ import subprocess
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
 from cfgen.errors import BudgetError, FfmpegMissing, WriterError
+from cfgen.render.graphs import argv_of, graph_module, shielded
 
 ENV_FFMPEG = "CFGEN_FFMPEG"
 STDERR_LINES = 20
@@ -36,24 +37,44 @@ class Ffmpeg:
         path: Absolute path of the binary.
         version: What it calls itself, such as ``7.1.1`` or ``n9.0.2-17-g2a571b6068``.
         encoders: Names of all encoders that it was built with.
+        note: Why it is not the one on PATH, if that is there, or empty.
     """
 
     path: Path
     version: str
     encoders: frozenset[str]
+    note: str = ""
 
     def prefix(self) -> list[str]:
         """Return the start of every command line: the binary and its global options."""
         return [str(self.path), "-hide_banner", "-nostdin", "-y", "-loglevel", "warning"]
 
 
-def find_ffmpeg() -> Ffmpeg:
+def find_ffmpeg(encoder: str = "") -> Ffmpeg:
     """Return the ffmpeg to use: ``CFGEN_FFMPEG``, else the one on PATH, else imageio-ffmpeg's.
+
+    Args:
+        encoder: Where the one on PATH lacks it, or does not run, imageio-ffmpeg's is taken.
 
     Raises:
         FfmpegMissing: There is none, or the chosen one does not run.
     """
-    path = _locate()
+    path, bundled = _locate(), _bundled()
+    if not encoder or os.environ.get(ENV_FFMPEG) or not bundled or path == Path(bundled):
+        return _asked(path)
+    try:
+        found = _asked(path)
+        why = "" if encoder in found.encoders else f"was built without {encoder}"
+    except FfmpegMissing as error:
+        found, why = None, f"cannot be used ({error})"
+    if found is not None and not why:
+        return found
+    other = _asked(Path(bundled))
+    return replace(other, note=f"{path} {why}; the packaged {bundled} is taken instead")
+
+
+def _asked(path: Path) -> Ffmpeg:
+    """What a binary says of itself."""
     version = _first_line(_ask(path, "-version"))
     if not version.startswith("ffmpeg version "):
         raise FfmpegMissing(
@@ -317,13 +338,11 @@ def measure(ffmpeg: Ffmpeg, path: Path, *, decode: bool) -> Measured:
     Raises:
         WriterError: ffmpeg cannot read the file.
     """
-    import ffmpeg as graph
-
+    graph = graph_module()
     options = {} if decode else {"vcodec": "copy"}
-    stream = graph.input(f"file:{path.absolute()}")["v:0"]
-    argv: list[str] = graph.compile(
-        stream.output("pipe:1", format="framecrc", **options), cmd=[*ffmpeg.prefix(), "-xerror"]
-    )
+    stream = graph.input(shielded(f"file:{path.absolute()}"))["v:0"]
+    output = stream.output("pipe:1", format="framecrc", **options)
+    argv = argv_of(output, [*ffmpeg.prefix(), "-xerror"])
     with FfmpegRun(argv, purpose=f"reading {path.name}", read=True) as run:
         measured = _parse_framecrc(run.lines())
         run.finish()

@@ -35,8 +35,8 @@ from cfgen.plain_text import printable
 from cfgen.regular_files import read_bytes
 from cfgen.render.disk import Block, disk_errors, part_of, sha256_of, sync_folder, write_file
 from cfgen.render.journal import Journal, VideoLine
-from cfgen.render.output import described, holds_render, run_of
-from cfgen.render.records import seal, typed, unseal
+from cfgen.render.output import described, holds_render, resume_command, run_of
+from cfgen.render.records import json_bytes, seal, typed, unseal
 
 VERSION = 1
 RECORD = "run.json"
@@ -47,6 +47,14 @@ _OWN = re.compile(
     r"run(\.part)?\.json|journal(-\d+)?(\.part)*\.jsonl|lock(\.[0-9a-f]{16})?|log\.txt"
     r"|latents|segments|snapshots(-\d+)?"
 )
+_LITTER = re.compile(
+    r"\.DS_Store|\._.*|\.AppleDouble|\.localized|Icon\r|@eaDir|@tmp|\.@__thumb|#recycle"
+    r"|(eh)?thumbs\.db|desktop\.ini|\.directory|\.nfs[0-9a-f]+|\.fuse_hidden.*|\.smbdelete.*"
+    r"|\.syncthing\..*\.tmp|~syncthing~.*\.tmp|\.dropbox(\.attr|\.cache)?|\.goutputstream-.*"
+    r"|\..*\.~[0-9a-f]+|\.sync_.*\.db(-(wal|shm))?|\.owncloudsync.*|\.tmp\.drive(up|down)load",
+    re.IGNORECASE,
+)
+"""What file managers, network drives and sync tools leave behind; it may go with the folder."""
 HARMLESS = ("cfgen_version", "ffmpeg_version")
 """Names in a fingerprint that a person may let differ; frames that must be encoded again are
 compared with those that were."""
@@ -251,7 +259,8 @@ class RunFolder:
             )
             raise SnapshotMismatch(
                 f"{self.path} cannot be resumed here, the frames might be others:{listed}",
-                f"accept it with {' '.join(f'--allow-changed {name}' for name in names)}"
+                f"accept it with `{resume_command(self.path)} "
+                f"{' '.join(f'--allow-changed {name}' for name in names)}`"
                 if set(names) <= set(HARMLESS)
                 else "restore what changed, or render again from the start with -y",
             )
@@ -288,9 +297,8 @@ def write_record(path: Path, record: RunRecord) -> None:
         BudgetError, WriterError: The disk refused.
     """
     facts = seal({"version": VERSION, **asdict(record)})
-    text = json.dumps(facts, ensure_ascii=False, indent=1)
     with disk_errors(path / RECORD):
-        write_file(path / RECORD, [text.encode() + b"\n"])
+        write_file(path / RECORD, [json_bytes(facts, indent=1), b"\n"])
 
 
 def make_empty(path: Path) -> None:
@@ -327,17 +335,26 @@ def clear(path: Path) -> None:
     def order(entry: Path) -> int:
         return 0 if entry.name == RECORD else 1 if entry.name.startswith("journal") else 2
 
-    entries = sorted(path.iterdir(), key=order)
-    for entry in entries:
-        if not _OWN.fullmatch(entry.name):
-            raise OutputRefused(f"{path} holds {entry.name}, which is not of cfgen", "move it away")
-    for entry in entries:
+    require_own(path)
+    for entry in sorted(path.iterdir(), key=order):
         if entry.name == LOCK:
             continue
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry)
         else:
             entry.unlink()
+
+
+def require_own(path: Path) -> None:
+    """Refuse a run folder that holds something of somebody's; the litter of systems is nobody's.
+
+    Raises:
+        OSError: The disk refused.
+        OutputRefused: Something in the folder is not of cfgen.
+    """
+    for entry in sorted(path.iterdir()):
+        if not _OWN.fullmatch(entry.name) and not _LITTER.fullmatch(entry.name):
+            raise OutputRefused(f"{path} holds {entry.name}, which is not of cfgen", "move it away")
 
 
 def remove(path: Path) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import secrets
 import socket
@@ -115,7 +116,7 @@ class Lock:
         with disk_errors(self.path):
             while not self._create():
                 owner = read_owner(self.path)
-                if not (owner is not None and owner.gone) and (owner,) != watched:
+                if may_live(owner, math.inf if (owner,) == watched else 0.0):
                     owner = self._watched(owner)
                 self._remove(owner)
         self._stop.clear()
@@ -131,7 +132,10 @@ class Lock:
             named, own = self.path.stat(), os.fstat(self._file)
         except OSError:
             return False
-        return (named.st_dev, named.st_ino) == (own.st_dev, own.st_ino)
+        if (named.st_dev, named.st_ino) == (own.st_dev, own.st_ino):
+            return True
+        owner = read_owner(self.path)  # some network file systems number a file anew
+        return owner is not None and owner.token == self._mine.token
 
     def release(self) -> None:
         """Give the lock back, if it is still ours."""
@@ -216,6 +220,22 @@ class Lock:
                     os.lseek(self._file, 0, os.SEEK_SET)
                     os.write(self._file, _text(self._mine))
                     os.fsync(self._file)
+
+
+def may_live(owner: Owner | None, silent_s: float, *, patience_s: float = PATIENCE_S) -> bool:
+    """Whether the owner of a lock that is there may be alive: the one rule on it.
+
+    One that can be looked up lives as long as its process is there, however long it is silent: it
+    may be suspended, or wait for a slow disk. Any other lives until it is silent for too long.
+
+    Args:
+        owner: The owner, None for one that cannot be read.
+        silent_s: Seconds for which it was watched without a sign of life.
+        patience_s: Seconds after which an owner that cannot be looked up counts as dead.
+    """
+    if owner is not None and owner.here:
+        return not owner.gone
+    return silent_s < patience_s
 
 
 def must_watch(path: Path) -> bool:

@@ -24,6 +24,21 @@ def run_of(output: Path) -> Path:
     return output.with_suffix(".cfgen")
 
 
+def target_of(output: Path) -> Path:
+    """What an output that is a symbolic link leads to, whether it is there or not.
+
+    Raises:
+        OutputRefused: The link leads round in a circle.
+    """
+    try:
+        return output.resolve()
+    except (OSError, RuntimeError) as error:
+        raise OutputRefused(
+            f"the output {str(output)!r} is a link that leads nowhere: {error}",
+            "choose another output with -o",
+        ) from None
+
+
 def described(output: Path) -> str | None:
     """The digest that a video has by its sidecar, or None if that cannot be told."""
     try:
@@ -44,7 +59,8 @@ def check_output(output: Path) -> None:
     """
     if output.suffix.lower() != ".mp4":
         raise UsageError(
-            f"the output {str(output)!r} must end in .mp4", f"use -o {output.stem or 'clip'}.mp4"
+            f"the output {str(output)!r} must end in .mp4",
+            f"use -o {pasted((output.stem or 'clip') + '.mp4')}",
         )
     folder = output.absolute().parent
     hint = "choose another output with -o"
@@ -93,4 +109,9 @@ def holds_render(run: Path) -> bool:
 
 def resume_command(run: Path) -> str:
     """The command that goes on with a run, as a person types it."""
-    return f"cfgen resume {shlex.quote(os.path.relpath(run))}"
+    return f"cfgen resume {pasted(os.path.relpath(run))}"
+
+
+def pasted(name: str) -> str:
+    """A file's name as a person pastes it into a shell; one that begins with - is no option."""
+    return shlex.quote(f"./{name}" if name.startswith("-") else name)

@@ -50,6 +50,19 @@ def unseal(text: str | bytes, *, before: str = "") -> tuple[dict[str, Any], str]
     return facts, str(check)
 
 
+def json_bytes(facts: object, *, indent: int | None = None) -> bytes:
+    """JSON in UTF-8, for people to read; a name of a file that is no text is written in escapes.
+
+    Args:
+        facts: Plain values.
+        indent: As for `json.dumps`.
+    """
+    try:
+        return json.dumps(facts, ensure_ascii=False, indent=indent).encode()
+    except UnicodeEncodeError:
+        return json.dumps(facts, indent=indent).encode()
+
+
 def read_mapping(text: str | bytes) -> dict[str, Any]:
     """Parse a JSON object.
 

@@ -22,7 +22,7 @@ from cfgen.errors import (
 )
 from cfgen.model.vae import Mode, State
 from cfgen.plain_text import bytes_words
-from cfgen.render.disk import disk_errors
+from cfgen.render.disk import disk_errors, sync_folder
 from cfgen.render.events import (
     ChunkDone,
     Encoded,
@@ -90,6 +90,7 @@ class Render:
         self._exit_code = 130
         self._resume = self._worth_keeping = False
         self._video: VideoLine | None = None
+        self._kept = ""
         self._allow_changed: frozenset[str] = frozenset()
 
     @property
@@ -130,6 +131,12 @@ class Render:
         yield from self._warnings
         with disk_errors(self._path):
             self._path.mkdir(exist_ok=True)
+            synced = sync_folder(self._path)
+        if not synced:
+            yield Warned(
+                message=f"the file system of {self._path} cannot be told to write names down",
+                hint="the render goes on; if the machine loses power, its last seconds may be lost",
+            )
         if must_watch(self._path / LOCK):
             yield Warned(
                 message=f"{self._path} is locked by {read_owner(self._path / LOCK) or 'somebody'}",
@@ -151,6 +158,8 @@ class Render:
         finally:
             with contextlib.suppress(OSError):
                 self._path.rmdir()  # if nothing is in it
+        if self._kept:
+            yield Warned(message=f"the run folder stays: {self._kept}")
 
     def _logged(self) -> Generator[Event, None, None]:
         """The work, with a log for people; the journal has the chunks."""
@@ -175,8 +184,10 @@ class Render:
         """Remove the run folder where nothing in it is of use to anybody."""
         useless = self._clean or self._mode == "off" if done else not self._worth_keeping
         if useless and self._lock.held:
-            with contextlib.suppress(CfgenError):
+            try:
                 remove(self._path)
+            except CfgenError as error:
+                self._kept = str(error)
 
     def _locked(self) -> Generator[Event, None, None]:
         if self._video is not None:
@@ -215,11 +226,12 @@ class Render:
         if not self._resume:
             return RunFolder.create(self._path, self._record)
         folder = RunFolder(self._path)
-        folder.expect(self._record, allow_changed=self._allow_changed)
+        self._video = folder.finished
+        if self._video is None:  # what is finished and whole is so whatever changed since
+            folder.expect(self._record, allow_changed=self._allow_changed)
         if folder.record.parts:
             parts = json.dumps(folder.record.parts, ensure_ascii=False)
             self.writer.add_metadata({"parts": parts})
-        self._video = folder.finished
         if self._video is None:
             folder.require_replaceable()
         return folder
@@ -289,6 +301,7 @@ class Render:
         """
         making, last = self.source.making(), self.plan.chunks - 1
         if first <= last:
+            self._stop_here(first)
             making.start(first)
         for index in range(first, self.plan.chunks):
             chunk, before = making.finish(), state.mode
@@ -323,6 +336,11 @@ class Render:
         Raises:
             Interrupted: It did.
         """
+        if self._stop and chunk == 0:
+            raise Interrupted(
+                f"{self._stop} before the first chunk: nothing was begun",
+                exit_code=self._exit_code,
+            )
         if self._stop:
             hint = f"go on with `{resume_command(self._path)}`"
             raise Interrupted(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -33,6 +32,7 @@ from cfgen.render.encoding import (
 )
 from cfgen.render.ffmpeg import Ffmpeg, FfmpegRun, Measured, measure, require_encoder
 from cfgen.render.output import check_output, sidecar_of
+from cfgen.render.records import json_bytes
 
 SIDECAR_VERSION = 1
 _LISTING = "segments.ffconcat"
@@ -446,7 +446,7 @@ class VideoWriter:
         names = {"path": facts.path.name, "sidecar": facts.sidecar.name}
         facts_named = asdict(facts) | names
         record = {"version": SIDECAR_VERSION, "metadata": self._metadata, "facts": facts_named}
-        return json.dumps(record, ensure_ascii=False, indent=2) + "\n"
+        return json_bytes(record, indent=2).decode() + "\n"
 
 
 def _rename(made: Path, part: Path) -> None:

@@ -291,3 +291,15 @@ def test_a_plan_counts_the_snapshots_of_a_small_cache(cfgen: Run) -> None:
     for kept, less in (("int8", 0.8), ("fp8", 0.6)):
         for name in ("kv_nbytes", "snapshots_nbytes"):
             assert 0 < told[kept][name] < less * told["bf16"][name], (kept, name)
+
+
+def test_doctor_is_not_ready_with_broken_settings(
+    cfgen: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "cfgen").mkdir()
+    (tmp_path / "cfgen" / "config.yaml").write_text("sed: 3\n")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    result = cfgen("doctor")
+    assert result.exit_code == 3
+    assert "settings" in result.stdout.splitlines()[-1]
+    assert "sed: is not a known key" in result.stdout

@@ -158,7 +158,7 @@ def test_dry_run_checks_and_plans_and_builds_nothing(cfgen: Run, build) -> None:
         (["a", "--size", "big"], 2, "--size: 'big' is not a size"),
         (["a", "--fps", "0"], 2, "--fps: must be at least 1 and at most 240, got 0.0"),
         (["a", "--seed", "x"], 2, "--seed: must be a whole number, got 'x'"),
-        (["a", "--seed", "-1"], 2, "--seed: must be at least 0"),
+        (["a", "--seed", "-2"], 2, "--seed: must be at least 0"),
         (["a", "--memory", "windw"], 2, "--memory: must be one of full, window, slow_fast"),
         (["a", "--rng", "dice"], 2, "--rng: must be keyed or reference, got 'dice'"),
         (["a", "--config", "no.yaml"], 2, "no.yaml: there is no such file"),

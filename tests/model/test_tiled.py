@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from cfgen.errors import BudgetError
-from cfgen.model.tiled import SMALLEST, TiledDecoder, is_out_of_memory
+from cfgen.exhaustion import is_out_of_memory
+from cfgen.model.tiled import SMALLEST, TiledDecoder
 from cfgen.model.vae import Mode, State, TinyAutoencoder
 from cfgen.model.wan_vae import WanAutoencoder
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cfgen.errors import BudgetError, CheckpointError, Interrupted, WriterError
+from cfgen.errors import BudgetError, CheckpointError, Halt, Interrupted, WriterError
 from cfgen.render.batch import Batch, ClipBegun, ClipEnded, Item, Waiting
 from cfgen.render.events import Event, Finished
 from cfgen.render.lock import Lock
@@ -295,3 +295,52 @@ def test_the_state_of_a_clip_is_plain(fake: Fake) -> None:
     facts = json.loads((fake.folder / "state" / "a.json").read_text())
     assert facts["state"] == "done"
     assert facts["frames"] == 33
+
+
+@pytest.mark.parametrize("place", ["state/a.lock", "a.cfgen/lock"])
+def test_a_suspended_owner_of_this_machine_keeps_its_clip(
+    fake: Fake, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """Its process is there, so that no silence makes it dead; nothing is begun beside it."""
+    monkeypatch.setattr("cfgen.render.batch.PATIENCE_S", 0.05)
+    monkeypatch.setattr("cfgen.render.batch.POLL_S", 0.02)
+    (fake.folder / place).parent.mkdir(parents=True)
+    held = Lock(fake.folder / place, beat_s=999.0)
+    held.acquire()
+    looks = 0
+    slept = Batch._sleep
+
+    def sleep(batch: Batch) -> None:
+        nonlocal looks
+        looks += 1
+        if looks == 20:
+            held.release()
+        slept(batch)
+
+    monkeypatch.setattr(Batch, "_sleep", sleep)
+    events = list(fake.batch("a", "b").run())
+    assert [event.item.name for event in events if isinstance(event, ClipBegun)] == ["b", "a"]
+    assert fake.tries == ["b", "a"]
+
+
+def test_a_stop_while_a_clip_loads_makes_nothing_of_it(fake: Fake) -> None:
+    batch = fake.batch("a")
+    made = batch._make
+
+    def make(item: Item) -> object:
+        batch.stop("interrupted", exit_code=130)
+        return made(item)
+
+    batch._make = make  # type: ignore[assignment]
+    with pytest.raises(Interrupted):
+        list(batch.run())
+    assert states(fake.batch("a")) == {"a": "waiting"}
+    assert fake.chunks == {}
+
+
+@pytest.mark.parametrize("error", [Halt(2), KeyboardInterrupt()])
+def test_an_interrupt_at_once_counts_for_nothing(fake: Fake, error: BaseException) -> None:
+    fake.fails["a"] = [(1, error)]
+    with pytest.raises(type(error)):
+        list(fake.batch("a", attempts=1).run())
+    assert states(fake.batch("a")) == {"a": "waiting"}

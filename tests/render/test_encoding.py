@@ -58,7 +58,7 @@ def test_values_that_cannot_be_encoded_are_refused(changes: dict[str, object], s
 
 @pytest.mark.parametrize(
     ("fps", "exact"),
-    [(16.0, "16"), (29.97, "2997/100"), (24000 / 1001, "24000/1001"), (12.5, "25/2"), (1, "1")],
+    [(16.0, "16"), (29.97, "30000/1001"), (24000 / 1001, "24000/1001"), (12.5, "25/2"), (1, "1")],
 )
 def test_frame_rate_is_a_fraction_whose_frame_is_whole_ticks(fps: float, exact: str) -> None:
     rate = exact_fps(fps)

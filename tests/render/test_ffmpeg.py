@@ -271,3 +271,17 @@ def test_measuring_what_is_no_video_fails(decode: bool, tmp_path: Path, ffmpeg: 
         measure(ffmpeg, path, decode=decode)
     assert caught.value.exit_status
     assert caught.value.stderr_tail
+
+
+@pytest.mark.parametrize("body", [ANSWERS, "exit 127"], ids=["without x264", "broken"])
+def test_the_packaged_one_is_taken_where_path_s_will_not_do_and_said(
+    body: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = script(tmp_path / "ffmpeg", body)
+    monkeypatch.delenv("CFGEN_FFMPEG", raising=False)
+    monkeypatch.delenv("IMAGEIO_FFMPEG_EXE", raising=False)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    found = find_ffmpeg("libx264")
+    assert "imageio_ffmpeg" in found.path.parts
+    assert found.note.startswith(str(path))
+    assert "is taken instead" in found.note

@@ -13,7 +13,15 @@ from pathlib import Path
 import pytest
 
 from cfgen.errors import SetupError
-from cfgen.render.lock import Lock, owner_of, read_owner
+from cfgen.render.lock import (
+    Lock,
+    Owner,
+    born_of,
+    may_live,
+    owner_of,
+    read_owner,
+    this_system,
+)
 
 
 @pytest.fixture
@@ -174,3 +182,35 @@ def test_only_one_of_many_takes_a_dead_owners_lock(path: Path) -> None:
     ]
     said = sorted(process.communicate()[0].strip() for process in processes)
     assert said == ["refused", "refused", "refused", "took"]
+
+
+@pytest.mark.parametrize("silent_s", [0.0, 29.0, 31.0, 1e9])
+@pytest.mark.parametrize(
+    ("system", "born", "lives"),
+    [
+        ("here", "now", {0.0, 29.0, 31.0, 1e9}),
+        ("here", "gone", set()),
+        ("elsewhere", "now", {0.0, 29.0}),
+        ("", "now", {0.0, 29.0}),
+        (None, "", {0.0, 29.0}),
+    ],
+)
+def test_one_rule_tells_who_may_live(
+    silent_s: float, system: str | None, born: str, lives: set[float]
+) -> None:
+    owner = None
+    if system is not None:
+        named = this_system() if system == "here" else system
+        pid = os.getpid()
+        owner = Owner("h", named, pid, born_of(pid) if born == "now" else "0", "t", 0)
+    assert may_live(owner, silent_s) is (silent_s in lives)
+
+
+def test_a_lock_whose_file_is_numbered_anew_is_still_held(path: Path) -> None:
+    with Lock(path) as lock:
+        copy = path.with_name("copy")
+        copy.write_bytes(path.read_bytes())
+        os.replace(copy, path)
+        assert lock.held
+        path.write_text(path.read_text().replace(read_owner(path).token, "0" * 16))
+        assert not lock.held

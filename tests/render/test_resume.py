@@ -16,7 +16,7 @@ from cfgen.build import build_render
 from cfgen.cli.app import app
 from cfgen.cli.plan import plan_of
 from cfgen.config.loader import load
-from cfgen.errors import CfgenError, Interrupted, PresetError
+from cfgen.errors import CfgenError, Interrupted, PresetError, SnapshotMismatch
 from cfgen.render.disk import sha256_of
 from cfgen.render.events import ChunkDone, Event, Finished, Resumed, Saved, Warned
 from cfgen.render.folder import RunFolder
@@ -478,3 +478,27 @@ def test_segment_lines_stand_only_for_whole_segments(film: Callable[..., Film]) 
     cut.go_on()
     lines = RunFolder(cut.run).journal.of(SegmentLine)
     assert [line.index for line in lines] == [0, 1, 2]
+
+
+def test_what_is_finished_and_whole_is_so_after_an_upgrade(
+    film: Callable[..., Film], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a batch too, for which nothing is loaded or made."""
+    import cfgen.build as build_module
+    from cfgen.cli.batch import _whole
+
+    cut, half = film(), film()
+    video = cut.whole()
+    half.until(2)
+    before = build_module.versions()
+    changed = dict.fromkeys(before, "of another day")
+    monkeypatch.setattr(build_module, "versions", lambda: changed)
+    assert isinstance(cut.go_on()[-1], Finished)
+    told = _whole(cut.run)
+    assert told is not None
+    (finished,) = told.run()
+    assert (finished.output, finished.frames) == (cut.output, RunFolder(cut.run).finished.frames)
+    assert cut.output.read_bytes() == video
+    assert _whole(half.run) is None
+    with pytest.raises(SnapshotMismatch):
+        half.go_on()
