@@ -102,8 +102,8 @@ class Templates:
     def of(self, which: Tensor) -> Templates:
         """Some of them."""
         names = [self.names[i] for i in which.tolist()]
-        chosen = (each[which] for each in (self.rgb, self.inner))
-        return Templates(names, *chosen, self.silhouettes, self.which[which])
+        rgb, inner = self.rgb[which], self.inner[which]
+        return Templates(names, rgb, inner, self.silhouettes, self.which[which])
 
 
 def find_subjects(view: Image) -> list[Sighting]:
@@ -248,8 +248,11 @@ def _coarse() -> tuple[Templates, Tensor, Tensor, Tensor]:
     near = (silhouettes[:, :1] > 0.5).float()
     silhouettes = torch.cat([near, silhouettes[:, 1:] * near], 1)
     rgb, inner = (each * near[fine.which] for each in (rgb, inner))
-    spectra = (torch.fft.rfft2(each, s=size).conj() for each in (rgb, inner, silhouettes))
-    return Templates(fine.names, rgb, inner, silhouettes, fine.which), *spectra
+    made = Templates(fine.names, rgb, inner, silhouettes, fine.which)
+    first, second, third = (
+        torch.fft.rfft2(each, s=size).conj() for each in (rgb, inner, silhouettes)
+    )
+    return made, first, second, third
 
 
 def _soft(picture: Tensor) -> Tensor:
