@@ -169,7 +169,7 @@ def test_a_second_copy_is_a_double_edge() -> None:
     assert double_edge(frames[4], seen, pace) < 0.1
     ghost = np.maximum(frames[4], 0.5 * frames[4] + 0.5 * frames[0])
     doubled = np.where(np.abs(frames[0] - frames[4]) > 30, 0.5 * frames[4] + 0.5 * frames[0], ghost)
-    assert double_edge(doubled.astype(np.float32), seen, (2 * pace[0], 2 * pace[1])) > 0.1
+    assert double_edge(doubled.astype(np.float32), seen, pace) > 0.1
     assert double_edge(frames[4], seen, (0.0, 0.0)) == 0.0
 
 
