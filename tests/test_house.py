@@ -117,6 +117,7 @@ BELOW = {
         "limits",
         "machine",
         "needs",
+        "notices",
         "placement",
         "hub",
         "fingerprint",

@@ -364,6 +364,8 @@ def _show_plan(console: Console, clips: list[Clip], night: Night) -> None:
     Raises:
         Exit: With 1, if something does.
     """
+    from cfgen.notices import warnings_of
+
     assert night.batch is not None
     lines, listed, seconds = [], [], 0.0
     width = max(len(clip.name) for clip in clips)
@@ -372,8 +374,10 @@ def _show_plan(console: Console, clips: list[Clip], night: Night) -> None:
         state = fate.state
         open_ = state in ("waiting", "started")
         obstacle = night.obstacle(item) or _missing(clip, plan) if open_ else fate.error
-        facts = {"name": clip.name, "seed": clip.config.seed, "frames": plan.frames}
-        listed.append(facts | {"output": str(item.output), "state": state, "obstacle": obstacle})
+        facts: dict[str, object] = {"name": clip.name, "seed": clip.config.seed}
+        facts |= {"frames": plan.frames, "output": str(item.output)}
+        facts |= {"state": state, "obstacle": obstacle, "warnings": []}
+        listed.append(facts)
         made = night.progress(item) if state != "done" else plan.chunks
         lines.append(
             f"{clip.name:{width}}  seed {clip.config.seed:<11} {clock(plan.seconds):>8}  "
@@ -381,6 +385,10 @@ def _show_plan(console: Console, clips: list[Clip], night: Night) -> None:
         )
         if obstacle:
             lines.append(f"  {'failed' if state == 'failed' else 'will fail'}: {_line(obstacle)}")
+        elif open_:
+            told = [warning.message for warning in warnings_of(clip.config)]
+            facts["warnings"] = told
+            lines += [f"  warning: {message}" for message in told]
         seconds += plan.seconds
     ok = not any(facts["obstacle"] for facts in listed)
     lines.append(f"{len(clips)} clips, {clock(seconds)} of video")

@@ -414,6 +414,7 @@ class Render:
         facts = self.writer.join()
         self._ledger.video(facts)
         self.writer.publish()
+        self._store.keep_newest()
         return Finished(
             output=facts.path,
             frames=facts.frames,

@@ -168,6 +168,12 @@ class SnapshotStore:
         self._files = {chunk: files for chunk, files in self._files.items() if chunk <= after}
         self.collect()
 
+    def keep_newest(self) -> None:
+        """Once the film is finished: remove all but the newest and the one branched off at."""
+        kept = {self.base, *self.chunks[-KEPT_SNAPSHOTS:]}
+        self._files = {chunk: files for chunk, files in self._files.items() if chunk in kept}
+        self.collect()
+
     def collect(self) -> None:
         """Remove every file of the folder that no snapshot needs."""
         needed = {self._manifest(chunk).name for chunk in self._files}
