@@ -263,7 +263,8 @@ def test_only_the_console_prints(module: str) -> None:
             assert node.func.id != "print", f"{module}:{node.lineno}"
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
             assert (node.value.id, node.attr) not in PRINTING, f"{module}:{node.lineno}"
-    assert not any(name.split(".")[0] == "rich" for name in _imports(module))
+    measures = module == "cfgen.cli.columns"
+    assert measures or not any(name.split(".")[0] == "rich" for name in _imports(module))
 
 
 def test_files_are_opened_in_one_place() -> None:

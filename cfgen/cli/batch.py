@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cfgen.cli import options
+from cfgen.cli.columns import cells, padded
 from cfgen.cli.console import Console
 from cfgen.cli.naming import slug
 from cfgen.cli.plan import plan_of
@@ -368,7 +369,8 @@ def _show_plan(console: Console, clips: list[Clip], night: Night) -> None:
 
     assert night.batch is not None
     lines, listed, seconds = [], [], 0.0
-    width = max(len(clip.name) for clip in clips)
+    width = max(cells(clip.name) for clip in clips)
+    digits = max(len(str(clip.config.seed)) for clip in clips)
     for clip, item in zip(clips, night.items, strict=True):
         plan, fate = plan_of(clip.config), night.batch.fate(item)
         state = fate.state
@@ -380,7 +382,8 @@ def _show_plan(console: Console, clips: list[Clip], night: Night) -> None:
         listed.append(facts)
         made = night.progress(item) if state != "done" else plan.chunks
         lines.append(
-            f"{clip.name:{width}}  seed {clip.config.seed:<11} {clock(plan.seconds):>8}  "
+            f"{padded(clip.name, width)}  seed {clip.config.seed:<{digits}} "
+            f"{clock(plan.seconds):>8}  "
             f"{made:5} of {plan.chunks} chunks  {item.output}"
         )
         if obstacle:
@@ -429,13 +432,13 @@ def _report(
     with disk_errors(file):
         # Another process may end the list at the same moment.
         write_file(file, [json_bytes(facts, indent=1), b"\n"], shared=True)
-    width = max(len(str(row["name"])) for row in rows)
+    width = max(cells(str(row["name"])) for row in rows)
     lines = []
     for row in rows:
         state = str(row["state"])
         made = f"{row['chunks']} chunks are made" if row["chunks"] else "not begun"
         detail = row["output"] if state == "done" else _line(str(row["error"])) or made
-        lines.append(f"{state:8} {row['name']:{width}}  {detail}")
+        lines.append(f"{state:8} {padded(str(row['name']), width)}  {detail}")
     failed = sum(row["state"] == "failed" for row in rows)
     again = "; --retry-failed tries the failed ones again" if failed else ""
     lines.append(f"{done} of {len(rows)} clips done; the report is {file}{again}")

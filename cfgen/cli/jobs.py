@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from cfgen.cli import options
+from cfgen.cli.columns import aligned, cells, cut
 from cfgen.cli.console import Console
 from cfgen.cli.plan import plan_of
 from cfgen.cli.progress import clock
@@ -95,10 +96,10 @@ def list_jobs(
     rows: list[tuple[str, ...]] = [("state", "done", "of", "disk", "run", "prompt")]
     width = max(12, shutil.get_terminal_size().columns - _COLUMNS - _widest(jobs))
     for job in jobs:
-        prompt = job.prompt if len(job.prompt) <= width else f"{job.prompt[: width - 3]}..."
+        prompt = cut(job.prompt, width)
         times = (clock(job.done_s), clock(job.total_s))
         rows.append((job.state, *times, bytes_words(job.nbytes), str(job.path), prompt))
-    text = _table(rows) if jobs else f"no renders under {folder}"
+    text = "\n".join(aligned(rows)) if jobs else f"no renders under {folder}"
     console.result(text, {"jobs": [job.data() for job in jobs]})
 
 
@@ -235,7 +236,7 @@ def _targets(jobs: list[Job]) -> Iterator[Path]:
 
 
 def _widest(jobs: list[Job]) -> int:
-    return max((len(str(job.path)) for job in jobs), default=0)
+    return max((cells(str(job.path)) for job in jobs), default=0)
 
 
 def _clear_away(target: Path, console: Console) -> bool:
@@ -263,11 +264,3 @@ def _size(path: Path) -> int:
             except OSError:
                 continue
     return total
-
-
-def _table(rows: list[tuple[str, ...]]) -> str:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    )
