@@ -154,9 +154,7 @@ OPENERS = {
     "cfgen.regular_files": {"os.open", "os.fdopen"},
     "cfgen.checkpoint.gguf_file": {"np.memmap"},  # of a file that is open
     "cfgen.checkpoint.inspect": {"kind.open"},  # a network's
-    "cfgen.checkpoint.safetensors_file": {"os.open"},  # a folder, to sync it
     "cfgen.cli.console": {"os.open"},  # the null device
-    "cfgen.render.disk": {"os.open"},  # a folder, to sync it
     "cfgen.render.lock": {
         "Path('/proc/sys/kernel/random/boot_id').read_text",
         "Path(f'/proc/{pid}/stat').read_text",

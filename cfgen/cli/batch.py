@@ -40,6 +40,7 @@ from cfgen.render.events import Event, Finished
 from cfgen.render.folder import RunFolder, is_run
 from cfgen.render.journal import ChunkLine
 from cfgen.render.output import described, refuse_existing, run_of, sidecar_of
+from cfgen.render.place import try_place
 
 if TYPE_CHECKING:
     from cfgen.build import Models
@@ -162,6 +163,7 @@ class Night:
         self._configs = {clip.name: clip.config for clip in clips}
         self._render: Render | None = None
         self._stopped: tuple[str, int] | None = None
+        self._tried: set[Path] = set()
         self._models: Models | None = None
         self.batch: Batch | None = None
         self.items = [
@@ -203,6 +205,7 @@ class Night:
         self._render = None  # its memory goes before the next is made
         begun = self._begun(path, config)
         try:
+            self._try_place(item.output.absolute().parent)
             if begun is not None and (whole := _whole(path)) is not None:
                 return whole
             if begun is not None:
@@ -222,6 +225,13 @@ class Night:
         self._render = render
         self._console.start(fps=config.playback_fps)
         return render
+
+    def _try_place(self, folder: Path) -> None:
+        """Try out a folder, once a night."""
+        if folder not in self._tried:
+            for warning in try_place(folder):
+                self._console.show(warning)
+            self._tried.add(folder)
 
     def _begun(self, path: Path, config: RenderConfig) -> RenderConfig | None:
         """The configuration that a clip was begun with, or None if it is to be begun.

@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from cfgen.atomic_files import append
+from cfgen.atomic_files import append, sync_folder
 from cfgen.errors import (
     OutputRefused,
     SnapshotCorrupt,
@@ -33,7 +33,7 @@ from cfgen.errors import (
 )
 from cfgen.plain_text import printable
 from cfgen.regular_files import read_bytes
-from cfgen.render.disk import Block, disk_errors, part_of, sha256_of, sync_folder, write_file
+from cfgen.render.disk import Block, disk_errors, part_of, sha256_of, write_file
 from cfgen.render.journal import Journal, VideoLine
 from cfgen.render.output import described, holds_render, resume_command, run_of
 from cfgen.render.records import json_bytes, seal, typed, unseal

@@ -20,10 +20,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from cfgen.atomic_files import sync_folder
 from cfgen.errors import SnapshotCorrupt
 from cfgen.memory.base import MemoryState
 from cfgen.regular_files import read_bytes
-from cfgen.render.disk import disk_errors, sha256_of, sync_folder, write_file
+from cfgen.render.disk import disk_errors, sha256_of, write_file
 from cfgen.render.plan import KEPT_SNAPSHOTS
 from cfgen.render.records import seal, typed, unseal
 
