@@ -18,12 +18,13 @@ from cfgen.cli.plan import plan_of
 from cfgen.cli.progress import clock
 from cfgen.cli.runs import config_of, run_folder
 from cfgen.config.values import parse_bytes
-from cfgen.errors import CfgenError, UsageError
+from cfgen.errors import CfgenError, OutputRefused, UsageError
 from cfgen.plain_text import bytes_words
 from cfgen.render.disk import disk_errors
-from cfgen.render.folder import LOCK, RunFolder, is_run, remove
+from cfgen.render.folder import LOCK, RunFolder, is_run, remove, require_own
 from cfgen.render.journal import ChunkLine, VideoLine
 from cfgen.render.lock import Lock, owner_of
+from cfgen.render.output import resume_command
 
 app = options.command_app("List, show and clear away renders.")
 
@@ -159,19 +160,27 @@ def gc(
     jobs = list(jobs_under(folder))
     before = total = sum(job.nbytes for job in jobs)
     removed: list[tuple[Path, int]] = []
+    kept = False
     for target in _targets(jobs):
         if total <= allowed:
             break
         # In a dry run, what went before is still there.
         nbytes = _size(target) - sum(n for path, n in removed if dry_run and path.parent == target)
-        if dry_run or _clear_away(target, console):
+        if _clear_away(target, console, dry_run=dry_run):
             total -= nbytes
             removed.append((target, nbytes))
+        else:
+            kept = True
     verb = "would remove" if dry_run else "removed"
     text = [f"{verb} {target} ({bytes_words(nbytes)})" for target, nbytes in removed]
     text.append(f"{bytes_words(before)} before, {bytes_words(total)} after")
     if total > allowed:
-        text.append(f"more than {bytes_words(allowed)}: what is left belongs to unfinished renders")
+        why = "what is left belongs to unfinished renders"
+        if kept:
+            why = (
+                "some of what is left stays for the reasons told, the rest is of unfinished renders"
+            )
+        text.append(f"more than {bytes_words(allowed)}: {why}")
     listed = [{"path": str(target), "nbytes": nbytes} for target, nbytes in removed]
     data = {"removed": listed, "nbytes_before": before, "nbytes": total, "dry_run": dry_run}
     console.result("\n".join(text), data)
@@ -239,16 +248,28 @@ def _widest(jobs: list[Job]) -> int:
     return max((cells(str(job.path)) for job in jobs), default=0)
 
 
-def _clear_away(target: Path, console: Console) -> bool:
+def _clear_away(target: Path, console: Console, *, dry_run: bool) -> bool:
+    """Remove a run folder or its snapshots; tell why if it stays.
+
+    Returns:
+        Whether it is, or would be, removed.
+    """
     run = target if is_run(target) else target.parent
     try:
-        with Lock(run / LOCK), disk_errors(target):
-            if RunFolder(run).finished is None:
-                return False
+        with disk_errors(target):
             if target == run:
-                remove(run)
-            else:
-                shutil.rmtree(target)
+                require_own(run)
+            if dry_run:
+                return True
+            with Lock(run / LOCK):
+                if RunFolder(run).finished is None:
+                    raise OutputRefused(
+                        "its video is not whole any more", f"`{resume_command(run)}` mends it"
+                    )
+                if target == run:
+                    remove(run)
+                else:
+                    shutil.rmtree(target)
     except CfgenError as error:
         console.warn(f"{target} stays: {error}", error.hint)
         return False

@@ -44,13 +44,16 @@ JOURNAL = "journal.jsonl"
 LOCK = "lock"
 LOG = "log.txt"
 _OWN = re.compile(
-    r"run(\.part)?\.json|journal(-\d+)?(\.part)*\.jsonl|lock(\.[0-9a-f]{16})?|log\.txt"
-    r"|latents|segments|snapshots(-\d+)?"
+    r"(run(\.[0-9a-f]{8})?(\.part)?\.json|journal(-\d+)?(\.[0-9a-f]{8})?(\.part)*\.jsonl"
+    r"|lock(\.[0-9a-f]{16})?|log(\.[0-9a-f]{8}\.part)?\.txt|latents|segments|snapshots(-\d+)?)"
 )
 _LITTER = re.compile(
     r"\.DS_Store|\._.*|\.AppleDouble|\.localized|Icon\r|@eaDir|@tmp|\.@__thumb|#recycle"
     r"|(eh)?thumbs\.db|desktop\.ini|\.directory|\.nfs[0-9a-f]+|\.fuse_hidden.*|\.smbdelete.*"
     r"|\.syncthing\..*\.tmp|~syncthing~.*\.tmp|\.dropbox(\.attr|\.cache)?|\.goutputstream-.*"
+    r"|.*\.!(sync|bt|ut)|.*\.[0-9a-f]{8}\.partial|\.unison\..*\.tmp|\.csync_journal\.db.*"
+    r"|\.(run\.json|journal(-\d+)?\.jsonl|lock|log\.txt)\.[a-z0-9]{6}|.*@Syno(EAStream|Resource)"
+    r"|\.apdisk|\.TemporaryItems|\.fseventsd|\.Spotlight-V100|\.~lock\..*#"
     r"|\..*\.~[0-9a-f]+|\.sync_.*\.db(-(wal|shm))?|\.owncloudsync.*|\.tmp\.drive(up|down)load",
     re.IGNORECASE,
 )

@@ -36,6 +36,15 @@ LITTER = (
     ".run.json.~1a2b",
     ".sync_0123.db-wal",
     ".tmp.drivedownload",
+    "run.json.!sync",
+    "run.json.1a2b3c4d.partial",
+    ".unison.run.json.0123.unison.tmp",
+    ".csync_journal.db-shm",
+    ".run.json.Xy12Zq",
+    ".journal-2.jsonl.aB3dE9",
+    "run.json@SynoEAStream",
+    ".apdisk",
+    ".~lock.run.json#",
 )
 
 
@@ -52,7 +61,26 @@ def test_litter_makes_no_stranger_of_a_run_folder(tmp_path: Path, name: str, fol
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["notes.txt", "DS_Store", "run.json.bak", ".hidden", "a.mp4"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "run.part.json",
+        "journal.part.jsonl",
+        "journal-2.0a1b2c3d.part.jsonl",
+        "log.0a1b2c3d.part.txt",
+        "lock.0123456789abcdef",
+        "snapshots-3",
+    ],
+)
+def test_what_a_killed_process_left_is_of_cfgen(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("half")
+    require_own(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["notes.txt", "DS_Store", "run.json.bak", ".hidden", "a.mp4", ".run.json.notes", "my.partial"],
+)
 def test_what_is_somebody_s_is_refused_and_stays(tmp_path: Path, name: str) -> None:
     (tmp_path / "run.json").write_text("{}")
     (tmp_path / name).write_text("precious")
