@@ -106,7 +106,7 @@ BELOW = {
         "memory",
         "ops",
     },
-    "bench": {"ways", "rollout", "model"},
+    "bench": {"limits", "ways", "rollout", "model"},
     "cli": {
         "kernels",
         "build",

@@ -107,7 +107,7 @@ def branch(
         )
     check_place(child, drawn, overwrite=overwrite)
     chunk = chunk_of(at, plan_of(parent), drawn)
-    if chosen != seed:
+    if str(child.seed) not in (seed, str(parent.seed)):
         console.note(f"seed {child.seed} (chosen at random)")
     with Lock(path / LOCK):
         _branch(console, path, child, chunk, overwrite=overwrite)
@@ -118,11 +118,14 @@ def branch(
 def changed(folder: RunFolder, flags: dict[str, str | None]) -> RenderConfig:
     """The configuration of a run with what flags say otherwise; None says nothing.
 
+    A seed of -1, as everywhere, means that one is chosen.
+
     Raises:
         PresetError: A value cannot be used.
     """
     label = str(folder.path / "run.json")
-    return from_mapping(folder.record.config, label=label, flags=flags)
+    config = from_mapping(folder.record.config, label=label, flags=flags)
+    return config if config.seed is not None else dataclasses.replace(config, seed=int(new_seed()))
 
 
 def prepare(console: Console, folder: RunFolder, chunk: int) -> tuple[Branching, RunRecord]:

@@ -139,10 +139,11 @@ def test_a_branch_of_the_same_settings_is_the_same_film_and_may_be_longer(
         same = command("branch", str(parent.run), "--at", "3s", "-o", "same.mp4", *asked)
         assert same.exit_code == 2, asked
         assert "nothing would be different: prompt and seed are those" in same.stderr
-    other = command("branch", str(parent.run), "--at", "3s", "-o", "other.mp4")
-    assert other.exit_code == 0, other.stderr
-    assert "(chosen at random)" in other.stderr
-    assert RunFolder(Path("other.cfgen")).record.config["seed"] != 3
+    for asked in ([], ["--seed", "-1"]):
+        other = command("branch", str(parent.run), "--at", "3s", "-o", "other.mp4", "-y", *asked)
+        assert other.exit_code == 0, other.stderr
+        assert "(chosen at random)" in other.stderr
+        assert RunFolder(Path("other.cfgen")).record.config["seed"] not in (3, None)
     ends = f"{plan_of_film(parent).seconds}"
     result = command("branch", str(parent.run), "--at", ends, "--duration", "8s", "-o", "l.mp4")
     assert result.exit_code == 0, result.stderr
