@@ -119,6 +119,35 @@ def sync_file(path: Path) -> None:
         os.fsync(file.fileno())
 
 
+_UNSYNCABLE = frozenset(
+    {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF, errno.ENOTTY}
+)
+"""What CIFS, FUSE and others say that cannot sync a folder; a broken disk says EIO."""
+
+
+def sync_folder(folder: Path) -> bool:
+    """Wait until the names in a folder are on the disk, where the system can do that.
+
+    Returns:
+        Whether the file system can.
+
+    Raises:
+        OSError: The disk refused.
+    """
+    if os.name != "posix":
+        return True
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _UNSYNCABLE:
+            raise
+        return False
+    finally:
+        os.close(descriptor)
+    return True
+
+
 def _part_from_other_names(path: Path) -> None:
     """Put a copy in the place of a file with several names."""
     try:

@@ -11,12 +11,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-import psutil
 import torch
 from torch import Tensor
 
 from cfgen.errors import BackendUnavailable, BudgetError, NotFinite
 from cfgen.exhaustion import is_out_of_memory
+from cfgen.limits import free_memory
 from cfgen.model.vae import State
 from cfgen.rollout import Chunk
 from cfgen.ways import Setting, Way, fill, held, least_s, now
@@ -346,4 +346,4 @@ def _free(device: torch.device) -> int:
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + cached
-    return psutil.virtual_memory().available
+    return free_memory()

@@ -36,7 +36,7 @@ from cfgen.memory.slow_fast import ReleaseTable, SlowFastTable
 from cfgen.memory.window import WindowTable
 from cfgen.model.generator import Conditioning, Generator
 from cfgen.needs import pages_of, place, slots_of, wanted_of
-from cfgen.notices import licence_of, too_long, unknown_words
+from cfgen.notices import licence_of, warnings_of
 from cfgen.ops.reference import Rope
 from cfgen.ops.select import Ops, build_ops
 from cfgen.placement import Offload
@@ -152,7 +152,7 @@ def build_render(
             seconds=time.monotonic() - began,
             details=(*filter(None, [ffmpeg.note]), *licence_of(config), *source.told),
         ),
-        warnings=(*unknown_words(config), *too_long(config)),
+        warnings=warnings_of(config),
     )
 
 

@@ -44,6 +44,10 @@ DIFFUSERS = {torch.bfloat16: 130_000_000, torch.float32: 240_000_000}
 """Resident memory of diffusers itself, which the Wan VAE comes from, and of what is left of turning
 its weights into their number type."""
 
+BESIDE = 0.65
+"""Time of the autoencoder and all else beside the generator's linear layers, as a share of theirs
+(mini on a CPU: each latent frame in the cache adds 2 % of the time of a chunk without any)."""
+
 TINY_MAPS = 5
 """Feature maps of its widest stage that a tiny autoencoder holds at once, for every frame."""
 
@@ -58,6 +62,16 @@ def pages_of(memory: MemoryConfig, latent_frames: int) -> int:
         case SlowFastMemory(sink=sink, slow=slow, fast=fast):
             most = min(sink + slow + fast, 2 * latent_frames)  # key frames are copies
     return most + 1  # a released table copies a page before it drops one
+
+
+def attention_share(sizes: Geometry, grid: tuple[int, int]) -> float:
+    """What a latent frame in the cache adds to the time of a chunk, as a share of that without any.
+
+    Counted in multiplications of a token in a layer, as if all were as fast; what is beside the
+    generator counts as `BESIDE` of its linear layers, which gives what was measured with mini.
+    """
+    linear = 6 * sizes.dim**2 + 2 * sizes.dim * sizes.ffn_dim + 2 * sizes.text_len * sizes.dim
+    return 2 * grid[0] * grid[1] * sizes.dim / (linear * (1 + BESIDE))
 
 
 def slots_of(pages: int) -> int:

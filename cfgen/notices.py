@@ -10,6 +10,11 @@ from cfgen.config.schema import RenderConfig
 from cfgen.errors import CheckpointError
 from cfgen.render.events import Warned
 
+_WORD = re.compile(r"[^\W\d_]+")
+_WORDS_NAMED = 8
+_LONGEST = 120
+"""Letters of a prompt that are told again."""
+
 
 def licence_of(config: RenderConfig) -> tuple[str, ...]:
     """What the licence of a model does not allow, a line."""
@@ -38,18 +43,38 @@ def unknown_words(config: RenderConfig) -> tuple[Warned, ...]:
         return ()
     facts = read_json(path)
     known, knows = facts.get("words"), facts.get("knows")
-    if not isinstance(known, list) or not isinstance(knows, str):
+    if isinstance(knows, str):
+        knows = {"knows": knows}
+    if not isinstance(known, list) or not isinstance(knows, dict):
         raise CheckpointError(
-            f"{path} must tell the model's words (a list) and what it knows (a sentence)",
+            f"{path} must tell the model's words (a list) and what it knows (lists by name)",
             "restore the model folder",
         )
-    words = re.findall(r"[^\W\d_]+", config.prompt.lower())
-    strange = list(dict.fromkeys(word for word in words if word not in known))
+    strange = list(dict.fromkeys(w for w in _WORD.findall(config.prompt.lower()) if w not in known))
     if not strange:
         return ()
+    named = ", ".join(map(repr, strange[:_WORDS_NAMED]))
+    more = len(strange) - _WORDS_NAMED
+    width = max(map(len, knows), default=0)
+    rows = (f"  {name:{width}}  {text}" for name, text in knows.items())
     return (
         Warned(
-            message=f"the model has never seen {', '.join(map(repr, strange))} and may ignore it",
-            hint=f"it knows: {knows}",
+            message=f"the model has never seen {named}{f' and {more} more' if more > 0 else ''} "
+            "and may ignore it",
+            hint="\n".join(
+                [f"understood as: {_understood(config.prompt, set(strange))}", "it knows:", *rows]
+            ),
         ),
     )
+
+
+def warnings_of(config: RenderConfig) -> tuple[Warned, ...]:
+    """Every warning that a configuration gives, before a weight is read."""
+    return (*unknown_words(config), *too_long(config))
+
+
+def _understood(prompt: str, strange: set[str]) -> str:
+    """A prompt without the words that a model does not know, in a line."""
+    kept = _WORD.sub(lambda found: "…" if found[0].lower() in strange else found[0], prompt)
+    kept = re.sub(r"…(?:[\s\W]*…)+", "…", kept).strip()
+    return kept if len(kept) <= _LONGEST else f"{kept[:_LONGEST].rsplit(maxsplit=1)[0]} …"

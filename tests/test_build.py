@@ -193,12 +193,48 @@ def test_unknown_words_are_named_with_what_the_model_knows(
 ) -> None:
     result = render(model, prompt="a zebra and a red balloon, ZEBRA, by the café at sunset")
     assert result.exit_code == 0
-    warning, hint = (
-        next(line for line in result.stderr.splitlines() if line.startswith(start))
-        for start in ("warning:", "hint:")
-    )
-    assert warning == "warning: the model has never seen 'zebra', 'café' and may ignore it"
-    assert hint.startswith("hint: it knows: one to three of balloon, kite, star, heart, cube")
+    lines = result.stderr.splitlines()
+    first = lines.index("warning: the model has never seen 'zebra', 'café' and may ignore it")
+    told = lines[first + 1 : first + 8]
+    assert told[:2] == [
+        "hint: understood as: a … and a red balloon, …, by the … at sunset",
+        "it knows:",
+    ]
+    assert [row.split()[0] for row in told[2:]] == [
+        "things",
+        "motions",
+        "places",
+        "times",
+        "camera",
+    ]
+    assert told[2].startswith("  things   one to three of balloon, kite, star, heart, cube")
+    assert max(map(len, told)) < 200
+
+
+@pytest.mark.parametrize(
+    ("prompt", "understood"),
+    [
+        ("a zebra", "a …"),
+        ("Zebra zoo, ZEBRA! a red kite", "…! a red kite"),
+        ("a red kite, filmed by Ōkami's drone", "a red kite, … by …"),
+        ("zebra", "…"),
+        ("a zebra " * 60, "a … " * 29 + "a …"),
+    ],
+)
+def test_what_is_understood_is_told_without_the_unknown_words(
+    tiny_settings: list[str], model: Path, prompt: str, understood: str
+) -> None:
+    config = _config([*tiny_settings, f"model.path={model}"], prompt=prompt)
+    (warning,) = unknown_words(config)
+    assert (warning.hint or "").splitlines()[0] == f"understood as: {understood}"
+    assert len(warning.message) < 200
+
+
+def test_many_unknown_words_are_counted(tiny_settings: list[str], model: Path) -> None:
+    words = " ".join("q" * (index + 3) for index in range(20))
+    config = _config([*tiny_settings, f"model.path={model}"], prompt=words)
+    (warning,) = unknown_words(config)
+    assert "'qqqqqqqqqq' and 12 more and may ignore it" in warning.message
 
 
 @pytest.mark.parametrize("held_out", [False, True])

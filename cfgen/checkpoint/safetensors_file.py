@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from cfgen.atomic_files import create
+from cfgen.atomic_files import create, sync_folder
 from cfgen.checkpoint.container import (
     FETCH_AGAIN,
     Entry,
@@ -277,8 +277,7 @@ def write_stream(
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        if os.name == "posix":
-            _sync_folder(path.parent)
+        sync_folder(path.parent)
     except OSError as error:
         raise OutputRefused(f"{path} cannot be written: {error.strerror or error}") from error
     finally:
@@ -315,11 +314,3 @@ def _data_bytes(name: str, entry: Entry, tensor: Tensor) -> memoryview:
     flat = tensor.detach().cpu().contiguous().flatten()
     run = flat.as_strided((flat.numel(),), (1,))  # a single number may have any stride
     return run.view(torch.uint8).numpy().data
-
-
-def _sync_folder(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -81,6 +81,24 @@ class _Commands(TyperGroup):
         command.name = cmd_name
         return cast(TyperCommand | TyperGroup, command)
 
+    def parse_args(self, ctx: object, args: list[str]) -> list[str]:
+        before = args[: args.index("--")] if "--" in args else args
+        self._json = "--json" in before
+        try:
+            return super().parse_args(ctx, args)  # type: ignore[arg-type]
+        except Exception as error:
+            self._tell_usage(Console(), error)
+            raise
+
+    _json = False
+
+    def _tell_usage(self, console: Console, error: BaseException) -> None:
+        """Before Typer reports a wrong argument on stderr, tell it in JSON if that is asked for."""
+        _clean(error)
+        if self._json and isinstance(message := getattr(error, "message", None), str):
+            console.configure(json=True)
+            console.wrong_usage(getattr(error, "format_message", lambda: message)())
+
     def invoke(self, ctx: object) -> object:
         context = cast(typer.Context, ctx)
         console = context.obj = Console()
@@ -89,7 +107,7 @@ class _Commands(TyperGroup):
         except (Exception, Halt, KeyboardInterrupt) as error:
             told = _told(error, context.invoked_subcommand or "")
             if told is None and _is_typers(error):
-                _clean(error)
+                self._tell_usage(console, error)
                 raise
             signals.settle(1 if told is None else told.exit_code)
             if told is None:

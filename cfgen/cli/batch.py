@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cfgen.cli import options
+from cfgen.cli.columns import cells, padded
 from cfgen.cli.console import Console
 from cfgen.cli.naming import slug
 from cfgen.cli.plan import plan_of
@@ -39,6 +40,7 @@ from cfgen.render.events import Event, Finished
 from cfgen.render.folder import RunFolder, is_run
 from cfgen.render.journal import ChunkLine
 from cfgen.render.output import described, refuse_existing, run_of, sidecar_of
+from cfgen.render.place import try_place
 
 if TYPE_CHECKING:
     from cfgen.build import Models
@@ -161,6 +163,7 @@ class Night:
         self._configs = {clip.name: clip.config for clip in clips}
         self._render: Render | None = None
         self._stopped: tuple[str, int] | None = None
+        self._tried: set[Path] = set()
         self._models: Models | None = None
         self.batch: Batch | None = None
         self.items = [
@@ -202,6 +205,7 @@ class Night:
         self._render = None  # its memory goes before the next is made
         begun = self._begun(path, config)
         try:
+            self._try_place(item.output.absolute().parent)
             if begun is not None and (whole := _whole(path)) is not None:
                 return whole
             if begun is not None:
@@ -221,6 +225,13 @@ class Night:
         self._render = render
         self._console.start(fps=config.playback_fps)
         return render
+
+    def _try_place(self, folder: Path) -> None:
+        """Try out a folder, once a night."""
+        if folder not in self._tried:
+            for warning in try_place(folder):
+                self._console.show(warning)
+            self._tried.add(folder)
 
     def _begun(self, path: Path, config: RenderConfig) -> RenderConfig | None:
         """The configuration that a clip was begun with, or None if it is to be begun.
@@ -364,23 +375,33 @@ def _show_plan(console: Console, clips: list[Clip], night: Night) -> None:
     Raises:
         Exit: With 1, if something does.
     """
+    from cfgen.notices import warnings_of
+
     assert night.batch is not None
     lines, listed, seconds = [], [], 0.0
-    width = max(len(clip.name) for clip in clips)
+    width = max(cells(clip.name) for clip in clips)
+    digits = max(len(str(clip.config.seed)) for clip in clips)
     for clip, item in zip(clips, night.items, strict=True):
         plan, fate = plan_of(clip.config), night.batch.fate(item)
         state = fate.state
         open_ = state in ("waiting", "started")
         obstacle = night.obstacle(item) or _missing(clip, plan) if open_ else fate.error
-        facts = {"name": clip.name, "seed": clip.config.seed, "frames": plan.frames}
-        listed.append(facts | {"output": str(item.output), "state": state, "obstacle": obstacle})
+        facts: dict[str, object] = {"name": clip.name, "seed": clip.config.seed}
+        facts |= {"frames": plan.frames, "output": str(item.output)}
+        facts |= {"state": state, "obstacle": obstacle, "warnings": []}
+        listed.append(facts)
         made = night.progress(item) if state != "done" else plan.chunks
         lines.append(
-            f"{clip.name:{width}}  seed {clip.config.seed:<11} {clock(plan.seconds):>8}  "
+            f"{padded(clip.name, width)}  seed {clip.config.seed:<{digits}} "
+            f"{clock(plan.seconds):>8}  "
             f"{made:5} of {plan.chunks} chunks  {item.output}"
         )
         if obstacle:
             lines.append(f"  {'failed' if state == 'failed' else 'will fail'}: {_line(obstacle)}")
+        elif open_:
+            told = [warning.message for warning in warnings_of(clip.config)]
+            facts["warnings"] = told
+            lines += [f"  warning: {message}" for message in told]
         seconds += plan.seconds
     ok = not any(facts["obstacle"] for facts in listed)
     lines.append(f"{len(clips)} clips, {clock(seconds)} of video")
@@ -421,13 +442,13 @@ def _report(
     with disk_errors(file):
         # Another process may end the list at the same moment.
         write_file(file, [json_bytes(facts, indent=1), b"\n"], shared=True)
-    width = max(len(str(row["name"])) for row in rows)
+    width = max(cells(str(row["name"])) for row in rows)
     lines = []
     for row in rows:
         state = str(row["state"])
         made = f"{row['chunks']} chunks are made" if row["chunks"] else "not begun"
         detail = row["output"] if state == "done" else _line(str(row["error"])) or made
-        lines.append(f"{state:8} {row['name']:{width}}  {detail}")
+        lines.append(f"{state:8} {padded(str(row['name']), width)}  {detail}")
     failed = sum(row["state"] == "failed" for row in rows)
     again = "; --retry-failed tries the failed ones again" if failed else ""
     lines.append(f"{done} of {len(rows)} clips done; the report is {file}{again}")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar, get_args, get_type_hints
 import typer
 
 from cfgen.cli import options
+from cfgen.cli.columns import aligned
 from cfgen.cli.facts import WIDTH
 from cfgen.config.loader import Resolved, load
 from cfgen.config.schema import RenderConfig, Storage
@@ -232,13 +233,7 @@ def _table(report: Report) -> Iterator[str]:
                 unlike if ratio is None else f"{ratio:.2f}x",
             ]
         )
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        cells = [
-            cell.ljust(width) if i < 2 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        yield "  ".join(cells)
+    yield from aligned(rows, right=range(2, len(rows[0])))
 
 
 def _kept(figures: Figures) -> str:

@@ -41,7 +41,11 @@ NewOutput = Annotated[
 ]
 NewSeed = Annotated[
     str | None,
-    typer.Option("--seed", metavar="N", help="Another seed from there on. [that of the run]"),
+    typer.Option(
+        "--seed",
+        metavar="N",
+        help="Another seed from there on. [that of the run, if anything else is new]",
+    ),
 ]
 NewDuration = Annotated[
     str | None,
@@ -72,8 +76,8 @@ def branch(
     """Render another continuation of a video, from a moment of it.
 
     The chunk that is playing at that moment is the first to be other; the frames before it are
-    those of the old video, as they were before encoding. The old video stays as it is. With a
-    longer duration, the same prompt and the same seed it is extended.
+    those of the old video, as they were before encoding. The old video stays as it is. With nothing
+    but a longer duration it is extended, and with nothing else given another seed is chosen.
 
     \b
     Examples:
@@ -86,7 +90,8 @@ def branch(
     path = run_folder(run)
     folder = RunFolder(path)
     parent = config_of(folder)
-    child = changed(folder, {"prompt": prompt, "seed": seed, "duration": duration})
+    chosen = new_seed() if (prompt, seed, duration) == (None, None, None) else seed
+    child = changed(folder, {"prompt": prompt, "seed": chosen, "duration": duration})
     if run_of(output).absolute() == path.absolute():
         raise UsageError("a branch needs an output of its own", "name another with -o")
     child = dataclasses.replace(child, output=output)
@@ -95,11 +100,15 @@ def branch(
         drawn.frames <= plan_of(parent).frames
     ):
         raise UsageError(
-            "nothing would be different from the old video",
-            "give --prompt or --seed, or a longer --duration",
+            "nothing would be different: prompt and seed are those of the old video, and the new "
+            "one is not longer",
+            "give another --prompt or --seed, or a longer --duration; without any of them a seed "
+            "is chosen",
         )
     check_place(child, drawn, overwrite=overwrite)
     chunk = chunk_of(at, plan_of(parent), drawn)
+    if str(child.seed) not in (seed, str(parent.seed)):
+        console.note(f"seed {child.seed} (chosen at random)")
     with Lock(path / LOCK):
         _branch(console, path, child, chunk, overwrite=overwrite)
     finished = carry_out(console, child, drawn, resume=True)
@@ -109,11 +118,14 @@ def branch(
 def changed(folder: RunFolder, flags: dict[str, str | None]) -> RenderConfig:
     """The configuration of a run with what flags say otherwise; None says nothing.
 
+    A seed of -1, as everywhere, means that one is chosen.
+
     Raises:
         PresetError: A value cannot be used.
     """
     label = str(folder.path / "run.json")
-    return from_mapping(folder.record.config, label=label, flags=flags)
+    config = from_mapping(folder.record.config, label=label, flags=flags)
+    return config if config.seed is not None else dataclasses.replace(config, seed=int(new_seed()))
 
 
 def prepare(console: Console, folder: RunFolder, chunk: int) -> tuple[Branching, RunRecord]:

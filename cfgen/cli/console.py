@@ -17,7 +17,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, TextIO, cast
 
 from cfgen.cli.progress import Pace, chunk_words, clock
-from cfgen.errors import CfgenError, PrintError
+from cfgen.errors import CfgenError, PrintError, UsageError
 from cfgen.plain_text import bytes_words, printable
 from cfgen.render.events import (
     ChunkDone,
@@ -140,6 +140,10 @@ class Console:
         asked = "this is a defect of cfgen; please report it with the lines above"
         _tell(asked, label=self._label("error", "31"))
         self._failed({"code": "internal", "message": repr(error), "hint": asked})
+
+    def wrong_usage(self, message: str) -> None:
+        """Tell a wrong argument on stdout with `--json`; its report on stderr is Typer's."""
+        self._failed({"code": UsageError.code, "message": message, "hint": None})
 
     def start(self, *, fps: float) -> None:
         """Prepare for the events of a render that plays at `fps` frames per second."""

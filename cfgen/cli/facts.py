@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from cfgen.cli.columns import aligned, padded, widths_of
 from cfgen.plain_text import bytes_words
 from cfgen.render.plan import count
 
@@ -211,11 +212,11 @@ def _tensors(tensors: Sequence[Stored]) -> Iterator[str]:
         )
         for tensor in tensors
     ]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    widths = widths_of(rows)
     long = sum(widths) + 2 * (len(widths) - 1) > WIDTH
     for row in rows:
         facts = "  ".join(
-            cell.ljust(width) for cell, width in zip(row[:-1], widths[:-1], strict=True)
+            padded(cell, width) for cell, width in zip(row[:-1], widths[:-1], strict=True)
         )
         if long:
             yield row[-1]
@@ -226,13 +227,8 @@ def _tensors(tensors: Sequence[Stored]) -> Iterator[str]:
 
 def _table(label: str, rows: Sequence[tuple[str, ...]], *, left: int) -> Iterator[str]:
     """Columns, the first `left` of them flush left."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    for number, row in enumerate(rows):
-        cells = [
-            cell.ljust(width) if i < left else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        yield _line("" if number else label, "  ".join(cells).rstrip())
+    for number, line in enumerate(aligned(rows, right=range(left, len(rows[0])))):
+        yield _line("" if number else label, line)
 
 
 def _rows(label: str, text: str) -> Iterator[str]:

@@ -12,17 +12,19 @@ from typing import Annotated
 import typer
 
 from cfgen.cli import options
+from cfgen.cli.columns import aligned, cells, cut
 from cfgen.cli.console import Console
 from cfgen.cli.plan import plan_of
 from cfgen.cli.progress import clock
 from cfgen.cli.runs import config_of, run_folder
 from cfgen.config.values import parse_bytes
-from cfgen.errors import CfgenError, UsageError
+from cfgen.errors import CfgenError, OutputRefused, UsageError
 from cfgen.plain_text import bytes_words
 from cfgen.render.disk import disk_errors
-from cfgen.render.folder import LOCK, RunFolder, is_run, remove
+from cfgen.render.folder import LOCK, RunFolder, is_run, remove, require_own
 from cfgen.render.journal import ChunkLine, VideoLine
 from cfgen.render.lock import Lock, owner_of
+from cfgen.render.output import resume_command
 
 app = options.command_app("List, show and clear away renders.")
 
@@ -95,10 +97,10 @@ def list_jobs(
     rows: list[tuple[str, ...]] = [("state", "done", "of", "disk", "run", "prompt")]
     width = max(12, shutil.get_terminal_size().columns - _COLUMNS - _widest(jobs))
     for job in jobs:
-        prompt = job.prompt if len(job.prompt) <= width else f"{job.prompt[: width - 3]}..."
+        prompt = cut(job.prompt, width)
         times = (clock(job.done_s), clock(job.total_s))
         rows.append((job.state, *times, bytes_words(job.nbytes), str(job.path), prompt))
-    text = _table(rows) if jobs else f"no renders under {folder}"
+    text = "\n".join(aligned(rows)) if jobs else f"no renders under {folder}"
     console.result(text, {"jobs": [job.data() for job in jobs]})
 
 
@@ -158,19 +160,27 @@ def gc(
     jobs = list(jobs_under(folder))
     before = total = sum(job.nbytes for job in jobs)
     removed: list[tuple[Path, int]] = []
+    kept = False
     for target in _targets(jobs):
         if total <= allowed:
             break
         # In a dry run, what went before is still there.
         nbytes = _size(target) - sum(n for path, n in removed if dry_run and path.parent == target)
-        if dry_run or _clear_away(target, console):
+        if _clear_away(target, console, dry_run=dry_run):
             total -= nbytes
             removed.append((target, nbytes))
+        else:
+            kept = True
     verb = "would remove" if dry_run else "removed"
     text = [f"{verb} {target} ({bytes_words(nbytes)})" for target, nbytes in removed]
     text.append(f"{bytes_words(before)} before, {bytes_words(total)} after")
     if total > allowed:
-        text.append(f"more than {bytes_words(allowed)}: what is left belongs to unfinished renders")
+        why = "what is left belongs to unfinished renders"
+        if kept:
+            why = (
+                "some of what is left stays for the reasons told, the rest is of unfinished renders"
+            )
+        text.append(f"more than {bytes_words(allowed)}: {why}")
     listed = [{"path": str(target), "nbytes": nbytes} for target, nbytes in removed]
     data = {"removed": listed, "nbytes_before": before, "nbytes": total, "dry_run": dry_run}
     console.result("\n".join(text), data)
@@ -235,19 +245,31 @@ def _targets(jobs: list[Job]) -> Iterator[Path]:
 
 
 def _widest(jobs: list[Job]) -> int:
-    return max((len(str(job.path)) for job in jobs), default=0)
+    return max((cells(str(job.path)) for job in jobs), default=0)
 
 
-def _clear_away(target: Path, console: Console) -> bool:
+def _clear_away(target: Path, console: Console, *, dry_run: bool) -> bool:
+    """Remove a run folder or its snapshots; tell why if it stays.
+
+    Returns:
+        Whether it is, or would be, removed.
+    """
     run = target if is_run(target) else target.parent
     try:
-        with Lock(run / LOCK), disk_errors(target):
-            if RunFolder(run).finished is None:
-                return False
+        with disk_errors(target):
             if target == run:
-                remove(run)
-            else:
-                shutil.rmtree(target)
+                require_own(run)
+            if dry_run:
+                return True
+            with Lock(run / LOCK):
+                if RunFolder(run).finished is None:
+                    raise OutputRefused(
+                        "its video is not whole any more", f"`{resume_command(run)}` mends it"
+                    )
+                if target == run:
+                    remove(run)
+                else:
+                    shutil.rmtree(target)
     except CfgenError as error:
         console.warn(f"{target} stays: {error}", error.hint)
         return False
@@ -263,11 +285,3 @@ def _size(path: Path) -> int:
             except OSError:
                 continue
     return total
-
-
-def _table(rows: list[tuple[str, ...]]) -> str:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    )

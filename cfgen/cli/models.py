@@ -13,6 +13,7 @@ from urllib.parse import quote
 import typer
 
 from cfgen.cli import options
+from cfgen.cli.columns import cells, widths_of
 from cfgen.cli.console import Console
 from cfgen.cli.fetching import Fetching
 from cfgen.config import catalog
@@ -321,9 +322,9 @@ def _nbytes(folder: Path) -> int:
 
 def _table(rows: Sequence[tuple[str, str, str, str]]) -> Iterable[str]:
     """Lay out rows that fit the terminal: a name that is too long stands below its row."""
-    widths = [max(len(row[i]) for row in rows) for i in range(3)]
+    widths = widths_of(rows)
     columns = shutil.get_terminal_size().columns
     for size, files, commit, name in rows:
         left = f"{size:>{widths[0]}}  {files:>{widths[1]}}  {commit:{widths[2]}}"
         line = f"{left}  {name}"
-        yield line if len(line) <= columns else f"{left.rstrip()}\n  {name}"
+        yield line if cells(line) <= columns else f"{left.rstrip()}\n  {name}"

@@ -14,9 +14,20 @@ def slug(text: str, max_nbytes: int = MAX_SLUG_BYTES) -> str:
     count, and never cuts a letter. Text without letters or digits becomes ``video``.
     """
     normal = unicodedata.normalize("NFKC", text).lower()
-    words = "".join(char if char.isalnum() else " " for char in normal).split()
-    short = "-".join(words).encode()[:max_nbytes].decode(errors="ignore")
+    words = "".join(char if _is_letter(char) else " " for char in normal).split()
+    bare = [word.lstrip(_marks(word)) for word in words]
+    short = "-".join(filter(None, bare)).encode()[:max_nbytes].decode(errors="ignore")
     return short.strip("-") or "video"
+
+
+def _is_letter(char: str) -> bool:
+    """Whether it is a letter, a digit, or a mark on one: a vowel of Hindi, a tone of Vietnamese."""
+    return char.isalnum() or unicodedata.category(char) in ("Mn", "Mc")
+
+
+def _marks(word: str) -> str:
+    """The marks in a word, with which none can begin."""
+    return "".join(char for char in word if not char.isalnum())
 
 
 def default_name(prompt: str, seed: int) -> str:

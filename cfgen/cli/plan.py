@@ -20,6 +20,8 @@ from cfgen.recipe import recipe_of
 from cfgen.render.plan import Estimate, Geometry, KvSize, Plan, count, estimate, make_plan
 
 _ROWS_SHOWN = 12
+GROWTH_TOLD = 1.5
+"""A last chunk that takes so many times as long as the first is told of."""
 
 app = options.command_app()
 
@@ -114,7 +116,7 @@ def needs_of(config: RenderConfig, drawn: Plan) -> Estimate:
 def _kv_size(config: RenderConfig, drawn: Plan) -> KvSize | None:
     """The KV cache by the sizes of the model, or None where that cannot be read."""
     from cfgen.machine import dtype_of
-    from cfgen.needs import pages_of, pool_nbytes
+    from cfgen.needs import attention_share, pages_of, pool_nbytes
     from cfgen.weights import geometry_of
 
     try:
@@ -124,7 +126,7 @@ def _kv_size(config: RenderConfig, drawn: Plan) -> KvSize | None:
     grid = sizes.grid(drawn.geometry.latent_height, drawn.geometry.latent_width)
     pages = pages_of(config.memory, drawn.latent_frames)
     nbytes = pool_nbytes(config.memory, sizes, grid, pages, dtype_of(config))
-    return KvSize(nbytes=nbytes, pages=pages)
+    return KvSize(nbytes=nbytes, pages=pages, attention=attention_share(sizes, grid))
 
 
 def memory_of(config: RenderConfig, drawn: Plan) -> Sizes | str:
@@ -179,10 +181,7 @@ def _text(config: RenderConfig, drawn: Plan, needs: Estimate, every_chunk: bool)
         f"disk      {bytes_words(needs.output_nbytes)} for the video, "
         f"{bytes_words(needs.disk_nbytes)} while it is made (estimates):"
     )
-    yield (
-        f"{'':10}{bytes_words(needs.latents_nbytes)} of latents and "
-        f"{bytes_words(needs.snapshots_nbytes)} of snapshots to resume with"
-    )
+    yield f"{'':10}{bytes_words(needs.latents_nbytes)} of latents and {_snapshots_words(needs)}"
     if config.snapshot.mode == "latents":
         yield f"resuming  {replay_words(config)}"
     yield f"time      {_time_words(config, needs)}"
@@ -255,4 +254,15 @@ def _time_words(config: RenderConfig, needs: Estimate) -> str:
     if needs.render_s is None:
         return "unknown: this model was never timed"
     rate = config.model.cpu_frames_per_s
-    return f"about {clock(needs.render_s)} on two CPU cores ({rate:g} frames/s measured there)"
+    assert needs.chunk_s is not None
+    first, last = needs.chunk_s
+    grows = f"; a chunk takes {first:.2f} s at first and {last:.2f} s in the end"
+    return f"about {clock(needs.render_s)} on two CPU cores ({rate:g} frames/s measured there)" + (
+        grows if last > GROWTH_TOLD * first else ""
+    )
+
+
+def _snapshots_words(needs: Estimate) -> str:
+    if needs.snapshots_nbytes is None:
+        return "snapshots to resume with, whose size is unknown"
+    return f"{bytes_words(needs.snapshots_nbytes)} of snapshots to resume with"

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from cfgen.cli import options
+from cfgen.cli.columns import aligned, cells, padded
 from cfgen.config.catalog import preset_description, preset_names
 from cfgen.config.loader import load
 
@@ -22,8 +23,7 @@ def list_presets(
     console = options.console_of(ctx)
     console.configure(json=json_lines, debug=debug)
     described = {name: preset_description(name) for name in preset_names()}
-    width = max(map(len, described))
-    lines = [f"{name:{width}}  {text}" for name, text in described.items()]
+    lines = aligned(list(described.items()))
     console.result("\n".join(lines), {"presets": described})
 
 
@@ -48,8 +48,11 @@ def show_preset(
     console.configure(json=json_lines, debug=debug)
     resolved = load({"preset": name}, assignments=assignments or (), run_file=config_file)
     rows = resolved.rows()
-    key_width = max(len(key) for key, _, _ in rows)
-    lines = [f"{key:{key_width}}  {_shown(value):24}  {origin}" for key, value, origin in rows]
+    key_width = max(cells(key) for key, _, _ in rows)
+    lines = [
+        f"{padded(key, key_width)}  {padded(_shown(value), 24)}  {origin}"
+        for key, value, origin in rows
+    ]
     data = {key: {"value": value, "origin": origin} for key, value, origin in rows}
     text = "\n".join([*lines, f"digest {resolved.digest}"])
     console.result(text, {"values": data, "digest": resolved.digest})

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from cfgen.cli import options, rewriting
+from cfgen.cli.columns import cells, padded
 from cfgen.errors import OutputRefused
 from cfgen.plain_text import bytes_words
 from cfgen.render.disk import disk_errors, write_file
@@ -151,10 +152,10 @@ def _lines(losses: Sequence[LayerLoss], format: str, data: dict[str, object]) ->
     )
     yield f"error {_mean(losses):.2%} on average (root mean square over that of the weights); most:"
     worst = sorted(losses, key=lambda item: -item.loss.relative_rms)[:_WORST]
-    width = max(len(item.layer) for item in worst)
+    width = max(cells(item.layer) for item in worst)
     for item in worst:
         snr = "exact" if item.loss.snr_db is None else f"{item.loss.snr_db:.1f} dB"
         yield (
-            f"  {item.layer:{width}}  {item.loss.relative_rms:7.2%}  {snr:>8}  "
+            f"  {padded(item.layer, width)}  {item.loss.relative_rms:7.2%}  {snr:>8}  "
             f"largest {item.loss.largest:.2g}"
         )

@@ -128,8 +128,11 @@ def render(
     _tell_values(console, resolved, config)
     if dry_run:
         from cfgen.needs import check
+        from cfgen.notices import warnings_of
 
         check(config, drawn)
+        for warning in warnings_of(config):
+            console.show(warning)
         show_plan(console, config, drawn, every_chunk=verbose)
     else:
         finished = carry_out(console, config, drawn, overwrite=overwrite)

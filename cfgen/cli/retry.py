@@ -69,7 +69,7 @@ def retry(
         for _ in do_over(point, with_config(record, new, point)):
             pass
         del point  # and the model with it, before it is loaded for the new take
-    if seed is None:
+    if str(new.seed) != seed:
         console.note(f"seed {new.seed} (chosen at random)")
     finished = carry_out(console, new, drawn, resume=True)
     tell_result(console, finished, new)

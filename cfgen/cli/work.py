@@ -19,6 +19,7 @@ from cfgen.config.values import size_text
 from cfgen.errors import Halt, Interrupted
 from cfgen.render.events import Finished
 from cfgen.render.output import resume_command, run_of
+from cfgen.render.place import try_place
 from cfgen.render.plan import Plan
 
 
@@ -49,10 +50,12 @@ def carry_out(
         console.note(f"to resume {replay_words(config)}")
     if config.snapshot.mode == "off":
         console.note("nothing is kept to resume with: --snapshot off")
+    assert config.output is not None
+    for warning in try_place(config.output.absolute().parent):
+        console.show(warning)
     console.note(f"{drawn.frames} frames in {drawn.chunks} chunks; loading the model")
     console.start(fps=drawn.geometry.fps)
     finished: Finished | None = None
-    assert config.output is not None
     go_on = f"`{resume_command(run_of(config.output))}`"
     if resume:
         read_anew()

@@ -44,11 +44,11 @@ def _absolute(tree: Tree, folder: Path | None) -> Tree:
         path, colon, strength = tree.rpartition(":")
     if not path or not _on_disk(path, folder):
         return tree
-    return os.path.abspath((folder or Path()) / Path(path).expanduser()) + colon + strength
+    return os.path.abspath((folder or Path()) / os.path.expanduser(path)) + colon + strength
 
 
 def _on_disk(path: str, folder: Path | None) -> bool:
     try:
-        return ((folder or Path()) / Path(path).expanduser()).exists()
+        return ((folder or Path()) / os.path.expanduser(path)).exists()
     except (OSError, RuntimeError, ValueError):  # no path at all: a colon, a NUL, an unknown ~user
         return False

@@ -13,10 +13,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cfgen.atomic_files import create, sync_file
+from cfgen.atomic_files import create, sync_file, sync_folder
 from cfgen.errors import UsageError
 from cfgen.regular_files import open_binary
-from cfgen.render.disk import disk_errors, part_of, sync_folder
+from cfgen.render.disk import disk_errors, part_of
 from cfgen.render.folder import (
     JOURNAL,
     LOCK,

@@ -14,7 +14,7 @@ import secrets
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from cfgen.atomic_files import create, sync_file
+from cfgen.atomic_files import create, sync_file, sync_folder
 from cfgen.errors import BudgetError, WriterError
 from cfgen.regular_files import open_binary
 
@@ -112,30 +112,3 @@ def publish(*paths: Path) -> None:
     for path in paths:
         os.replace(part_of(path), path)
     sync_folder(paths[0].parent)
-
-
-_UNSYNCABLE = frozenset({errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF})
-"""What CIFS, FUSE and others say that cannot sync a folder; a broken disk says EIO."""
-
-
-def sync_folder(folder: Path) -> bool:
-    """Wait until the names in a folder are on the disk, where the system can do that.
-
-    Returns:
-        Whether the file system can.
-
-    Raises:
-        OSError: The disk refused.
-    """
-    if os.name != "posix":
-        return True
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in _UNSYNCABLE:
-            raise
-        return False
-    finally:
-        os.close(descriptor)
-    return True

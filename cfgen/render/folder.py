@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from cfgen.atomic_files import append
+from cfgen.atomic_files import append, sync_folder
 from cfgen.errors import (
     OutputRefused,
     SnapshotCorrupt,
@@ -33,7 +33,7 @@ from cfgen.errors import (
 )
 from cfgen.plain_text import printable
 from cfgen.regular_files import read_bytes
-from cfgen.render.disk import Block, disk_errors, part_of, sha256_of, sync_folder, write_file
+from cfgen.render.disk import Block, disk_errors, part_of, sha256_of, write_file
 from cfgen.render.journal import Journal, VideoLine
 from cfgen.render.output import described, holds_render, resume_command, run_of
 from cfgen.render.records import json_bytes, seal, typed, unseal
@@ -44,13 +44,16 @@ JOURNAL = "journal.jsonl"
 LOCK = "lock"
 LOG = "log.txt"
 _OWN = re.compile(
-    r"run(\.part)?\.json|journal(-\d+)?(\.part)*\.jsonl|lock(\.[0-9a-f]{16})?|log\.txt"
-    r"|latents|segments|snapshots(-\d+)?"
+    r"(run(\.[0-9a-f]{8})?(\.part)?\.json|journal(-\d+)?(\.[0-9a-f]{8})?(\.part)*\.jsonl"
+    r"|lock(\.[0-9a-f]{16})?|log(\.[0-9a-f]{8}\.part)?\.txt|latents|segments|snapshots(-\d+)?)"
 )
 _LITTER = re.compile(
     r"\.DS_Store|\._.*|\.AppleDouble|\.localized|Icon\r|@eaDir|@tmp|\.@__thumb|#recycle"
     r"|(eh)?thumbs\.db|desktop\.ini|\.directory|\.nfs[0-9a-f]+|\.fuse_hidden.*|\.smbdelete.*"
     r"|\.syncthing\..*\.tmp|~syncthing~.*\.tmp|\.dropbox(\.attr|\.cache)?|\.goutputstream-.*"
+    r"|.*\.!(sync|bt|ut)|.*\.[0-9a-f]{8}\.partial|\.unison\..*\.tmp|\.csync_journal\.db.*"
+    r"|\.(run\.json|journal(-\d+)?\.jsonl|lock|log\.txt)\.[a-z0-9]{6}|.*@Syno(EAStream|Resource)"
+    r"|\.apdisk|\.TemporaryItems|\.fseventsd|\.Spotlight-V100|\.~lock\..*#"
     r"|\..*\.~[0-9a-f]+|\.sync_.*\.db(-(wal|shm))?|\.owncloudsync.*|\.tmp\.drive(up|down)load",
     re.IGNORECASE,
 )

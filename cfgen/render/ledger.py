@@ -13,11 +13,11 @@ from datetime import UTC, datetime
 
 from torch import Tensor
 
-from cfgen.atomic_files import sync_file
+from cfgen.atomic_files import sync_file, sync_folder
 from cfgen.errors import LockHeld
 from cfgen.memory.paged import PagedMemory
 from cfgen.model.vae import Mode
-from cfgen.render.disk import disk_errors, sync_folder
+from cfgen.render.disk import disk_errors
 from cfgen.render.events import Saved
 from cfgen.render.folder import RunFolder
 from cfgen.render.journal import ChunkLine, SegmentLine, SessionLine, VideoLine

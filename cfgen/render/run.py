@@ -22,7 +22,7 @@ from cfgen.errors import (
 )
 from cfgen.model.vae import Mode, State
 from cfgen.plain_text import bytes_words
-from cfgen.render.disk import disk_errors, sync_folder
+from cfgen.render.disk import disk_errors
 from cfgen.render.events import (
     ChunkDone,
     Encoded,
@@ -131,12 +131,6 @@ class Render:
         yield from self._warnings
         with disk_errors(self._path):
             self._path.mkdir(exist_ok=True)
-            synced = sync_folder(self._path)
-        if not synced:
-            yield Warned(
-                message=f"the file system of {self._path} cannot be told to write names down",
-                hint="the render goes on; if the machine loses power, its last seconds may be lost",
-            )
         if must_watch(self._path / LOCK):
             yield Warned(
                 message=f"{self._path} is locked by {read_owner(self._path / LOCK) or 'somebody'}",
@@ -414,6 +408,7 @@ class Render:
         facts = self.writer.join()
         self._ledger.video(facts)
         self.writer.publish()
+        self._store.keep_newest()
         return Finished(
             output=facts.path,
             frames=facts.frames,

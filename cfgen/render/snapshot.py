@@ -20,10 +20,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from cfgen.atomic_files import sync_folder
 from cfgen.errors import SnapshotCorrupt
 from cfgen.memory.base import MemoryState
 from cfgen.regular_files import read_bytes
-from cfgen.render.disk import disk_errors, sha256_of, sync_folder, write_file
+from cfgen.render.disk import disk_errors, sha256_of, write_file
 from cfgen.render.plan import KEPT_SNAPSHOTS
 from cfgen.render.records import seal, typed, unseal
 
@@ -166,6 +167,12 @@ class SnapshotStore:
     def forget(self, *, after: int) -> None:
         """Remove the snapshots for chunks after `after`, and everything that nothing points at."""
         self._files = {chunk: files for chunk, files in self._files.items() if chunk <= after}
+        self.collect()
+
+    def keep_newest(self) -> None:
+        """Once the film is finished: remove all but the newest and the one branched off at."""
+        kept = {self.base, *self.chunks[-KEPT_SNAPSHOTS:]}
+        self._files = {chunk: files for chunk, files in self._files.items() if chunk in kept}
         self.collect()
 
     def collect(self) -> None:

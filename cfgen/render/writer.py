@@ -373,7 +373,8 @@ class VideoWriter:
             except FileNotFoundError:
                 found.append(None)
             else:
-                found.append((facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns))
+                # No number of the file: some network file systems give it another one.
+                found.append((facts.st_mode, facts.st_size, facts.st_mtime_ns))
         return tuple(found)
 
     def _require_sound(self) -> None:

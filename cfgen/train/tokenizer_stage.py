@@ -11,6 +11,7 @@ from cfgen.atomic_files import write_whole
 from cfgen.train.film_world.captions import (
     CAMERA_WORDS,
     GROUND_WORDS,
+    MOTION_WORDS,
     SKY_WORDS,
     caption,
     vocabulary,
@@ -58,13 +59,16 @@ def train_tokenizer(model_dir: Path, *, captions: int = 20000, vocab_size: int =
     return tokenizer
 
 
-def _knows() -> str:
-    """What can be asked for, in one sentence."""
-    grounds, skies, cameras = (
+def _knows() -> dict[str, str]:
+    """What can be asked for, in short rows."""
+    motions, places, times, cameras = (
         ", ".join(words[0] for words in table.values())
-        for table in (GROUND_WORDS, SKY_WORDS, CAMERA_WORDS)
+        for table in (MOTION_WORDS, GROUND_WORDS, SKY_WORDS, CAMERA_WORDS)
     )
-    return (
-        f"one to three of {', '.join(SHAPES)}, each in {', '.join(COLOURS)}, "
-        f"that drift, bob, circle or hover; over {grounds}; {skies}; {cameras}"
-    )
+    return {
+        "things": f"one to three of {', '.join(SHAPES)}; {', '.join(COLOURS)}",
+        "motions": motions,
+        "places": places,
+        "times": times,
+        "camera": cameras.replace("the camera ", ""),
+    }

@@ -303,3 +303,68 @@ def test_doctor_is_not_ready_with_broken_settings(
     assert result.exit_code == 3
     assert "settings" in result.stdout.splitlines()[-1]
     assert "sed: is not a known key" in result.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--json", "--wat"],
+        ["wat", "--json"],
+        ["render", "x", "--wat", "--json"],
+        ["render", "x", "--json", "--duration"],
+        ["render", "x", "--json", "--duration", "soon"],
+        ["batch", "l.txt", "--json", "--attempts", "x"],
+        ["branch", "--json"],
+        ["jobs", "list", "--json", "--wat"],
+        ["models", "pull", "--json"],
+        ["plan", "--json", "a", "b"],
+    ],
+)
+def test_wrong_arguments_are_told_in_json_too(cfgen: Run, arguments: list[str]) -> None:
+    result = cfgen(*arguments)
+    assert result.exit_code == 2
+    last = json.loads(result.stdout.splitlines()[-1])
+    assert last["schema"] == "cfgen.events/1"
+    assert (last["type"], last["ok"], last["data"]) == ("envelope", False, None)
+    assert last["error"]["code"] in ("usage", "preset")
+    assert last["error"]["message"]
+    assert result.stderr
+
+
+def test_wrong_arguments_without_json_leave_stdout_empty(cfgen: Run) -> None:
+    assert cfgen("render", "x", "--wat").stdout == ""
+    assert cfgen("render", "--wat", "--", "--json").stdout == ""
+
+
+def test_a_plan_with_a_cache_that_grows_takes_longer(cfgen: Run) -> None:
+    told = {
+        memory: json.loads(cfgen("plan", "--duration", "2m", "--memory", memory, "--json").stdout)
+        for memory in ("full", "slow_fast")
+    }
+    full, flat = (each["data"]["estimate"] for each in told.values())
+    assert full["render_s"] > 1.2 * flat["render_s"]
+    assert full["chunk_s"][1] > 1.5 * full["chunk_s"][0]
+    text = cfgen("plan", "--duration", "10m", "--memory", "full").stdout
+    assert re.search(r"; a chunk takes [0-9.]+ s at first and [0-9.]+ s in the end", text)
+
+
+def test_a_plan_for_a_model_that_is_not_there_counts_no_zeros(cfgen: Run, presets: Path) -> None:
+    (presets / "mini" / "diffusion_pytorch_model.safetensors").unlink()
+    text = cfgen("plan").stdout
+    assert " 0 B" not in text
+    assert "snapshots to resume with, whose size is unknown" in text
+
+
+@pytest.mark.parametrize("json_lines", [False, True])
+def test_a_dry_run_warns_of_words(cfgen: Run, presets: Path, json_lines: bool) -> None:
+    facts = {"words": ["a", "kite"], "knows": {"things": "kites"}}
+    (presets / "mini" / "mini.json").write_text(json.dumps(facts))
+    Path("l.txt").write_text("a zebra\na kite\n")
+    options = ["--dry-run", *(["--json"] if json_lines else [])]
+    single = cfgen("render", "a zebra", *options)
+    assert single.exit_code == 0
+    assert "warning: the model has never seen 'zebra' and may ignore it" in single.stderr
+    assert "hint: understood as: a …\nit knows:\n  things  kites" in single.stderr
+    listed = cfgen("batch", "l.txt", *options)
+    assert listed.exit_code == 0
+    assert listed.stdout.count("has never seen 'zebra'") == 1

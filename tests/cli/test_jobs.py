@@ -132,3 +132,23 @@ def test_gc_leaves_a_render_at_work_alone(cfgen: Run) -> None:
         cfgen("jobs", "gc", "--budget", "0")
         assert done.path.exists()
     assert cfgen("jobs", "gc", "--budget", "x").exit_code == 2
+
+
+@pytest.mark.parametrize("dry", [False, True])
+def test_gc_tells_why_something_stays(cfgen: Run, dry: bool) -> None:
+    strange, littered, lost = (
+        run_folder(name, chunks=14, finished=True) for name in ("strange", "littered", "lost")
+    )
+    (strange.path / "notes.txt").write_text("precious")
+    (littered.path / "@eaDir").mkdir()
+    (littered.path / ".DS_Store").write_text("x")
+    lost.output.write_bytes(b"another")
+    done = cfgen("jobs", "gc", "--budget", "0", *(["--dry-run"] if dry else []))
+    assert (
+        "strange.cfgen stays: strange.cfgen holds notes.txt, which is not of cfgen" in done.stderr
+    )
+    assert ("lost.cfgen stays: its video is not whole any more" in done.stderr) == (not dry)
+    assert "stays for the reasons told" in done.stdout
+    assert littered.path.exists() == dry
+    assert (strange.path / "run.json").exists()
+    assert (lost.path / "run.json").exists()

@@ -18,7 +18,7 @@ from cfgen.cli.plan import plan_of
 from cfgen.config.loader import from_mapping, load
 from cfgen.render.folder import RunFolder
 from cfgen.render.journal import ChunkLine
-from cfgen.render.plan import Plan
+from cfgen.render.plan import KEPT_SNAPSHOTS, Plan
 from cfgen.render.writer import chain_frames
 from tests.render.crash import Crash, dying
 from tests.render.test_resume import Film, film, small_segments  # noqa: F401 - fixtures
@@ -123,15 +123,27 @@ def test_a_branch_may_branch_and_be_interrupted(
     assert "branched off after chunk 2, so that it cannot be worked out" in lost.stderr
 
 
+def test_a_finished_film_keeps_the_newest_snapshots(film: MakeFilm) -> None:  # noqa: F811
+    whole = film()
+    whole.whole()
+    assert len(list((whole.run / "snapshots").glob("*.json"))) == KEPT_SNAPSHOTS
+
+
 def test_a_branch_of_the_same_settings_is_the_same_film_and_may_be_longer(
     film: MakeFilm,  # noqa: F811
     command: Callable[..., Result],
 ) -> None:
     parent = film()
     parent.whole()
-    same = command("branch", str(parent.run), "--at", "3s", "-o", "same.mp4")
-    assert same.exit_code == 2
-    assert "nothing would be different from the old video" in same.stderr
+    for asked in (["--seed", "3"], ["--prompt", PROMPT], ["--duration", "5s"]):
+        same = command("branch", str(parent.run), "--at", "3s", "-o", "same.mp4", *asked)
+        assert same.exit_code == 2, asked
+        assert "nothing would be different: prompt and seed are those" in same.stderr
+    for asked in ([], ["--seed", "-1"]):
+        other = command("branch", str(parent.run), "--at", "3s", "-o", "other.mp4", "-y", *asked)
+        assert other.exit_code == 0, other.stderr
+        assert "(chosen at random)" in other.stderr
+        assert RunFolder(Path("other.cfgen")).record.config["seed"] not in (3, None)
     ends = f"{plan_of_film(parent).seconds}"
     result = command("branch", str(parent.run), "--at", ends, "--duration", "8s", "-o", "l.mp4")
     assert result.exit_code == 0, result.stderr

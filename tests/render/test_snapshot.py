@@ -103,6 +103,21 @@ def test_a_budget_thins_evenly_and_keeps_the_last_two_and_the_base(tmp_path: Pat
     assert store.nbytes <= 8 * one
 
 
+@pytest.mark.parametrize("base", [0, 5])
+def test_of_a_finished_film_the_newest_stay_and_what_they_need(tmp_path: Path, base: int) -> None:
+    store = SnapshotStore(tmp_path / "s", "run", budget_nbytes=BUDGET, base=base)
+    for chunk in range(5, 15):
+        store.save(chunk, state(*range(chunk - 4, chunk)))
+    store.keep_newest()
+    assert store.chunks == ([5] if base else []) + [13, 14]
+    again = SnapshotStore(tmp_path / "s", "run", budget_nbytes=BUDGET, base=base)
+    for chunk in store.chunks:
+        assert again.newest(before=chunk) == chunk
+        assert same(again.load(chunk), state(*range(chunk - 4, chunk)))
+    assert not again.problems
+    assert len(list((tmp_path / "s").glob("*.json"))) == len(store.chunks)
+
+
 @settings(deadline=None, max_examples=10)
 @given(
     kept=st.lists(st.sets(st.integers(0, 9), min_size=1), min_size=1, max_size=5),
