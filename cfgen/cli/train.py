@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TypeVar, get_type_hints
@@ -10,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeVar, get_type_hints
 import typer
 import yaml
 
+from cfgen.atomic_files import write_whole
 from cfgen.cli import options
 from cfgen.cli.console import Console
 from cfgen.config import catalog
@@ -18,6 +21,7 @@ from cfgen.errors import CheckpointError, PresetError, Problem, UsageError
 from cfgen.regular_files import read_text
 
 if TYPE_CHECKING:
+    from cfgen.train.film_world.return_probe import ProbeSettings
     from cfgen.train.flow_matching_stage import BaseSettings, BaseStage
     from cfgen.train.loop import LoopSettings, Progress
     from cfgen.train.training_memory import MemorySettings
@@ -34,8 +38,8 @@ def train(
     ctx: typer.Context,
     name: Annotated[str, typer.Argument(metavar="NAME", help="What to train: mini.")],
     stage: Annotated[
-        Literal["tokenizer", "vae", "base"],
-        typer.Option("--stage", help="The stage; each needs those before it."),
+        Literal["tokenizer", "vae", "base", "probe"],
+        typer.Option("--stage", help="The stage; each needs those before it. probe: measure."),
     ],
     minutes: Annotated[
         float, typer.Option("--minutes", min=0.01, help="Stop after this long, state saved.")
@@ -59,13 +63,15 @@ def train(
     """Train a model of our own, in slices of minutes.
 
     The same command again goes on where the last one stopped. The model folder is FOLDER/model:
-    render with it by --set model.path=FOLDER/model.
+    render with it by --set model.path=FOLDER/model. Stage probe trains nothing: it plays films
+    that leave a place and come back, and tells how much of the place the model shows again.
 
     \b
     Examples:
       cfgen train mini --stage tokenizer
       cfgen train mini --stage vae --minutes 30
       cfgen train mini --stage base --minutes 120
+      cfgen train mini --stage probe --set probe.films=4
     """
     console = options.console_of(ctx)
     console.configure(json=json_lines, quiet=quiet, debug=debug)
@@ -76,6 +82,9 @@ def train(
 
         size = train_tokenizer(model).get_vocab_size()
         console.result(str(model), {"model": str(model), "vocabulary": size})
+        return
+    if stage == "probe":
+        _probe(console, settings, work, minutes)
         return
     last = None
     for last in _slice(stage, settings, work, minutes, start):
@@ -94,6 +103,7 @@ class _Settings:
     base: BaseSettings
     base_loop: LoopSettings
     memory: MemorySettings
+    probe: ProbeSettings
 
 
 def _slice(
@@ -149,6 +159,37 @@ def _base_stage(settings: _Settings, work: Path) -> BaseStage:
     return BaseStage(settings.base, settings.memory, store, tokenizer, exporter)
 
 
+def _probe(console: Console, settings: _Settings, work: Path, minutes: float) -> None:
+    """Run the return test for a while; the same command goes on, as long as the weights stay."""
+    import torch
+
+    from cfgen.train.film_world import return_probe as probe
+    from cfgen.train.film_world.return_memory import SlowFastSizes
+
+    began = time.monotonic()
+    wanted, memory, model = settings.probe, settings.memory, work / "model"
+    sizes = SlowFastSizes(
+        sink=memory.sink,
+        slow=memory.slow,
+        fast=memory.fast,
+        tau=wanted.tau,
+        admission_layers=wanted.admission_layers,
+    )
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    maker = probe.model_maker(probe.probed_model(model, wanted, device), sizes)
+    folder = work / "probe"
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / f"{probe.digest_of(model, wanted, sizes)}.jsonl"
+    for done, total in probe.scores(wanted, maker, file):
+        console.note(f"probe {done}/{total}")
+        if time.monotonic() - began > 60 * minutes:
+            break
+    rows = probe.rows_of(probe.asked_of(wanted, file))
+    facts = {"model": str(model), "stage": "probe", "scores": str(file), "rows": rows}
+    write_whole(folder / "returns.json", f"{json.dumps(facts, indent=1)}\n".encode())
+    console.result(probe.table_of(rows), facts)
+
+
 def _values(name: str, assignments: list[str]) -> Values:
     """Read `train.NAME.yaml` as text and lay `KEY=VALUE` over it; `_filled` checks the keys."""
     folder = catalog.presets_folder()
@@ -176,6 +217,7 @@ def _settings(values: Values) -> _Settings:
     Raises:
         PresetError: A key or a value is wrong; lists every one of them.
     """
+    from cfgen.train.film_world.return_probe import ProbeSettings
     from cfgen.train.flow_matching_stage import BaseSettings
     from cfgen.train.loop import LoopSettings
     from cfgen.train.training_memory import MemorySettings
@@ -188,6 +230,7 @@ def _settings(values: Values) -> _Settings:
         base=_filled(BaseSettings, values["base"], "base", problems),
         base_loop=_filled(LoopSettings, values["base.loop"], "base.loop", problems),
         memory=_filled(MemorySettings, values["base.memory"], "base.memory", problems),
+        probe=_filled(ProbeSettings, values["probe"], "probe", problems),
     )
     if problems:
         raise PresetError(problems)

@@ -36,7 +36,7 @@ from cfgen.train.film_world.latents import CHUNK_LATENTS, FilmBatch, LatentStore
 from cfgen.train.film_world.world import Film
 from cfgen.train.muon import Muon
 from cfgen.train.recall import RecallProbe
-from cfgen.train.shots import choose_chunks, prompts_by_chunk, repeated, shot_starts
+from cfgen.train.shots import choose_chunks, prompts_by_chunk, repeated, shot_starts, spans
 from cfgen.train.training_memory import Admission, MemorySettings, policy_tables, training_memory
 
 
@@ -70,6 +70,8 @@ class BaseSettings:
         own_share: share of the chosen chunks that are committed as the model made them in one step.
         own_below: highest noise level from which that is done.
         drop_text: share of the films whose prompts are replaced by the empty one.
+        given_share: share of steps whose films begin with a given frame: their first latent frame
+            is committed by itself, and the rest of the first chunk is denoised after it.
         probe_films: held-out films on which recall is measured.
     """
 
@@ -101,6 +103,7 @@ class BaseSettings:
     own_share: float = 0.2
     own_below: float = 0.7
     drop_text: float = 0.08
+    given_share: float = 0.1
     probe_films: int = 6
 
 
@@ -230,16 +233,19 @@ class BaseStage:
         size = (batch.latents.shape[3], batch.latents.shape[4])
         memory = training_memory(make_table, admission, self.generator, size)
         prompts = self._prompts(batch.films, rng)
+        given = rng.uniform() < s.given_share
+        if given:
+            chosen |= {0}
         errors = Errors([], [], {})
-        for chunk in range(max(chosen) + 1):
+        for chunk, span in spans(max(chosen) + 1, given=given):
             admission.chunk = chunk
-            span = slice(CHUNK_LATENTS * chunk, CHUNK_LATENTS * (chunk + 1))
             part = FilmBatch(batch.films, *(x[:, span] for x in batch.tensors))
-            view, clean = memory.begin(CHUNK_LATENTS), None
-            if chunk in chosen:
+            view, clean = memory.begin(span.stop - span.start), None
+            is_given = span.stop == 1
+            if chunk in chosen and not is_given:
                 draws = s.draws if chunk else s.first_draws
                 clean = self._denoise(part, view, prompts[chunk], noise, draws, errors)
-            if chunk < max(chosen):  # nothing reads what comes after
+            if chunk < max(chosen) or is_given:  # nothing reads what comes after
                 learnt = chunk in chosen or chunk in starts
                 with nullcontext() if learnt else torch.no_grad():
                     self._commit(part, clean, view, prompts[chunk], noise)

@@ -39,6 +39,15 @@ def choose_chunks(
     return frozenset(int(c) for c in chosen)
 
 
+def spans(chunks: int, *, given: bool) -> list[tuple[int, slice]]:
+    """Latent frames of each chunk, with its number; a given first one stands by itself."""
+    whole = [
+        (chunk, slice(CHUNK_LATENTS * chunk, CHUNK_LATENTS * (chunk + 1)))
+        for chunk in range(chunks)
+    ]
+    return [(0, slice(0, 1)), (0, slice(1, CHUNK_LATENTS)), *whole[1:]] if given else whole
+
+
 def prompts_by_chunk(
     films: Sequence[Film],
     words: Callable[[int, int], str],

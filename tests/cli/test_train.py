@@ -88,7 +88,7 @@ def _steps(stage: str) -> list[int]:
     [
         (["mnii", "--stage", "vae"], "nothing to train called 'mnii'; did you mean 'mini'?"),
         (["mini"], "Missing option '--stage'"),
-        (["mini", "--stage", "vea"], "'vea' is not one of 'tokenizer', 'vae', 'base'"),
+        (["mini", "--stage", "vea"], "'vea' is not one of 'tokenizer', 'vae', 'base',"),
         (["mini", "--stage", "vae", "--minutes", "0"], "Invalid value for '--minutes'"),
         (["mini", "--stage", "vae", "--set", "vae.corp=3"], "vae.corp: is not a known key; did"),
         (["mini", "--stage", "tokenizer", "--set", "vae.corp=3"], "did you mean 'crop'?"),
@@ -98,6 +98,7 @@ def _steps(stage: str) -> list[int]:
         (["mini", "--stage", "vae", "--set", "vae.crop=big"], "must be a whole number, got 'big'"),
         (["mini", "--stage", "vae", "--set", "vae.lr=nan"], "must be a finite number, got 'nan'"),
         (["mini", "--stage", "base", "--set", "base.chunks=[2, x]"], "must be a whole number"),
+        (["mini", "--stage", "probe", "--set", "probe.policies=[half]"], "got 'half'"),
     ],
 )
 def test_what_cannot_be_trained_is_refused(cfgen: Run, arguments: list[str], sentence: str) -> None:
@@ -182,3 +183,13 @@ def test_the_stages_end_in_a_model_that_renders(train: Run, cfgen: Run) -> None:
     assert made.exit_code == 0, made.stderr
     assert "warning" not in made.stderr
     assert measure(find_ffmpeg(), Path("clip.mp4"), decode=True).frames == 32
+    returns = {"probe__films": "1", "probe__ways": "[cut]", "probe__away": "[2]"}
+    returns |= {"probe__policies": "[window-6-1, slow_fast-cfgen]", "probe__steps": "1"}
+    probed = train("probe", **returns)
+    assert probed.exit_code == 0, probed.stderr
+    assert "probe 2/2" in probed.stderr
+    assert len(probed.stdout.splitlines()) == 3
+    rows = json.loads(Path("work/probe/returns.json").read_text())["rows"]
+    assert [row["policy"] for row in rows] == ["window-6-1", "slow_fast-cfgen"]
+    again = train("probe", **returns)
+    assert (again.stdout, again.stderr) == (probed.stdout, "")

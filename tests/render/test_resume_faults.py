@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -94,6 +95,44 @@ def test_a_disk_that_fails_stops_the_render_and_loses_nothing(
     for each in stopped:
         assert isinstance(each, error), each
         assert says in str(each)
+    cut.bury()
+    assert gone_on_with(cut) == counted.output.read_bytes()
+
+
+ERRNOS = (
+    *("EACCES", "EAGAIN", "EBADF", "EBUSY", "EDQUOT", "EEXIST", "EFAULT", "EFBIG", "EINTR"),
+    *("EINVAL", "EIO", "EISDIR", "ELOOP", "EMFILE", "EMLINK", "ENAMETOOLONG", "ENFILE", "ENODEV"),
+    *("ENOENT", "ENOLCK", "ENOMEM", "ENOSPC", "ENOSYS", "ENOTCONN", "ENOTDIR", "ENOTEMPTY"),
+    *("ENXIO", "EOPNOTSUPP", "EOVERFLOW", "EPERM", "EROFS", "ESTALE", "ETIMEDOUT", "ETXTBSY"),
+    *("EXDEV", "EHOSTDOWN", "EREMOTEIO"),
+)
+"""What open, write, fsync, rename, link, unlink and mkdir may fail with, networks included."""
+
+MOMENTS = int(os.environ.get("ERRNO_MOMENTS", "1"))
+"""Moments of a render at which each is tried; 12 before a release. Unset, every third is tried."""
+
+TRIED = ERRNOS if "ERRNO_MOMENTS" in os.environ else ERRNOS[::3]
+
+
+@pytest.mark.parametrize("moment", range(MOMENTS))
+@pytest.mark.parametrize("name", TRIED)
+def test_a_disk_fails_in_every_way_that_linux_knows(
+    film: MakeFilm,  # noqa: F811
+    name: str,
+    moment: int,
+) -> None:
+    """One sentence or none at all, never a defect; and going on gives the undisturbed video."""
+    counted, cut = film(), film()
+    share = (ERRNOS.index(name) / len(ERRNOS) + moment / MOMENTS) % 1
+    at, number = round(share * (changes_of(counted) - 1)), getattr(errno, name)
+    cut.folder.mkdir()
+    with dying(cut.folder, at, lambda _what: OSError(number, os.strerror(number))):
+        refusals = []
+        try:
+            cut.whole()
+        except CfgenError as error:
+            refusals.append(error.message)
+    assert all(message.isprintable() for message in refusals)
     cut.bury()
     assert gone_on_with(cut) == counted.output.read_bytes()
 

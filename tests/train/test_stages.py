@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -148,6 +148,28 @@ def test_later_chunks_train_the_commit_pass(base_stage: BaseStage) -> None:
     assert denoise.grad is not None
     assert commit.grad is not None
     assert commit.grad.abs().sum() > 0
+
+
+def test_a_given_frame_is_committed_and_what_follows_is_denoised_after_it(
+    base_stage: BaseStage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base_stage.settings = dataclasses.replace(BASE, given_share=1.0)
+    done: list[tuple[str, int]] = []
+    denoise, commit = base_stage._denoise, base_stage._commit
+
+    def noted(name: str, work: Callable[..., object]) -> Callable[..., object]:
+        def call(part: FilmBatch, *rest: object) -> object:
+            done.append((name, part.latents.shape[1]))
+            return work(part, *rest)
+
+        return call
+
+    monkeypatch.setattr(base_stage, "_denoise", noted("denoise", denoise))
+    monkeypatch.setattr(base_stage, "_commit", noted("commit", commit))
+    loss, _ = base_stage.loss(0)
+    assert done[:2] == [("commit", 1), ("denoise", 2)]
+    assert {frames for _, frames in done[3:]} <= {3}
+    loss.backward()
 
 
 def test_the_change_of_an_error_over_time_counts(base_stage: BaseStage) -> None:

@@ -1,0 +1,144 @@
+"""The memories of the return test: every policy for one set of weights.
+
+Axis letters: B batch, P tokens per latent frame, N heads, D head dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from cfgen.kernels.pages import ADMITTED, OPEN
+from cfgen.memory.base import Table
+from cfgen.memory.graph import GraphCache, GraphReader
+from cfgen.memory.paged import Admit, PagedMemory
+from cfgen.memory.slow_fast import SlowFastTable
+from cfgen.memory.window import WindowTable
+from cfgen.model.generator import Generator
+from cfgen.ops.reference import Rope, admit
+from cfgen.ops.select import TORCH
+from cfgen.train.film_world.return_test import Case, kept_chunks
+
+CHUNK_LATENTS = 3
+Policy = Literal[
+    "window-12-3",
+    "window-6-1",
+    "slow_fast-paper",
+    "slow_fast-cfgen",
+    "slow_fast-oracle",
+    "full",
+]
+POLICIES: tuple[Policy, ...] = get_args(Policy)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SlowFastSizes:
+    """Slow-fast memory in latent frames, and how it admits.
+
+    Attributes:
+        sink: first frames of a film.
+        slow: key frames.
+        fast: newest frames, the current chunk included.
+        tau: threshold.
+        admission_layers: layers that decide together under `slow_fast-cfgen`; none: each its own.
+    """
+
+    sink: int = 3
+    slow: int = 6
+    fast: int = 6
+    tau: float = 0.9994
+    admission_layers: tuple[int, ...] = ()
+
+
+class ReplacingCache(GraphCache):
+    """A pool that gives the mean over tokens instead of the keys and values of chosen pages.
+
+    Attributes:
+        replaced: pages, by layer.
+    """
+
+    def __init__(self, layers: int, device: torch.device) -> None:
+        super().__init__(layers, device)
+        self.replaced: dict[int, set[int]] = {}
+
+    def read(self, layer: int, pages: Iterable[int]) -> tuple[list[Tensor], list[Tensor]]:
+        """Keys and values of pages, [B, P, N, D] each."""
+        listed, chosen = list(pages), self.replaced.get(layer, set())
+        keys, values = super().read(layer, listed)
+
+        def seen(tensors: list[Tensor]) -> list[Tensor]:
+            pairs = zip(listed, tensors, strict=True)
+            return [t.mean(1, keepdim=True).expand_as(t) if p in chosen else t for p, t in pairs]
+
+        return seen(keys), seen(values)
+
+
+class Oracle:
+    """Admits the chunks that will be needed; an `Admit` op.
+
+    Attributes:
+        chunk: the chunk that is being committed.
+    """
+
+    def __init__(self, chunks: Iterable[int]) -> None:
+        self.chunk = 0
+        self._chunks = frozenset(chunks)
+
+    def __call__(self, _keys: Tensor, _reference: Tensor, decision: Tensor, **_: float) -> None:
+        """Decide for one layer; what the table forbids is not admitted."""
+        decision[ADMITTED] = int(bool(decision[OPEN]) and self.chunk in self._chunks)
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A memory, its pool, and what is told which chunk is played."""
+
+    memory: PagedMemory
+    pool: ReplacingCache
+    oracle: Oracle
+
+
+def may_batch(policy: str) -> bool:
+    """Whether films can share a batch: not where one decision is made on the keys of all."""
+    return policy not in ("slow_fast-paper", "slow_fast-cfgen")
+
+
+def memory_of(
+    policy: str,
+    case: Case,
+    generator: Generator,
+    latent_size: tuple[int, int],
+    sizes: SlowFastSizes,
+) -> Run:
+    """An empty memory of one of POLICIES.
+
+    Raises:
+        ValueError: an unknown policy, or an admission layer that the generator lacks.
+    """
+    s, g = sizes, generator.geometry
+    slow_fast = partial(SlowFastTable, sink=s.sink, slow=s.slow, fast=s.fast)
+    tables: Mapping[str, Callable[[], Table]] = {
+        "window-12-3": lambda: WindowTable(12, sink=3, relative=True),
+        "window-6-1": lambda: WindowTable(6, sink=1, relative=True),
+        "slow_fast-paper": lambda: slow_fast(against="previous"),
+        "slow_fast-cfgen": slow_fast,
+        "slow_fast-oracle": slow_fast,
+        "full": lambda: WindowTable(CHUNK_LATENTS * case.film.chunks),
+    }
+    if policy not in tables:
+        raise ValueError(f"the policy must be one of {POLICIES}, got {policy!r}")
+    oracle = Oracle(kept_chunks(case, s.slow))
+    decide: Admit = oracle if policy == "slow_fast-oracle" else admit
+    pool = ReplacingCache(g.num_layers, generator.device)
+    reader = GraphReader(pool, TORCH, rope=Rope(g.head_dim), grid=g.grid(*latent_size))
+    made = [tables[policy]() for _ in range(g.num_layers)]
+    layers = s.admission_layers if policy == "slow_fast-cfgen" else ()
+    if any(not 0 <= layer < g.num_layers for layer in layers):
+        raise ValueError(f"admission layers {layers} are not all among {g.num_layers} layers")
+    memory = PagedMemory(made, pool, reader, admit=decide, tau=s.tau, admission_layers=layers)
+    return Run(memory, pool, oracle)

@@ -1,0 +1,284 @@
+"""Runs a generator through the cases of the return test, chunk by chunk under any policy.
+
+Axis letters: B batch, F latent frames, C channels, h w latent grid, T frames, H W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cfgen.checkpoint.load import load_generator
+from cfgen.checkpoint.text_encoder import load_text_encoder
+from cfgen.checkpoint.vae import load_vae
+from cfgen.errors import CheckpointError
+from cfgen.memory.base import Pass
+from cfgen.memory.paged import PagedView
+from cfgen.model.generator import Conditioning, Generator
+from cfgen.model.vae import TinyAutoencoder
+from cfgen.rollout import Guidance, Passes
+from cfgen.schedule import FewStepSchedule, KeyedNoise
+from cfgen.train.film_world.captions import caption
+from cfgen.train.film_world.return_memory import (
+    CHUNK_LATENTS,
+    SlowFastSizes,
+    may_batch,
+    memory_of,
+)
+from cfgen.train.film_world.return_test import Case
+from cfgen.train.film_world.world import FRAMES_PER_CHUNK, render
+from cfgen.train.shots import shot_by_chunk
+
+
+class Autoencoder(Protocol):
+    """Encoder and decoder of a model; see `model.vae.TinyAutoencoder`."""
+
+    @property
+    def reach(self) -> int:
+        """Latent frames before its own that a frame depends on, at most."""
+
+    def encode(self, video_BTCHW: Tensor) -> Tensor:
+        """Frames in 0..1 to latents [B, F, C, h, w]."""
+
+    def decode(self, latents_BFCHW: Tensor) -> Tensor:
+        """Latents of a whole clip to frames."""
+
+
+Encode = Callable[[list[str]], Tensor]
+"""Prompts, B of them, to embeddings [B, text_len, text_dim]."""
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """All that makes frames of a prompt.
+
+    Attributes:
+        generator: the causal model.
+        vae: its autoencoder.
+        encode: its text encoder.
+        schedule: noise levels of a chunk.
+        guidance: scale of classifier-free guidance; 1 for none.
+    """
+
+    generator: Generator
+    vae: Autoencoder
+    encode: Encode
+    schedule: FewStepSchedule
+    guidance: float = 1.0
+
+
+def load_model(
+    folder: Path, schedule: FewStepSchedule, guidance: float, device: torch.device
+) -> Model:
+    """A model folder as `cfgen train` exports it, its matrices expanded.
+
+    Raises:
+        CheckpointError: a file is missing or damaged.
+    """
+    generator = load_generator(folder, expand=True, device=device)
+    encoder = load_text_encoder(
+        folder / "text_encoder",
+        folder / "tokenizer" / "tokenizer.json",
+        text_len=generator.geometry.text_len,
+        expand=True,
+    )
+    vae = load_vae(folder / "tae.safetensors", device=device)
+    if not isinstance(vae, TinyAutoencoder):
+        raise CheckpointError(
+            f"{folder / 'tae.safetensors'} is no tiny autoencoder", "give a folder of cfgen train"
+        )
+    return Model(generator, vae, encoder, schedule, guidance)
+
+
+def truth_of(case: Case, vae: Autoencoder) -> Tensor:
+    """Latents of a case's film, [1, F, C, h, w] float32, on the CPU."""
+    video = torch.from_numpy(render(case.film, 0, case.film.frames))
+    pixels = video.permute(0, 3, 1, 2)[None].float() / 255
+    with torch.no_grad():
+        return vae.encode(pixels.to(_device_of(vae))).float().cpu()
+
+
+def _device_of(vae: Autoencoder) -> torch.device:
+    parameters = getattr(vae, "parameters", None)
+    return torch.device("cpu") if parameters is None else next(parameters()).device
+
+
+class Player:
+    """Plays cases of one structure, B of them, through a memory.
+
+    Args:
+        model: what makes frames.
+        policy: one of POLICIES.
+        cases: of one way and time away.
+        truths: latents of their films, [B, F, C, h, w].
+        sizes: of slow-fast memory.
+        noise_seed: another one gives another film.
+
+    Raises:
+        ValueError: the cases differ in structure, or the policy decides for one film at a time.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        policy: str,
+        cases: Sequence[Case],
+        truths: Tensor,
+        sizes: SlowFastSizes,
+        *,
+        noise_seed: int = 0,
+    ) -> None:
+        if len({case.structure for case in cases}) != 1:
+            raise ValueError("cases of a batch must have the same shots")
+        if len(cases) > 1 and not may_batch(policy):
+            raise ValueError(f"{policy} decides on each film by itself: give one case")
+        self.model, self.cases, self.truths = model, list(cases), truths
+        generator = model.generator
+        self.run = memory_of(policy, cases[0], generator, (truths.shape[3], truths.shape[4]), sizes)
+        self._noise_seed = noise_seed
+        self._levels = tuple(generator.level(s) for s in (*model.schedule.sigmas, 0.0))
+        self._prompts = self._read_prompts()
+        self._empty = generator.condition(self._text([""])) if model.guidance != 1 else None
+
+    def _text(self, prompts: list[str]) -> Tensor:
+        return self.model.encode(prompts).to(self.model.generator.device)
+
+    @torch.no_grad()
+    def _read_prompts(self) -> list[Conditioning]:
+        """What the generator reads in each chunk."""
+        by_shot = []
+        for shot in range(len(self.cases[0].film.shots)):
+            texts = [caption(case.film, shot, shot, complete=True) for case in self.cases]
+            by_shot.append(self.model.generator.condition(self._text(texts)))
+        return [by_shot[shot] for shot in shot_by_chunk(self.cases[0].film)]
+
+    def _passes(self, chunk: int) -> Passes:
+        guidance = None
+        if self._empty is not None:
+            guidance = Guidance(_repeated(self._empty, len(self.cases)), self.model.guidance)
+        m = self.model
+        return Passes(m.generator, m.schedule, self._levels, self._prompts[chunk], guidance)
+
+    def _noise(self, chunk: int, draws: int) -> Tensor:
+        """[draws, B, F, C, h, w]; each film has its own."""
+        shape = (1, CHUNK_LATENTS, *self.truths.shape[2:])
+        films = [
+            torch.stack(
+                [
+                    KeyedNoise(self._noise_seed + case.film.seed).draw(chunk, step, shape)
+                    for step in range(draws)
+                ]
+            )
+            for case in self.cases
+        ]
+        return torch.cat(films, 1).to(self.model.generator.device)
+
+    @torch.no_grad()
+    def prime(self, chunks: int) -> None:
+        """Commit the truth up to a chunk."""
+        m = self.model
+        for chunk in range(chunks):
+            self.run.oracle.chunk = chunk
+            view = self.run.memory.begin(CHUNK_LATENTS)
+            latents = self.truths[:, CHUNK_LATENTS * chunk : CHUNK_LATENTS * (chunk + 1)]
+            commit = view.at(Pass(len(m.schedule.sigmas), commit=True))
+            latents = latents.to(m.generator.device)
+            m.generator.commit(latents, self._levels[-1], self._prompts[chunk], commit)
+            self.run.memory.commit(view)
+
+    @torch.no_grad()
+    def generate(self, chunks: range) -> Tensor:
+        """Generate the next chunks: [B, F, C, h, w] on the CPU."""
+        made = []
+        for chunk in chunks:
+            self.run.oracle.chunk = chunk
+            passes = self._passes(chunk)
+            view = self.run.memory.begin(CHUNK_LATENTS)
+            made.append(passes(self._noise(chunk, passes.draws), view).float().cpu())
+            self.run.memory.commit(view)
+        return torch.cat(made, 1)
+
+    @torch.no_grad()
+    def influence(self, chunk: int) -> dict[int, float]:
+        """How much each stored latent frame matters to the next chunk, by the frame's number.
+
+        Its keys and values are replaced by their mean in every layer that holds it, and the chunk
+        is generated again from the same noise: root-mean-square change of its latents. Nothing is
+        committed.
+
+        Args:
+            chunk: the number of the next chunk.
+        """
+        passes = self._passes(chunk)
+        noise = self._noise(chunk, passes.draws)
+        view = self.run.memory.begin(CHUNK_LATENTS)
+        usual = self._denoised(passes, noise, view)
+        tables = self.run.memory.tables
+        held = {s.frame for table in tables for s in table.slots()}
+        found = {}
+        for frame in sorted(f for f in held if f < CHUNK_LATENTS * chunk):
+            self.run.pool.replaced = {
+                layer: {slot.page for slot in table.slots() if slot.frame == frame}
+                for layer, table in enumerate(tables)
+            }
+            changed = self._denoised(passes, noise, view)
+            found[frame] = float((changed - usual).square().mean().sqrt())
+        self.run.pool.replaced = {}
+        return found
+
+    def _denoised(self, passes: Passes, noise: Tensor, view: PagedView) -> Tensor:
+        """The chunk without its commit pass."""
+        schedule, x = passes.schedule, noise[0]
+        x0 = x
+        for step, level in enumerate(passes.levels[:-1]):
+            at = view.at(Pass(step))
+            flow = passes.generator(x, level, passes.conditioning, at)
+            if passes.guidance is not None:
+                free = passes.generator(x, level, passes.guidance.unconditional, at)
+                flow = free + passes.guidance.scale * (flow - free)
+            x0 = schedule.clean(x, flow, step)
+            if step + 1 < len(schedule.sigmas):
+                fresh = noise[step + 1] if schedule.renoise == "fresh" else None
+                x = schedule.next(x0, flow, step, fresh)
+        return x0
+
+
+def primed_return(player: Player) -> list[NDArray[np.uint8]]:
+    """Frames of each case's return after the truth: [T, H, W, 3] uint8 each."""
+    first, chunks = player.cases[0].first, player.cases[0].film.chunks
+    player.prime(first)
+    made = player.generate(range(first, chunks))
+    reach = min(CHUNK_LATENTS * first, player.model.vae.reach + 1)
+    past = player.truths[:, CHUNK_LATENTS * first - reach : CHUNK_LATENTS * first]
+    count = FRAMES_PER_CHUNK * (chunks - first)
+    return [each[-count:] for each in decoded(player.model.vae, torch.cat([past, made], 1))]
+
+
+def whole_films(player: Player) -> list[NDArray[np.uint8]]:
+    """Each case's film made from its prompts alone: [T, H, W, 3] uint8 each."""
+    return decoded(player.model.vae, player.generate(range(player.cases[0].film.chunks)))
+
+
+def decoded(vae: Autoencoder, latents: Tensor) -> list[NDArray[np.uint8]]:
+    """Frames [T, H, W, 3] of clips [B, F, C, h, w], one clip at a time."""
+    films = []
+    for clip in latents:
+        with torch.no_grad():
+            frames = vae.decode(clip[None].to(_device_of(vae)))[0]
+        levels = (frames.clamp(0, 1) * 255).round().to(torch.uint8)
+        films.append(levels.permute(0, 2, 3, 1).cpu().numpy())
+    return films
+
+
+def _repeated(conditioning: Conditioning, times: int) -> Conditioning:
+    pairs = conditioning.keys_values
+    many = tuple((k.repeat(times, 1, 1, 1), v.repeat(times, 1, 1, 1)) for k, v in pairs)
+    bias = conditioning.bias
+    return Conditioning(many, None if bias is None else bias.repeat(times, 1))

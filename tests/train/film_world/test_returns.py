@@ -1,0 +1,318 @@
+"""The return test: its cases, its scores for the truth and for chance, and its plumbing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from cfgen.errors import UsageError
+from cfgen.model.generator import Conditioning, Generator, Geometry
+from cfgen.schedule import FewStepSchedule
+from cfgen.train.film_world.return_memory import POLICIES, SlowFastSizes, may_batch, memory_of
+from cfgen.train.film_world.return_probe import (
+    ProbeSettings,
+    asked_of,
+    digest_of,
+    plan_of,
+    rows_of,
+    scores,
+    table_of,
+)
+from cfgen.train.film_world.return_run import (
+    Model,
+    Player,
+    primed_return,
+    truth_of,
+    whole_films,
+)
+from cfgen.train.film_world.return_test import (
+    AWAY_S,
+    WAYS,
+    Case,
+    ReturnScore,
+    effective_context,
+    figures_of,
+    kept_chunks,
+    make_case,
+    other_world,
+    own_return,
+    score_return,
+)
+from cfgen.train.film_world.world import camera_path, render, shot_of
+
+TEXT = (8, 12)
+SIZES = SlowFastSizes()
+
+
+class Pixels:
+    """An autoencoder that loses nothing: a latent frame is four frames."""
+
+    reach = 0
+
+    def encode(self, video: Tensor) -> Tensor:
+        whole = torch.cat([video[:, :1].expand(-1, 3, -1, -1, -1), video], 1)
+        return whole.unflatten(1, (-1, 4)).flatten(2, 3)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return latents.unflatten(2, (4, 3)).flatten(1, 2)[:, 3:]
+
+
+class Copying(Generator):
+    """A generator that knows the latents that it is to make, [1, F, C, h, w]."""
+
+    def __init__(self, latents: Tensor, start: int) -> None:
+        super().__init__(GEOMETRY)
+        self.latents, self.at, self.sigma = latents, start, 1.0
+
+    def forward(self, x: Tensor, level: object, text: Conditioning, view: object) -> Tensor:
+        return x - self.latents[:, 3 * self.at : 3 * self.at + 3]
+
+    def commit(self, x: Tensor, level: object, text: Conditioning, view: object) -> None:
+        pass
+
+
+GEOMETRY = Geometry(
+    dim=16, ffn_dim=16, num_heads=2, num_layers=2, in_dim=4, out_dim=4, text_len=8, text_dim=12
+)
+ONE_STEP = FewStepSchedule((1.0,), "predicted")
+
+
+def text(prompts: list[str]) -> Tensor:
+    return torch.stack(
+        [
+            torch.full(TEXT, 1.0 + len(prompt) % 7) if prompt else torch.zeros(TEXT)
+            for prompt in prompts
+        ]
+    )
+
+
+def picture_of(case: Case, number: int) -> np.ndarray:
+    return render(other_world(case.film, number), case.frames.start, case.frames.stop)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("away", AWAY_S)
+@pytest.mark.parametrize("elsewhere", [True, False])
+def test_a_case_comes_back_to_where_it_was(way: str, away: float, elsewhere: bool) -> None:
+    case = make_case(way, away, 3, elsewhere=elsewhere)
+    film, end = case.film, case.film.frames
+    path, shots = camera_path(film, end), shot_of(film, end)
+    left = 12 * (case.left + 1) - 4
+    place = film.shots[int(shots[left])].place
+    assert place == film.shots[-1].place == int(elsewhere)
+    step = 2 if way == "pan" else 0
+    assert abs(path[end - 1] - path[left]) <= step
+    assert (film.chunks - case.first) in (1, 2, 3)
+    gone = (12 * (film.chunks - case.left - 1)) / 16
+    assert abs(gone - away - (2.25 if way == "cut" else 0)) <= 1
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_truth_is_found_and_another_place_is_not(way: str) -> None:
+    cases = [make_case(way, 8, number) for number in range(4)]
+    truth = figures_of([score_return(case, picture_of(case, 0)) for case in cases])
+    assert truth["hit_rate"] == truth["win_rate"] == truth["first_places"] == 1.0
+    assert truth["above_control"] == 1.0
+    chance = figures_of([score_return(case, picture_of(case, 40)) for case in cases])
+    assert chance["hit_rate"] <= 0.25
+    assert chance["first_places"] <= 0.25
+    assert 0.1 < chance["win_rate"] < 0.9
+
+
+def test_frames_of_another_length_are_refused() -> None:
+    case = make_case("cut", 2, 0)
+    with pytest.raises(ValueError, match="frames"):
+        score_return(case, np.zeros((3, 192, 320, 3), np.uint8))
+    with pytest.raises(ValueError, match="way"):
+        make_case("jump", 2, 0)
+
+
+@pytest.mark.parametrize(
+    ("above", "longest"),
+    [({}, 0.0), ({2: 1.0, 4: 0.8, 8: 0.7, 16: 0.9}, 4.0), ({2: 0.5}, 0.0), ({2: 1, 24: 0.75}, 24)],
+)
+def test_effective_context_ends_at_the_first_failure(
+    above: dict[float, float], longest: float
+) -> None:
+    assert effective_context(above) == longest
+
+
+def test_names_decide_before_pixels() -> None:
+    def score(named: int, control: int, *, first: bool) -> ReturnScore:
+        return ReturnScore(named, 2, control, 2, 20.0, 30.0, 0.5, first)
+
+    assert score(2, 0, first=False).is_above_control
+    assert not score(0, 1, first=True).is_above_control
+    assert score(1, 1, first=True).is_above_control
+    assert not score(0, 0, first=False).is_above_control
+
+
+@pytest.mark.parametrize("number", [0, 40])
+def test_a_generator_that_copies_a_world_scores_as_that_world(number: int) -> None:
+    case = make_case("cut", 2, 1)
+    vae = Pixels()
+    truth = truth_of(case, vae)
+    film = other_world(case.film, number)
+    video = torch.from_numpy(render(film, 0, film.frames)).permute(0, 3, 1, 2)[None].float() / 255
+    generator = Copying(vae.encode(video), case.first)
+    player = Player(Model(generator, vae, text, ONE_STEP), "full", [case], truth, SIZES)
+    passes = player._passes
+
+    def counted(chunk: int) -> object:
+        generator.at = chunk
+        return passes(chunk)
+
+    player._passes = counted  # type: ignore[method-assign, assignment]
+    (frames,) = primed_return(player)
+    score = score_return(case, frames)
+    assert (score.hit_rate == 1.0) == (number == 0)
+    assert score.is_first == (number == 0)
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Model:
+    torch.manual_seed(0)
+    generator = Generator(GEOMETRY).eval()
+    for parameter in generator.parameters():
+        parameter.requires_grad_(False)
+    return Model(generator, Pixels(), text, FewStepSchedule((1.0, 0.5), "predicted"), 2.0)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_every_policy_plays_a_film(tiny: Model, policy: str) -> None:
+    cases = [make_case("cut", 4, number) for number in range(2 if may_batch(policy) else 1)]
+    truths = torch.randn(len(cases), 3 * cases[0].film.chunks, 4, 4, 6)
+    player = Player(tiny, policy, cases, truths, SIZES)
+    player.prime(cases[0].first)
+    before = [table.slots() for table in player.run.memory.tables]
+    changes = player.influence(cases[0].first)
+    assert set(changes) <= set(range(3 * cases[0].first))
+    assert all(np.isfinite(list(changes.values())))
+    assert max(changes.values()) > 0
+    assert len(before[0]) <= 3 * cases[0].film.chunks
+    if policy == "window-6-1":
+        assert set(changes) == {0, *range(3 * cases[0].first - 2, 3 * cases[0].first)}
+
+
+def test_layers_decide_together_where_that_is_asked_for(tiny: Model) -> None:
+    case = make_case("cut", 4, 0)
+    truths = torch.randn(1, 3 * case.film.chunks, 4, 4, 6)
+    sizes = SlowFastSizes(tau=1.1, admission_layers=(0,))
+    player = Player(tiny, "slow_fast-cfgen", [case], truths, sizes)
+    player.prime(case.first)
+    held = [player.run.memory.frames(layer) for layer in range(GEOMETRY.num_layers)]
+    assert held[0] == held[1]
+    assert 9 in held[0]
+
+
+def test_films_of_a_batch_are_those_played_alone(tiny: Model) -> None:
+    cases = [make_case("cut", 2, number) for number in range(2)]
+    truths = torch.randn(2, 3 * cases[0].film.chunks, 4, 4, 6)
+    together = Player(tiny, "window-12-3", cases, truths, SIZES)
+    together.prime(3)
+    made = together.generate(range(3, 5))
+    for i, case in enumerate(cases):
+        alone = Player(tiny, "window-12-3", [case], truths[i : i + 1], SIZES)
+        alone.prime(3)
+        torch.testing.assert_close(alone.generate(range(3, 5))[0], made[i], atol=1e-4, rtol=1e-4)
+
+
+def test_the_oracle_admits_the_first_visit(tiny: Model) -> None:
+    case = make_case("cut", 4, 0)
+    truths = torch.randn(1, 3 * case.film.chunks, 4, 4, 6)
+    player = Player(tiny, "slow_fast-oracle", [case], truths, SIZES)
+    player.prime(case.first)
+    wanted = {3 * chunk for chunk in kept_chunks(case, SIZES.slow)}
+    assert wanted == {6, 9}
+    assert wanted <= set(player.run.memory.frames(0))
+
+
+def test_whole_films_come_from_prompts(tiny: Model) -> None:
+    case = make_case("cut", 2, 0, elsewhere=False)
+    shape = torch.zeros(1, 3 * case.film.chunks, 4, 4, 6)
+    model = Model(tiny.generator, Thumbnails(), text, tiny.schedule)
+    (film,) = whole_films(Player(model, "full", [case], shape, SIZES))
+    assert film.shape == (case.film.frames, 192, 320, 3)
+    own, other = own_return(film[0], film[0], film[-1])
+    assert own > other
+
+
+class Thumbnails:
+    """Decodes latents to plain frames; encodes nothing."""
+
+    reach = 0
+
+    def encode(self, video: Tensor) -> Tensor:
+        raise AssertionError("nothing is to be encoded")
+
+    def decode(self, latents: Tensor) -> Tensor:
+        frames = latents[:, :, :3].repeat_interleave(4, 1)[:, 3:]
+        return frames.repeat_interleave(48, 3)[..., :192, :].repeat_interleave(54, 4)[..., :320]
+
+
+def test_what_cannot_be_played_is_refused(tiny: Model) -> None:
+    cut, pan = make_case("cut", 2, 0), make_case("pan", 4, 0)
+    truths = torch.zeros(2, 30, 4, 4, 6)
+    with pytest.raises(ValueError, match="same shots"):
+        Player(tiny, "full", [cut, pan], truths, SIZES)
+    with pytest.raises(ValueError, match="by itself"):
+        Player(tiny, "slow_fast-cfgen", [cut, make_case("cut", 2, 1)], truths, SIZES)
+    with pytest.raises(ValueError, match="policy"):
+        memory_of("least recent", cut, tiny.generator, (4, 6), SIZES)
+    far = SlowFastSizes(admission_layers=(0, 7))
+    with pytest.raises(ValueError, match="admission layers"):
+        memory_of("slow_fast-cfgen", cut, tiny.generator, (4, 6), far)
+
+
+PROBE = ProbeSettings(
+    films=2, ways=("cut",), away=(2.0,), policies=("full", "slow_fast-cfgen"), batch=2
+)
+
+
+def true_frames(_policy: str, cases: list[Case]) -> list[np.ndarray]:
+    return [picture_of(case, 0) for case in cases]
+
+
+def test_a_probe_plays_what_it_may_together() -> None:
+    played = [(batch.policy, batch.keys) for batch in plan_of(PROBE, PROBE.policies)]
+    assert played == [
+        ("full", ["cut/2/full/0", "cut/2/full/1"]),
+        ("slow_fast-cfgen", ["cut/2/slow_fast-cfgen/0"]),
+        ("slow_fast-cfgen", ["cut/2/slow_fast-cfgen/1"]),
+    ]
+
+
+def test_a_probe_goes_on_where_it_was_cut_off(tmp_path: Path) -> None:
+    file = tmp_path / "scores.jsonl"
+    assert next(scores(PROBE, true_frames, file)) == (2, 4)
+    whole = file.read_text()
+    file.write_text(whole + whole[:40])
+    assert list(scores(PROBE, true_frames, file)) == [(3, 4), (4, 4)]
+    assert list(scores(PROBE, true_frames, file)) == []
+    rows = rows_of(asked_of(PROBE, file))
+    assert [(row["policy"], row["films"], row["hit_rate"]) for row in rows] == [
+        ("full", 2, 1.0),
+        ("slow_fast-cfgen", 2, 1.0),
+    ]
+    assert {row["effective_context_s"] for row in rows} == {2.0}
+    assert len(table_of(rows).splitlines()) == 3
+    assert len(asked_of(replace(PROBE, films=1), file)) == 2
+
+
+def test_settings_that_change_a_score_have_files_of_their_own() -> None:
+    names = {
+        digest_of(None, settings, sizes)
+        for settings in (PROBE, replace(PROBE, films=9), replace(PROBE, steps=3))
+        for sizes in (SIZES, SlowFastSizes(slow=3))
+    }
+    assert len(names) == 4
+
+
+def test_a_probe_of_nothing_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="1 or more"):
+        next(scores(replace(PROBE, films=0), true_frames, tmp_path / "scores.jsonl"))
