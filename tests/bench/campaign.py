@@ -2,10 +2,11 @@
 
     python tests/bench/campaign.py --count 200
 
-A render of `mini` in a process of its own gets SIGINT, SIGTERM or SIGHUP at a random moment between
-its start and its end. It must end with 130, 143 or 129 (or 0, where it was done) and a sentence, no
-traceback; and going on, or beginning again where nothing was begun, must give the video of an
-undisturbed render, byte for byte.
+A render of `mini` in a process of its own gets SIGINT, SIGTERM, SIGHUP or SIGKILL at a random
+moment between its start and its end. But for SIGKILL, it must end with 130, 143 or 129 (or 0, where
+it was done) and a sentence, no traceback; and going on at once, or beginning again where nothing was
+begun, must give the video of an undisturbed render, byte for byte, whatever the children of a killed
+render still do meanwhile.
 
 Prints one JSON object of counts; every exception to the above is printed as a line before it.
 """
@@ -26,7 +27,7 @@ import time
 from pathlib import Path
 
 PROMPT = "a red balloon drifts over a meadow at noon"
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL)
 
 
 def main() -> None:
@@ -76,6 +77,8 @@ def campaign(folder: Path, count: int, duration: str, seed: int) -> dict[str, in
 
 def _wrong_end(rc: int, said: str, which: signal.Signals) -> str:
     """What is wrong with the end of an interrupted render; empty if nothing."""
+    if which == signal.SIGKILL and rc in (0, -which):
+        return ""
     if rc not in (0, 128 + which):
         return f"ended with {rc}: {said}"
     if "Traceback" in said:
