@@ -3,10 +3,10 @@
     python tests/bench/campaign.py --count 200
 
 A render of `mini` in a process of its own gets SIGINT, SIGTERM, SIGHUP or SIGKILL at a random
-moment between its start and its end. But for SIGKILL, it must end with 130, 143 or 129 (or 0, where
-it was done) and a sentence, no traceback; and going on at once, or beginning again where nothing was
-begun, must give the video of an undisturbed render, byte for byte, whatever the children of a killed
-render still do meanwhile.
+moment between its start and its end. But for SIGKILL, it must end with 130, 143 or 129 (or 0 where
+it was done) and a sentence, no traceback. Going on at once, or beginning again where nothing was
+begun, must give the video of an undisturbed render, byte for byte, whatever the children of a
+killed render still do meanwhile.
 
 Prints one JSON object of counts; every exception to the above is printed as a line before it.
 """
