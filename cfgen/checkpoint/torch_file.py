@@ -147,6 +147,12 @@ def _load(path: Path, *, mmap: bool) -> object:
     except MemoryError as error:
         raise CheckpointError(f"{path} asks for more memory than there is", SAFE) from error
     except Exception as error:  # torch raises whatever a damaged pickle leads to
+        asked = re.search(r"allocate (\d+) bytes", str(error))
+        if asked and int(asked[1]) > size_of(path):  # the file's fault, not the machine's
+            raise CheckpointError(
+                f"{path} is damaged: it announces {asked[1]} bytes, more than the whole file has",
+                FETCH_AGAIN,
+            ) from error
         if is_out_of_memory(error):
             raise
         foreign = re.search(r"GLOBAL ([\w.]+)|Trying to instantiate class ([\w.]+)", str(error))

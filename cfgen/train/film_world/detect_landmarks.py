@@ -14,9 +14,8 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from cfgen.train.film_world.backgrounds import SKIES as SKY_TABLE
 from cfgen.train.film_world.drawing import Canvas
-from cfgen.train.film_world.landmarks import KINDS, draw_landmark
+from cfgen.train.film_world.landmarks import KINDS, draw_landmark, landmark_light
 from cfgen.train.film_world.world import (
     HEIGHT,
     VIEW,
@@ -167,7 +166,7 @@ def hidden_pixels(film: Film, frame: int, margin: float = 2.0) -> Mask:
 @cache
 def kind_templates(sky: str) -> tuple[KindTemplate, ...]:
     """Every kind of landmark as the world draws it under a sky."""
-    light = np.asarray(SKY_TABLE[sky].light, np.float32)
+    light = landmark_light(sky)
     templates = []
     for kind in KINDS:
         canvas = Canvas.empty(0, 2 * _HALF_WIDTH, _TALL + _MARGIN, SCALE)

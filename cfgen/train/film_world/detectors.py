@@ -19,6 +19,7 @@ from cfgen.train.film_world.detect_scene import ground_of, sky_of, to_view
 from cfgen.train.film_world.detect_subjects import Sighting, find_subjects
 from cfgen.train.film_world.world import (
     FADE_FRAMES,
+    FIRST_CHUNK_LACKS,
     FLIGHT_FRAMES,
     FRAMES_PER_CHUNK,
     Film,
@@ -215,7 +216,7 @@ def still_flicker(film: Film, frames: Frames, readings: Sequence[ShotReading]) -
     for number, (begin, end) in enumerate(shot_spans(film)):
         shot = film.shots[number]
         begin = begin if shot.cut else begin + FADE_FRAMES + _SETTLED
-        if shot.camera != "still" or end - begin < 2 * FRAMES_PER_CHUNK:
+        if shot.camera != "still" or end - begin < 2 * FRAMES_PER_CHUNK - FIRST_CHUNK_LACKS:
             continue
         quiet = np.zeros(frames.shape[1:3], bool)
         quiet[int(0.72 * frames.shape[1]) :] = True  # below every subject

@@ -12,8 +12,8 @@ from functools import lru_cache
 
 import numpy as np
 
-from cfgen.train.film_world.backgrounds import rng_for
-from cfgen.train.film_world.drawing import Canvas, Image, shade
+from cfgen.train.film_world.backgrounds import SKIES, rng_for
+from cfgen.train.film_world.drawing import Canvas, Image, rgb, shade
 from cfgen.train.film_world.grounds import ground_line
 
 REACH = 25.0
@@ -80,6 +80,12 @@ def _forms(seed: int, block: int) -> tuple[str, ...]:
     outer = [names[i] for i in order if names[i] not in near]
     half = len(outer) // 2
     return (*outer[:half], *inner, *outer[half:])
+
+
+def landmark_light(sky: str) -> Image:
+    """Colour factors of the light on landmarks under a sky: they stand out from the land."""
+    light: Image = np.float32(0.72) * rgb(SKIES[sky].light) + np.float32(0.28)
+    return light
 
 
 def draw_landmark(canvas: Canvas, kind: Kind, *, at: tuple[float, float], light: Image) -> None:

@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cfgen.train.film_world import backgrounds, grounds
-from cfgen.train.film_world.drawing import Canvas, Image, rgb
-from cfgen.train.film_world.landmarks import REACH, draw_landmark, standing
+from cfgen.train.film_world.drawing import Canvas, Image
+from cfgen.train.film_world.landmarks import REACH, draw_landmark, landmark_light, standing
 
 
 class Views:
@@ -45,7 +45,7 @@ class Views:
         backgrounds.paint_clouds(self._far, sky, seed)
         grounds.paint_ridge(self._far, sky, ground, seed)
         self._near = Canvas.empty(int(near.min()), int(near.max()) + width, height, scale)
-        light = 0.72 * rgb(backgrounds.SKIES[sky].light) + 0.28  # they stand out from the land
+        light = landmark_light(sky)
         left, right = float(self._near.x[0, 0]), float(self._near.x[0, -1])
         for _, kind, at in standing(seed, left - REACH, right + REACH):
             draw_landmark(self._near, kind, at=at, light=light)
