@@ -52,14 +52,12 @@ class KindTemplate:
         rgb: [n, 3] levels.
         rows: of each pixel, [n], below the upper edge of what `_cut` gives without room.
         columns: likewise, [n].
-        variance: of the levels.
     """
 
     kind: str
     rgb: Image
     rows: NDArray[np.int64]
     columns: NDArray[np.int64]
-    variance: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +113,7 @@ def _best_kind(frame: Image, box: LandmarkBox, sky: str, hidden: Mask) -> str:
 
 
 def _cost(pixels: Image, inside: Mask, template: KindTemplate, shift: tuple[int, int]) -> float:
-    """How badly a template explains pixels: squared error over the variance that it expects."""
+    """How badly a template explains pixels: the mean of squared errors, each with a bound."""
     dy, dx = shift
     rows = template.rows + max(_SHIFTS_Y) + dy
     columns = template.columns + max(_SHIFTS_X) + dx
@@ -123,8 +121,7 @@ def _cost(pixels: Image, inside: Mask, template: KindTemplate, shift: tuple[int,
     if seen.sum() < 0.5 * len(seen):
         return np.inf
     shown, wanted = pixels[rows, columns][seen], template.rgb[seen]
-    error = np.minimum(np.square(shown - wanted).sum(-1), _CAP**2).mean()
-    return float(error / (template.variance + 400.0))
+    return float(np.minimum(np.square(shown - wanted).sum(-1), _CAP**2).mean())
 
 
 def _cut(
@@ -176,6 +173,5 @@ def kind_templates(sky: str) -> tuple[KindTemplate, ...]:
         rgb = (canvas.rgb / np.maximum(canvas.alpha, 1e-3)).transpose(1, 2, 0)
         rows, columns = np.nonzero(mask)
         pixels = np.asarray(rgb[mask], np.float32)
-        variance = float(np.square(pixels - pixels.mean(0)).sum(-1).mean())
-        templates.append(KindTemplate(kind.name, pixels, rows, columns, variance))
+        templates.append(KindTemplate(kind.name, pixels, rows, columns))
     return tuple(templates)
