@@ -53,9 +53,9 @@ class BaseSettings:
         families: how many families of films there are of each length.
         members: films of a family; each is encoded when it is first drawn.
         chunks: most chunks of short, middling and long films; a family has half as many or more.
-        batches: films of a step of either length.
-        trained: chunks of a film that are denoised.
-        shares: how often either length is drawn.
+        batches: films of a step, for each of the three lengths.
+        trained: chunks of a film that are denoised, for each length.
+        shares: how often each length is drawn.
         late_shares: the same from step `late_from` on.
         late_from: the step from which long films are drawn more often.
         draws: noise draws of a chosen chunk.
@@ -133,7 +133,7 @@ class Errors:
 
 
 class BaseStage:
-    """See `loop.Stage`."""
+    """Trains generator and text encoder together; a `loop.Stage`."""
 
     name = "base"
 

@@ -34,6 +34,9 @@ SCALE = HEIGHT // VIEW[1]
 WHOLE = 0.75
 """Share of a landmark that must be in view for it to be named."""
 
+HIDDEN = 0.3
+"""Share of a landmark's box that may be hidden for it to be named."""
+
 _HALF_WIDTH, _TALL = 15 * SCALE, 28 * SCALE
 _MARGIN = 2 * SCALE
 _BURIED = 5
@@ -80,8 +83,8 @@ def name_landmarks(
 
     Args:
         frame: [H, W, 3] RGB at the world's own size.
-        boxes: of the truth; those of which less than `WHOLE` is in view, or half is hidden, are
-            left out.
+        boxes: of the truth; those of which less than `WHOLE` is in view, or more than `HIDDEN` is
+            hidden, are left out.
         sky: the light that falls on them.
         hidden: pixels [H, W] that something stands in front of.
     """
@@ -89,7 +92,7 @@ def name_landmarks(
     named = []
     for box in boxes:
         rows, columns = pixels_of(box)
-        if box.share >= WHOLE and hidden[rows, columns].mean() < 0.3:
+        if box.share >= WHOLE and hidden[rows, columns].mean() < HIDDEN:
             named.append(Named(box, _best_kind(frame.astype(np.float32), box, sky, hidden)))
     return named
 
