@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, TypeVar, get_args, get_type_hints
 
 import typer
 
 from cfgen.cli import options
-from cfgen.cli.columns import aligned
-from cfgen.cli.facts import WIDTH
+from cfgen.cli.columns import aligned, labelled
 from cfgen.config.loader import Resolved, load
 from cfgen.config.schema import RenderConfig, Storage
 from cfgen.config.values import nearest, size_text
@@ -27,7 +25,6 @@ Name = TypeVar("Name", bound=str)
 
 BACKENDS: tuple[str, ...] = get_args(get_type_hints(RenderConfig)["backend"])
 
-_LABEL = 10
 _STEADY = 5
 _FILES = ("path", "loras", "vae", "text_encoder", "tokenizer")
 _SHORT = {"float32": "fp32", "bfloat16": "bf16"}
@@ -179,7 +176,7 @@ def _about(setting: Setting, report: Report) -> Iterator[str]:
     from cfgen.fingerprint import processor
 
     config = setting.config
-    yield from _rows(
+    yield from labelled(
         "preset",
         f"{config.preset}, {size_text(config.frame_size)}; a chunk is "
         f"{count(report.frames, 'frame')} in {setting.passes} passes",
@@ -187,14 +184,14 @@ def _about(setting: Setting, report: Report) -> Iterator[str]:
     device = setting.generator.device
     threads = "" if device.type == "cuda" else f", {count(torch.get_num_threads(), 'thread')}"
     compiled = ", compiled" if config.compile else ""
-    yield from _rows(
+    yield from labelled(
         "machine",
         f"{processor(device)}{threads}, torch {torch.__version__}, {_dtype(setting)}{compiled}",
     )
     if setting.absent:
-        yield from _rows("weights", f"random ones of its size: {setting.absent}")
-        yield from _rows("", f"-> `cfgen models pull {config.preset}` fetches the model")
-    yield from _rows(
+        yield from labelled("weights", f"random ones of its size: {setting.absent}")
+        yield from labelled("", f"-> `cfgen models pull {config.preset}` fetches the model")
+    yield from labelled(
         "memory",
         f"{config.memory.policy}, late in a clip: {count(report.slots, 'latent frame')} of "
         f"{count(setting.tokens, 'token')}",
@@ -202,7 +199,7 @@ def _about(setting: Setting, report: Report) -> Iterator[str]:
     made = len(report.ways[0].seconds)
     few = "; more --seconds are steadier" if made < _STEADY else ""
     beside = ", beside the next" if report.ways[0].beside_s else ""
-    yield from _rows(
+    yield from labelled(
         "timed",
         f"median of {count(made, 'chunk')} each, by turns{few}; decoding one takes "
         f"{report.decode_s:.3g} s{beside}",
@@ -246,10 +243,10 @@ def _closing(report: Report) -> Iterator[str]:
     """Why a speed or a way is left out, and what to conclude."""
     base = report.base
     if base is not None and len(report.ways) > 1:
-        yield from _rows("1.00x", f"is {base.way.backend} with the KV cache {_kept(base)}")
+        yield from labelled("1.00x", f"is {base.way.backend} with the KV cache {_kept(base)}")
     for figures in report.ways:
         if base is not None and figures.error is not None and not figures.agrees:
-            yield from _rows(
+            yield from labelled(
                 "differs",
                 f"{figures.way}: its chunk is {figures.error:.1%} away from that of {base.way}, "
                 f"and may be {figures.tolerance:.1%}: their speeds are not compared",
@@ -260,8 +257,10 @@ def _closing(report: Report) -> Iterator[str]:
     measured = {figures.way.backend for figures in report.ways}
     for (backend, reason), storages in reasons.items():
         one = len({key for key in reasons if key[0] == backend}) == 1 and backend not in measured
-        yield from _rows(backend, reason if one else f"with {', '.join(storages)}: {reason}")
-    yield from _rows("auto", f"--backend auto, the default of a render, takes {report.auto} here")
+        yield from labelled(backend, reason if one else f"with {', '.join(storages)}: {reason}")
+    yield from labelled(
+        "auto", f"--backend auto, the default of a render, takes {report.auto} here"
+    )
 
 
 def _data(setting: Setting, report: Report) -> dict[str, object]:
@@ -313,10 +312,3 @@ def _way(report: Report, figures: Figures) -> dict[str, object]:
         "tolerance": figures.tolerance,
         "ratio": report.ratio(figures),
     }
-
-
-def _rows(label: str, text: str) -> Iterator[str]:
-    """A labelled text, on as many lines as it needs."""
-    lines = textwrap.wrap(text, WIDTH - _LABEL, break_long_words=False, break_on_hyphens=False)
-    for number, line in enumerate(lines):
-        yield f"{'' if number else label:{_LABEL}}{line}"

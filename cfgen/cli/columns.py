@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import re
+from collections.abc import Collection, Iterator, Sequence
 
 from cfgen.plain_text import printable
+
+WIDTH = 80
+"""Cells of a line."""
+
+LABEL = 10
+"""Cells of the label before a text."""
+
+_SPACES = re.compile(r"[ \t\n]+")
 
 
 def cells(text: str) -> int:
@@ -55,3 +64,21 @@ def aligned(rows: Sequence[Sequence[str]], *, right: Collection[int] = ()) -> li
         ).rstrip()
         for row in rows
     ]
+
+
+def wrapped(text: str, width: int) -> list[str]:
+    """A text on lines of at most so many cells; words stay whole, also those that are longer."""
+    lines = [""]
+    for word in _SPACES.split(text.strip(" \t\n")):
+        line = f"{lines[-1]} {word}" if lines[-1] else word
+        if lines[-1] and cells(line) > width:
+            lines.append(word)
+        else:
+            lines[-1] = line
+    return lines
+
+
+def labelled(label: str, text: str) -> Iterator[str]:
+    """A text after its label, on as many lines as it needs."""
+    for number, line in enumerate(wrapped(text, WIDTH - LABEL)):
+        yield f"{'' if number else label:{LABEL}}{line}"

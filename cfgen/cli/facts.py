@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from cfgen.cli.columns import aligned, padded, widths_of
+from cfgen.cli.columns import LABEL, WIDTH, aligned, labelled, padded, widths_of
 from cfgen.plain_text import bytes_words
 from cfgen.render.plan import count
 
@@ -14,9 +13,6 @@ if TYPE_CHECKING:
     from cfgen.checkpoint.recipe import Guess
     from cfgen.checkpoint.report import NetworkFacts, Report
     from cfgen.checkpoint.summary import Group, Scales, Stored
-
-WIDTH = 80
-_LABEL = 10
 
 _LICENCES = ("general.license", "modelspec.license")
 """Where headers keep a licence."""
@@ -33,11 +29,11 @@ def lines_on(report: Report, *, layers: bool) -> Iterator[str]:
         yield from _network(report.network, refused=report.refusal is not None)
     yield from _origin(report)
     for warning in report.warnings:
-        yield from _rows("warning", warning)
+        yield from labelled("warning", warning)
     if report.refusal:
-        yield from _rows("refused", report.refusal.message)
+        yield from labelled("refused", report.refusal.message)
         if report.refusal.hint:
-            yield from _rows("", f"-> {report.refusal.hint}")
+            yield from labelled("", f"-> {report.refusal.hint}")
     if layers and report.network:
         yield ""
         yield from _tensors(report.network.tensors)
@@ -50,7 +46,7 @@ def _container(report: Report) -> Iterator[str]:
         text = f"{report.container}, {nbytes}, {count(report.entries, 'tensor')}: {kinds}"
     else:
         text = nbytes
-    yield from _rows("kind", text)
+    yield from labelled("kind", text)
     for i, file in enumerate(report.files):
         if file.sha256:
             yield _line("" if i else "sha256", file.sha256)
@@ -60,21 +56,21 @@ def _container(report: Report) -> Iterator[str]:
 
 def _network(facts: NetworkFacts, *, refused: bool) -> Iterator[str]:
     numbers = f", {_millions(facts.numbers)} numbers" if facts.numbers else ""
-    yield from _rows("network", f"{facts.title}{numbers}")
+    yield from labelled("network", f"{facts.title}{numbers}")
     before = f'under "{facts.prefix}"' if facts.prefix else "without a prefix"
     residue = f"; wrappers left {', '.join(facts.residue)} in them" if facts.residue else ""
-    yield from _rows("names", f"{facts.names}, {before}{residue}")
+    yield from labelled("names", f"{facts.names}, {before}{residue}")
     if facts.choices:
         listed = ", ".join(f'"{choice}"' for choice in facts.choices)
-        yield from _rows(
+        yield from labelled(
             "sets",
             f'{listed}: "{facts.prefix}" is taken unless model.prefer says otherwise',
         )
     if facts.left_alone:
         owners = ", ".join(f"{owner} ({n})" for owner, n in facts.left_alone.items())
-        yield from _rows("beside", f"tensors of other owners, left alone: {owners}")
+        yield from labelled("beside", f"tensors of other owners, left alone: {owners}")
     if facts.sizes:
-        yield from _rows("sizes", _sizes(facts))
+        yield from labelled("sizes", _sizes(facts))
         if "tokenizer" in facts.sizes:
             yield _line("tokenizer", str(facts.sizes["tokenizer"]))
     if facts.groups:
@@ -157,7 +153,7 @@ def _wanted(facts: NetworkFacts, *, refused: bool) -> Iterator[str]:
     for label, names in problems.items():
         if names:
             more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-            yield from _rows(label, f"{len(names)}: {', '.join(names[:_NAMED])}{more}")
+            yield from labelled(label, f"{len(names)}: {', '.join(names[:_NAMED])}{more}")
     if not refused and not any(problems.values()):
         yield _line("tensors", "all that it needs are there, and none is left over")
 
@@ -169,15 +165,15 @@ def _origin(report: Report) -> Iterator[str]:
         return
     wants = report.network is None or report.network.kind in ("generator", "lora")
     if wants and not (report.refusal and guess.basis == "nothing"):
-        yield from _rows("recipe", _recipe(guess))
+        yield from labelled("recipe", _recipe(guess))
     published = guess.published
     if published and published.note:
-        yield from _rows("note", published.note)
+        yield from labelled("note", published.note)
     told = next((report.metadata[key] for key in _LICENCES if key in report.metadata), None)
     if told:
-        yield from _rows("licence", f"{told}, says its header")
+        yield from labelled("licence", f"{told}, says its header")
     elif published:
-        yield from _rows("licence", _licence(guess))
+        yield from labelled("licence", _licence(guess))
 
 
 def _recipe(guess: Guess) -> str:
@@ -231,17 +227,8 @@ def _table(label: str, rows: Sequence[tuple[str, ...]], *, left: int) -> Iterato
         yield _line("" if number else label, line)
 
 
-def _rows(label: str, text: str) -> Iterator[str]:
-    """A labelled text, laid out on as many lines as it needs."""
-    lines = textwrap.wrap(text, WIDTH - _LABEL, break_long_words=False, break_on_hyphens=False) or [
-        ""
-    ]
-    for number, line in enumerate(lines):
-        yield _line("" if number else label, line)
-
-
 def _line(label: str, text: str) -> str:
-    return f"{label:{_LABEL}}{text}"
+    return f"{label:{LABEL}}{text}"
 
 
 def _millions(number: int) -> str:

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cfgen.cli import options
+from cfgen.cli.columns import WIDTH
 from cfgen.cli.console import Console
-from cfgen.cli.facts import WIDTH, lines_on
+from cfgen.cli.facts import lines_on
 from cfgen.config.catalog import locate_model
 from cfgen.errors import CheckpointError
 from cfgen.plain_text import bytes_words

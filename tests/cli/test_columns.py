@@ -7,7 +7,7 @@ import itertools
 import pytest
 from rich.cells import cell_len
 
-from cfgen.cli.columns import aligned, cells, cut, padded
+from cfgen.cli.columns import aligned, cells, cut, labelled, padded, wrapped
 from cfgen.cli.naming import slug
 
 TEXTS = {
@@ -43,6 +43,19 @@ def test_what_is_cut_fits(name: str, width: int) -> None:
     long = cut(text * 30 + "x" * 50, width)
     assert width - 8 < cell_len(long) <= width
     assert long.endswith("...")
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_lines_of_a_long_text_fit_and_keep_every_word(name: str) -> None:
+    word = TEXTS[name][0].replace("\n", "") or "-"
+    text = " ".join([word] * 40)
+    lines = wrapped(text, 20)
+    assert all(cells(line) <= 20 for line in lines)
+    assert " ".join(lines) == text
+    assert wrapped(word * 30, 5) == [word * 30]
+    first, *others = labelled("kind", text)
+    assert first == f"kind      {wrapped(text, 70)[0]}"
+    assert others == [f"{'':10}{line}" for line in wrapped(text, 70)[1:]]
 
 
 @pytest.mark.parametrize("right", [(), (0,), (0, 1)])
