@@ -10,11 +10,11 @@ __all__ = ["CfgenError", "Plan", "RenderConfig", "__version__", "build_render", 
 
 _HOMES = {
     "CfgenError": "cfgen.errors",
-    "Plan": "cfgen.render.plan",
+    "Plan": "cfgen.timeline",
     "RenderConfig": "cfgen.config.schema",
-    "build_render": "cfgen.build",
+    "build_render": "cfgen.pipeline.build",
     "load": "cfgen.config.loader",
-    "make_plan": "cfgen.render.plan",
+    "make_plan": "cfgen.timeline",
 }
 
 

@@ -1,4 +1,4 @@
-"""Words for people: texts of others made fit for a terminal, and sizes."""
+"""Texts of others made fit for a terminal."""
 
 from __future__ import annotations
 
@@ -32,12 +32,3 @@ def _escape(character: str, *, octets: bool) -> str:
     if number < 0x100:
         return f"\\x{number:02x}"
     return f"\\u{number:04x}" if number < 0x10000 else f"\\U{number:08x}"
-
-
-def bytes_words(nbytes: float) -> str:
-    """Return ``812 B``, ``1.4 MB`` and so on, in powers of 1000."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if nbytes < 1000:
-            return f"{nbytes:.0f} {unit}" if unit == "B" else f"{nbytes:.1f} {unit}"
-        nbytes /= 1000
-    return f"{nbytes:.1f} TB"

@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from cfgen.kernels.pages import ADMITTED, FIRED, OPEN, RENEW
-from cfgen.memory.base import Table
-from cfgen.memory.graph import GraphCache, GraphReader
-from cfgen.memory.in_place import InPlaceReader
-from cfgen.memory.kv_cache import KVCache
+from cfgen.memory.attention import Reader
+from cfgen.memory.autograd import GraphCache, GraphReader
+from cfgen.memory.page_pool import KVCache
 from cfgen.memory.paged import PagedMemory
-from cfgen.memory.reader import Reader
-from cfgen.memory.rotated import RotatedReader
+from cfgen.memory.paged_attention import InPlaceReader
+from cfgen.memory.pre_rotated import RotatedReader
+from cfgen.memory.protocols import Table
 from cfgen.memory.slow_fast import ReleaseTable, SlowFastTable
 from cfgen.memory.window import WindowTable
 from cfgen.model.generator import Generator, Geometry

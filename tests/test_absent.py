@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from cfgen.absent import refuse_absent
 from cfgen.config.loader import load
 from cfgen.config.schema import ModelConfig
 from cfgen.errors import CheckpointError
-from cfgen.weights import files_of, generator_of
+from cfgen.pipeline.missing_files import refuse_absent
+from cfgen.pipeline.models import files_of, generator_of
 
 
 def model_of(preset: str) -> ModelConfig:

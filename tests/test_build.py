@@ -17,14 +17,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
 
-from cfgen import build
-from cfgen.checkpoint.digests import digest
-from cfgen.checkpoint.load import load_generator
-from cfgen.checkpoint.quantize import save_quantized
+from cfgen.checkpoint.convert.quantize import save_quantized
+from cfgen.checkpoint.identify.digests import digest
+from cfgen.checkpoint.networks.fill import load_generator
 from cfgen.cli.app import app
 from cfgen.cli.plan import plan_of
-from cfgen.config.catalog import locate_model
 from cfgen.config.loader import load
+from cfgen.config.presets import locate_model
 from cfgen.config.schema import (
     FullMemory,
     RenderConfig,
@@ -34,7 +33,8 @@ from cfgen.config.schema import (
 from cfgen.errors import CheckpointError, SetupError
 from cfgen.memory.slow_fast import ReleaseTable, SlowFastTable
 from cfgen.memory.window import WindowTable
-from cfgen.notices import unknown_words
+from cfgen.pipeline import build
+from cfgen.pipeline.preflight import unknown_words
 from cfgen.render.source import FrameSource
 from cfgen.train.export import Exporter
 from cfgen.train.film_world.captions import caption

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cfgen.compiled import compile_blocks
 from cfgen.errors import SetupError
+from cfgen.pipeline.torch_compile import compile_blocks
 from tests.golden.cases import CHUNK, STEPS, TABLES, load_case, paged, play, tiny_generator
 
 
 def test_a_cpu_without_a_compiler_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cfgen.compiled.shutil.which", lambda _name: None)
+    monkeypatch.setattr("cfgen.pipeline.torch_compile.shutil.which", lambda _name: None)
     with pytest.raises(SetupError, match=r"needs a C\+\+ compiler on a CPU") as caught:
         compile_blocks(tiny_generator())
     assert "leave --compile out" in (caught.value.hint or "")

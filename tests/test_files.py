@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from cfgen import atomic_files, regular_files
 from cfgen.errors import UsageError
+from cfgen.files import reading as regular_files
+from cfgen.files import writing as atomic_files
 
 posix = pytest.mark.skipif(os.name != "posix", reason="links and pipes as POSIX has them")
 
@@ -55,7 +56,7 @@ WRITERS: dict[str, Callable[[Path], object]] = {
     "open_append": lambda path: os.close(atomic_files.open_append(path)),
     "append": _appended,
     "open_update": _updated,
-    "write_whole": lambda path: atomic_files.write_whole(path, b"new"),
+    "write_file": lambda path: atomic_files.write_file(path, b"new", shared=True),
     "sync_file": atomic_files.sync_file,
 }
 
@@ -117,7 +118,7 @@ def test_a_write_that_fails_leaves_the_file_as_it_was(
 
     monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(OSError, match="Input/output"):
-        atomic_files.write_whole(tmp_path / "a.json", b"new")
+        atomic_files.write_file(tmp_path / "a.json", b"new", shared=True)
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"old"]
 
 

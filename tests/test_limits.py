@@ -8,11 +8,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cfgen import homes, limits
-from cfgen.checkpoint import digests
-from cfgen.config.catalog import user_config_file
+from cfgen.checkpoint.identify import digests
+from cfgen.config.presets import user_config_file
 from cfgen.errors import SetupError
+from cfgen.files import user_folders as homes
 from cfgen.hub.reference import cache_folder
+from cfgen.pipeline import limits
 
 
 @pytest.fixture

@@ -10,18 +10,18 @@ import pytest
 from safetensors import safe_open
 from typer.testing import CliRunner
 
-from cfgen.build import build_source
-from cfgen.checkpoint.load import load_generator
-from cfgen.checkpoint.vae import load_vae
+from cfgen.checkpoint.networks.fill import load_generator
+from cfgen.checkpoint.networks.vae import load_vae
 from cfgen.cli.app import app
 from cfgen.cli.plan import plan_of
-from cfgen.config.catalog import locate_model
 from cfgen.config.loader import load
+from cfgen.config.presets import locate_model
 from cfgen.model.quantized import QuantizedLinear
-from cfgen.render.ffmpeg import find_ffmpeg, measure
+from cfgen.pipeline.build import build_source
 from cfgen.train.captions import caption, vocabulary
 from cfgen.train.probes import measure as look
 from cfgen.train.world import sample_film
+from cfgen.video.ffmpeg import find_ffmpeg, measure
 
 MOST_NBYTES = 20_000_000
 

@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from cfgen import build
 from cfgen.cli.app import app
 from cfgen.cli.plan import plan_of
 from cfgen.config.loader import load
@@ -24,12 +23,13 @@ from cfgen.config.schema import (
     WindowMemory,
 )
 from cfgen.errors import BudgetError
-from cfgen.memory.rotated import RotatedReader
+from cfgen.memory.pre_rotated import RotatedReader
 from cfgen.model.quantized import QuantizedLinear
-from cfgen.needs import pages_of, place, sizes_of
 from cfgen.ops.select import TORCH
-from cfgen.placement import PROGRAM, Sizes, table
-from cfgen.weights import load_models
+from cfgen.pipeline import build
+from cfgen.pipeline.memory_estimate import pages_of, place, sizes_of
+from cfgen.pipeline.models import load_models
+from cfgen.pipeline.offload_plan import PROGRAM, Sizes, table
 from tests.memory.spied import PASSES, Spied
 from tests.strategies import Policy, policies
 

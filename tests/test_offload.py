@@ -8,15 +8,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from cfgen.checkpoint.load import load_generator
-from cfgen.checkpoint.lora import apply_lora, open_lora
-from cfgen.memory.base import Pass
-from cfgen.memory.kv_cache import KVCache
+from cfgen.checkpoint.lora.apply import apply_lora, open_lora
+from cfgen.checkpoint.networks.fill import load_generator
+from cfgen.memory.page_pool import KVCache
+from cfgen.memory.protocols import Pass
 from cfgen.memory.window import WindowTable
 from cfgen.model.generator import Generator
 from cfgen.model.quantized import QuantizedLinear
-from cfgen.offload import offload_blocks
 from cfgen.ops.reference import Rope
+from cfgen.pipeline.cpu_offload import offload_blocks
 from tests.checkpoint import tiny
 from tests.checkpoint.conftest import tiny_file  # noqa: F401 - a fixture
 from tests.checkpoint.lora_files import PEFT, named, saved

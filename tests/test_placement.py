@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cfgen.errors import BudgetError
-from cfgen.placement import CUDA_CONTEXT, LEVELS, PROGRAM, Sizes, choose, table
+from cfgen.pipeline.offload_plan import CUDA_CONTEXT, LEVELS, PROGRAM, Sizes, choose, table
 
 GB = 10**9
 WAN = Sizes(

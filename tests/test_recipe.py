@@ -8,11 +8,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from cfgen.checkpoint import recipe
-from cfgen.checkpoint.known import DIGESTS
+from cfgen.checkpoint.identify import preset_guess as recipe
+from cfgen.checkpoint.identify.published import DIGESTS
 from cfgen.config.loader import load
 from cfgen.errors import UsageError
-from cfgen.recipe import recipe_of
+from cfgen.pipeline.model_preset import recipe_of
 
 
 @pytest.fixture

@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 from cfgen.cli.app import app
 from cfgen.cli.options import lora_list
 from cfgen.config.loader import load
-from cfgen.notices import too_long
-from cfgen.render.folder import RunFolder
+from cfgen.pipeline.preflight import too_long
+from cfgen.runs.folder import RunFolder
 
 PROMPT = "a red balloon drifts over snowy hills at sunset"
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from cfgen.memory.base import Pass
+from cfgen.memory.protocols import Pass
 from cfgen.memory.window import WindowTable
 from cfgen.model.generator import Conditioning
-from cfgen.rollout import Guidance, rollout
-from cfgen.schedule import FewStepSchedule, KeyedNoise
+from cfgen.rollout.loop import Guidance, rollout
+from cfgen.rollout.schedule import FewStepSchedule, KeyedNoise
 from tests.golden.cases import CHUNK, STEPS, paged, tiny_generator
 
 PROMPT = Conditioning(())

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cfgen.schedule import FewStepSchedule, KeyedNoise, ReferenceNoise, warp
+from cfgen.rollout.schedule import FewStepSchedule, KeyedNoise, ReferenceNoise, warp
 
 SHAPE = (1, 3, 4, 2, 2)
 

@@ -13,15 +13,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from cfgen import build, weights
-from cfgen.checkpoint.find import ModelFiles
-from cfgen.checkpoint.load import load_generator
+from cfgen.checkpoint.networks.fill import load_generator
+from cfgen.checkpoint.networks.model_files import ModelFiles
 from cfgen.cli.plan import plan_of
-from cfgen.config.catalog import locate_model
 from cfgen.config.loader import load
+from cfgen.config.presets import locate_model
 from cfgen.config.schema import ModelConfig, RenderConfig
 from cfgen.errors import BackendUnavailable, CheckpointError, UsageError
 from cfgen.model.quantized import QuantizedLinear
+from cfgen.pipeline import build
+from cfgen.pipeline import models as weights
 from cfgen.train.export import text_config
 
 PROMPT = "a red balloon drifts over snowy hills at sunset"

@@ -15,7 +15,7 @@ from cfgen import __version__
 from cfgen.cli import signals
 from cfgen.cli.console import Console
 from cfgen.errors import CfgenError, Halt, Interrupted
-from cfgen.exhaustion import exhausted, is_out_of_memory
+from cfgen.out_of_memory import exhausted, is_out_of_memory
 from cfgen.plain_text import printable
 
 _COMMANDS = {

@@ -19,9 +19,8 @@ from cfgen.cli.naming import slug
 from cfgen.cli.plan import plan_of
 from cfgen.cli.progress import clock
 from cfgen.cli.render import check_place
-from cfgen.cli.runs import config_of, go_on_with
 from cfgen.cli.work import gentle_signals
-from cfgen.config.batchlist import Clip, read_list
+from cfgen.config.batch_list import Clip, read_list
 from cfgen.config.schema import ModelConfig, RenderConfig, digest
 from cfgen.errors import (
     BudgetError,
@@ -32,21 +31,22 @@ from cfgen.errors import (
     SnapshotError,
     UsageError,
 )
-from cfgen.recipe import recipe_of
-from cfgen.regular_files import read_stream, read_text
+from cfgen.files.reading import read_stream, read_text
+from cfgen.files.writing import disk_errors, sha256_of, write_file
+from cfgen.pipeline.model_preset import recipe_of
+from cfgen.pipeline.run_configs import config_of, go_on_with
 from cfgen.render.batch import Batch, ClipBegun, ClipEnded, Item, Rendering, Waiting
-from cfgen.render.disk import disk_errors, sha256_of, write_file
 from cfgen.render.events import Event, Finished
-from cfgen.render.folder import RunFolder, is_run
-from cfgen.render.journal import ChunkLine
-from cfgen.render.output import described, refuse_existing, run_of, sidecar_of
 from cfgen.render.place import try_place
+from cfgen.runs.folder import RunFolder, is_run
+from cfgen.runs.journal import ChunkLine
+from cfgen.video.output import described, refuse_existing, run_of, sidecar_of
 
 if TYPE_CHECKING:
-    from cfgen.build import Models
+    from cfgen.pipeline.build import Models
     from cfgen.render.run import Render
-from cfgen.render.plan import Plan
-from cfgen.render.records import json_bytes
+from cfgen.files.writing import json_bytes
+from cfgen.timeline import Plan
 
 app = options.command_app()
 
@@ -175,9 +175,9 @@ class Night:
         """Embed all prompts before anything else, so that each text encoder is loaded once."""
         import torch
 
-        from cfgen.build import Models, prompts_of
-        from cfgen.machine import threads_of
-        from cfgen.weights import encoded
+        from cfgen.pipeline.build import Models, prompts_of
+        from cfgen.pipeline.device import threads_of
+        from cfgen.pipeline.models import encoded
 
         self._models = Models()
         by_model: dict[tuple[ModelConfig, int], list[str]] = {}
@@ -195,8 +195,8 @@ class Night:
 
     def make(self, item: Item) -> Rendering:
         """Build the render of a clip; one that was begun goes on."""
-        from cfgen.build import build_render
-        from cfgen.checkpoint.digests import read_anew
+        from cfgen.checkpoint.identify.digests import read_anew
+        from cfgen.pipeline.build import build_render
 
         config = _on_own_gpu(self._configs[item.name])
         path = run_of(item.output)
@@ -375,7 +375,7 @@ def _show_plan(console: Console, clips: list[Clip], night: Night) -> None:
     Raises:
         Exit: With 1, if something does.
     """
-    from cfgen.notices import warnings_of
+    from cfgen.pipeline.preflight import warnings_of
 
     assert night.batch is not None
     lines, listed, seconds = [], [], 0.0
@@ -412,7 +412,7 @@ def _show_plan(console: Console, clips: list[Clip], night: Night) -> None:
 
 def _missing(clip: Clip, plan: Plan) -> str | None:
     """What of its model stands in the way of a clip."""
-    from cfgen.needs import check
+    from cfgen.pipeline.memory_estimate import check
 
     try:
         check(clip.config, plan)

@@ -14,12 +14,11 @@ from cfgen.config.schema import RenderConfig, Storage
 from cfgen.config.values import nearest, size_text
 from cfgen.errors import UsageError
 from cfgen.hub import parse_reference
-from cfgen.plain_text import bytes_words
-from cfgen.render.plan import count
+from cfgen.units import bytes_words, count
 
 if TYPE_CHECKING:
-    from cfgen.bench import Figures, Report
-    from cfgen.ways import Setting, Way
+    from cfgen.bench.measure import Figures, Report
+    from cfgen.bench.variants import Setting, Way
 
 Name = TypeVar("Name", bound=str)
 
@@ -103,8 +102,8 @@ def bench(
         run_file=config_file,
     )
     ways = _ways(resolved.config, backends, storages)
-    from cfgen.bench import Bench
-    from cfgen.ways import prepare
+    from cfgen.bench.measure import Bench
+    from cfgen.bench.variants import prepare
 
     console.note(f"loading {resolved.config.preset}")
     setting = prepare(resolved.config, may_stand_in=_is_published(resolved))
@@ -139,7 +138,7 @@ def _ways(
     Raises:
         UsageError: There is no such backend, or no such KV cache.
     """
-    from cfgen.ways import Way
+    from cfgen.bench.variants import Way
 
     usual = ["torch", "triton"] if config.backend == "auto" else [config.backend]
     own = config.memory.kv_cache
@@ -173,7 +172,7 @@ def _about(setting: Setting, report: Report) -> Iterator[str]:
     """What was measured, where and how."""
     import torch
 
-    from cfgen.fingerprint import processor
+    from cfgen.pipeline.fingerprint import processor
 
     config = setting.config
     yield from labelled(
@@ -267,7 +266,7 @@ def _data(setting: Setting, report: Report) -> dict[str, object]:
     """The same for programs."""
     import torch
 
-    from cfgen.fingerprint import processor, versions
+    from cfgen.pipeline.fingerprint import processor, versions
 
     config = setting.config
     return {

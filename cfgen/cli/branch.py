@@ -14,16 +14,17 @@ from cfgen.cli.console import Console
 from cfgen.cli.plan import plan_of
 from cfgen.cli.progress import clock
 from cfgen.cli.render import check_place
-from cfgen.cli.runs import config_of, run_folder
 from cfgen.cli.work import carry_out, tell_result
 from cfgen.config.loader import from_mapping
 from cfgen.config.schema import RenderConfig, to_mapping
 from cfgen.config.values import parse_duration
 from cfgen.errors import UsageError
-from cfgen.render.folder import LOCK, RunFolder, RunRecord
-from cfgen.render.lock import Lock
-from cfgen.render.output import run_of
-from cfgen.render.plan import Plan, count
+from cfgen.pipeline.run_configs import config_of, run_folder
+from cfgen.runs.folder import LOCK, RunFolder, RunRecord
+from cfgen.runs.lock import Lock
+from cfgen.timeline import Plan
+from cfgen.units import count
+from cfgen.video.output import run_of
 
 if TYPE_CHECKING:
     from cfgen.render.branch import Branching
@@ -130,8 +131,8 @@ def changed(folder: RunFolder, flags: dict[str, str | None]) -> RenderConfig:
 
 def prepare(console: Console, folder: RunFolder, chunk: int) -> tuple[Branching, RunRecord]:
     """Load the model of a run and find the way to the memory before `chunk`, telling which."""
-    from cfgen.build import build_render
-    from cfgen.checkpoint.digests import read_anew
+    from cfgen.checkpoint.identify.digests import read_anew
+    from cfgen.pipeline.build import build_render
     from cfgen.render.branch import find_way
 
     config = config_of(folder)
@@ -177,8 +178,8 @@ def _branch(
 
 def with_config(record: RunRecord, config: RenderConfig, point: Branching) -> RunRecord:
     """The record of a render with another configuration of the same model."""
-    from cfgen.build import read_prompt
-    from cfgen.fingerprint import prompt_digest
+    from cfgen.pipeline.build import read_prompt
+    from cfgen.pipeline.fingerprint import prompt_digest
 
     prompt = prompt_digest(*read_prompt(config, point.source.generator))
     fingerprint = {**record.fingerprint, "prompt_sha256": prompt}

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, TextIO, cast
 
 from cfgen.cli.progress import Pace, chunk_words, clock
 from cfgen.errors import CfgenError, PrintError, UsageError
-from cfgen.plain_text import bytes_words, printable
+from cfgen.plain_text import printable
 from cfgen.render.events import (
     ChunkDone,
     Encoded,
@@ -29,7 +29,7 @@ from cfgen.render.events import (
     Saved,
     Warned,
 )
-from cfgen.render.plan import count
+from cfgen.units import bytes_words, count
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID

@@ -48,9 +48,9 @@ def convert(
       cfgen convert wan.safetensors \\
         diffusion_pytorch_model.safetensors --to diffusers
     """
-    from cfgen.checkpoint.convert import plan_convert
-    from cfgen.checkpoint.source import open_source
-    from cfgen.checkpoint.target import check
+    from cfgen.checkpoint.convert.convert import plan_convert
+    from cfgen.checkpoint.convert.source import open_source
+    from cfgen.checkpoint.convert.target import check
 
     console = options.console_of(ctx)
     console.configure(json=json_lines, quiet=quiet, debug=debug)

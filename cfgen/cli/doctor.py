@@ -14,12 +14,11 @@ import typer
 
 from cfgen import __version__
 from cfgen.cli import options
-from cfgen.config.catalog import preset_names
 from cfgen.config.loader import load
+from cfgen.config.presets import preset_names
 from cfgen.errors import CfgenError
-from cfgen.limits import usable_cores
-from cfgen.plain_text import bytes_words
-from cfgen.render.plan import count
+from cfgen.pipeline.limits import usable_cores
+from cfgen.units import bytes_words, count
 
 _LOW_DISK_NBYTES = 1_000_000_000
 
@@ -152,9 +151,9 @@ def _triton() -> Iterator[Finding]:
 
 
 def _ffmpeg() -> Iterator[Finding]:
-    from cfgen.render.encoding import ENCODER
-    from cfgen.render.ffmpeg import find_ffmpeg, require_encoder
-    from cfgen.render.graphs import graph_module
+    from cfgen.video.encoding import ENCODER
+    from cfgen.video.ffmpeg import find_ffmpeg, require_encoder
+    from cfgen.video.ffmpeg_graph import graph_module
 
     try:
         graph_module()
@@ -191,7 +190,7 @@ def _settings() -> Iterator[Finding]:
 
 
 def _models() -> Iterator[Finding]:
-    from cfgen.weights import files_of
+    from cfgen.pipeline.models import files_of
 
     absent: list[str] = []
     for name in preset_names():

@@ -6,13 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from cfgen.cli.columns import LABEL, WIDTH, aligned, labelled, padded, widths_of
-from cfgen.plain_text import bytes_words
-from cfgen.render.plan import count
+from cfgen.units import bytes_words, count
 
 if TYPE_CHECKING:
-    from cfgen.checkpoint.recipe import Guess
-    from cfgen.checkpoint.report import NetworkFacts, Report
-    from cfgen.checkpoint.summary import Group, Scales, Stored
+    from cfgen.checkpoint.identify.preset_guess import Guess
+    from cfgen.checkpoint.inspect.report import NetworkFacts, Report
+    from cfgen.checkpoint.inspect.storage import Group, Scales, Stored
 
 _LICENCES = ("general.license", "modelspec.license")
 """Where headers keep a licence."""

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from cfgen.cli.progress import clock
 from cfgen.hub.listing import Listing
 from cfgen.hub.pull import Step
-from cfgen.plain_text import bytes_words
+from cfgen.units import bytes_words
 
 _PARTS = 10
 _SOONEST_S, _LATEST_S = 2.0, 30.0

@@ -15,12 +15,12 @@ from cfgen.cli import options
 from cfgen.cli.columns import WIDTH
 from cfgen.cli.console import Console
 from cfgen.cli.facts import lines_on
-from cfgen.config.catalog import locate_model
+from cfgen.config.presets import locate_model
 from cfgen.errors import CheckpointError
-from cfgen.plain_text import bytes_words
+from cfgen.units import bytes_words
 
 if TYPE_CHECKING:
-    from cfgen.checkpoint.report import Report
+    from cfgen.checkpoint.inspect.report import Report
 
 _LONG_TO_DIGEST_NBYTES = 1_000_000_000
 
@@ -69,8 +69,8 @@ def inspect(
       cfgen inspect self_forcing_dmd.pt
       cfgen inspect wan2.1_t2v_1.3B_Q4_K.gguf --layers --no-sha256
     """
-    from cfgen.checkpoint.inspect import inspect as look
-    from cfgen.checkpoint.inspect import weights_in
+    from cfgen.checkpoint.inspect.inspect import inspect as look
+    from cfgen.checkpoint.inspect.inspect import weights_in
 
     console = options.console_of(ctx)
     console.configure(json=json_lines, debug=debug)
@@ -103,7 +103,7 @@ def _tell_long(console: Console, paths: Iterable[Path]) -> None:
 
 def _command(place: Path, reports: Sequence[Report]) -> str | None:
     """How to render with what was inspected; None if cfgen refuses it."""
-    from cfgen.checkpoint.find import generator_file
+    from cfgen.checkpoint.networks.model_files import generator_file
 
     usable = [r for r in reports if r.network and not r.refusal]
     first = next((r for r in usable if r.network and r.network.kind == "generator"), None)

@@ -16,15 +16,15 @@ from cfgen.cli.columns import aligned, cells, cut
 from cfgen.cli.console import Console
 from cfgen.cli.plan import plan_of
 from cfgen.cli.progress import clock
-from cfgen.cli.runs import config_of, run_folder
 from cfgen.config.values import parse_bytes
 from cfgen.errors import CfgenError, OutputRefused, UsageError
-from cfgen.plain_text import bytes_words
-from cfgen.render.disk import disk_errors
-from cfgen.render.folder import LOCK, RunFolder, is_run, remove, require_own
-from cfgen.render.journal import ChunkLine, VideoLine
-from cfgen.render.lock import Lock, owner_of
-from cfgen.render.output import resume_command
+from cfgen.files.writing import disk_errors
+from cfgen.pipeline.run_configs import config_of, run_folder
+from cfgen.runs.folder import LOCK, RunFolder, is_run, remove, require_own
+from cfgen.runs.journal import ChunkLine, VideoLine
+from cfgen.runs.lock import Lock, owner_of
+from cfgen.units import bytes_words
+from cfgen.video.output import resume_command
 
 app = options.command_app("List, show and clear away renders.")
 

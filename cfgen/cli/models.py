@@ -16,7 +16,7 @@ from cfgen.cli import options
 from cfgen.cli.columns import cells, widths_of
 from cfgen.cli.console import Console
 from cfgen.cli.fetching import Fetching
-from cfgen.config import catalog
+from cfgen.config import presets as catalog
 from cfgen.config.loader import load
 from cfgen.config.values import parse_lora
 from cfgen.errors import Interrupted, SetupError, UsageError
@@ -25,8 +25,7 @@ from cfgen.hub.listing import Listing, check_room, hub_from, list_files
 from cfgen.hub.pull import pull as pull_files
 from cfgen.hub.reference import Reference, cache_folder, parse_reference
 from cfgen.hub.removal import plan_removal, remove
-from cfgen.plain_text import bytes_words
-from cfgen.render.plan import count
+from cfgen.units import bytes_words, count
 
 app = options.command_app(
     "List, fetch, check and remove models in the Hugging Face cache.\n\n"

@@ -14,10 +14,10 @@ from cfgen.config.loader import load
 from cfgen.config.schema import PlacementConfig, RenderConfig
 from cfgen.config.values import Tree, size_text
 from cfgen.errors import BudgetError, CheckpointError
-from cfgen.placement import LEVELS, Sizes, choose, table
-from cfgen.plain_text import bytes_words
-from cfgen.recipe import recipe_of
-from cfgen.render.plan import Estimate, Geometry, KvSize, Plan, count, estimate, make_plan
+from cfgen.pipeline.model_preset import recipe_of
+from cfgen.pipeline.offload_plan import LEVELS, Sizes, choose, table
+from cfgen.timeline import Estimate, Geometry, KvSize, Plan, estimate, make_plan
+from cfgen.units import bytes_words, count
 
 _ROWS_SHOWN = 12
 GROWTH_TOLD = 1.5
@@ -86,7 +86,7 @@ def plan(
 
 def plan_of(config: RenderConfig) -> Plan:
     """Plan the clip that `config` asks for."""
-    from cfgen.weights import latents_of
+    from cfgen.pipeline.models import latents_of
 
     width, height = config.frame_size
     channels, stride = latents_of(config.model)
@@ -115,9 +115,9 @@ def needs_of(config: RenderConfig, drawn: Plan) -> Estimate:
 
 def _kv_size(config: RenderConfig, drawn: Plan) -> KvSize | None:
     """The KV cache by the sizes of the model, or None where that cannot be read."""
-    from cfgen.machine import dtype_of
-    from cfgen.needs import attention_share, pages_of, pool_nbytes
-    from cfgen.weights import geometry_of
+    from cfgen.pipeline.device import dtype_of
+    from cfgen.pipeline.memory_estimate import attention_share, pages_of, pool_nbytes
+    from cfgen.pipeline.models import geometry_of
 
     try:
         sizes = geometry_of(config.model)
@@ -131,7 +131,7 @@ def _kv_size(config: RenderConfig, drawn: Plan) -> KvSize | None:
 
 def memory_of(config: RenderConfig, drawn: Plan) -> Sizes | str:
     """What the parts of a render take of memory, or why that cannot be told."""
-    from cfgen.needs import sizes_of
+    from cfgen.pipeline.memory_estimate import sizes_of
 
     try:
         return sizes_of(config, drawn)

@@ -12,12 +12,11 @@ import typer
 from cfgen.cli import options, rewriting
 from cfgen.cli.columns import cells, padded
 from cfgen.errors import OutputRefused
-from cfgen.plain_text import bytes_words
-from cfgen.render.disk import disk_errors, write_file
-from cfgen.render.plan import count
+from cfgen.files.writing import disk_errors, write_file
+from cfgen.units import bytes_words, count
 
 if TYPE_CHECKING:
-    from cfgen.checkpoint.quantize import LayerLoss
+    from cfgen.checkpoint.convert.quantize import LayerLoss
 
 _WORST = 5
 
@@ -85,9 +84,9 @@ def quantize(
       cfgen quantize wan.safetensors wan_fp4.safetensors --format nvfp4 \\
         --keep 'blocks\\.(0|29)\\.' --keep 'ffn\\.2' --report errors.json
     """
-    from cfgen.checkpoint.quantize import plan_quantize
-    from cfgen.checkpoint.source import open_source
-    from cfgen.checkpoint.target import check
+    from cfgen.checkpoint.convert.quantize import plan_quantize
+    from cfgen.checkpoint.convert.source import open_source
+    from cfgen.checkpoint.convert.target import check
 
     console = options.console_of(ctx)
     console.configure(json=json_lines, quiet=quiet, debug=debug)

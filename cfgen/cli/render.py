@@ -20,13 +20,13 @@ from cfgen.config.loader import Resolved, load
 from cfgen.config.schema import RenderConfig
 from cfgen.config.values import Tree
 from cfgen.errors import BudgetError, UsageError
-from cfgen.plain_text import bytes_words
-from cfgen.recipe import recipe_of
-from cfgen.regular_files import read_stream
-from cfgen.render.disk import disk_errors
-from cfgen.render.folder import is_run, require_own
-from cfgen.render.output import check_output, refuse_existing, run_of, target_of
-from cfgen.render.plan import Plan
+from cfgen.files.reading import read_stream
+from cfgen.files.writing import disk_errors
+from cfgen.pipeline.model_preset import recipe_of
+from cfgen.runs.folder import is_run, require_own
+from cfgen.timeline import Plan
+from cfgen.units import bytes_words
+from cfgen.video.output import check_output, refuse_existing, run_of, target_of
 
 _SPARE_DISK_NBYTES = 16_000_000
 
@@ -127,8 +127,8 @@ def render(
         check_place(config, drawn, overwrite=overwrite)
     _tell_values(console, resolved, config)
     if dry_run:
-        from cfgen.needs import check
-        from cfgen.notices import warnings_of
+        from cfgen.pipeline.memory_estimate import check
+        from cfgen.pipeline.preflight import warnings_of
 
         check(config, drawn)
         for warning in warnings_of(config):

@@ -11,15 +11,15 @@ import typer
 from cfgen.cli import options
 from cfgen.cli.console import Console
 from cfgen.cli.plan import plan_of
-from cfgen.cli.runs import go_on_with, run_folder
 from cfgen.cli.work import carry_out, tell_result
 from cfgen.config.schema import RenderConfig
 from cfgen.errors import LockHeld, SnapshotError, UsageError
+from cfgen.pipeline.run_configs import go_on_with, run_folder
 from cfgen.render.events import Finished
-from cfgen.render.folder import LOCK, RunFolder, is_run, require_harmless
-from cfgen.render.journal import VideoLine
-from cfgen.render.lock import owner_of
-from cfgen.render.output import resume_command, sidecar_of
+from cfgen.runs.folder import LOCK, RunFolder, is_run, require_harmless
+from cfgen.runs.journal import VideoLine
+from cfgen.runs.lock import owner_of
+from cfgen.video.output import resume_command, sidecar_of
 
 app = options.command_app()
 

@@ -18,10 +18,10 @@ from cfgen.cli.branch import (
     with_config,
 )
 from cfgen.cli.plan import plan_of
-from cfgen.cli.runs import config_of, run_folder
 from cfgen.cli.work import carry_out, tell_result
-from cfgen.render.folder import LOCK, RunFolder
-from cfgen.render.lock import Lock
+from cfgen.pipeline.run_configs import config_of, run_folder
+from cfgen.runs.folder import LOCK, RunFolder
+from cfgen.runs.lock import Lock
 
 app = options.command_app()
 

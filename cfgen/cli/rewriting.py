@@ -11,12 +11,12 @@ import typer
 
 from cfgen.cli.console import Console
 from cfgen.cli.progress import clock
-from cfgen.plain_text import bytes_words
+from cfgen.units import bytes_words
 
 if TYPE_CHECKING:
     import torch
 
-    from cfgen.checkpoint.rewrite import Rewrite, Step
+    from cfgen.checkpoint.convert.rewrite import Rewrite, Step
 
 _PARTS = 10
 _QUIET_S, _HASTE_S = 30.0, 1.0

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeVar, get_type_hints
 import typer
 import yaml
 
-from cfgen.atomic_files import write_whole
 from cfgen.cli import options
 from cfgen.cli.console import Console
-from cfgen.config import catalog
+from cfgen.config import presets as catalog
 from cfgen.config.values import Tree, coerce, nearest
 from cfgen.errors import CheckpointError, PresetError, Problem, UsageError
-from cfgen.regular_files import read_text
+from cfgen.files.reading import read_text
+from cfgen.files.writing import write_file
 
 if TYPE_CHECKING:
     from cfgen.train.film_world.return_probe import ProbeSettings
@@ -140,7 +140,7 @@ def _base_stage(settings: _Settings, work: Path) -> BaseStage:
     """Build stage `base` on what the stages before it left in the model folder."""
     import torch
 
-    from cfgen.checkpoint.vae import load_tiny
+    from cfgen.checkpoint.networks.vae import load_tiny
     from cfgen.model.text_encoder import load_tokenizer
     from cfgen.train.export import Exporter
     from cfgen.train.film_world.latents import LatentStore, encoder_digest
@@ -186,7 +186,7 @@ def _probe(console: Console, settings: _Settings, work: Path, minutes: float) ->
             break
     rows = probe.rows_of(probe.asked_of(wanted, file))
     facts = {"model": str(model), "stage": "probe", "scores": str(file), "rows": rows}
-    write_whole(folder / "returns.json", f"{json.dumps(facts, indent=1)}\n".encode())
+    write_file(folder / "returns.json", f"{json.dumps(facts, indent=1)}\n".encode(), shared=True)
     console.result(probe.table_of(rows), facts)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Protocol
 
-from cfgen import exhaustion
+from cfgen import out_of_memory as exhaustion
 from cfgen.cli import signals
 from cfgen.cli.console import Console
 from cfgen.cli.plan import needs_of, plan_data, replay_words
@@ -18,9 +18,9 @@ from cfgen.config.schema import RenderConfig
 from cfgen.config.values import size_text
 from cfgen.errors import Halt, Interrupted
 from cfgen.render.events import Finished
-from cfgen.render.output import resume_command, run_of
 from cfgen.render.place import try_place
-from cfgen.render.plan import Plan
+from cfgen.timeline import Plan
+from cfgen.video.output import resume_command, run_of
 
 
 def carry_out(
@@ -40,8 +40,8 @@ def carry_out(
     Raises:
         CfgenError: It could not be finished; `Interrupted` after a signal.
     """
-    from cfgen.build import build_render
-    from cfgen.checkpoint.digests import read_anew
+    from cfgen.checkpoint.identify.digests import read_anew
+    from cfgen.pipeline.build import build_render
 
     for line in drawn.lines():
         console.detail(line)

@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import get_args, get_type_hints
 
 from cfgen.config import sources
-from cfgen.config.anchors import anchored
-from cfgen.config.catalog import preset_file, user_config_file
+from cfgen.config.presets import preset_file, user_config_file
 from cfgen.config.schema import (
     VARIANT_DEFAULTS,
     RenderConfig,
@@ -24,6 +23,7 @@ from cfgen.config.schema import (
 )
 from cfgen.config.sources import Entries, Entry, Kind, Origin
 from cfgen.config.values import Tree, coerce, nearest
+from cfgen.config.weight_paths import anchored
 from cfgen.errors import PresetError, Problem
 
 Recipe = Callable[[str], tuple[str, str]]

@@ -1,7 +1,7 @@
 """Everything that can be set, as frozen dataclasses which refuse wrong values all at once.
 
-A configuration lives from the loader to `cfgen.build` and no further: whatever is built from it
-takes plain arguments.
+A configuration lives from the loader to `cfgen.pipeline` and no further: whatever is built from
+it takes plain arguments.
 """
 
 from __future__ import annotations

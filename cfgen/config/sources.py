@@ -15,7 +15,7 @@ import yaml
 
 from cfgen.config.values import Tree, nearest
 from cfgen.errors import Problem
-from cfgen.regular_files import read_text
+from cfgen.files.reading import read_text
 
 Kind = Literal["default", "weights", "preset", "user config", "run file", "environment", "flag"]
 """Sources, the weakest first."""

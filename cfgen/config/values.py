@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Literal, Union, get_args, get_origin
 
 from cfgen.errors import UsageError
-from cfgen.rates import parse_rate
+from cfgen.units import parse_rate
 
 Tree = str | list["Tree"] | dict[str, "Tree"]
 """What a source holds before it is typed: text, lists and mappings of it."""

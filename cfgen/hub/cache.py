@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from cfgen.errors import CheckpointError, UsageError
+from cfgen.files.reading import open_binary, read_text
 from cfgen.hub.digest import is_digest, is_whole
 from cfgen.hub.reference import (
     MAIN,
@@ -25,7 +26,6 @@ from cfgen.hub.reference import (
     repo_folder,
     size_of,
 )
-from cfgen.regular_files import open_binary, read_text
 
 WEIGHTS = (".safetensors", ".gguf", ".pt", ".pth", ".ckpt", ".bin")
 

@@ -6,7 +6,7 @@ import hashlib
 import re
 from pathlib import Path
 
-from cfgen.regular_files import open_binary
+from cfgen.files.reading import open_binary
 
 _BLOCK = 1 << 20
 _DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Literal
 
 from cfgen import __version__
-from cfgen.atomic_files import append, open_update, require_own_folders, sync_file, write_whole
 from cfgen.errors import CheckpointError, LockHeld
+from cfgen.files.writing import append, open_update, require_own_folders, sync_file, write_file
 from cfgen.hub.digest import digest_of, is_whole
 from cfgen.hub.failures import (
     broken_off,
@@ -204,4 +204,4 @@ def _place(blob: Path, pointer: Path) -> None:
 
 def _write_ref(path: Path, commit: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, commit.encode("ascii"))
+    write_file(path, commit.encode("ascii"), shared=True)

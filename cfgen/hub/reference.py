@@ -11,7 +11,7 @@ from pathlib import Path
 from urllib.parse import quote, unquote
 
 from cfgen.errors import CheckpointError, SetupError
-from cfgen.regular_files import read_text
+from cfgen.files.reading import read_text
 
 MAIN = "main"
 """The revision that is meant when none is named."""

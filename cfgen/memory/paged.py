@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from cfgen.kernels.pages import ADMITTED, FIRED, OPEN, RENEW
-from cfgen.memory.base import MemoryState, Norms, Pass, Scalars, Table, whole
-from cfgen.memory.kv_cache import KVCache, PagePool
-from cfgen.memory.reader import Chunk, Prepared, Reader
+from cfgen.memory.attention import Chunk, Prepared, Reader
+from cfgen.memory.page_pool import KVCache, PagePool
+from cfgen.memory.protocols import MemoryState, Norms, Pass, Scalars, Table, whole
 
 Admit = Callable[..., None]
 """The op that decides; see `ops.reference.admit`."""

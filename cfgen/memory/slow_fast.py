@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from cfgen.memory.base import Pass, Placed, Question, Scalars, Slot, pairs_of, slots_of, whole
+from cfgen.memory.protocols import Pass, Placed, Question, Scalars, Slot, pairs_of, slots_of, whole
 
 
 class SlowFastTable:

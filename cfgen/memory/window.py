@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from cfgen.memory.base import Pass, Placed, Question, Scalars, Slot, pairs_of, slots_of
+from cfgen.memory.protocols import Pass, Placed, Question, Scalars, Slot, pairs_of, slots_of
 
 
 class WindowTable:

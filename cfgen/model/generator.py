@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cfgen.memory.base import Norms, View
+from cfgen.memory.protocols import Norms, View
 from cfgen.ops.select import TORCH, Ops
 
 

@@ -12,8 +12,8 @@ from safetensors import SafetensorError
 from safetensors import torch as safetensors_torch
 from torch import Tensor
 
-from cfgen.atomic_files import write_whole
-from cfgen.regular_files import read_bytes
+from cfgen.files.reading import read_bytes
+from cfgen.files.writing import write_file
 
 Encode = Callable[[list[str]], Tensor]
 
@@ -77,4 +77,4 @@ def _write(path: Path, embedding: Tensor, key: str) -> None:
     """Write atomically; a cache that cannot be written is no reason to stop."""
     with contextlib.suppress(OSError, SafetensorError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, _content(embedding, key))
+        write_file(path, _content(embedding, key), shared=True)

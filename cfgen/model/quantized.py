@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cfgen.ops.native import linear
-from cfgen.ops.quantized import AnyQuantized, ScaledWeight, parts, with_parts
+from cfgen.ops.quant.int8_matmul import linear
+from cfgen.ops.quant.weights import AnyQuantized, ScaledWeight, parts, with_parts
 
 
 class _Stored(nn.Module):

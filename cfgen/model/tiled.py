@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from cfgen.errors import BudgetError
-from cfgen.exhaustion import is_out_of_memory
 from cfgen.model.vae import Cache, Decoder, Mode, State
+from cfgen.out_of_memory import is_out_of_memory
 
 SMALLEST = 16
 """Latent cells on the side of the smallest tile: 128 or 256 pixels. Smaller ones show: in a tile,

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from cfgen.errors import CheckpointError
-from cfgen.exhaustion import is_out_of_memory
-from cfgen.regular_files import read_text
+from cfgen.files.reading import read_text
+from cfgen.out_of_memory import is_out_of_memory
 
 if TYPE_CHECKING:
     import tokenizers

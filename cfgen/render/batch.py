@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from cfgen.errors import BudgetError, CfgenError, Halt, Interrupted, LockHeld, WriterError
-from cfgen.exhaustion import exhausted, is_out_of_memory
-from cfgen.regular_files import read_bytes
-from cfgen.render.disk import disk_errors, write_file
+from cfgen.files.reading import read_bytes
+from cfgen.files.writing import disk_errors, json_bytes, write_file
+from cfgen.out_of_memory import exhausted, is_out_of_memory
 from cfgen.render.events import Event, Finished
-from cfgen.render.folder import LOCK
-from cfgen.render.lock import PATIENCE_S, Lock, Owner, may_live, read_owner
-from cfgen.render.output import run_of
-from cfgen.render.records import json_bytes, read_mapping, typed
+from cfgen.runs.folder import LOCK
+from cfgen.runs.lock import PATIENCE_S, Lock, Owner, may_live, read_owner
+from cfgen.runs.records import read_mapping, typed
+from cfgen.video.output import run_of
 
 POLL_S = 1.0
 """Seconds between two looks at clips that other processes work on."""

@@ -13,11 +13,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cfgen.atomic_files import create, sync_file, sync_folder
 from cfgen.errors import UsageError
-from cfgen.regular_files import open_binary
-from cfgen.render.disk import disk_errors, part_of
-from cfgen.render.folder import (
+from cfgen.files.reading import open_binary
+from cfgen.files.writing import create, disk_errors, part_of, sync_file, sync_folder
+from cfgen.render.replay import pass_again
+from cfgen.render.source import FrameSource
+from cfgen.runs.folder import (
     JOURNAL,
     LOCK,
     RunFolder,
@@ -26,13 +27,12 @@ from cfgen.render.folder import (
     settle_journal,
     write_record,
 )
-from cfgen.render.journal import ChunkLine, Journal, Line, SegmentLine
-from cfgen.render.lock import Lock
-from cfgen.render.output import refuse_existing
-from cfgen.render.plan import Plan
-from cfgen.render.resume import Ground, Way, pass_again, survey, way_to
-from cfgen.render.snapshot import SnapshotStore
-from cfgen.render.source import FrameSource
+from cfgen.runs.journal import ChunkLine, Journal, Line, SegmentLine
+from cfgen.runs.lock import Lock
+from cfgen.runs.recovery import Ground, Way, survey, way_to
+from cfgen.runs.snapshot import SnapshotStore
+from cfgen.timeline import Plan
+from cfgen.video.output import refuse_existing
 
 NO_BUDGET = 2**62
 """Bytes that no disk holds: nothing is thinned out."""

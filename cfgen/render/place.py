@@ -7,9 +7,8 @@ import os
 import secrets
 from pathlib import Path
 
-from cfgen.atomic_files import create_exclusive, sync_folder
 from cfgen.errors import OutputRefused
-from cfgen.render.disk import disk_errors
+from cfgen.files.writing import create_exclusive, disk_errors, sync_folder
 from cfgen.render.events import Warned
 
 

@@ -20,9 +20,8 @@ from cfgen.errors import (
     Interrupted,
     WriterError,
 )
+from cfgen.files.writing import disk_errors
 from cfgen.model.vae import Mode, State
-from cfgen.plain_text import bytes_words
-from cfgen.render.disk import disk_errors
 from cfgen.render.events import (
     ChunkDone,
     Encoded,
@@ -32,23 +31,18 @@ from cfgen.render.events import (
     Resumed,
     Warned,
 )
-from cfgen.render.folder import LOCK, RunFolder, RunRecord, remove
-from cfgen.render.journal import ChunkLine, VideoLine
-from cfgen.render.ledger import Ledger
-from cfgen.render.lock import PATIENCE_S, Lock, must_watch, read_owner
-from cfgen.render.output import refuse_existing, resume_command, sidecar_of
-from cfgen.render.plan import Plan
-from cfgen.render.resume import (
-    Ground,
-    chunk_list,
-    pass_again,
-    require_same,
-    survey,
-    way_back,
-)
-from cfgen.render.snapshot import SnapshotStore
+from cfgen.render.recorder import Ledger
+from cfgen.render.replay import pass_again, require_same
 from cfgen.render.source import Frames, FrameSource
-from cfgen.render.writer import VideoWriter
+from cfgen.runs.folder import LOCK, RunFolder, RunRecord, remove
+from cfgen.runs.journal import ChunkLine, VideoLine
+from cfgen.runs.lock import PATIENCE_S, Lock, must_watch, read_owner
+from cfgen.runs.recovery import Ground, chunk_list, survey, way_back
+from cfgen.runs.snapshot import SnapshotStore
+from cfgen.timeline import Plan
+from cfgen.units import bytes_words
+from cfgen.video.output import refuse_existing, resume_command, sidecar_of
+from cfgen.video.writer import VideoWriter
 
 WHOLE = Mode()
 """Frames decoded whole, which is the rule."""

@@ -15,9 +15,9 @@ from cfgen.errors import NotFinite
 from cfgen.memory.paged import PagedMemory
 from cfgen.model.generator import Conditioning, Generator
 from cfgen.model.vae import Decoder, State
-from cfgen.render.plan import ChunkPlan, Plan
-from cfgen.rollout import Chunk, Guidance, Rollout, Run, recommit
-from cfgen.schedule import FewStepSchedule, Noise
+from cfgen.rollout.loop import Chunk, Guidance, Rollout, Run, recommit
+from cfgen.rollout.schedule import FewStepSchedule, Noise
+from cfgen.timeline import ChunkPlan, Plan
 
 Frames = npt.NDArray[np.uint8]
 

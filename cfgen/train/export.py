@@ -9,8 +9,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from cfgen.atomic_files import write_whole
-from cfgen.checkpoint.quantize import save_quantized
+from cfgen.checkpoint.convert.quantize import save_quantized
+from cfgen.files.writing import write_file
 from cfgen.model.generator import Geometry
 from cfgen.model.vae import SPATIAL_STRIDE, TEMPORAL_STRIDE
 
@@ -109,4 +109,4 @@ def _under(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def _write_json(path: Path, content: Mapping[str, object]) -> None:
-    write_whole(path, f"{json.dumps(content, indent=1)}\n".encode())
+    write_file(path, f"{json.dumps(content, indent=1)}\n".encode(), shared=True)

@@ -22,11 +22,11 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from cfgen.checkpoint.load import load_generator
-from cfgen.checkpoint.text_encoder import load_text_encoder
+from cfgen.checkpoint.networks.fill import load_generator
+from cfgen.checkpoint.networks.text_encoder import load_text_encoder
 from cfgen.errors import CheckpointError
-from cfgen.memory.base import Pass
 from cfgen.memory.paged import PagedView
+from cfgen.memory.protocols import Pass
 from cfgen.model.generator import Conditioning, Generator, Geometry
 from cfgen.model.text_encoder import TextEncoder
 from cfgen.train.export import Exporter, text_config

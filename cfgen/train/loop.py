@@ -20,9 +20,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from cfgen.atomic_files import append, write_whole
 from cfgen.errors import CheckpointError
-from cfgen.regular_files import read_text
+from cfgen.files.reading import read_text
+from cfgen.files.writing import append, write_file
 
 SHARD_BYTES = 15 * 2**20
 
@@ -189,9 +189,9 @@ def _save(
         size += tensor.nbytes
     names = [f"state-{step:07d}-{i:02d}.safetensors" for i in range(len(shards))]
     for name, shard in zip(names, shards, strict=True):
-        write_whole(folder / name, save(shard))
+        write_file(folder / name, save(shard), shared=True)
     record = {"step": step, "seconds": round(seconds, 1), "shards": names}
-    write_whole(folder / "state.json", json.dumps(record).encode())
+    write_file(folder / "state.json", json.dumps(record).encode(), shared=True)
     for old in folder.glob("state-*.safetensors"):
         if old.name not in names:
             old.unlink()

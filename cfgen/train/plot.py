@@ -9,8 +9,8 @@ from pathlib import Path
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from cfgen.atomic_files import write_whole
-from cfgen.regular_files import read_text
+from cfgen.files.reading import read_text
+from cfgen.files.writing import write_file
 
 mpl.use("Agg")
 
@@ -43,4 +43,4 @@ def plot_log(log: Path, picture: Path) -> None:
     axes.set_xlabel("step")
     content = io.BytesIO()
     figure.savefig(content, dpi=110, format="png")
-    write_whole(picture, content.getvalue())
+    write_file(picture, content.getvalue(), shared=True)

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from cfgen.memory.base import Pass
+from cfgen.memory.protocols import Pass
 from cfgen.memory.slow_fast import SlowFastTable
 from cfgen.model.generator import Conditioning, Generator
 from cfgen.model.text_encoder import TextEncoder

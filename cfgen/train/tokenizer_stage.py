@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
-from cfgen.atomic_files import write_whole
+from cfgen.files.writing import write_file
 from cfgen.train.film_world.captions import (
     CAMERA_WORDS,
     GROUND_WORDS,
@@ -51,11 +51,15 @@ def train_tokenizer(model_dir: Path, *, captions: int = 20000, vocab_size: int =
         trainer,
     )
     (model_dir / "tokenizer").mkdir(parents=True, exist_ok=True)
-    write_whole(model_dir / "tokenizer" / "tokenizer.json", tokenizer.to_str(pretty=True).encode())
+    write_file(
+        model_dir / "tokenizer" / "tokenizer.json",
+        tokenizer.to_str(pretty=True).encode(),
+        shared=True,
+    )
     films = [sample_film(i, chunks=4, held_out=True) for i in range(8)]
     examples = [caption(film, 0, i, complete=True) for i, film in enumerate(films)]
     facts = {"words": vocabulary(), "knows": _knows(), "examples": examples}
-    write_whole(model_dir / "mini.json", f"{json.dumps(facts, indent=1)}\n".encode())
+    write_file(model_dir / "mini.json", f"{json.dumps(facts, indent=1)}\n".encode(), shared=True)
     return tokenizer
 
 

@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from cfgen.atomic_files import write_whole
-from cfgen.checkpoint.vae import load_tiny
+from cfgen.checkpoint.networks.vae import load_tiny
 from cfgen.errors import CheckpointError
+from cfgen.files.writing import write_file
 from cfgen.model.vae import MemBlock, TGrow, TinyAutoencoder
 from cfgen.train.muon import Muon
 from cfgen.train.vae_clips import draw_clips
@@ -193,7 +193,9 @@ class VaeStage:
             n.removeprefix("vae."): t.detach().cpu().to(torch.bfloat16).contiguous()
             for n, t in weights.items()
         }
-        write_whole(self.model_dir / "tae.safetensors", save(state, metadata={"format": "pt"}))
+        write_file(
+            self.model_dir / "tae.safetensors", save(state, metadata={"format": "pt"}), shared=True
+        )
 
 
 def _steps(error: Tensor, axis: int) -> Tensor:

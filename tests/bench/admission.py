@@ -26,11 +26,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cfgen.checkpoint.load import load_generator
-from cfgen.checkpoint.text_encoder import load_text_encoder
-from cfgen.checkpoint.vae import load_tiny
+from cfgen.checkpoint.networks.fill import load_generator
+from cfgen.checkpoint.networks.text_encoder import load_text_encoder
+from cfgen.checkpoint.networks.vae import load_tiny
 from cfgen.kernels.pages import ADMITTED, OPEN
-from cfgen.memory.base import Pass
+from cfgen.memory.protocols import Pass
 from cfgen.memory.slow_fast import SlowFastTable
 from cfgen.model.generator import Generator
 from cfgen.model.text_encoder import TextEncoder

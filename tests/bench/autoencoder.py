@@ -25,7 +25,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from cfgen.checkpoint.vae import load_tiny
+from cfgen.checkpoint.networks.vae import load_tiny
 from cfgen.model.vae import TEMPORAL_STRIDE, TinyAutoencoder
 from cfgen.train.film_world.sampling import sample_film
 from cfgen.train.film_world.world import (

@@ -34,9 +34,9 @@ import storage
 import torch
 from chunk_ways import FRAMES, WINDOW, Setting, Way, mini, wan
 
-from cfgen.build import Models
-from cfgen.memory import rotated
+from cfgen.memory import pre_rotated as rotated
 from cfgen.model.vae import SPATIAL_STRIDE
+from cfgen.pipeline.build import Models
 
 RESULTS = Path(__file__).parent / "results"
 FILLING = 8

@@ -17,18 +17,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cfgen.build import build_memory
-from cfgen.checkpoint.load import MATRICES
+from cfgen.checkpoint.networks.fill import MATRICES
 from cfgen.config.schema import WindowMemory
-from cfgen.memory.base import Memory, Norms, Pass
+from cfgen.memory.protocols import Memory, Norms, Pass
 from cfgen.model.generator import Conditioning, Generator, Level
 from cfgen.model.generator import Geometry as Sizes
 from cfgen.model.vae import SPATIAL_STRIDE
 from cfgen.ops.reference import Rope
 from cfgen.ops.select import TORCH
-from cfgen.render.plan import Geometry, make_plan
-from cfgen.schedule import FewStepSchedule
-from cfgen.weights import encoded, load_models
+from cfgen.pipeline.build import build_memory
+from cfgen.pipeline.models import encoded, load_models
+from cfgen.rollout.schedule import FewStepSchedule
+from cfgen.timeline import Geometry, make_plan
 
 WINDOW, SINK, FRAMES = 21, 3, 3
 STEPS = (1000.0, 750.0, 500.0, 250.0)

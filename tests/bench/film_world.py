@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cfgen.errors import CfgenError
-from cfgen.schedule import FewStepSchedule
+from cfgen.rollout.schedule import FewStepSchedule
 from cfgen.train.film_world import detectors
 from cfgen.train.film_world.detect_defects import DOUBLE
 from cfgen.train.film_world.detect_landmarks import hidden_pixels, name_landmarks

@@ -25,8 +25,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from cfgen.checkpoint.container import Entry
-from cfgen.checkpoint.safetensors_file import write_stream
+from cfgen.checkpoint.formats.base import Entry
+from cfgen.checkpoint.formats.safetensors import write_stream
 from cfgen.model.generator import Generator, Geometry
 
 WAN = Geometry(dim=1536, ffn_dim=8960, num_heads=12, num_layers=30)
@@ -153,7 +153,7 @@ def make_text_encoder(folder: Path) -> None:
 def render(folder: Path, kind: str, more: list[str]) -> dict[str, object]:
     """One render in a process of its own."""
     weights = next(p for p in folder.glob(f"{kind}.*") if p.suffix in (".safetensors", ".gguf"))
-    from cfgen.config.catalog import presets_folder
+    from cfgen.config.presets import presets_folder
 
     tokenizer = presets_folder() / "mini" / "tokenizer" / "tokenizer.json"
     output = folder / f"{kind}.mp4"

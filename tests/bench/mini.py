@@ -85,11 +85,11 @@ class Source:
 
 def model_source(preset: str, assignments: list[str]) -> Source:
     """cfgen's own pipeline, without the video file."""
-    from cfgen.build import build_source
     from cfgen.cli.plan import plan_of
     from cfgen.config.loader import load
     from cfgen.config.schema import RenderConfig, digest
-    from cfgen.weights import digests_of, files_of, text_digest
+    from cfgen.pipeline.build import build_source
+    from cfgen.pipeline.models import digests_of, files_of, text_digest
 
     def configured(prompt: str, duration_s: float, seed: int) -> RenderConfig:
         flags = {
@@ -128,7 +128,7 @@ def world_source(*, damage: bool) -> Source:
 
 def damaged(frames: Frames, seed: int) -> Frames:
     """Blur (sigma 0.7 pixels), noise (sigma 4 levels), then x264 at crf 28 in 4:2:0 and back."""
-    from cfgen.render.ffmpeg import find_ffmpeg
+    from cfgen.video.ffmpeg import find_ffmpeg
 
     taps = np.exp(-(np.arange(-3, 4) ** 2) / (2 * 0.7**2))
     soft = np.pad(frames.astype(np.float32), ((0, 0), (3, 3), (3, 3), (0, 0)), mode="edge")

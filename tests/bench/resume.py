@@ -28,7 +28,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from cfgen.render.ffmpeg import find_ffmpeg
+from cfgen.video.ffmpeg import find_ffmpeg
 
 PROMPT = "a red balloon drifts over snowy hills at sunset, the camera pans right"
 POLICIES = {

@@ -34,13 +34,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from cfgen.build import Models, build_source
 from cfgen.cli.plan import plan_of
 from cfgen.config.loader import load
 from cfgen.config.schema import RenderConfig
-from cfgen.render.plan import ChunkPlan
+from cfgen.pipeline.build import Models, build_source
 from cfgen.render.source import FrameSource
-from cfgen.rollout import Chunk
+from cfgen.rollout.loop import Chunk
+from cfgen.timeline import ChunkPlan
 
 RESULTS = Path(__file__).parent / "results"
 PROMPT = "a red balloon drifts over snowy hills at sunset, the camera pans right"

@@ -18,11 +18,11 @@ from pathlib import Path
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from cfgen.build import build_source
 from cfgen.cli.plan import plan_of
 from cfgen.config.loader import load
 from cfgen.config.schema import SlowFastMemory
 from cfgen.kernels.pages import FIRED, OPEN
+from cfgen.pipeline.build import build_source
 from cfgen.train.captions import caption
 from cfgen.train.world import sample_film
 

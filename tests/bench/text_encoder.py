@@ -24,9 +24,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from cfgen.checkpoint.container import Entry
-from cfgen.checkpoint.safetensors_file import write_stream
-from cfgen.checkpoint.text_encoder import load_text_encoder
+from cfgen.checkpoint.formats.base import Entry
+from cfgen.checkpoint.formats.safetensors import write_stream
+from cfgen.checkpoint.networks.text_encoder import load_text_encoder
 from cfgen.model.tokenizer import Pieces
 
 ROWS, PIECES, WIDTH, FFN, HEADS, BLOCKS = 256384, 256000, 4096, 10240, 64, 24

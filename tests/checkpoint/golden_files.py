@@ -18,10 +18,10 @@ from gguf import GGMLQuantizationType as Kind
 from safetensors.torch import save_file
 from torch import Tensor
 
-from cfgen.checkpoint.convert import Names, plan_convert
-from cfgen.checkpoint.quantize import plan_quantize, save_quantized
-from cfgen.checkpoint.source import open_source
-from cfgen.checkpoint.target import check
+from cfgen.checkpoint.convert.convert import Names, plan_convert
+from cfgen.checkpoint.convert.quantize import plan_quantize, save_quantized
+from cfgen.checkpoint.convert.source import open_source
+from cfgen.checkpoint.convert.target import check
 from tests.checkpoint import packing, tiny
 from tests.golden.cases import FOLDER, recorded_config
 

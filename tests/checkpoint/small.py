@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from cfgen.checkpoint.container import open_container
-from cfgen.checkpoint.keys import Layout, Naming, unchanged
-from cfgen.checkpoint.network import describe_network
+from cfgen.checkpoint.formats.open import open_container
+from cfgen.checkpoint.naming import Layout, Naming, unchanged
+from cfgen.checkpoint.networks.network import describe_network
 from tests.checkpoint.conftest import marker
 
 FORMAT = {"format": "int8_tensorwise"}

@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from cfgen.checkpoint.blank import blank
-from cfgen.checkpoint.container import open_container
-from cfgen.checkpoint.gguf_file import GgufFile
-from cfgen.checkpoint.inspect import inspect
-from cfgen.checkpoint.load import load_generator
-from cfgen.checkpoint.lora import apply_lora, open_lora
-from cfgen.checkpoint.safetensors_file import SafetensorsFile
+from cfgen.checkpoint.formats.gguf import GgufFile
+from cfgen.checkpoint.formats.open import open_container
+from cfgen.checkpoint.formats.safetensors import SafetensorsFile
+from cfgen.checkpoint.inspect.inspect import inspect
+from cfgen.checkpoint.lora.apply import apply_lora, open_lora
+from cfgen.checkpoint.networks.blank import blank
+from cfgen.checkpoint.networks.fill import load_generator
 from cfgen.errors import CheckpointError
 from tests.checkpoint import tiny
 from tests.checkpoint.conftest import SMALL

@@ -95,7 +95,7 @@ LIES = {
 
 SCRIPT = """
 import json, pathlib, re, sys, time
-from cfgen.checkpoint.load import open_generator
+from cfgen.checkpoint.networks.fill import open_generator
 from tests.checkpoint.small import load_state
 from cfgen.errors import CheckpointError
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from cfgen.checkpoint import comfy
-from cfgen.ops.quantized import Fp4Weight, ScaledWeight
+from cfgen.checkpoint.quant import comfy
+from cfgen.ops.quant.weights import Fp4Weight, ScaledWeight
 from tests.checkpoint.conftest import marker
 
 

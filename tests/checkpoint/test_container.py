@@ -14,10 +14,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from cfgen.checkpoint import container, safetensors_file
-from cfgen.checkpoint.container import Entry, open_container
-from cfgen.checkpoint.digests import digest
-from cfgen.checkpoint.load import load_generator, open_generator
+from cfgen.checkpoint.formats import base as container
+from cfgen.checkpoint.formats import safetensors as safetensors_file
+from cfgen.checkpoint.formats.base import Entry
+from cfgen.checkpoint.formats.open import open_container
+from cfgen.checkpoint.identify.digests import digest
+from cfgen.checkpoint.networks.fill import load_generator, open_generator
 from cfgen.errors import CheckpointError, OutputRefused
 from tests.checkpoint import packing, tiny
 from tests.checkpoint.small import load_state

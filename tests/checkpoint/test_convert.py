@@ -14,14 +14,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from cfgen.checkpoint.convert import Names, plan_convert
-from cfgen.checkpoint.layers import HEADER
-from cfgen.checkpoint.load import load_generator, open_generator
-from cfgen.checkpoint.source import open_source
-from cfgen.checkpoint.target import check
-from cfgen.checkpoint.text_encoder import open_text_encoder
+from cfgen.checkpoint.convert.convert import Names, plan_convert
+from cfgen.checkpoint.convert.source import open_source
+from cfgen.checkpoint.convert.target import check
+from cfgen.checkpoint.networks.fill import load_generator, open_generator
+from cfgen.checkpoint.networks.text_encoder import open_text_encoder
+from cfgen.checkpoint.quant.layer import HEADER
 from cfgen.errors import CheckpointError, OutputRefused, UsageError
-from cfgen.ops.quantized import AnyQuantized, ScaledWeight, parts
+from cfgen.ops.quant.weights import AnyQuantized, ScaledWeight, parts
 from tests.checkpoint import tiny
 from tests.checkpoint.encoders import LLAMA_CPP, encoder
 

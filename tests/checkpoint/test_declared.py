@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from cfgen.checkpoint.keys import to_diffusers
-from cfgen.checkpoint.load import open_generator
+from cfgen.checkpoint.naming import to_diffusers
+from cfgen.checkpoint.networks.fill import open_generator
 from cfgen.errors import CheckpointError
 from tests.checkpoint import packing, tiny
 from tests.checkpoint.conftest import marker

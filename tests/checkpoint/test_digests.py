@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cfgen.checkpoint import digests
+from cfgen.checkpoint.identify import digests
 from cfgen.errors import CheckpointError
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cfgen.checkpoint.find import ModelFiles, find_files, generator_file
+from cfgen.checkpoint.networks.model_files import ModelFiles, find_files, generator_file
 from cfgen.errors import CheckpointError
 
 GENERATOR = "diffusion_pytorch_model.safetensors"

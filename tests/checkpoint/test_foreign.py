@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cfgen.checkpoint.keys import to_diffusers
-from cfgen.checkpoint.load import load_generator, open_generator
+from cfgen.checkpoint.naming import to_diffusers
+from cfgen.checkpoint.networks.fill import load_generator, open_generator
 from cfgen.errors import CheckpointError
 from tests.checkpoint import packing, tiny
 from tests.checkpoint.packing import Array, Arrays, Pack

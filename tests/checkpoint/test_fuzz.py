@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from cfgen.checkpoint.load import load_generator, open_generator
+from cfgen.checkpoint.networks.fill import load_generator, open_generator
 from cfgen.errors import CheckpointError
 from tests.checkpoint import damage
 from tests.checkpoint.conftest import SMALL

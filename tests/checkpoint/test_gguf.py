@@ -12,8 +12,8 @@ import pytest
 import torch
 from gguf import GGMLQuantizationType as Kind
 
-from cfgen.checkpoint.container import open_container
-from cfgen.checkpoint.load import load_generator, open_generator
+from cfgen.checkpoint.formats.open import open_container
+from cfgen.checkpoint.networks.fill import load_generator, open_generator
 from cfgen.errors import CheckpointError
 from cfgen.model.quantized import QuantizedLinear
 from tests.checkpoint import tiny

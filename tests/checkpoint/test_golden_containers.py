@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from cfgen.checkpoint.load import load_generator
-from cfgen.checkpoint.lora import Applied, apply_lora, open_lora
+from cfgen.checkpoint.lora.apply import Applied, apply_lora, open_lora
+from cfgen.checkpoint.networks.fill import load_generator
 from cfgen.model.generator import Generator
 from cfgen.model.quantized import QuantizedLinear
 from tests.checkpoint import tiny

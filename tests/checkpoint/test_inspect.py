@@ -12,11 +12,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from cfgen.checkpoint import safetensors_file
-from cfgen.checkpoint.inspect import inspect, weights_in
-from cfgen.checkpoint.keys import to_diffusers
-from cfgen.checkpoint.load import load_generator
-from cfgen.checkpoint.report import NetworkFacts, Report
+from cfgen.checkpoint.formats import safetensors as safetensors_file
+from cfgen.checkpoint.inspect.inspect import inspect, weights_in
+from cfgen.checkpoint.inspect.report import NetworkFacts, Report
+from cfgen.checkpoint.naming import to_diffusers
+from cfgen.checkpoint.networks.fill import load_generator
 from cfgen.errors import CheckpointError
 from cfgen.model.generator import Geometry
 from cfgen.model.vae import TinyAutoencoder

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cfgen.checkpoint.keys import WAN, Naming, find_network, from_diffusers, to_diffusers
+from cfgen.checkpoint.naming import WAN, Naming, find_network, from_diffusers, to_diffusers
 from cfgen.errors import CheckpointError
 from tests.golden.cases import FOLDER
 

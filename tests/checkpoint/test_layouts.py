@@ -13,12 +13,12 @@ import pytest
 import torch
 from torch import nn
 
-from cfgen.checkpoint.keys import to_diffusers
-from cfgen.checkpoint.load import load_generator, open_generator
+from cfgen.checkpoint.naming import to_diffusers
+from cfgen.checkpoint.networks.fill import load_generator, open_generator
 from cfgen.errors import CheckpointError
 from cfgen.model.generator import Generator
 from cfgen.model.quantized import QuantizedLinear
-from cfgen.ops.quantized import nbytes
+from cfgen.ops.quant.weights import nbytes
 from tests.checkpoint import packing, tiny
 from tests.checkpoint.packing import Array, Arrays
 

@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from cfgen.checkpoint.load import load_generator, open_generator
-from cfgen.checkpoint.quantize import save_quantized
+from cfgen.checkpoint.convert.quantize import save_quantized
+from cfgen.checkpoint.networks.fill import load_generator, open_generator
 from cfgen.errors import CheckpointError
-from cfgen.memory.base import Norms
+from cfgen.memory.protocols import Norms
 from cfgen.model.generator import Generator, Geometry
 from cfgen.model.quantized import QuantizedLinear
 from tests.checkpoint import tiny

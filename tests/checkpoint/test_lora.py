@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from cfgen.checkpoint.keys import to_diffusers
-from cfgen.checkpoint.lora import Applied, apply_lora, open_lora
+from cfgen.checkpoint.lora.apply import Applied, apply_lora, open_lora
+from cfgen.checkpoint.naming import to_diffusers
 from cfgen.errors import CheckpointError, UsageError
 from cfgen.model.generator import Generator
 from cfgen.model.quantized import QuantizedLinear
-from cfgen.ops.quantized import ScaledWeight
+from cfgen.ops.quant.weights import ScaledWeight
 from tests.checkpoint.conftest import SMALL
 from tests.checkpoint.lora_files import (
     ADAPTER,

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cfgen.checkpoint.lora import open_lora
+from cfgen.checkpoint.lora.apply import open_lora
 from cfgen.errors import CheckpointError
 from tests.checkpoint.lora_files import PEFT, saved
 

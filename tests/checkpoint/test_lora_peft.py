@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from cfgen.checkpoint.lora import apply_lora, open_lora
-from cfgen.checkpoint.lora_settings import APPLIED, VALUES, WITHOUT_EFFECT
+from cfgen.checkpoint.lora.apply import apply_lora, open_lora
+from cfgen.checkpoint.lora.settings import APPLIED, VALUES, WITHOUT_EFFECT
 from cfgen.errors import CheckpointError
 from tests.checkpoint.conftest import SMALL
 from tests.checkpoint.lora_files import assert_same

@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from cfgen.checkpoint.load import load_generator
-from cfgen.checkpoint.lora import Applied, apply_lora, open_lora
+from cfgen.checkpoint.lora.apply import Applied, apply_lora, open_lora
+from cfgen.checkpoint.networks.fill import load_generator
 from cfgen.model.generator import Generator
 from cfgen.model.quantized import QuantizedLinear
 from tests.checkpoint.conftest import marker

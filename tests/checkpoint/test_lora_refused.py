@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cfgen.checkpoint.lora import apply_lora, open_lora
+from cfgen.checkpoint.lora.apply import apply_lora, open_lora
 from cfgen.errors import CheckpointError
 from tests.checkpoint.conftest import SMALL
 from tests.checkpoint.lora_files import assert_same, saved

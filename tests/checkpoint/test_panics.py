@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from cfgen.checkpoint.recipe import _read
-from cfgen.checkpoint.tokenizer import open_tokenizer
+from cfgen.checkpoint.identify.preset_guess import _read
+from cfgen.checkpoint.networks.tokenizer import open_tokenizer
 from cfgen.errors import CheckpointError
 from cfgen.model import tokenizer as tokenizers
 from cfgen.model.tokenizer import numbers_of

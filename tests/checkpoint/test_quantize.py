@@ -13,14 +13,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from cfgen.checkpoint.layers import HEADER
-from cfgen.checkpoint.load import load_generator, open_generator
-from cfgen.checkpoint.quantize import LayerLoss, plan_quantize
-from cfgen.checkpoint.safetensors_file import open_safetensors
-from cfgen.checkpoint.source import open_source
-from cfgen.checkpoint.text_encoder import open_text_encoder
+from cfgen.checkpoint.convert.quantize import LayerLoss, plan_quantize
+from cfgen.checkpoint.convert.source import open_source
+from cfgen.checkpoint.formats.safetensors import open_safetensors
+from cfgen.checkpoint.networks.fill import load_generator, open_generator
+from cfgen.checkpoint.networks.text_encoder import open_text_encoder
+from cfgen.checkpoint.quant.layer import HEADER
 from cfgen.errors import CheckpointError, UsageError
-from cfgen.ops.encode import ENCODINGS, loss_of
+from cfgen.ops.quant.encode import ENCODINGS, loss_of
 from tests.checkpoint import packing, tiny
 from tests.checkpoint.encoders import encoder
 

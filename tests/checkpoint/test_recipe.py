@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from cfgen.checkpoint import known, recipe
-from cfgen.checkpoint.recipe import RECIPES, cached_digest, guess
-from cfgen.config.catalog import preset_names
+from cfgen.checkpoint.identify import preset_guess as recipe
+from cfgen.checkpoint.identify import published as known
+from cfgen.checkpoint.identify.preset_guess import RECIPES, cached_digest, guess
+from cfgen.config.presets import preset_names
 from cfgen.errors import CheckpointError
 
 SELF_FORCING = "a0413986d9734e02c09504e1520f5697ba6df731bb2f0f35577485e9cc8f56a3"

@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from cfgen.checkpoint.container import Entry
-from cfgen.checkpoint.safetensors_file import write_stream
+from cfgen.checkpoint.formats.base import Entry
+from cfgen.checkpoint.formats.safetensors import write_stream
 from cfgen.model.generator import Generator, Geometry
 from tests.checkpoint import tiny
 
@@ -24,9 +24,9 @@ MEASURE = """
     import sys
     from pathlib import Path
     import torch
-    from cfgen.checkpoint.convert import plan_convert
-    from cfgen.checkpoint.quantize import plan_quantize
-    from cfgen.checkpoint.source import open_source
+    from cfgen.checkpoint.convert.convert import plan_convert
+    from cfgen.checkpoint.convert.quantize import plan_quantize
+    from cfgen.checkpoint.convert.source import open_source
 
     def peak():
         lines = Path("/proc/self/status").read_text().splitlines()

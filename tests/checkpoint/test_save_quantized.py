@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor
 
-from cfgen.checkpoint.quantize import save_quantized
-from cfgen.checkpoint.safetensors_file import open_safetensors
+from cfgen.checkpoint.convert.quantize import save_quantized
+from cfgen.checkpoint.formats.safetensors import open_safetensors
 from tests.checkpoint.small import load_state
 
 

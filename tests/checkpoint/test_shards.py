@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from cfgen.checkpoint.container import open_container
-from cfgen.checkpoint.load import load_generator, open_generator
+from cfgen.checkpoint.formats.open import open_container
+from cfgen.checkpoint.networks.fill import load_generator, open_generator
 from cfgen.errors import CheckpointError
 from tests.checkpoint import packing, tiny
 

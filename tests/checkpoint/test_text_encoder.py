@@ -16,7 +16,7 @@ from tokenizers.pre_tokenizers import Whitespace
 from torch import Tensor
 from transformers import UMT5Config, UMT5EncoderModel
 
-from cfgen.checkpoint.text_encoder import (
+from cfgen.checkpoint.networks.text_encoder import (
     find_text_encoder,
     load_text_encoder,
     open_text_encoder,
@@ -24,7 +24,7 @@ from cfgen.checkpoint.text_encoder import (
 from cfgen.errors import CheckpointError, UsageError
 from cfgen.model.quantized import QuantizedEmbedding, QuantizedLinear
 from cfgen.model.text_encoder import TextEncoder
-from cfgen.ops.quantized import ScaledWeight
+from cfgen.ops.quant.weights import ScaledWeight
 from tests import pieces
 
 CONFIG = {

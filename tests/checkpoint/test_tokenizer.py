@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from cfgen.checkpoint.tokenizer import find_tokenizer, open_tokenizer
+from cfgen.checkpoint.networks.tokenizer import find_tokenizer, open_tokenizer
 from cfgen.errors import CheckpointError
 from tests import pieces
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from cfgen.checkpoint.container import open_container
-from cfgen.checkpoint.load import load_generator
+from cfgen.checkpoint.formats.open import open_container
+from cfgen.checkpoint.networks.fill import load_generator
 from cfgen.errors import CheckpointError
 from tests.checkpoint.small import load_state
 

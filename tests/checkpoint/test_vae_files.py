@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from cfgen.checkpoint.vae import latent_sizes, load_vae, open_vae, to_diffusers
+from cfgen.checkpoint.networks.vae import latent_sizes, load_vae, open_vae, to_diffusers
 from cfgen.errors import CheckpointError
 from cfgen.model.vae import LATENT_MEAN, LATENT_STD, TinyAutoencoder, denormalised
 from cfgen.model.wan_vae import WanAutoencoder

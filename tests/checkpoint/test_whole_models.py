@@ -9,13 +9,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from cfgen.checkpoint.container import open_container
-from cfgen.checkpoint.convert import plan_convert
-from cfgen.checkpoint.load import open_generator
-from cfgen.checkpoint.source import open_source
-from cfgen.checkpoint.text_encoder import open_text_encoder
-from cfgen.checkpoint.vae import open_vae
-from cfgen.config.catalog import presets_folder
+from cfgen.checkpoint.convert.convert import plan_convert
+from cfgen.checkpoint.convert.source import open_source
+from cfgen.checkpoint.formats.open import open_container
+from cfgen.checkpoint.networks.fill import open_generator
+from cfgen.checkpoint.networks.text_encoder import open_text_encoder
+from cfgen.checkpoint.networks.vae import open_vae
+from cfgen.config.presets import presets_folder
 from cfgen.errors import CheckpointError
 from tests.checkpoint import packing, tiny
 

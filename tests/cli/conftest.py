@@ -13,11 +13,11 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from cfgen.cli.app import app
-from cfgen.config import catalog
+from cfgen.config import presets as catalog
 from cfgen.config.schema import RenderConfig
 from cfgen.render.events import ChunkDone, Encoded, Event, Finished, Loaded, Warned
-from cfgen.render.output import sidecar_of
-from cfgen.render.plan import Plan
+from cfgen.timeline import Plan
+from cfgen.video.output import sidecar_of
 
 PRESET = """\
 description: for tests
@@ -41,7 +41,7 @@ def presets(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 @dataclass
 class FakeBuild:
-    """Stands for `cfgen.build`: notes what it is given and plays the events of a render."""
+    """Stands for `cfgen.pipeline.build`: notes what it is given, plays the events of a render."""
 
     configs: list[RenderConfig] = field(default_factory=list)
     fails_with: BaseException | None = None
@@ -88,11 +88,11 @@ class FakeBuild:
 
 @pytest.fixture
 def build(monkeypatch: pytest.MonkeyPatch) -> FakeBuild:
-    """Put a `FakeBuild` in the place of `cfgen.build`."""
+    """Put a `FakeBuild` in the place of `cfgen.pipeline.build`."""
     fake = FakeBuild()
-    module = types.ModuleType("cfgen.build")
+    module = types.ModuleType("cfgen.pipeline.build")
     vars(module)["build_render"] = fake.build_render
-    monkeypatch.setitem(sys.modules, "cfgen.build", module)
+    monkeypatch.setitem(sys.modules, "cfgen.pipeline.build", module)
     return fake
 
 

@@ -16,17 +16,17 @@ import torch
 import yaml
 from typer.testing import Result
 
-from cfgen import bench as bench_module
-from cfgen import stand_in as stand_in_module
-from cfgen import ways as ways_module
-from cfgen.bench import Bench, Contestant, distance, tolerance
+from cfgen.bench.measure import Bench, Contestant, distance, tolerance
+from cfgen.bench.measure import measure as bench_module
+from cfgen.bench.measure import random_weights as stand_in_module
+from cfgen.bench.measure import variants as ways_module
+from cfgen.bench.variants import Setting, Way, fill, prepare
 from cfgen.config.loader import load
 from cfgen.errors import NotFinite
 from cfgen.model.generator import Geometry
 from cfgen.model.wan_vae import WanAutoencoder
 from cfgen.ops import select
 from cfgen.render.source import FrameSource
-from cfgen.ways import Setting, Way, fill, prepare
 from tests.conftest import ROOT
 
 Run = Callable[..., Result]

@@ -11,7 +11,7 @@ import torch
 from typer.testing import Result
 
 from cfgen.errors import BudgetError, CheckpointError, WriterError
-from cfgen.exhaustion import exhausted, is_out_of_memory, told
+from cfgen.out_of_memory import exhausted, is_out_of_memory, told
 from tests.cli.conftest import FakeBuild
 
 NO_MEMORY = OSError(errno.ENOMEM, "Cannot allocate memory")

@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from typer.testing import Result
 
-from cfgen.checkpoint import known
-from cfgen.checkpoint.known import Published
+from cfgen.checkpoint.identify import published as known
+from cfgen.checkpoint.identify.published import Published
 from cfgen.model.generator import Geometry
 from tests.strategies import random_generator
 

@@ -11,11 +11,11 @@ from typer.testing import Result
 
 from cfgen.config.loader import load
 from cfgen.config.schema import to_mapping
-from cfgen.render.disk import sha256_of
-from cfgen.render.folder import RunFolder, RunRecord
-from cfgen.render.journal import ChunkLine, VideoLine
-from cfgen.render.lock import Lock
-from cfgen.render.output import sidecar_of
+from cfgen.files.writing import sha256_of
+from cfgen.runs.folder import RunFolder, RunRecord
+from cfgen.runs.journal import ChunkLine, VideoLine
+from cfgen.runs.lock import Lock
+from cfgen.video.output import sidecar_of
 
 Run = Callable[..., Result]
 

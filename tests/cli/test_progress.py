@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from cfgen.cli.naming import MAX_SLUG_BYTES, default_name, slug
 from cfgen.cli.progress import WINDOW_CHUNKS, Pace, clock
-from cfgen.plain_text import bytes_words
+from cfgen.units import bytes_words
 
 
 def test_the_slow_first_chunk_does_not_count() -> None:

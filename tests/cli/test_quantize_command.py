@@ -16,12 +16,12 @@ import torch
 from safetensors.torch import load_file
 from typer.testing import Result
 
-from cfgen.checkpoint.rewrite import Step
+from cfgen.checkpoint.convert.rewrite import Step
 from cfgen.cli import quantize as quantize_module
 from cfgen.cli import rewriting
 from cfgen.cli.console import Console
-from cfgen.ops.encode import ENCODINGS
-from cfgen.plain_text import bytes_words
+from cfgen.ops.quant.encode import ENCODINGS
+from cfgen.units import bytes_words
 from tests.checkpoint import tiny
 
 Run = Callable[..., Result]

@@ -10,8 +10,8 @@ import pytest
 from accelerate.state import AcceleratorState
 from typer.testing import Result
 
-from cfgen.config import catalog
-from cfgen.render.ffmpeg import find_ffmpeg, measure
+from cfgen.config import presets as catalog
+from cfgen.video.ffmpeg import find_ffmpeg, measure
 
 Run = Callable[..., Result]
 

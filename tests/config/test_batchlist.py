@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cfgen.cli.naming import slug
-from cfgen.config.batchlist import Clip, clip_seed, read_list
+from cfgen.config.batch_list import Clip, clip_seed, read_list
 from cfgen.errors import CheckpointError, PresetError
 
 FOLDER = Path("videos")

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from cfgen.checkpoint.known import by_repository
-from cfgen.checkpoint.recipe import RECIPES
-from cfgen.config import catalog
+from cfgen.checkpoint.identify.preset_guess import RECIPES
+from cfgen.checkpoint.identify.published import by_repository
+from cfgen.config import presets as catalog
 from cfgen.config.loader import from_mapping, known_keys, load
 from cfgen.config.schema import SlowFastMemory, WindowMemory, to_mapping
 from cfgen.config.sources import env_name

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cfgen.cli.naming import slug
-from cfgen.config.batchlist import NAME_NBYTES, Clip, read_list
+from cfgen.config.batch_list import NAME_NBYTES, Clip, read_list
 from cfgen.errors import PresetError
 
 LONG = [

@@ -9,7 +9,7 @@ import pytest
 from cfgen.config.loader import load
 from cfgen.config.values import parse_bytes
 from cfgen.errors import PresetError
-from cfgen.rates import ntsc, parse_rate
+from cfgen.units import ntsc, parse_rate
 
 
 @pytest.mark.parametrize(

@@ -12,15 +12,15 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from cfgen.memory.base import Pass, Table
-from cfgen.memory.kv_cache import KVCache
+from cfgen.memory.page_pool import KVCache
 from cfgen.memory.paged import PagedMemory
+from cfgen.memory.protocols import Pass, Table
 from cfgen.memory.window import WindowTable
 from cfgen.model.generator import Generator, Geometry
 from cfgen.ops.reference import Rope
 from cfgen.ops.select import build_ops
-from cfgen.rollout import rollout
-from cfgen.schedule import FewStepSchedule
+from cfgen.rollout.loop import rollout
+from cfgen.rollout.schedule import FewStepSchedule
 from tests.strategies import memory_of
 
 FOLDER = Path(__file__).parent

@@ -16,16 +16,16 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
-from cfgen.chunk_graph import ChunkGraph
-from cfgen.memory.base import Table
-from cfgen.memory.kv_cache import KVCache, Storage
+from cfgen.memory.page_pool import KVCache, Storage
+from cfgen.memory.protocols import Table
 from cfgen.memory.slow_fast import ReleaseTable, SlowFastTable
 from cfgen.memory.window import WindowTable
 from cfgen.model.generator import Generator, Geometry
 from cfgen.ops.reference import Rope
 from cfgen.ops.select import TORCH, Ops, PageOps, _triton
-from cfgen.rollout import Guidance, Rollout
-from cfgen.schedule import FewStepSchedule, KeyedNoise
+from cfgen.rollout.cuda_graph import ChunkGraph
+from cfgen.rollout.loop import Guidance, Rollout
+from cfgen.rollout.schedule import FewStepSchedule, KeyedNoise
 from tests.strategies import memory_of, random_generator
 
 CPU = torch.device("cpu")

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from cfgen.kernels.pages import ADMITTED
-from cfgen.memory.base import Norms, Pass, Table
-from cfgen.memory.kv_cache import KVCache
+from cfgen.memory.page_pool import KVCache
+from cfgen.memory.protocols import Norms, Pass, Table
 from cfgen.ops.reference import Rope
 from cfgen.ops.select import TORCH
 from tests.strategies import memory_of, told_by

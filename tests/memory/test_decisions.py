@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from cfgen.kernels.pages import ADMITTED, FIRED, OPEN, RENEW
-from cfgen.memory.base import Norms, Pass, Table
-from cfgen.memory.kv_cache import KVCache
+from cfgen.memory.page_pool import KVCache
 from cfgen.memory.paged import PagedMemory
-from cfgen.memory.rotated import RotatedReader
+from cfgen.memory.pre_rotated import RotatedReader
+from cfgen.memory.protocols import Norms, Pass, Table
 from cfgen.memory.slow_fast import ReleaseTable, SlowFastTable
 from cfgen.ops.reference import Rope, admit
 from cfgen.ops.select import REFERENCE, TORCH, Ops

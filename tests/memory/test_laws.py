@@ -10,7 +10,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from cfgen.memory.base import MemoryState
+from cfgen.memory.protocols import MemoryState
 from cfgen.memory.slow_fast import SlowFastTable
 from cfgen.memory.window import WindowTable
 from tests.memory.spied import COMMIT, PASSES, Read, Spied

@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cfgen.memory import rotated
-from cfgen.memory.base import MemoryState, Norms, Pass
-from cfgen.memory.kv_cache import KVCache, Storage
+from cfgen.memory import pre_rotated as rotated
+from cfgen.memory.page_pool import KVCache, Storage
 from cfgen.memory.paged import PagedMemory
+from cfgen.memory.protocols import MemoryState, Norms, Pass
 from cfgen.memory.window import WindowTable
 from cfgen.ops.reference import Rope
 from cfgen.ops.select import REFERENCE, TORCH, Ops

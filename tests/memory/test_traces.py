@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import pytest
 
-from cfgen.memory.base import Pass
+from cfgen.memory.protocols import Pass
 from cfgen.memory.slow_fast import ReleaseTable, SlowFastTable
 from tests.golden.cases import FOLDER
 from tests.memory.spied import Read, Spied

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import rms_norm, scaled_dot_product_attention
 
-from cfgen.memory.base import Norms, Pass
-from cfgen.memory.graph import GraphCache
-from cfgen.memory.kv_cache import KVCache
+from cfgen.memory.autograd import GraphCache
+from cfgen.memory.page_pool import KVCache
 from cfgen.memory.paged import PagedMemory
+from cfgen.memory.protocols import Norms, Pass
 from cfgen.memory.slow_fast import ReleaseTable, SlowFastTable
 from cfgen.memory.window import WindowTable
 from cfgen.model.generator import Generator, Geometry

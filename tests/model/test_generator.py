@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv3d
 
-from cfgen.memory.base import Norms
+from cfgen.memory.protocols import Norms
 from cfgen.model.generator import Conditioning, Generator, Geometry, logarithms, sinusoid
 from tests.golden.cases import TINY, tiny_generator
 from tests.strategies import random_generator

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cfgen.memory.base import Pass
-from cfgen.memory.kv_cache import KVCache
+from cfgen.memory.page_pool import KVCache
+from cfgen.memory.protocols import Pass
 from cfgen.memory.window import WindowTable
 from cfgen.model.generator import Geometry
 from cfgen.ops.reference import Rope

@@ -15,12 +15,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import rms_norm
 
-from cfgen.checkpoint.load import load_generator
-from cfgen.memory.base import Pass, Placed
+from cfgen.checkpoint.networks.fill import load_generator
+from cfgen.memory.protocols import Pass, Placed
 from cfgen.memory.window import WindowTable
 from cfgen.model.generator import Generator
 from cfgen.ops.reference import Rope, rotate, turns
-from cfgen.schedule import FewStepSchedule, ReferenceNoise
+from cfgen.rollout.schedule import FewStepSchedule, ReferenceNoise
 from tests.golden.cases import (
     FOLDER,
     GRID,
@@ -232,7 +232,7 @@ def norm_per_head(case: Case) -> float:
         heads = x.unflatten(-1, (-1, head_dim))
         return rms_norm(heads, (head_dim,), eps=eps) * gain.view(-1, head_dim)
 
-    with patch("cfgen.memory.rotated.norm", norm):
+    with patch("cfgen.memory.pre_rotated.norm", norm):
         return play(case, generator, paged(TABLES["sf_full"])).error(case)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cfgen.model.quantized import QuantizedEmbedding, QuantizedLinear
-from cfgen.ops.quantized import AnyQuantized, Fp4Weight, GgmlWeight, ScaledWeight, nbytes, parts
+from cfgen.ops.quant.weights import AnyQuantized, Fp4Weight, GgmlWeight, ScaledWeight, nbytes, parts
 from tests.checkpoint.tiny import Kind, random_blocks
 
 N, K = 48, 256

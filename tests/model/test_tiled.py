@@ -13,10 +13,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from cfgen.errors import BudgetError
-from cfgen.exhaustion import is_out_of_memory
 from cfgen.model.tiled import SMALLEST, TiledDecoder
 from cfgen.model.vae import Mode, State, TinyAutoencoder
 from cfgen.model.wan_vae import WanAutoencoder
+from cfgen.out_of_memory import is_out_of_memory
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 META = torch.device("meta")

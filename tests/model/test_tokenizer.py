@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from cfgen.checkpoint.tokenizer import open_tokenizer
+from cfgen.checkpoint.networks.tokenizer import open_tokenizer
 from cfgen.errors import CheckpointError, UsageError
 from cfgen.model.text_encoder import TextEncoder, clean
 from cfgen.model.tokenizer import Pieces, Tokenizer, from_sentencepiece, load_tokenizer

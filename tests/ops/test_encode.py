@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cfgen.ops import encode
-from cfgen.ops.encode import ENCODINGS, Encoded, Loss, is_finite, loss_of
-from cfgen.ops.quantized import E2M1, Fp4Weight, ScaledWeight, hadamard, parts
+from cfgen.ops.quant import encode
+from cfgen.ops.quant.encode import ENCODINGS, Encoded, Loss, is_finite, loss_of
+from cfgen.ops.quant.weights import E2M1, Fp4Weight, ScaledWeight, hadamard, parts
 
 ROWS, COLUMNS = 32, 256
 FORMATS = list(ENCODINGS)

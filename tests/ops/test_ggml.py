@@ -8,8 +8,8 @@ import pytest
 import torch
 from gguf import GGMLQuantizationType as Kind
 
-from cfgen.ops import ggml
-from cfgen.ops.quantized import GgmlWeight, nbytes
+from cfgen.ops.quant import ggml
+from cfgen.ops.quant.weights import GgmlWeight, nbytes
 from tests.checkpoint.tiny import HALVES, random_blocks
 
 KINDS = sorted(ggml.FORMATS)

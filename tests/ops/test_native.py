@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from cfgen.checkpoint.load import load_generator
+from cfgen.checkpoint.networks.fill import load_generator
 from cfgen.errors import BackendUnavailable
 from cfgen.model.quantized import QuantizedLinear
-from cfgen.ops.native import _fp8, linear, unsupported
-from cfgen.ops.quantized import GgmlWeight, ScaledWeight, hadamard
+from cfgen.ops.quant.int8_matmul import _fp8, linear, unsupported
+from cfgen.ops.quant.weights import GgmlWeight, ScaledWeight, hadamard
 from tests.checkpoint import tiny
 
 CPU = torch.device("cpu")

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cfgen.checkpoint.decode import from_blocked, to_blocked
-from cfgen.ops.quantized import (
+from cfgen.checkpoint.quant.decode import from_blocked, to_blocked
+from cfgen.ops.quant.weights import (
     AnyQuantized,
     Fp4Weight,
     ScaledWeight,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cfgen.render.ffmpeg import Ffmpeg, find_ffmpeg
+from cfgen.video.ffmpeg import Ffmpeg, find_ffmpeg
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ import pytest
 from cfgen.errors import BudgetError, CheckpointError, Halt, Interrupted, WriterError
 from cfgen.render.batch import Batch, ClipBegun, ClipEnded, Item, Waiting
 from cfgen.render.events import Event, Finished
-from cfgen.render.lock import Lock
+from cfgen.runs.lock import Lock
 from tests.render.test_lock import elsewhere
 
 

@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from cfgen.checkpoint import digests
+from cfgen.checkpoint.identify import digests
 from cfgen.errors import OutputRefused, WriterError
+from cfgen.files.writing import part_of
 from cfgen.model.prompts import embeddings
-from cfgen.render.disk import part_of
-from cfgen.render.ffmpeg import Ffmpeg
-from cfgen.render.output import sidecar_of
+from cfgen.video.ffmpeg import Ffmpeg
+from cfgen.video.output import sidecar_of
 from tests.render.test_writer import moving, parts_of, writer
 
 

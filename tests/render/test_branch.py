@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
-from cfgen.build import build_source
 from cfgen.cli.app import app
 from cfgen.cli.plan import plan_of
 from cfgen.config.loader import from_mapping, load
-from cfgen.render.folder import RunFolder
-from cfgen.render.journal import ChunkLine
-from cfgen.render.plan import KEPT_SNAPSHOTS, Plan
-from cfgen.render.writer import chain_frames
+from cfgen.pipeline.build import build_source
+from cfgen.runs.folder import RunFolder
+from cfgen.runs.journal import ChunkLine
+from cfgen.timeline import KEPT_SNAPSHOTS, Plan
+from cfgen.video.writer import chain_frames
 from tests.render.crash import Crash, dying
 from tests.render.test_resume import Film, film, small_segments  # noqa: F401 - fixtures
 from tests.render.test_run import MEMORIES, PROMPT

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from cfgen.errors import UsageError
-from cfgen.render.encoding import (
+from cfgen.video.encoding import (
     QUALITIES,
     Encoding,
     check_metadata,
@@ -12,7 +12,7 @@ from cfgen.render.encoding import (
     exact_fps,
     ffmetadata,
 )
-from cfgen.render.ffmpeg import Ffmpeg
+from cfgen.video.ffmpeg import Ffmpeg
 
 FFMPEG = Ffmpeg(Path("/opt/ffmpeg"), "7.0", frozenset({"libx264"}))
 

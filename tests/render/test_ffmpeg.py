@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cfgen.errors import BudgetError, FfmpegMissing, WriterError
-from cfgen.render.ffmpeg import (
+from cfgen.video.ffmpeg import (
     STDERR_LINES,
     Ffmpeg,
     FfmpegRun,

@@ -8,7 +8,7 @@ import types
 import pytest
 
 from cfgen.errors import FfmpegMissing
-from cfgen.render.graphs import argv_of, graph_module, shielded
+from cfgen.video.ffmpeg_graph import argv_of, graph_module, shielded
 
 
 @pytest.mark.parametrize("name", ["a b.mp4", "f\udcff.mp4", "\udc80日\udcff", "-x.mp4"])

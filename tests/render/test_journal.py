@@ -9,8 +9,8 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cfgen.render.journal import ChunkLine, Journal, SegmentLine, SessionLine, VideoLine
-from cfgen.render.records import seal
+from cfgen.runs.journal import ChunkLine, Journal, SegmentLine, SessionLine, VideoLine
+from cfgen.runs.records import seal
 
 LINES = [
     SessionLine(chunk=0, began="2026-01-01T00:00:00+00:00", host="h", pid=3),

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from cfgen.errors import SetupError
-from cfgen.render.lock import (
+from cfgen.runs.lock import (
     Lock,
     Owner,
     born_of,
@@ -43,7 +43,7 @@ def test_a_held_lock_refuses_and_names_its_owner(path: Path) -> None:
 
 def test_the_lock_of_a_killed_process_is_taken_at_once(path: Path) -> None:
     code = (
-        "import sys, time; from pathlib import Path; from cfgen.render.lock import Lock\n"
+        "import sys, time; from pathlib import Path; from cfgen.runs.lock import Lock\n"
         "Lock(Path(sys.argv[1])).acquire(); print('held', flush=True); time.sleep(60)"
     )
     with subprocess.Popen(
@@ -169,7 +169,7 @@ def test_a_watched_owner_is_replaced_only_while_it_is_the_one(path: Path) -> Non
 
 def test_only_one_of_many_takes_a_dead_owners_lock(path: Path) -> None:
     code = (
-        "import sys, time; from pathlib import Path; from cfgen.render.lock import Lock\n"
+        "import sys, time; from pathlib import Path; from cfgen.runs.lock import Lock\n"
         "from cfgen.errors import SetupError\n"
         "lock = Lock(Path(sys.argv[1]), patience_s=0.3)\n"
         "try:\n    lock.acquire(); print('took', flush=True); time.sleep(3)\n"

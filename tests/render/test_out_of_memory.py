@@ -13,10 +13,10 @@ from cfgen.errors import BudgetError
 from cfgen.model.tiled import SMALLEST
 from cfgen.model.vae import State, TinyAutoencoder
 from cfgen.render.events import Event, Warned
-from cfgen.render.folder import RunFolder
-from cfgen.render.journal import ChunkLine
 from cfgen.render.source import Decoding, FrameSource
-from cfgen.rollout import Chunk
+from cfgen.rollout.loop import Chunk
+from cfgen.runs.folder import RunFolder
+from cfgen.runs.journal import ChunkLine
 from tests.render.test_resume import Film, film, small_segments  # noqa: F401 - fixtures
 
 MakeFilm = Callable[..., Film]

@@ -4,9 +4,9 @@ from pathlib import Path
 import pytest
 
 from cfgen.errors import OutputRefused, UsageError
-from cfgen.render import output
-from cfgen.render.disk import part_of, publish
-from cfgen.render.output import check_output, sidecar_of
+from cfgen.files.writing import part_of, publish
+from cfgen.video import output
+from cfgen.video.output import check_output, sidecar_of
 
 
 def test_names_around_an_output() -> None:

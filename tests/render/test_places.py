@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from cfgen.atomic_files import create_exclusive, sync_folder
 from cfgen.errors import BudgetError, CfgenError, OutputRefused, WriterError
+from cfgen.files.writing import create_exclusive, sync_folder
 from cfgen.render import place
-from cfgen.render.folder import clear, require_own
-from cfgen.render.output import pasted, resume_command, run_of, target_of
+from cfgen.runs.folder import clear, require_own
+from cfgen.video.output import pasted, resume_command, run_of, target_of
 
 LITTER = (
     ".DS_Store",

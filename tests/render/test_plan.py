@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cfgen.errors import UsageError
-from cfgen.render.plan import TIMED_PAGES, Geometry, KvSize, estimate, make_plan
+from cfgen.timeline import TIMED_PAGES, Geometry, KvSize, estimate, make_plan
 
 MINI = Geometry(width=160, height=96)
 

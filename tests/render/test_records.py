@@ -15,9 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cfgen.render.batch import Fate
-from cfgen.render.folder import RunRecord
-from cfgen.render.journal import ChunkLine, SegmentLine, SessionLine, VideoLine
-from cfgen.render.records import read_mapping, seal, typed, unseal
+from cfgen.runs.folder import RunRecord
+from cfgen.runs.journal import ChunkLine, SegmentLine, SessionLine, VideoLine
+from cfgen.runs.records import read_mapping, seal, typed, unseal
 
 ANYTHING = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
@@ -97,7 +97,7 @@ PIECE = {"until_frame": 9, "prompt": "a fox", "seed": 1}
 )
 def test_a_forged_record_is_damaged(changes: dict[str, object], tmp_path: Path) -> None:
     from cfgen.errors import SnapshotCorrupt
-    from cfgen.render.folder import VERSION, RunFolder
+    from cfgen.runs.folder import VERSION, RunFolder
 
     facts = {
         "version": VERSION,
@@ -130,7 +130,7 @@ def test_a_forged_record_is_damaged(changes: dict[str, object], tmp_path: Path) 
 def test_a_forged_line_of_a_journal_is_not_believed(
     changes: dict[str, object], tmp_path: Path
 ) -> None:
-    from cfgen.render.journal import Journal
+    from cfgen.runs.journal import Journal
 
     line = {
         "kind": "chunk",
@@ -151,8 +151,8 @@ def test_a_forged_line_of_a_journal_is_not_believed(
 @pytest.mark.parametrize("name", ["run.json", "journal.jsonl", "lock"])
 def test_a_pipe_in_a_run_folder_is_not_waited_for(name: str, tmp_path: Path) -> None:
     from cfgen.errors import CfgenError
-    from cfgen.render.folder import RunFolder
-    from cfgen.render.lock import read_owner
+    from cfgen.runs.folder import RunFolder
+    from cfgen.runs.lock import read_owner
 
     folder = tmp_path / "a.cfgen"
     folder.mkdir()
@@ -161,7 +161,7 @@ def test_a_pipe_in_a_run_folder_is_not_waited_for(name: str, tmp_path: Path) -> 
         assert read_owner(folder / name) is None
         return
     if name != "run.json":
-        from cfgen.render.folder import VERSION
+        from cfgen.runs.folder import VERSION
 
         facts = {"version": VERSION, "output": "a.mp4", "overwrite": False, "config": {}}
         record = seal({**facts, "fingerprint": {}, "created": ""})

@@ -12,18 +12,18 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from cfgen.build import build_render
 from cfgen.cli.app import app
 from cfgen.cli.plan import plan_of
 from cfgen.config.loader import load
 from cfgen.errors import CfgenError, Interrupted, PresetError, SnapshotMismatch
-from cfgen.render.disk import sha256_of
+from cfgen.files.writing import sha256_of
+from cfgen.pipeline.build import build_render
 from cfgen.render.events import ChunkDone, Event, Finished, Resumed, Saved, Warned
-from cfgen.render.folder import RunFolder
-from cfgen.render.journal import ChunkLine, SegmentLine
-from cfgen.render.ledger import Ledger
-from cfgen.render.output import described, sidecar_of
+from cfgen.render.recorder import Ledger
 from cfgen.render.source import FrameSource
+from cfgen.runs.folder import RunFolder
+from cfgen.runs.journal import ChunkLine, SegmentLine
+from cfgen.video.output import described, sidecar_of
 from tests.render.crash import Crash, dying
 from tests.render.test_run import MEMORIES, PROMPT
 
@@ -91,7 +91,7 @@ class Film:
 def small_segments(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three chunks a segment, and a snapshot after every second chunk."""
     import cfgen.cli.plan as plan_module
-    from cfgen.render.plan import make_plan
+    from cfgen.timeline import make_plan
 
     monkeypatch.setattr(
         plan_module, "make_plan", lambda *given, **named: make_plan(*given, segment_chunks=3)
@@ -434,7 +434,7 @@ def test_another_render_is_refused_with_every_difference(
     assert f"memory.tau: began with {tau}, now 0.5" in result.stderr
     record = tmp_path / "clip.cfgen" / "run.json"
     facts = json.loads(record.read_text())
-    from cfgen.render.records import seal
+    from cfgen.runs.records import seal
 
     facts.pop("check")
     facts["fingerprint"] |= {"torch_version": "0.0", "ffmpeg_version": "0.1"}
@@ -484,7 +484,7 @@ def test_what_is_finished_and_whole_is_so_after_an_upgrade(
     film: Callable[..., Film], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In a batch too, for which nothing is loaded or made."""
-    import cfgen.build as build_module
+    import cfgen.pipeline.build as build_module
     from cfgen.cli.batch import _whole
 
     cut, half = film(), film()

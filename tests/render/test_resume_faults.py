@@ -23,7 +23,6 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from cfgen.cli.app import app
-from cfgen.cli.runs import config_of, go_on_with, require_same_render
 from cfgen.config.loader import load
 from cfgen.config.schema import PlacementConfig
 from cfgen.errors import (
@@ -35,16 +34,17 @@ from cfgen.errors import (
     SnapshotMismatch,
     WriterError,
 )
-from cfgen.fingerprint import arithmetic
 from cfgen.model.prompts import embeddings
 from cfgen.model.vae import State
+from cfgen.pipeline.fingerprint import arithmetic
+from cfgen.pipeline.run_configs import config_of, go_on_with, require_same_render
 from cfgen.render.events import ChunkDone, Event
-from cfgen.render.folder import RunFolder, RunRecord, write_record
-from cfgen.render.journal import ChunkLine, SegmentLine
-from cfgen.render.lock import Lock
-from cfgen.render.records import seal
 from cfgen.render.source import Frames, FrameSource
-from cfgen.rollout import Chunk
+from cfgen.rollout.loop import Chunk
+from cfgen.runs.folder import RunFolder, RunRecord, write_record
+from cfgen.runs.journal import ChunkLine, SegmentLine
+from cfgen.runs.lock import Lock
+from cfgen.runs.records import seal
 from tests.render.crash import Crash, dying, full, read_only
 from tests.render.test_resume import Film, film, small_segments  # noqa: F401 - fixtures
 from tests.render.test_run import PROMPT
@@ -296,7 +296,7 @@ def test_what_fixes_the_frames_is_compared(
     cut = film()
     cut.until(3)
     with monkeypatch.context() as patch:
-        patch.setattr("cfgen.build.arithmetic", lambda *_: "other bits")
+        patch.setattr("cfgen.pipeline.build.arithmetic", lambda *_: "other bits")
         with pytest.raises(SnapshotMismatch, match="arithmetic: began with [0-9a-f]+, now other"):
             cut.go_on()
     with monkeypatch.context() as patch:
@@ -305,7 +305,7 @@ def test_what_fixes_the_frames_is_compared(
         def flipped(*arguments, **named):
             return {text: 1.001 * found for text, found in read(*arguments, **named).items()}
 
-        patch.setattr("cfgen.weights.embeddings", flipped)
+        patch.setattr("cfgen.pipeline.models.embeddings", flipped)
         with pytest.raises(SnapshotMismatch, match="prompt_sha256: began with"):
             cut.go_on()
     cut.go_on()

@@ -16,16 +16,16 @@ import pytest
 import torch
 from typer.testing import CliRunner, Result
 
-from cfgen.build import build_render, build_source
 from cfgen.cli.app import app
 from cfgen.cli.console import Console
 from cfgen.cli.plan import plan_of
 from cfgen.config.loader import load
 from cfgen.model.vae import TinyAutoencoder
+from cfgen.pipeline.build import build_render, build_source
 from cfgen.render.events import ChunkDone, Encoded, Finished, Loaded
-from cfgen.render.ffmpeg import Ffmpeg, Measured, measure
 from cfgen.render.source import to_levels
-from cfgen.render.writer import chain_frames
+from cfgen.video.ffmpeg import Ffmpeg, Measured, measure
+from cfgen.video.writer import chain_frames
 
 Frames = npt.NDArray[np.uint8]
 Render = Callable[..., Result]

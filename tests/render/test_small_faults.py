@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 from cfgen.errors import OutputRefused
-from cfgen.plain_text import bytes_words
+from cfgen.files.writing import part_of, sha256_of
 from cfgen.render.branch import do_over
-from cfgen.render.disk import part_of, sha256_of
-from cfgen.render.folder import JOURNAL, RunFolder, RunRecord, clear, make_empty, write_record
-from cfgen.render.journal import ChunkLine, Journal, VideoLine
-from cfgen.render.output import holds_render, refuse_existing, sidecar_of
-from cfgen.render.plan import Geometry, make_plan
-from cfgen.render.resume import survey
+from cfgen.runs.folder import JOURNAL, RunFolder, RunRecord, clear, make_empty, write_record
+from cfgen.runs.journal import ChunkLine, Journal, VideoLine
+from cfgen.runs.recovery import survey
+from cfgen.timeline import Geometry, make_plan
+from cfgen.units import bytes_words
+from cfgen.video.output import holds_render, refuse_existing, sidecar_of
 
 RECORD = RunRecord(output="a.mp4", overwrite=False, config={}, fingerprint={}, created="")
 LINE = ChunkLine(index=0, frames=9, frames_sha256="a", latents_sha256="b", elapsed_s=1.0)

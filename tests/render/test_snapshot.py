@@ -10,9 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cfgen.memory.base import MemoryState
-from cfgen.render.records import seal
-from cfgen.render.snapshot import SnapshotStore, tensor_blocks
+from cfgen.memory.protocols import MemoryState
+from cfgen.runs.records import seal
+from cfgen.runs.snapshot import SnapshotStore, tensor_blocks
 from tests.render.crash import Crash, dying
 
 BUDGET = 10**9

@@ -14,16 +14,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from cfgen.build import build_source
 from cfgen.cli.plan import plan_of
 from cfgen.config.loader import load
 from cfgen.config.schema import RenderConfig
 from cfgen.errors import CfgenError
 from cfgen.model.tiled import SMALLEST
 from cfgen.model.vae import TinyAutoencoder
-from cfgen.needs import sizes_of
-from cfgen.render.folder import RunFolder
-from cfgen.render.journal import ChunkLine
+from cfgen.pipeline.build import build_source
+from cfgen.pipeline.memory_estimate import sizes_of
+from cfgen.runs.folder import RunFolder
+from cfgen.runs.journal import ChunkLine
 from cfgen.train.export import Exporter
 from cfgen.train.film_world.latents import LatentStore
 from cfgen.train.flow_matching_stage import BaseSettings, BaseStage
@@ -173,8 +173,8 @@ def test_parts_of_different_strides_are_refused_before_weights_are_read(
     folder = tmp_path / "model"
     shutil.copytree(wide_model, folder)
     spoil(folder)
-    monkeypatch.setattr("cfgen.build.load_models", None)
-    monkeypatch.setattr("cfgen.build.encoded", None)
+    monkeypatch.setattr("cfgen.pipeline.build.load_models", None)
+    monkeypatch.setattr("cfgen.pipeline.build.encoded", None)
     settings = [*tiny_settings, f"model.path={folder}", f"model.sizes=[{size}]", *SETTINGS]
     config = config_of(settings)
     with pytest.raises(CfgenError) as refused:

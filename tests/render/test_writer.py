@@ -13,10 +13,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cfgen.render.disk import part_of
-from cfgen.render.ffmpeg import Ffmpeg, measure
-from cfgen.render.output import sidecar_of
-from cfgen.render.writer import VideoFacts, VideoWriter, chain_frames
+from cfgen.files.writing import part_of
+from cfgen.video.ffmpeg import Ffmpeg, measure
+from cfgen.video.output import sidecar_of
+from cfgen.video.writer import VideoFacts, VideoWriter, chain_frames
 
 Frames = npt.NDArray[np.uint8]
 SIZE = 32

@@ -11,8 +11,8 @@ import numpy.typing as npt
 import pytest
 
 from cfgen.errors import BudgetError, FfmpegMissing, OutputRefused, UsageError, WriterError
-from cfgen.render.ffmpeg import Ffmpeg, find_ffmpeg
-from cfgen.render.writer import VideoWriter
+from cfgen.video.ffmpeg import Ffmpeg, find_ffmpeg
+from cfgen.video.writer import VideoWriter
 
 Frames = npt.NDArray[np.uint8]
 SIZE = 32

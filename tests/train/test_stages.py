@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from cfgen.checkpoint.load import load_generator
+from cfgen.checkpoint.networks.fill import load_generator
 from cfgen.errors import CheckpointError
 from cfgen.memory.paged import PagedMemory
 from cfgen.model.vae import TinyAutoencoder

@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from safetensors.torch import load, save
 from torch import Tensor
 
-from cfgen.atomic_files import write_whole
+from cfgen.files.reading import read_bytes
+from cfgen.files.writing import write_file
 from cfgen.model.vae import TEMPORAL_STRIDE, TinyAutoencoder
-from cfgen.regular_files import read_bytes
 from cfgen.train.film_world.sampling import Structure, sample_film, sample_structure
 from cfgen.train.film_world.world import (
     FRAMES_PER_CHUNK,
@@ -108,7 +108,7 @@ class LatentStore:
             "subjects": torch.from_numpy(subject_cells(film, *grid)),
             "returns": torch.from_numpy(returning_cells(film, *grid)),
         }
-        write_whole(path, save(made))
+        write_file(path, save(made), shared=True)
         return made
 
 

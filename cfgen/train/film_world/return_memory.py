@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from cfgen.kernels.pages import ADMITTED, OPEN
-from cfgen.memory.base import Table
-from cfgen.memory.graph import GraphCache, GraphReader
+from cfgen.memory.autograd import GraphCache, GraphReader
 from cfgen.memory.paged import Admit, PagedMemory
+from cfgen.memory.protocols import Table
 from cfgen.memory.slow_fast import SlowFastTable
 from cfgen.memory.window import WindowTable
 from cfgen.model.generator import Generator

@@ -15,10 +15,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cfgen.atomic_files import append, write_whole
 from cfgen.errors import UsageError
-from cfgen.regular_files import open_binary, read_text
-from cfgen.schedule import FewStepSchedule
+from cfgen.files.reading import open_binary, read_text
+from cfgen.files.writing import append, write_file
+from cfgen.rollout.schedule import FewStepSchedule
 from cfgen.train.film_world.return_memory import POLICIES, Policy, SlowFastSizes, may_batch
 from cfgen.train.film_world.return_run import Model, Player, load_model, primed_return, truth_of
 from cfgen.train.film_world.return_test import (
@@ -144,7 +144,7 @@ def lines_of(file: Path) -> list[Line]:
     text = read_text(file)
     whole = text[: text.rfind("\n") + 1]
     if whole != text:
-        write_whole(file, whole.encode())
+        write_file(file, whole.encode(), shared=True)
     return [json.loads(line) for line in whole.splitlines()]
 
 

@@ -15,16 +15,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cfgen.checkpoint.load import load_generator
-from cfgen.checkpoint.text_encoder import load_text_encoder
-from cfgen.checkpoint.vae import load_vae
+from cfgen.checkpoint.networks.fill import load_generator
+from cfgen.checkpoint.networks.text_encoder import load_text_encoder
+from cfgen.checkpoint.networks.vae import load_vae
 from cfgen.errors import CheckpointError
-from cfgen.memory.base import Pass
 from cfgen.memory.paged import PagedView
+from cfgen.memory.protocols import Pass
 from cfgen.model.generator import Conditioning, Generator
 from cfgen.model.vae import TinyAutoencoder
-from cfgen.rollout import Guidance, Passes
-from cfgen.schedule import FewStepSchedule, KeyedNoise
+from cfgen.rollout.loop import Guidance, Passes
+from cfgen.rollout.schedule import FewStepSchedule, KeyedNoise
 from cfgen.train.film_world.captions import caption
 from cfgen.train.film_world.return_memory import (
     CHUNK_LATENTS,

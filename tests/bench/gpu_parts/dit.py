@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cfgen.ops.reference import Rope
-from cfgen.schedule import warp
+from cfgen.rollout.schedule import warp
 from gpu_parts.sizes import Sizes
 
 CHANNELS = 16

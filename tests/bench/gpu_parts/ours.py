@@ -7,19 +7,19 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from cfgen.chunk_graph import ChunkGraph
 from cfgen.errors import BackendUnavailable
-from cfgen.memory.base import Norms, Pass
-from cfgen.memory.in_place import InPlaceReader
-from cfgen.memory.kv_cache import KVCache
+from cfgen.memory.page_pool import KVCache
 from cfgen.memory.paged import PagedMemory
+from cfgen.memory.paged_attention import InPlaceReader
+from cfgen.memory.protocols import Norms, Pass
 from cfgen.memory.window import WindowTable
 from cfgen.model.generator import Generator, Geometry, Linear
 from cfgen.ops.reference import Rope
 from cfgen.ops.select import Ops, build_ops
 from cfgen.ops.triton_backend import Wanted
-from cfgen.rollout import Passes, Run
-from cfgen.schedule import FewStepSchedule
+from cfgen.rollout.cuda_graph import ChunkGraph
+from cfgen.rollout.loop import Passes, Run
+from cfgen.rollout.schedule import FewStepSchedule
 from gpu_parts.case import Refused
 from gpu_parts.dit import CHANNELS, EPS, PATCH, Scene
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cfgen.errors import UsageError
 from cfgen.model.generator import Conditioning, Generator, Geometry
-from cfgen.schedule import FewStepSchedule
+from cfgen.rollout.schedule import FewStepSchedule
 from cfgen.train.film_world.return_memory import POLICIES, SlowFastSizes, may_batch, memory_of
 from cfgen.train.film_world.return_probe import (
     ProbeSettings,

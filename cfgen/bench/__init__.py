@@ -1,0 +1,1 @@
+"""Measures speed: variants of a setting side by side."""

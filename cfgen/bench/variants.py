@@ -1,0 +1,292 @@
+"""The ways in which a machine can make the chunks of one render, and what they have in common."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from cfgen.bench.random_weights import absence, stand_in
+from cfgen.config.schema import FullMemory, RenderConfig, Storage
+from cfgen.errors import BackendUnavailable
+from cfgen.memory.protocols import Pass
+from cfgen.model.generator import Block, Conditioning, Generator
+from cfgen.ops.select import Ops, build_ops
+from cfgen.ops.triton_backend import refusals
+from cfgen.pipeline.build import build_memory, build_schedule, captures
+from cfgen.pipeline.device import device_of, dtype_of, threads_of
+from cfgen.pipeline.memory_estimate import (
+    kv_nbytes,
+    page_dtypes,
+    pages_of,
+    place,
+    pool_nbytes,
+    slots_of,
+    wanted_of,
+)
+from cfgen.pipeline.models import LoadedModels, latents_of, load_models
+from cfgen.pipeline.offload_plan import Offload
+from cfgen.pipeline.torch_compile import compile_blocks
+from cfgen.render.source import FrameSource
+from cfgen.rollout.cuda_graph import ChunkGraph
+from cfgen.rollout.loop import Guidance
+from cfgen.rollout.schedule import KeyedNoise
+from cfgen.timeline import Geometry, Plan, make_plan
+
+LONG_S = 24 * 3600.0
+"""A clip in which every memory fills, and which has no end as far as anything is timed."""
+
+FILLED_BY = 4
+"""A memory that is not full after so many chunks a slot will never be."""
+
+WORDS = 60
+"""Tokens of the prompt."""
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """One way to make a chunk: a backend, and how the KV cache is kept."""
+
+    backend: str
+    storage: Storage
+
+    def __str__(self) -> str:
+        """Return ``torch, int8``."""
+        return f"{self.backend}, {self.storage}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What all ways have in common.
+
+    Attributes:
+        config: What to render.
+        models: The generator and decoder.
+        absent: Why their weights are random; None where they are the model's own.
+        offload: What of them waits in main memory.
+        held: Bytes of GPU memory that they take.
+        plan: A clip without an end.
+        kept: The clip that memory is made for.
+        prompt: A random prompt.
+        guidance: As the configuration wants it.
+    """
+
+    config: RenderConfig
+    models: LoadedModels
+    absent: str | None
+    offload: Offload
+    held: int
+    plan: Plan
+    kept: Plan
+    prompt: Conditioning
+    guidance: Guidance | None
+
+    @property
+    def generator(self) -> Generator:
+        """The generator."""
+        return self.models.generator
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What matrices are computed in."""
+        return dtype_of(self.config)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of a latent frame."""
+        clip = self.plan.geometry
+        rows, columns = self.generator.geometry.grid(clip.latent_height, clip.latent_width)
+        return rows * columns
+
+    @property
+    def slots(self) -> int:
+        """Latent frames that a pass reads at most, the chunk's own included."""
+        return slots_of(pages_of(self.config.memory, self.kept.latent_frames))
+
+    @property
+    def frames(self) -> int:
+        """Frames of a chunk."""
+        return self.plan.chunk(1).frames
+
+    @property
+    def passes(self) -> int:
+        """Passes of the generator over a chunk, the commit pass included."""
+        twice = 1 if self.guidance is None else 2
+        return twice * len(self.config.schedule.timesteps) + 1
+
+    def page_dtypes(self, way: Way) -> tuple[torch.dtype, torch.dtype]:
+        """What pages keep keys and values in."""
+        return page_dtypes(self._config_of(way).memory, self.dtype)
+
+    def ops(self, way: Way) -> Ops:
+        """The ops of one way.
+
+        Raises:
+            BackendUnavailable: They cannot run here; says no more than why.
+        """
+        wanted = wanted_of(self._config_of(way), self.generator.geometry)
+        if way.backend == "triton" and (reasons := refusals(wanted)):
+            raise BackendUnavailable("; ".join(reasons))
+        return build_ops(way.backend, wanted)
+
+    def pool_nbytes(self, way: Way) -> int:
+        """Bytes of the KV cache."""
+        pages = pages_of(self.config.memory, self.kept.latent_frames)
+        sizes, memory = self.generator.geometry, self._config_of(way).memory
+        return pool_nbytes(memory, sizes, (self.tokens, 1), pages, self.dtype)
+
+    def rotated_nbytes(self, way: Way, ops: Ops) -> int:
+        """Bytes of the rotated keys and of the values that a backend holds besides."""
+        if ops.pages is not None:
+            return 0
+        every = kv_nbytes(self.generator.geometry, (self.tokens, 1), self.slots, self.dtype)
+        layer_by_layer = set(self.page_dtypes(way)) != {self.dtype} or self.offload == "all"
+        return every // self.generator.geometry.num_layers if layer_by_layer else every
+
+    def source(self, way: Way, ops: Ops) -> FrameSource:
+        """What makes frames one way, put together as `build_source` does; its memory is empty."""
+        return FrameSource(
+            generator=self.generator,
+            memory=build_memory(
+                self._config_of(way).memory,
+                self.generator,
+                self.kept,
+                ops,
+                dtype=self.dtype,
+                offload=self.offload,
+            ),
+            schedule=build_schedule(self.config.schedule),
+            noise=KeyedNoise(0),
+            conditioning=self.prompt,
+            vae=self.models.decoder,
+            plan=self.plan,
+            guidance=self.guidance,
+            backend=ops.name,
+            capture=ChunkGraph if captures(self.config, ops, self.offload) else None,
+        )
+
+    def _config_of(self, way: Way) -> RenderConfig:
+        """The configuration with the KV cache of one way."""
+        memory = replace(self.config.memory, kv_cache=way.storage)
+        return replace(self.config, memory=memory)
+
+
+def prepare(config: RenderConfig, *, may_stand_in: bool) -> Setting:
+    """Load the model of a render, or random weights of its size. Pins the threads of this process.
+
+    Args:
+        config: What to render; how long counts only where memory grows with the clip.
+        may_stand_in: Whether random weights may take the place of ones that are not on the disk.
+
+    Raises:
+        CfgenError: The model is missing and must not be, damaged, or does not fit.
+    """
+    torch.set_num_threads(threads_of(config))
+    width, height = config.frame_size
+    chunk, fps = config.model.chunk_latent_frames, config.playback_fps
+    channels, stride = latents_of(config.model)
+    clip = Geometry(
+        width=width,
+        height=height,
+        channels=channels,
+        spatial_stride=stride,
+        chunk_latent_frames=chunk,
+        fps=fps,
+    )
+    plan = make_plan(LONG_S, clip)
+    kept = make_plan(config.duration_s, clip) if isinstance(config.memory, FullMemory) else plan
+    absent = absence(config.model) if may_stand_in else None
+    dtype, device, asked = dtype_of(config), device_of(config), config.placement.offload
+    offload: Offload
+    if absent is None:
+        offload = place(config, kept).offload
+        models = load_models(config.model, dtype=dtype, device=device, offload=offload)
+    else:
+        offload = "none" if asked == "auto" else asked
+        models = stand_in(config.model, dtype=dtype, device=device, offload=offload)
+    if config.compile:
+        compile_blocks(models.generator)
+    scale = config.schedule.guidance
+    return Setting(
+        config=config,
+        models=models,
+        absent=absent,
+        offload=offload,
+        held=held(device),
+        plan=plan,
+        kept=kept,
+        prompt=_prompt(models.generator, WORDS),
+        guidance=None if scale == 1 else Guidance(_prompt(models.generator, 1), scale),
+    )
+
+
+def _prompt(generator: Generator, words: int) -> Conditioning:
+    """A random prompt of so many tokens, as the layers of a generator read it."""
+    sizes = generator.geometry
+    text = torch.zeros(1, sizes.text_len, sizes.text_dim)
+    text[:, :words] = torch.randn(text[:, :words].shape, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        return generator.condition(text.to(generator.device))
+
+
+def fill(source: FrameSource) -> int:
+    """Fill the memory of a source with random keys and values; the number of its next chunk.
+
+    Those of a latent frame have something in common, as real ones have, so that it matters which
+    page is read and how it is turned.
+    """
+    memory, generator = source.memory, source.generator
+    blocks = [block.self_attn for block in generator.blocks if isinstance(block, Block)]
+    clip, sizes = source.plan.geometry, generator.geometry
+    rows, columns = sizes.grid(clip.latent_height, clip.latent_width)
+    frames, dtype = clip.chunk_latent_frames, blocks[0].q.dtype
+    random = torch.Generator(generator.device).manual_seed(0)
+
+    def noise(tokens: int) -> Tensor:
+        shape = (2, 1, frames, tokens, sizes.dim)
+        return torch.randn(shape, generator=random, device=generator.device)
+
+    commit = Pass(len(source.schedule.sigmas), commit=True)
+    most = FILLED_BY * max(table.capacity for table in memory.tables)
+    for index in range(most):
+        if all(len(table.slots()) == table.capacity for table in memory.tables):
+            return index
+        with torch.inference_mode():
+            view = memory.begin(frames)
+            k, v = (noise(rows * columns) + noise(1)).flatten(2, 3).to(dtype)
+            for attention in blocks:
+                view.at(commit).write(attention.layer, k, v, attention.norms)
+            memory.commit(view)
+    return most
+
+
+def least_s(setting: Setting) -> float:
+    """Seconds that a chunk takes if all of it is as fast as the largest of its matrix products."""
+    sizes, device = setting.generator.geometry, setting.generator.device
+    block = next(block for block in setting.generator.blocks if isinstance(block, Block))
+    tokens = setting.plan.geometry.chunk_latent_frames * setting.tokens
+    x = torch.randn(1, tokens, sizes.dim, device=device, dtype=setting.dtype)
+    times = []
+    for _ in range(2):
+        began = now(device)
+        with torch.inference_mode():
+            block.ffn[0](x)
+        times.append(now(device) - began)
+    one = sizes.dim * sizes.ffn_dim
+    read = setting.slots * setting.tokens
+    all_of_layer = 2 * one + 6 * sizes.dim**2 + 2 * read * sizes.dim
+    return min(times) * all_of_layer / one * sizes.num_layers * setting.passes
+
+
+def now(device: torch.device) -> float:
+    """Seconds, when the device has done what it was asked to."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def held(device: torch.device) -> int:
+    """Bytes of a GPU's memory that tensors take; 0 of any other device."""
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0

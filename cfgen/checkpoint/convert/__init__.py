@@ -1,0 +1,1 @@
+"""Files rewritten: converted and quantized."""

@@ -1,0 +1,1 @@
+"""Files of tensors: opened, bounded, read."""

@@ -1,0 +1,1 @@
+"""What `cfgen inspect` tells."""

@@ -1,0 +1,216 @@
+"""The kinds of networks that a file of weights may hold, and what each must consist of."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import nn
+
+from cfgen.checkpoint.formats.base import Container, read_json
+from cfgen.checkpoint.lora.read import Lora, spelled
+from cfgen.checkpoint.naming import WAN, Layout, to_diffusers
+from cfgen.checkpoint.networks import vae
+from cfgen.checkpoint.networks.fill import config_of, open_generator
+from cfgen.checkpoint.networks.geometry import read_geometry, vae_stride
+from cfgen.checkpoint.networks.network import Network
+from cfgen.checkpoint.networks.umt5_names import SHARED, TWIN, UMT5
+from cfgen.errors import CheckpointError
+from cfgen.model.generator import Generator, Geometry
+from cfgen.model.vae import LATENT_MEAN
+from cfgen.model.wan_vae import WanAutoencoder
+
+Word = Literal["generator", "text encoder", "vae", "lora"]
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+TEXT_SIZES = ("d_model", "d_ff", "num_heads", "num_layers", "vocab_size")
+
+CHANNELS = len(LATENT_MEAN)
+"""Channels of Wan2.1's latents, which are all that is rendered."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a network must consist of, as its own sizes tell.
+
+    Attributes:
+        sizes: its sizes, by what they are called.
+        shapes: shape of every tensor by native name.
+        problem: why it cannot be used although it is whole, or None.
+        warnings: what else is needed to use it.
+    """
+
+    sizes: Mapping[str, object]
+    shapes: Shapes
+    problem: CheckpointError | None = None
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A kind of network.
+
+    Attributes:
+        word: what it is called in a configuration.
+        title: what it is, in words.
+        layouts: how such networks are named.
+        open: describes the one in a file; takes `prefer` besides.
+        wanted: works out what it must consist of, from its file and the shapes in it.
+    """
+
+    word: Word
+    title: str
+    layouts: Sequence[Layout]
+    open: Callable[[Path, str], Network]
+    wanted: Callable[[Path, Shapes], Wanted]
+
+
+def _open_generator(path: Path, prefer: str) -> Network:
+    return open_generator(path, prefer=prefer)
+
+
+def _wanted_generator(path: Path, shapes: Shapes) -> Wanted:
+    config = config_of(path)
+    geometry = read_geometry(shapes, config, weights=path)
+    stride = vae_stride(config)
+    with torch.device("meta"):
+        module = Generator(geometry)
+    warnings: tuple[str, ...] = ()
+    if geometry.in_dim != CHANNELS and stride is None:
+        warnings = (
+            f"{path} makes latents of {geometry.in_dim} channels; those of Wan2.1 have {CHANNELS}: "
+            "it needs a TAEHV that reads as many",
+        )
+    sizes: dict[str, object] = {
+        "dim": geometry.dim,
+        "ffn_dim": geometry.ffn_dim,
+        "num_heads": geometry.num_heads,
+        "head_dim": geometry.head_dim,
+        "num_layers": geometry.num_layers,
+        "in_dim": geometry.in_dim,
+        "out_dim": geometry.out_dim,
+        "freq_dim": geometry.freq_dim,
+        "text_len": geometry.text_len,
+        "text_dim": geometry.text_dim,
+        "patch_size": list(geometry.patch_size),
+    }
+    return Wanted(sizes, _shapes(module), warnings=warnings)
+
+
+def _open_text_encoder(path: Path, prefer: str) -> Network:
+    from cfgen.checkpoint.networks import text_encoder  # imports transformers: takes seconds
+
+    return text_encoder.open_text_encoder(path)
+
+
+def _wanted_text_encoder(path: Path, shapes: Shapes) -> Wanted:
+    from transformers import UMT5Config, UMT5EncoderModel
+
+    from cfgen.checkpoint.networks import text_encoder
+    from cfgen.checkpoint.networks.tokenizer import find_tokenizer
+
+    network = text_encoder.open_text_encoder(path)
+    beside = path.with_name(text_encoder.CONFIG_FILE)
+    ours = beside.is_file() and read_json(beside).get("model_type") == "umt5"
+    settings = text_encoder.settings_of(network, beside if ours else None)
+    with torch.device("meta"):
+        module = UMT5EncoderModel(UMT5Config.from_dict(settings))
+    wanted = dict(_shapes(module))
+    if not {SHARED, TWIN} <= set(shapes):
+        del wanted[TWIN]
+    sizes = {key: settings[key] for key in TEXT_SIZES}
+    try:
+        sizes["tokenizer"] = os.path.normpath(find_tokenizer(path))
+    except CheckpointError as error:
+        return Wanted(sizes, wanted, warnings=(f"{error}; {error.hint}",))
+    return Wanted(sizes, wanted)
+
+
+def _open_vae(path: Path, prefer: str) -> Network:
+    return vae.open_vae(path)
+
+
+def _wanted_vae(path: Path, shapes: Shapes) -> Wanted:
+    """Loads it onto no device at all, which reads it: an autoencoder has 0.5 GB at most."""
+    found = vae.load_vae(path, device=torch.device("meta"))
+    if isinstance(found, WanAutoencoder):
+        sizes: dict[str, object] = {
+            "latent_channels": found.latent_channels,
+            "spatial_stride": found.spatial_stride,
+        }
+        return Wanted(sizes, _shapes(found.network))
+    sizes = {
+        "latent_channels": found.latent_channels,
+        "spatial_stride": found.spatial_stride,
+        "raw_latents": found.raw_latents,
+    }
+    return Wanted(sizes, _shapes(found))
+
+
+def _shapes(module: nn.Module) -> Shapes:
+    return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+
+
+KINDS = (
+    Kind("generator", "Wan generator", WAN, _open_generator, _wanted_generator),
+    Kind(
+        "text encoder",
+        "UMT5 text encoder",
+        UMT5,
+        _open_text_encoder,
+        _wanted_text_encoder,
+    ),
+    Kind("vae", "video autoencoder", vae.LAYOUTS, _open_vae, _wanted_vae),
+)
+"""Kinds of networks that cfgen loads; a LoRA is none, and is told apart by `is_lora`."""
+
+LORA = re.compile(r".*\.(lora[_.](A|B|down|up)\b.*|diff(_b|_m)?|(hada|lokr|oft|boft|lora_mid).*)")
+
+STRANGERS = (
+    (r"(^|[./])(vision_model|visual)\.", "an image encoder, as image-to-video models want one"),
+    (r"(^|[./])blocks\.\d+\.self_attn\.(q|k|v|o)\.weight", "a part of a Wan generator"),
+    (r"(^|[./])(double_blocks|single_blocks|joint_blocks)\.\d+\.", "another image or video model"),
+    (r"(^|[./])transformer_blocks\.\d+\.", "another image or video model"),
+    (r"(^|[./])(input_blocks|down_blocks)\.\d+\.", "Stable Diffusion, or an image autoencoder"),
+    (r"(^|[./])layers\.\d+\.self_attn\.q_proj\.", "a language model"),
+    (r"(^|[./])(enc|dec|encoder|decoder)\.blo?c?k\.\d+\.", "a part of a text encoder"),
+    (r"(^|[./])(exp_avg|optimizer)", "the state of an optimizer"),
+)
+"""Names of tensors that are in files of other kinds, and what those are, most likely."""
+
+
+ONE_BLOCK = Geometry(dim=128, ffn_dim=128, num_heads=1, num_layers=1, text_dim=128)
+
+
+def is_lora(file: Container) -> bool:
+    """Whether a file's tensors are named as parts of an adapter."""
+    return any(LORA.fullmatch(name) for name in file.entries)
+
+
+def without_place(lora: Lora) -> list[str]:
+    """Tensors of a LoRA for layers that no text-to-video generator has, however many blocks."""
+    with torch.device("meta"):
+        names = Generator(ONE_BLOCK).state_dict()
+    known = {spelled(form.rpartition(".")[0]) for n in names for form in (n, to_diffusers(n))}
+    known |= {spelled(form) for n in names for form in (n, to_diffusers(n))}
+    return [
+        raw
+        for key, change in lora.changes.items()
+        if re.sub(r"^blocks_\d+_", "blocks_0_", key) not in known
+        for raw in change.parts.values()
+    ]
+
+
+def stranger(names: Iterable[str]) -> str | None:
+    """What names of tensors look like that no kind has; None if like nothing that is known."""
+    listed = list(names)
+    for pattern, what in STRANGERS:
+        if any(re.search(pattern, name) for name in listed):
+            return what
+    return None

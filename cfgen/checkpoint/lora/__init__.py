@@ -1,0 +1,1 @@
+"""LoRAs: read, understood, applied."""

@@ -1,0 +1,1 @@
+"""Which network the layers of a file form."""

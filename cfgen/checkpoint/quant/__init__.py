@@ -1,0 +1,1 @@
+"""What the tensors of a quantized layer mean."""

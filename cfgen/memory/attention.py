@@ -1,0 +1,79 @@
+"""How a chunk reads its layer's pages: the seam between what is kept and how attention runs.
+
+Axis letters: B batch, F latent frames, P tokens per latent frame, L = F * P, N heads, D head dim,
+C = N * D.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+from torch import Tensor
+
+from cfgen.kernels.pages import ADMITTED
+from cfgen.memory.protocols import Norms, Pass, Placed, Table
+
+
+class Chunk:
+    """The chunk that is being made, as readers see it.
+
+    Args:
+        frames: Its latent frames.
+        tables: One per layer; it has entered them.
+        decisions: [layers, 4] int32 on the device, see `kernels.pages`.
+    """
+
+    def __init__(self, frames: int, tables: Sequence[Table], decisions: Tensor) -> None:
+        self.frames, self.tables, self.decisions = frames, tables, decisions
+        self._shown: dict[tuple[int, bool, bool], list[Placed]] = {}
+
+    def visible(self, layer: int, pass_: Pass) -> list[Placed]:
+        """What a pass reads; waits for the device where its decision counts."""
+        table = self.tables[layer]
+        asked = table.copies > 0 and table.question.open
+        return self.shown(layer, pass_, asked and bool(self.decisions[layer, ADMITTED]))
+
+    def shown(self, layer: int, pass_: Pass, admitted: bool) -> list[Placed]:
+        """What a pass reads if the chunk was admitted, or was not."""
+        key = layer, pass_.commit, admitted
+        if key not in self._shown:
+            self._shown[key] = self.tables[layer].visible(pass_, admitted)
+        return self._shown[key]
+
+
+class Prepared(NamedTuple):
+    """Queries and keys of a chunk in one layer.
+
+    Attributes:
+        q: Queries as the reader's `attend` takes them, [B, L, N, D].
+        k: Keys likewise.
+        stored: Keys as pages hold them, rotated in space only; None if nobody asked.
+        parts: Sums of un-rotated keys, [B, n, C] float32; None if nobody asked.
+    """
+
+    q: Tensor
+    k: Tensor
+    stored: Tensor | None
+    parts: Tensor | None
+
+
+class Reader(Protocol):
+    """Attention of a chunk to pages and to itself."""
+
+    def begin(self, chunk: Chunk) -> None:
+        """A chunk has entered its tables."""
+
+    def prepare(
+        self, layer: int, pass_: Pass, q: Tensor, k: Tensor, norms: Norms, *, watched: bool
+    ) -> Prepared:
+        """Norm and rotate projections [B, L, C].
+
+        `stored` is made in commit passes and where the policy watches, `parts` where it watches.
+        """
+
+    def attend(self, layer: int, pass_: Pass, made: Prepared, v: Tensor) -> Tensor:
+        """Attend to what the pass shows and to the chunk: [B, L, N, D]; v likewise."""
+
+    def forget(self) -> None:
+        """What pages hold has changed behind the reader's back."""

@@ -1,0 +1,118 @@
+"""Attention that reads pages where they lie: time stands in the slots, and queries are turned.
+
+What a chunk may read is written to the device before its first pass, at addresses that never
+change, for both outcomes of a decision: nothing in a chunk waits for the host.
+
+Axis letters: B batch, F latent frames, P tokens per latent frame, E rotary pairs, S slots.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from cfgen.kernels.pages import ADMITTED, Slots
+from cfgen.memory.attention import Chunk, Prepared
+from cfgen.memory.page_pool import KVCache
+from cfgen.memory.protocols import Norms, Pass
+from cfgen.ops.reference import Rope
+from cfgen.ops.select import PageOps
+
+DENOISE, COMMIT = 0, 1
+PASSES = (Pass(0), Pass(0, commit=True))
+
+
+class InPlaceReader:
+    """See `reader.Reader`.
+
+    Args:
+        pool: Where pages lie.
+        ops: Its `pages` do the work.
+        rope: Rotary layout of the generator.
+        grid: Tokens of a latent frame as (rows, columns).
+        slots: Most slots that a pass reads, the chunk's own included.
+    """
+
+    def __init__(
+        self, pool: KVCache, ops: PageOps, *, rope: Rope, grid: tuple[int, int], slots: int
+    ) -> None:
+        self._pool, self._ops, self._rope = pool, ops, rope
+        self._exact = torch.float64 if pool.dtype == torch.float64 else torch.float32
+        self._spatial = self._on_device(_cosine_sine(rope.spatial(grid)))
+        self._page = self._whole(2, 2, slots)
+        self._row = self._whole(2, 2, slots)
+        self._count = self._whole(2, 2)
+        self._here = self._whole(2, slots)
+        self._turns = self._on_device(_cosine_sine(rope.temporal([0] * slots)))
+
+    def begin(self, chunk: Chunk) -> None:
+        """Write down what the passes of a chunk will read."""
+        self._chunk = chunk
+        page, row, count, here = (
+            torch.zeros(like.shape, dtype=torch.int32)
+            for like in (self._page, self._row, self._count, self._here)
+        )
+        rows: dict[int, int] = {}
+        for layer, table in enumerate(chunk.tables):
+            may_be = table.question.open
+            for index, pass_ in enumerate(PASSES):
+                for admitted in (False, True):
+                    shown = chunk.shown(layer, pass_, admitted and may_be)
+                    at = [rows.setdefault(p.position, len(rows)) for p in shown]
+                    past = len(shown) - chunk.frames
+                    where = layer, index, int(admitted)
+                    page[where][:past] = torch.tensor([p.slot.page for p in shown[:past]])
+                    row[where][:past] = torch.tensor(at[:past])
+                    count[where] = past
+                    here[layer, index, : chunk.frames] = torch.tensor(at[past:])
+        turns = _cosine_sine(self._rope.temporal(list(rows)))
+        self._page.copy_(page)
+        self._row.copy_(row)
+        self._count.copy_(count)
+        self._here.copy_(here)
+        self._turns[: len(turns)] = self._on_device(turns)
+
+    def forget(self) -> None:
+        """Nothing is kept."""
+
+    def prepare(
+        self, layer: int, pass_: Pass, q: Tensor, k: Tensor, norms: Norms, *, watched: bool
+    ) -> Prepared:
+        """See `Reader`; keys come as pages hold them."""
+        q, k, parts = self._ops.norm_rotate(
+            q,
+            k,
+            norms.q,
+            norms.k,
+            eps=norms.eps,
+            spatial=self._spatial,
+            slots=self._slots(layer, pass_),
+            parts=watched,
+        )
+        return Prepared(q, k, k, parts)
+
+    def attend(self, layer: int, pass_: Pass, made: Prepared, v: Tensor) -> Tensor:
+        """See `Reader`."""
+        slots = self._slots(layer, pass_)
+        return self._ops.attend_pages(made.q, made.k, v, self._pool.layer(layer), slots)
+
+    def _slots(self, layer: int, pass_: Pass) -> Slots:
+        index = COMMIT if pass_.commit else DENOISE
+        return Slots(
+            page=self._page[layer, index],
+            row=self._row[layer, index],
+            counts=self._count[layer, index],
+            here=self._here[layer, index, : self._chunk.frames],
+            admitted=self._chunk.decisions[layer, ADMITTED : ADMITTED + 1],
+            turns=self._turns,
+        )
+
+    def _whole(self, *shape: int) -> Tensor:
+        return torch.zeros(self._pool.layers, *shape, dtype=torch.int32, device=self._pool.device)
+
+    def _on_device(self, numbers: Tensor) -> Tensor:
+        return numbers.to(self._pool.device, self._exact)
+
+
+def _cosine_sine(angles: Tensor) -> Tensor:
+    return torch.stack([angles.cos(), angles.sin()], -1)

@@ -1,0 +1,1 @@
+"""A configuration becomes objects, and what can be done with them."""

@@ -1,0 +1,368 @@
+"""From a configuration to objects: the last place that sees one, and the only `match` on names."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import torch
+from torch import Tensor
+
+from cfgen.config.schema import (
+    FullMemory,
+    MemoryConfig,
+    ModelConfig,
+    RenderConfig,
+    ScheduleConfig,
+    SlowFastMemory,
+    WindowMemory,
+    digest,
+    to_mapping,
+)
+from cfgen.errors import CheckpointError, PresetError, Problem
+from cfgen.memory.attention import Reader
+from cfgen.memory.page_pool import KVCache
+from cfgen.memory.paged import PagedMemory
+from cfgen.memory.paged_attention import InPlaceReader
+from cfgen.memory.pre_rotated import RotatedReader
+from cfgen.memory.protocols import Table
+from cfgen.memory.slow_fast import ReleaseTable, SlowFastTable
+from cfgen.memory.window import WindowTable
+from cfgen.model.generator import Conditioning, Generator
+from cfgen.ops.reference import Rope
+from cfgen.ops.select import Ops, build_ops
+from cfgen.pipeline.device import device_of, dtype_of, settled, threads_of
+from cfgen.pipeline.fingerprint import arithmetic, processor, prompt_digest, versions
+from cfgen.pipeline.memory_estimate import pages_of, place, slots_of, wanted_of
+from cfgen.pipeline.models import LoadedModels, digests_of, encoded, load_models, text_digest
+from cfgen.pipeline.offload_plan import Offload
+from cfgen.pipeline.preflight import licence_of, warnings_of
+from cfgen.pipeline.torch_compile import compile_blocks
+from cfgen.render.events import Loaded
+from cfgen.render.run import Render
+from cfgen.render.source import FrameSource
+from cfgen.rollout.cuda_graph import ChunkGraph
+from cfgen.rollout.loop import Guidance
+from cfgen.rollout.schedule import FewStepSchedule, KeyedNoise, Noise, ReferenceNoise
+from cfgen.runs.folder import RunRecord
+from cfgen.timeline import Plan
+from cfgen.video.encoding import ENCODER
+from cfgen.video.ffmpeg import find_ffmpeg
+from cfgen.video.ffmpeg_graph import graph_module
+from cfgen.video.output import run_of
+from cfgen.video.writer import VideoWriter
+
+
+@dataclass
+class Models:
+    """The generator and decoder that were loaded last; a batch renders many clips with them."""
+
+    key: tuple[object, ...] = ()
+    loaded: LoadedModels | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of their weights, wherever they lie."""
+        return 0 if self.loaded is None else self.loaded.nbytes
+
+    def load(
+        self,
+        model: ModelConfig,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        offload: Offload,
+        compiled: bool = False,
+    ) -> LoadedModels:
+        """Those of a model, read again only if another was asked for before."""
+        key = (model, dtype, device, offload, compiled, *digests_of(model).items())
+        if self.loaded is None or self.key != key:
+            self.loaded = None  # both at once may be more than fits
+            loaded = load_models(model, dtype=dtype, device=device, offload=offload)
+            if compiled:
+                compile_blocks(loaded.generator)
+            self.key, self.loaded = key, loaded
+        return self.loaded
+
+
+def build_render(
+    config: RenderConfig, plan: Plan, *, overwrite: bool = False, models: Models | None = None
+) -> Render:
+    """Build a render: the writer first, so that a missing ffmpeg is found before any model loads.
+
+    Args:
+        config: What to render.
+        plan: Its plan.
+        overwrite: Whether the video may replace a file.
+        models: Where loaded models are kept from one render to the next.
+
+    Raises:
+        CfgenError: Something that the configuration names is missing, damaged or cannot run here.
+    """
+    ffmpeg = find_ffmpeg(ENCODER)
+    graph_module()
+    began = time.monotonic()
+    recorded = settled(config)
+    if config.output is None or config.seed is None:
+        raise ValueError("a render needs an output and a seed")
+    digests = digests_of(config.model)
+    facts = {**digests, **versions()}
+    path = run_of(config.output)
+    writer = VideoWriter(
+        config.output,
+        width=plan.geometry.width,
+        height=plan.geometry.height,
+        fps=plan.geometry.fps,
+        ffmpeg=ffmpeg,
+        quality=config.encode.quality,
+        metadata={**_words(recorded), **facts},
+        parts=path / "segments",
+        replaces=overwrite,
+    )
+    source = build_source(config, plan, models)
+    if digests_of(config.model) != digests:
+        raise CheckpointError(
+            f"the weights of {config.model.path} changed while they were loaded",
+            "wait until they are written, then run the command again",
+        )
+    writer.add_metadata({"backend": source.backend})
+    return Render(
+        source=source,
+        writer=writer,
+        path=path,
+        record=RunRecord(
+            output=config.output.name,
+            overwrite=overwrite,
+            config=to_mapping(recorded),
+            fingerprint={
+                **facts,
+                **_fingerprint(config, source),
+                "ffmpeg_version": ffmpeg.version,
+            },
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+        ),
+        mode=config.snapshot.mode,
+        budget_nbytes=config.snapshot.disk_budget,
+        clean=config.snapshot.clean,
+        loaded=Loaded(
+            model=config.model.path,
+            backend=_computing(config, source),
+            seconds=time.monotonic() - began,
+            details=(*filter(None, [ffmpeg.note]), *licence_of(config), *source.told),
+        ),
+        warnings=warnings_of(config),
+    )
+
+
+def _computing(config: RenderConfig, source: FrameSource) -> str:
+    """What frames are computed with, for the line that tells of the loaded model."""
+    dtype, kept = str(dtype_of(config)).removeprefix("torch."), config.memory.kv_cache
+    cache = "" if kept == "auto" else f", KV cache in {kept}"
+    return f"{source.backend} on {device_of(config)}, {dtype}{cache}"
+
+
+def _fingerprint(config: RenderConfig, source: FrameSource) -> dict[str, str]:
+    """What fixes the frames besides weights and versions, by name."""
+    device = device_of(config)
+    return {
+        "text_sha256": text_digest(config.model),
+        "prompt_sha256": prompt_digest(source.conditioning, source.guidance),
+        "processor": processor(device),
+        "arithmetic": arithmetic(device, dtype_of(config)),
+        "backend": source.backend,
+    }
+
+
+def build_source(config: RenderConfig, plan: Plan, models: Models | None = None) -> FrameSource:
+    """Load a model and put together all that makes frames. Pins the threads of this process.
+
+    Raises:
+        CfgenError: The model is missing, damaged or of other sizes, or the memory does not fit.
+    """
+    torch.set_num_threads(threads_of(config))
+    device, dtype = device_of(config), dtype_of(config)
+    models = models or Models()
+    placement = place(config, plan, held=models.nbytes)
+    # first: the encoder is freed before the model comes
+    text = encoded(config.model, prompts_of(config))
+    loaded = models.load(
+        config.model,
+        dtype=dtype,
+        device=device,
+        offload=placement.offload,
+        compiled=config.compile,
+    )
+    generator, vae = loaded.generator, loaded.decoder
+    if (width := text[config.prompt].shape[-1]) != generator.geometry.text_dim:
+        raise CheckpointError(
+            f"the text encoder makes {width} numbers a token, the generator reads "
+            f"{generator.geometry.text_dim}",
+            "use files that belong together",
+        )
+    ops = build_ops(config.backend, wanted_of(config, generator.geometry))
+    generator.compute_with(ops)
+    conditioning, guidance = read_prompt(config, generator, text)
+    return FrameSource(
+        generator=generator,
+        memory=build_memory(
+            config.memory,
+            generator,
+            plan,
+            ops,
+            dtype=dtype,
+            offload=placement.offload,
+        ),
+        schedule=build_schedule(config.schedule),
+        noise=build_noise(config, plan),
+        conditioning=conditioning,
+        vae=vae,
+        plan=plan,
+        guidance=guidance,
+        backend=f"{ops.name}, compiled" if config.compile else ops.name,
+        capture=ChunkGraph if captures(config, ops, placement.offload) else None,
+        told=(*loaded.told, placement.why),
+    )
+
+
+def captures(config: RenderConfig, ops: Ops, offload: Offload) -> bool:
+    """Whether a chunk can be one CUDA graph: on a GPU, where nothing waits for the host."""
+    on_gpu = device_of(config).type == "cuda" and ops.name == "triton"
+    return config.cuda_graph and on_gpu and offload == "none"
+
+
+def prompts_of(config: RenderConfig) -> list[str]:
+    """What of a render must be encoded: its prompt, and the empty one for guidance."""
+    return [config.prompt] if config.schedule.guidance == 1 else [config.prompt, ""]
+
+
+def read_prompt(
+    config: RenderConfig, generator: Generator, text: Mapping[str, Tensor] | None = None
+) -> tuple[Conditioning, Guidance | None]:
+    """A render's prompt as the layers of a generator read it, and without it for guidance.
+
+    Args:
+        config: The render.
+        generator: Its generator.
+        text: What `encoded` gives; worked out if None.
+    """
+    text = text or encoded(config.model, prompts_of(config))
+    with torch.inference_mode():
+        read = {p: generator.condition(text[p].to(generator.device)) for p in prompts_of(config)}
+    scale = config.schedule.guidance
+    return read[config.prompt], None if scale == 1 else Guidance(read[""], scale)
+
+
+def build_memory(
+    config: MemoryConfig,
+    generator: Generator,
+    plan: Plan,
+    ops: Ops,
+    *,
+    dtype: torch.dtype,
+    offload: Offload = "none",
+) -> PagedMemory:
+    """An empty memory of a policy for a generator."""
+    sizes = generator.geometry
+    grid = sizes.grid(plan.geometry.latent_height, plan.geometry.latent_width)
+    tables = [build_table(config, plan.latent_frames) for _ in range(sizes.num_layers)]
+    waits, pages = offload == "all", pages_of(config, plan.latent_frames)
+    pool = KVCache(
+        sizes.num_layers,
+        pages,
+        (1, grid[0] * grid[1], sizes.num_heads, sizes.head_dim),
+        dtype=dtype,
+        device=generator.device,
+        place=torch.device("cpu") if waits else None,
+        storage=config.kv_cache,
+        write=ops.write_pages,
+    )
+    rope, slots = Rope(sizes.head_dim), slots_of(pages)
+    reader: Reader
+    if ops.pages is not None:
+        reader = InPlaceReader(pool, ops.pages, rope=rope, grid=grid, slots=slots)
+    else:
+        # What is stored small, or elsewhere, is not to be held a second time in full.
+        shared = waits or pool.expands
+        reader = RotatedReader(pool, ops, rope=rope, grid=grid, slots=slots, shared=shared)
+    if not isinstance(config, SlowFastMemory):
+        return PagedMemory(tables, pool, reader, admit=ops.admit)
+    if beyond := [i for i in config.admission_layers if i >= sizes.num_layers]:
+        reason = f"the model has layers 0 to {sizes.num_layers - 1}, got {beyond[0]}"
+        raise PresetError([Problem(key="memory.admission_layers", reason=reason)])
+    return PagedMemory(
+        tables,
+        pool,
+        reader,
+        admit=ops.admit,
+        tau=config.tau,
+        admission_layers=config.admission_layers,
+    )
+
+
+def build_table(config: MemoryConfig, latent_frames: int) -> Table:
+    """One layer's table for a clip of `latent_frames`."""
+    match config:
+        case FullMemory():
+            return WindowTable(latent_frames, commit_reads=config.commit_reads)
+        case WindowMemory():
+            return WindowTable(
+                config.size,
+                sink=config.sink,
+                relative=config.positions == "relative",
+                commit_reads=config.commit_reads,
+            )
+        case SlowFastMemory(variant="release"):
+            return ReleaseTable(
+                sink=config.sink,
+                slow=config.slow,
+                fast=config.fast,
+                commit_reads=config.commit_reads,
+            )
+        case SlowFastMemory():
+            return SlowFastTable(
+                sink=config.sink,
+                slow=config.slow,
+                fast=config.fast,
+                interval=config.interval,
+                min_gap=config.min_gap,
+                against="previous" if config.variant == "paper" else "admitted",
+                commit_reads=config.commit_reads,
+            )
+
+
+def build_schedule(config: ScheduleConfig) -> FewStepSchedule:
+    """The noise levels of a chunk's passes."""
+    return FewStepSchedule.from_timesteps(
+        config.timesteps, shift=config.shift, warped=config.warp, renoise=config.renoise
+    )
+
+
+def build_noise(config: RenderConfig, plan: Plan) -> Noise:
+    """Where a render's noise comes from."""
+    if config.seed is None:
+        raise ValueError("noise needs a seed")
+    match config.rng:
+        case "keyed":
+            return KeyedNoise(config.seed)
+        case "reference":
+            g = plan.geometry
+            shape = (1, plan.latent_frames, g.channels, g.latent_height, g.latent_width)
+            fresh = config.schedule.renoise == "fresh"
+            draws = len(config.schedule.timesteps) - 1 if fresh else 0
+            return ReferenceNoise(config.seed, shape, draws=draws)
+
+
+def _words(config: RenderConfig) -> dict[str, str]:
+    """What the video is, for the container and the sidecar."""
+    return {
+        "title": config.prompt,
+        "prompt": config.prompt,
+        "seed": str(config.seed),
+        "preset": config.preset,
+        "config_sha256": digest(config),
+        "threads": str(config.threads),
+        "dtype": config.dtype,
+        "kv_cache": config.memory.kv_cache,
+    }

@@ -1,0 +1,313 @@
+"""What a render will take of memory, told from headers: before a weight is read.
+
+The figures for activations are counted from the sizes of the largest tensors that live together;
+those of a CPU are calibrated with `python tests/bench/full_size.py render`.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from cfgen.checkpoint.formats.open import open_container
+from cfgen.checkpoint.lora.apply import open_lora
+from cfgen.checkpoint.networks.fill import MATRICES, config_of, held_nbytes
+from cfgen.checkpoint.networks.geometry import vae_stride
+from cfgen.checkpoint.networks.network import Network
+from cfgen.checkpoint.networks.text_encoder import find_text_encoder, open_text_encoder
+from cfgen.checkpoint.networks.vae import open_vae, tiny_sizes
+from cfgen.config.schema import (
+    FullMemory,
+    MemoryConfig,
+    ModelConfig,
+    RenderConfig,
+    SlowFastMemory,
+    WindowMemory,
+)
+from cfgen.errors import BudgetError, CheckpointError, SetupError, UsageError
+from cfgen.model.generator import Geometry
+from cfgen.model.vae import LATENT_MEAN, SPATIAL_STRIDE
+from cfgen.ops.select import build_ops
+from cfgen.ops.triton_backend import Wanted
+from cfgen.pipeline.device import device_of, dtype_of
+from cfgen.pipeline.limits import free_memory
+from cfgen.pipeline.models import files_of, generator_of, loras_of, sizes_in
+from cfgen.pipeline.offload_plan import PROGRAM, Placement, Sizes, choose, table
+from cfgen.timeline import Plan
+
+DECODED = {torch.bfloat16: 24_000, torch.float32: 38_000}
+"""Bytes a pixel of a frame that the Wan VAE takes to decode a chunk, its caches included (measured
+at 128x128 to 256x256 on a CPU, torch 2.13)."""
+
+DIFFUSERS = {torch.bfloat16: 130_000_000, torch.float32: 240_000_000}
+"""Resident memory of diffusers itself, which the Wan VAE comes from, and of what is left of turning
+its weights into their number type."""
+
+BESIDE = 0.65
+"""Time of the autoencoder and all else beside the generator's linear layers, as a share of theirs
+(mini on a CPU: each latent frame in the cache adds 2 % of the time of a chunk without any)."""
+
+TINY_MAPS = 5
+"""Feature maps of its widest stage that a tiny autoencoder holds at once, for every frame."""
+
+
+def pages_of(memory: MemoryConfig, latent_frames: int) -> int:
+    """Pages that a layer's pool needs for a clip."""
+    match memory:
+        case FullMemory():
+            most = latent_frames
+        case WindowMemory(size=size):
+            most = min(size, latent_frames)
+        case SlowFastMemory(sink=sink, slow=slow, fast=fast):
+            most = min(sink + slow + fast, 2 * latent_frames)  # key frames are copies
+    return most + 1  # a released table copies a page before it drops one
+
+
+def attention_share(sizes: Geometry, grid: tuple[int, int]) -> float:
+    """What a latent frame in the cache adds to the time of a chunk, as a share of that without any.
+
+    Counted in multiplications of a token in a layer, as if all were as fast; what is beside the
+    generator counts as `BESIDE` of its linear layers, which gives what was measured with mini.
+    """
+    linear = 6 * sizes.dim**2 + 2 * sizes.dim * sizes.ffn_dim + 2 * sizes.text_len * sizes.dim
+    return 2 * grid[0] * grid[1] * sizes.dim / (linear * (1 + BESIDE))
+
+
+def slots_of(pages: int) -> int:
+    """Most slots that a pass reads of so many pages: all but the one for a copy."""
+    return pages - 1
+
+
+def kv_nbytes(sizes: Geometry, grid: tuple[int, int], pages: int, dtype: torch.dtype) -> int:
+    """Bytes of keys and values in a number type."""
+    return 2 * sizes.num_layers * pages * grid[0] * grid[1] * sizes.dim * dtype.itemsize
+
+
+def page_dtypes(memory: MemoryConfig, dtype: torch.dtype) -> tuple[torch.dtype, torch.dtype]:
+    """What a KV cache keeps keys and values in, where they are computed in `dtype`."""
+    match memory.kv_cache:
+        case "auto":
+            return dtype, dtype
+        case "bf16":
+            return torch.bfloat16, torch.bfloat16
+        case "int8":
+            return torch.int8, dtype
+        case "fp8":
+            return torch.int8, torch.float8_e4m3fn
+
+
+def pool_nbytes(
+    memory: MemoryConfig, sizes: Geometry, grid: tuple[int, int], pages: int, dtype: torch.dtype
+) -> int:
+    """Bytes of a KV cache as it is kept, scales and means included."""
+    kept = page_dtypes(memory, dtype)
+    numbers = sum(kv_nbytes(sizes, grid, pages, each) for each in kept) // 2
+    keys, values = (each.itemsize == 1 for each in kept)
+    beside = keys * (sizes.num_heads + sizes.dim) + values * sizes.dim
+    return numbers + sizes.num_layers * pages * beside * torch.float32.itemsize
+
+
+def wanted_of(config: RenderConfig, sizes: Geometry) -> Wanted:
+    """What a render asks of a backend."""
+    dtype = dtype_of(config)
+    keys, values = page_dtypes(config.memory, dtype)
+    return Wanted(device_of(config), dtype, sizes.head_dim, keys, values)
+
+
+def sizes_of(config: RenderConfig, plan: Plan) -> Sizes:
+    """What each part of a render takes.
+
+    Raises:
+        CheckpointError: A file is nowhere, damaged or not what it should be.
+    """
+    model, dtype = config.model, dtype_of(config)
+    network = generator_of(model)
+    sizes = sizes_in(network)
+    geometry = plan.geometry
+    grid = sizes.grid(geometry.latent_height, geometry.latent_width)
+    _require_same_latents(network, sizes, plan)
+    _require_patches(sizes, plan)
+    pages = pages_of(config.memory, plan.latent_frames)
+    weights = _generator(network, model, dtype)
+    blocks = {name: n for name, n in weights.items() if MATRICES.fullmatch(name)}
+    text, widest = _text_encoder(model)
+    vae, decode = _vae(model, dtype, geometry.width * geometry.height, config)
+    full = kv_nbytes(sizes, grid, pages, dtype)
+    kv = pool_nbytes(config.memory, sizes, grid, pages, dtype)
+    rotates = build_ops(config.backend, wanted_of(config, sizes)).pages is None
+    held = kv_nbytes(sizes, grid, slots_of(pages), dtype)
+    held = held if kv == full else held // sizes.num_layers
+    return Sizes(
+        blocks=sum(blocks.values()),
+        largest=max(blocks.values()),
+        rest=sum(weights.values()) - sum(blocks.values()),
+        kv=kv,
+        context=held if rotates else 0,
+        layers=sizes.num_layers,
+        conditioning=_prompts(config) * kv_nbytes(sizes, (1, sizes.text_len), 1, dtype),
+        forward=_forward(sizes, grid[0] * grid[1], geometry.chunk_latent_frames, dtype),
+        vae=vae,
+        decode=decode,
+        text=text,
+        encode=4 * widest,
+        adapters=_adapters(network, model, dtype),
+    )
+
+
+def _require_same_latents(network: Network, sizes: Geometry, plan: Plan) -> None:
+    """Refuse an autoencoder whose latents are not those that the generator makes.
+
+    The stride of a generator's latents is that in its config.json; Wan2.1's is known without.
+
+    Raises:
+        CheckpointError: Their channels differ, or the pixels along a cell.
+    """
+    g = plan.geometry
+    if sizes.in_dim != g.channels:
+        raise CheckpointError(
+            f"the generator makes latents of {sizes.in_dim} channels, and the autoencoder reads "
+            f"{g.channels}",
+            "use files that belong together",
+        )
+    stride = vae_stride(config_of(network.file.path))
+    if stride is None and sizes.in_dim == len(LATENT_MEAN):
+        stride = SPATIAL_STRIDE
+    if stride is not None and stride != g.spatial_stride:
+        raise CheckpointError(
+            f"a cell of the generator's latents is {stride} pixels wide, and one of the "
+            f"autoencoder's {g.spatial_stride}",
+            "use files that belong together",
+        )
+
+
+def _require_patches(sizes: Geometry, plan: Plan) -> None:
+    """Refuse frames that the generator cannot cut into whole patches.
+
+    Raises:
+        UsageError: They are not.
+    """
+    g = plan.geometry
+    _, rows, columns = sizes.patch_size
+    if g.latent_height % rows or g.latent_width % columns:
+        raise UsageError(
+            f"the size {g.width}x{g.height} cannot be rendered: this model's frames must be a "
+            f"multiple of {columns * g.spatial_stride} pixels wide and of "
+            f"{rows * g.spatial_stride} high",
+            "choose another --size (or model.sizes)",
+        )
+
+
+def place(config: RenderConfig, plan: Plan, *, held: int = 0) -> Placement:
+    """Where the weights of a render wait.
+
+    Args:
+        config: The render.
+        plan: Its plan.
+        held: Bytes of weights of the render before, which go or are used again.
+
+    Raises:
+        BudgetError: It does not fit.
+        SetupError: There is no GPU that weights could wait for.
+    """
+    device, asked = device_of(config), config.placement
+    if device.type == "cuda":
+        free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
+        budget = free if asked.vram is None else min(asked.vram, free)
+        sizes = sizes_of(config, plan)
+        chosen = choose(sizes, asked=asked.offload, budget=budget)
+        _require_main_memory(sizes.ram_beside_gpu(chosen.offload), sizes, held)
+        return chosen
+    if asked.vram is not None or asked.offload in ("blocks", "all"):
+        raise SetupError(
+            "--vram and --offload are for GPUs, and this render is on the CPU, where nothing is "
+            "to be gained by them",
+            "leave them out; `cfgen plan` tells how much memory the render takes",
+        )
+    sizes = sizes_of(config, plan)
+    _require_main_memory(sizes.ram_on_cpu, sizes, held)
+    return Placement("none", f"about {sizes.ram_on_cpu / 1e9:.1f} GB of memory at most")
+
+
+def check(config: RenderConfig, plan: Plan) -> None:
+    """Look at everything that a render needs of its model, without reading weights.
+
+    Raises:
+        CfgenError: Something stands in the way of it.
+    """
+    place(config, plan)
+    files = files_of(config.model)
+    find_text_encoder(files.text_encoder, files.tokenizer)
+    for lora in loras_of(config.model):
+        open_lora(lora.path, alpha=config.model.lora_alpha, prefer=config.model.prefer)
+
+
+def _require_main_memory(needed: int, sizes: Sizes, held: int) -> None:
+    """Refuse a render that main memory is too small for, while nothing is lost by it."""
+    free = free_memory() + held
+    if needed - PROGRAM <= free:
+        return
+    part, most = max(table(sizes).items(), key=lambda item: item[1])
+    raise BudgetError(
+        f"the render takes about {needed / 1e9:.1f} GB of memory and {free / 1e9:.1f} GB are "
+        f"free; most of it is for {part.replace('_', ' ')}, {most / 1e9:.1f} GB",
+        "choose --memory slow_fast or window, whose cache does not grow with the clip, a "
+        "smaller --size, or smaller weights (cfgen quantize)",
+    )
+
+
+def _prompts(config: RenderConfig) -> int:
+    return 1 if config.schedule.guidance == 1 else 2
+
+
+def _generator(network: Network, model: ModelConfig, dtype: torch.dtype) -> dict[str, int]:
+    """Bytes of the generator's weights as they are held, by name."""
+    precise = torch.promote_types(dtype, torch.float32)
+    return held_nbytes(
+        network,
+        dtype_of=lambda name: dtype if MATRICES.fullmatch(name) else precise,
+        expand=model.quantized == "expand",
+    )
+
+
+def _adapters(network: Network, model: ModelConfig, dtype: torch.dtype) -> int:
+    """Bytes of the LoRAs that cannot be merged, because the weights stay quantized."""
+    quantized = any(layer.is_quantized for layer in network.layers.values())
+    if model.quantized == "expand" or not quantized:
+        return 0
+    files = [open_container(lora.path) for lora in loras_of(model)]
+    shapes = [entry.shape for file in files for entry in file.entries.values()]
+    return sum(math.prod(shape) for shape in shapes) * dtype.itemsize
+
+
+def _forward(sizes: Geometry, tokens: int, frames: int, dtype: torch.dtype) -> int:
+    """Activations of the stage of a block that holds most: attention or feed-forward."""
+    here = tokens * frames
+    stream = 4 * here * sizes.dim * 4
+    attention = 6 * here * sizes.dim * 4
+    inner = 2 * here * sizes.ffn_dim * dtype.itemsize
+    weight = sizes.dim * sizes.ffn_dim * dtype.itemsize
+    return stream + max(attention, inner) + weight
+
+
+def _text_encoder(model: ModelConfig) -> tuple[int, int]:
+    """Bytes of the text encoder as it is held, and of its largest matrix in float32."""
+    network = open_text_encoder(files_of(model).text_encoder)
+    held = held_nbytes(network, dtype_of=lambda _name: torch.bfloat16, expand=False)
+    tables = [math.prod(s) for n, s in network.shapes.items() if "block" in n]
+    return sum(held.values()), 4 * max(tables, default=0)
+
+
+def _vae(
+    model: ModelConfig, dtype: torch.dtype, pixels: int, config: RenderConfig
+) -> tuple[int, int]:
+    """Bytes of the autoencoder's weights, and the most that decoding a chunk takes."""
+    network = open_vae(files_of(model).vae)
+    weights = sum(math.prod(shape) for shape in network.shapes.values()) * dtype.itemsize
+    if "decoder.22.bias" in network.shapes:
+        width = network.shapes["decoder.22.weight"][1]
+        frames = 4 * config.model.chunk_latent_frames
+        points = pixels // tiny_sizes(network)[1] ** 2
+        return weights, TINY_MAPS * frames * width * points * dtype.itemsize
+    share = network.shapes["decoder.conv_out.weight"][1] / 96
+    return weights + DIFFUSERS[dtype], round(DECODED[dtype] * share * pixels)

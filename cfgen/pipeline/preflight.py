@@ -1,0 +1,80 @@
+"""What a user should know of a render before it begins: licences, limits, unknown words."""
+
+from __future__ import annotations
+
+import re
+
+from cfgen.checkpoint.formats.base import read_json
+from cfgen.config.presets import locate_model
+from cfgen.config.schema import RenderConfig
+from cfgen.errors import CheckpointError
+from cfgen.render.events import Warned
+
+_WORD = re.compile(r"[^\W\d_]+")
+_WORDS_NAMED = 8
+_LONGEST = 120
+"""Letters of a prompt that are told again."""
+
+
+def licence_of(config: RenderConfig) -> tuple[str, ...]:
+    """What the licence of a model does not allow, a line."""
+    return (f"licence: {config.model.licence}",) if config.model.licence else ()
+
+
+def too_long(config: RenderConfig) -> tuple[Warned, ...]:
+    """A warning if a clip is longer than its model was trained to keep up."""
+    longest = config.model.longest_s
+    if longest is None or config.duration_s <= longest:
+        return ()
+    return (
+        Warned(
+            message=f"{config.preset} was trained on clips of {longest:g} s; pictures may drift or "
+            f"freeze in the {config.duration_s:g} s that are asked for",
+            hint="longlive, infinity-rope and context-forcing are made for minutes",
+        ),
+    )
+
+
+def unknown_words(config: RenderConfig) -> tuple[Warned, ...]:
+    """A warning if a model tells which words it knows and the prompt has others."""
+    model = locate_model(config.model.path)
+    path = (model if model.is_dir() else model.parent) / "mini.json"
+    if not path.is_file():
+        return ()
+    facts = read_json(path)
+    known, knows = facts.get("words"), facts.get("knows")
+    if isinstance(knows, str):
+        knows = {"knows": knows}
+    if not isinstance(known, list) or not isinstance(knows, dict):
+        raise CheckpointError(
+            f"{path} must tell the model's words (a list) and what it knows (lists by name)",
+            "restore the model folder",
+        )
+    strange = list(dict.fromkeys(w for w in _WORD.findall(config.prompt.lower()) if w not in known))
+    if not strange:
+        return ()
+    named = ", ".join(map(repr, strange[:_WORDS_NAMED]))
+    more = len(strange) - _WORDS_NAMED
+    width = max(map(len, knows), default=0)
+    rows = (f"  {name:{width}}  {text}" for name, text in knows.items())
+    return (
+        Warned(
+            message=f"the model has never seen {named}{f' and {more} more' if more > 0 else ''} "
+            "and may ignore it",
+            hint="\n".join(
+                [f"understood as: {_understood(config.prompt, set(strange))}", "it knows:", *rows]
+            ),
+        ),
+    )
+
+
+def warnings_of(config: RenderConfig) -> tuple[Warned, ...]:
+    """Every warning that a configuration gives, before a weight is read."""
+    return (*unknown_words(config), *too_long(config))
+
+
+def _understood(prompt: str, strange: set[str]) -> str:
+    """A prompt without the words that a model does not know, in a line."""
+    kept = _WORD.sub(lambda found: "…" if found[0].lower() in strange else found[0], prompt)
+    kept = re.sub(r"…(?:[\s\W]*…)+", "…", kept).strip()
+    return kept if len(kept) <= _LONGEST else f"{kept[:_LONGEST].rsplit(maxsplit=1)[0]} …"

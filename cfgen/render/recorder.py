@@ -1,0 +1,167 @@
+"""What is written down while a render works: latents, the journal, snapshots of the memory.
+
+A chunk's latents come first, its line in the journal last, so a line never tells of what is not
+there. Nothing is written by a process whose lock another one took.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from datetime import UTC, datetime
+
+from torch import Tensor
+
+from cfgen.errors import LockHeld
+from cfgen.files.writing import disk_errors, sync_file, sync_folder
+from cfgen.memory.paged import PagedMemory
+from cfgen.model.vae import Mode
+from cfgen.render.events import Saved
+from cfgen.runs.folder import RunFolder
+from cfgen.runs.journal import ChunkLine, SegmentLine, SessionLine, VideoLine
+from cfgen.runs.lock import Lock
+from cfgen.runs.snapshot import SnapshotStore, tensor_blocks
+from cfgen.video.writer import SegmentFacts, VideoFacts
+
+SNAPSHOT_SHARE = 0.02
+"""Share of the time that snapshots may take."""
+FIRST_GUESS_BYTES_PER_S = 100e6
+"""Speed of the disk until the first snapshot has measured it."""
+
+
+class Ledger:
+    """The writing side of a run folder.
+
+    Args:
+        folder: The run folder.
+        store: Its snapshots.
+        lock: Its lock, which is ours.
+        memory: What snapshots are taken of.
+
+    Attributes:
+        keeping_s: Seconds spent here.
+        snapshots_nbytes: Bytes of snapshots written.
+    """
+
+    def __init__(
+        self, folder: RunFolder, store: SnapshotStore, lock: Lock, memory: PagedMemory
+    ) -> None:
+        self._folder, self._store, self._lock, self._memory = folder, store, lock, memory
+        lines = folder.journal.of(ChunkLine)
+        self._before_s = lines[-1].elapsed_s if lines else 0.0
+        self._synced = max(store.chunks, default=0)  # a snapshot comes after what it builds on
+        self._began = self._last_snapshot = time.monotonic()
+        self._snapshot_s = memory.nbytes / FIRST_GUESS_BYTES_PER_S
+        self.keeping_s = 0.0
+        self.snapshots_nbytes = 0
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        folder.journal.append(
+            SessionLine(chunk=len(lines), began=now, host=socket.gethostname(), pid=os.getpid())
+        )
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds of rendering so far, over all sessions."""
+        return self._before_s + time.monotonic() - self._began
+
+    @property
+    def snapshot_due(self) -> bool:
+        """Whether a snapshot would cost a small share of the time since the last one."""
+        return time.monotonic() - self._last_snapshot >= self._snapshot_s / SNAPSHOT_SHARE
+
+    def require_lock(self) -> None:
+        """Refuse to touch what belongs to another process by now.
+
+        Raises:
+            LockHeld: The lock was taken over, or the folder removed.
+        """
+        if not self._lock.held:
+            raise LockHeld(
+                f"{self._folder.path} was removed, or taken over by another process while this "
+                "one slept",
+                "let that one finish",
+            )
+
+    def latents(self, chunk: int, latents: Tensor) -> str:
+        """Keep a chunk's latents; return the digest of their file.
+
+        Raises:
+            LockHeld: The run is another process's now.
+            BudgetError, WriterError: The disk refused.
+        """
+        self.require_lock()
+        began = time.monotonic()
+        sha256 = self._folder.keep_latents(chunk, list(tensor_blocks({"latents": latents})))
+        self.keeping_s += time.monotonic() - began
+        return sha256
+
+    def chunk(
+        self, index: int, frames: int, *, frames_sha256: str, latents_sha256: str, mode: Mode
+    ) -> ChunkLine:
+        """Write down a chunk whose latents are kept and whose frames went to the encoder.
+
+        Raises: as `latents`.
+        """
+        self.require_lock()
+        line = ChunkLine(
+            index=index,
+            frames=frames,
+            frames_sha256=frames_sha256,
+            latents_sha256=latents_sha256,
+            elapsed_s=round(self.elapsed_s, 3),
+            memory=self._memory.figures(),
+            tile=mode.tile or 0,
+            on_cpu=mode.on_cpu,
+        )
+        self._folder.journal.append(line)
+        return line
+
+    def segment(self, segment: SegmentFacts) -> None:
+        """Write down a segment that is on the disk.
+
+        Raises: as `latents`.
+        """
+        self.require_lock()
+        line = SegmentLine(
+            index=segment.index,
+            frames=segment.frames,
+            nbytes=segment.nbytes,
+            sha256=segment.sha256,
+            frames_sha256=segment.frames_sha256,
+        )
+        self._folder.journal.append(line, sync=True)
+
+    def video(self, facts: VideoFacts) -> None:
+        """Write down the video that is about to take its name.
+
+        Raises: as `latents`.
+        """
+        self.require_lock()
+        line = VideoLine(
+            frames=facts.frames,
+            nbytes=facts.nbytes,
+            sha256=facts.sha256,
+            frames_sha256=facts.frames_sha256,
+        )
+        self._folder.journal.append(line, sync=True)
+
+    def snapshot(self, chunk: int) -> Saved:
+        """Write the memory as it is before `chunk`, after everything that it builds on.
+
+        Raises: as `latents`.
+        """
+        self.require_lock()
+        began = time.monotonic()
+        with disk_errors(self._folder.path):
+            for index in range(self._synced, chunk):
+                sync_file(self._folder.latents(index))
+            sync_folder(self._folder.latents(0).parent)
+            sync_file(self._folder.journal.path)
+        self._synced = chunk
+        nbytes = self._store.save(chunk, self._memory.state())
+        self._last_snapshot = time.monotonic()
+        self._snapshot_s = self._last_snapshot - began
+        self.keeping_s += self._snapshot_s
+        self.snapshots_nbytes += nbytes
+        return Saved(chunk=chunk, nbytes=nbytes, seconds=self._snapshot_s)

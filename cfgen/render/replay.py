@@ -1,0 +1,98 @@
+"""Carries out a plan of recovery: restores the memory and passes kept chunks through it again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from safetensors import SafetensorError
+from safetensors.torch import load
+from torch import Tensor
+
+from cfgen.errors import SnapshotCorrupt, SnapshotMismatch
+from cfgen.files.reading import read_bytes
+from cfgen.files.writing import sha256_of_blocks
+from cfgen.render.source import FrameSource
+from cfgen.rollout.loop import Chunk
+from cfgen.runs.folder import RunFolder
+from cfgen.runs.recovery import Ground, Way
+from cfgen.runs.snapshot import SnapshotStore, tensor_blocks
+from cfgen.timeline import Plan
+
+LATENTS_NDIM = 5
+"""[batch, latent frames, channels, rows, columns]"""
+
+LATENTS_LIMIT = 1 << 32
+"""Bytes that the latents of a chunk may have."""
+
+
+def pass_again(
+    source: FrameSource, folder: RunFolder, store: SnapshotStore, ground: Ground, way: Way
+) -> Iterator[Chunk]:
+    """Go a way: restore the memory, then yield its chunks, each after it passed the memory.
+
+    Raises:
+        SnapshotMismatch: A chunk that is denoised again is another than it was.
+        SnapshotCorrupt: Latents changed since they were verified.
+    """
+    if way.snapshot:
+        try:
+            source.memory.restore(store.load(way.snapshot))
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+            raise SnapshotCorrupt(
+                f"the snapshot after chunk {way.snapshot} in {store.folder} is of another memory: "
+                f"{error}",
+                f"remove {store.folder}, then resume",
+            ) from None
+    for index in way.chunks:
+        if index in way.again:
+            (chunk,) = source.make(range(index, index + 1))
+            blocks = list(tensor_blocks({"latents": chunk.latents}))
+            require_same(folder, ground.lines[index].latents_sha256, sha256_of_blocks(blocks))
+            if not ground.sound[index]:
+                folder.keep_latents(index, blocks)
+        else:
+            chunk = Chunk(index, _latents(folder, index, ground.lines[index].latents_sha256))
+            _require_shape(folder, source.plan, chunk)
+            if index >= way.memory_from:
+                source.recommit(chunk.latents)
+        yield chunk
+
+
+def require_same(folder: RunFolder, before: str, now: str) -> None:
+    """Refuse to go on with other frames than those that were made before.
+
+    Raises:
+        SnapshotMismatch: The two digests differ.
+    """
+    if before != now:
+        raise SnapshotMismatch(
+            f"{folder.path} cannot be resumed: this machine does not make the same frames again",
+            "resume where it began, or render again from the start with -y",
+        )
+
+
+def _require_shape(folder: RunFolder, plan: Plan, chunk: Chunk) -> None:
+    """Refuse latents that are none of this film, whatever their digest."""
+    geometry, frames = plan.geometry, plan.chunk(chunk.index).latent_frames
+    cells = (geometry.latent_height, geometry.latent_width)
+    expected = (1, frames, geometry.channels, *cells)
+    if tuple(chunk.latents.shape) != expected:
+        raise SnapshotCorrupt(
+            f"{folder.latents(chunk.index)} holds latents {list(chunk.latents.shape)}, "
+            f"the plan has {list(expected)}",
+            "render again from the start with -y",
+        )
+
+
+def _latents(folder: RunFolder, index: int, sha256: str) -> Tensor:
+    path = folder.latents(index)
+    try:
+        content = read_bytes(path, limit=LATENTS_LIMIT)
+        if sha256_of_blocks([content]) != sha256:
+            raise SnapshotCorrupt(f"{path} changed since it was verified", "resume again")
+        latents = load(content)["latents"]
+        if not latents.is_floating_point() or latents.ndim != LATENTS_NDIM:
+            raise SnapshotCorrupt(f"{path} holds no latents", "render again from the start with -y")
+        return latents
+    except (OSError, SafetensorError, KeyError) as error:
+        raise SnapshotCorrupt(f"cannot read {path}: {error}", "resume again") from None

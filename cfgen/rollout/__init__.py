@@ -1,0 +1,1 @@
+"""Chunk after chunk: shared by render and training."""

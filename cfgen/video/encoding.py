@@ -1,0 +1,197 @@
+"""How frames become H.264: command lines for ffmpeg, built by ffmpeg-python, and their inputs."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from types import MappingProxyType
+
+from cfgen.errors import UsageError
+from cfgen.units import ntsc
+from cfgen.video.ffmpeg import Ffmpeg
+from cfgen.video.ffmpeg_graph import argv_of, graph_module, shielded
+
+ENCODER = "libx264"
+X264_THREADS = 1
+"""Another thread count gives other coded frames, so the count is part of the result."""
+KEYFRAME_INTERVAL_S = 4
+FPS_MIN, FPS_MAX = 1, 240
+RESERVED_METADATA = frozenset({"frames", "frames_sha256", "ffmpeg_version", "quality", "encoder"})
+_FPS_DENOMINATOR_MAX = 1001
+_TIMESCALE_MIN = 10_000
+# Without B-frames every packet's decoding time is its display time, so segments of any length, one
+# frame included, join at exact times and need no edit list. cpu-independent: same bits anywhere.
+_X264_PARAMS = f"threads={X264_THREADS}:lookahead-threads=1:bframes=0:open-gop=0:cpu-independent=1"
+_SCALE_FLAGS = "bicubic+accurate_rnd+full_chroma_int+full_chroma_inp+bitexact"
+_BT709 = {"colorspace": "bt709", "color_primaries": "bt709", "color_trc": "bt709"}
+
+
+@dataclass(frozen=True, slots=True)
+class Quality:
+    """What a quality name means to x264."""
+
+    crf: int
+    x264_preset: str
+
+
+QUALITIES: Mapping[str, Quality] = MappingProxyType(
+    {
+        "draft": Quality(28, "veryfast"),
+        "good": Quality(18, "medium"),
+        "best": Quality(14, "slow"),
+    }
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Encoding:
+    """Everything that decides how frames are coded, checked.
+
+    Attributes:
+        width: Width in pixels, even.
+        height: Height in pixels, even.
+        fps: Frames per second, 1 to 240.
+        quality: A key of `QUALITIES`.
+
+    Raises:
+        UsageError: A value cannot be used.
+    """
+
+    width: int
+    height: int
+    fps: Fraction
+    quality: str
+
+    def __post_init__(self) -> None:
+        if self.quality not in QUALITIES:
+            known = ", ".join(QUALITIES)
+            raise UsageError(f"the quality {self.quality!r} is unknown; the qualities are {known}")
+        for side, pixels in (("width", self.width), ("height", self.height)):
+            if pixels < 2 or pixels % 2:
+                raise UsageError(
+                    f"the {side} must be an even number of pixels, at least 2, for H.264 video "
+                    f"(yuv420p); got {pixels}"
+                )
+
+    @property
+    def timescale(self) -> int:
+        """Ticks per second in the file; a frame lasts a whole number of them."""
+        return self.fps.numerator * math.ceil(_TIMESCALE_MIN / self.fps.numerator)
+
+    def encode_argv(self, ffmpeg: Ffmpeg, output: str) -> list[str]:
+        """Return the command that encodes raw rgb24 frames from stdin to a segment."""
+        graph = graph_module()
+
+        quality = QUALITIES[self.quality]
+        keyint = max(1, round(self.fps * KEYFRAME_INTERVAL_S))
+        size = f"{self.width}x{self.height}"
+        stream = (
+            graph.input(
+                "pipe:0", format="rawvideo", pix_fmt="rgb24", s=size, framerate=str(self.fps)
+            )
+            .filter("scale", out_color_matrix="bt709", out_range="tv", flags=_SCALE_FLAGS)
+            .filter("format", "yuv420p")
+            .filter("setparams", range="tv", **_BT709)
+            .output(
+                shielded(output),
+                format="mp4",
+                vcodec=ENCODER,
+                crf=quality.crf,
+                preset=quality.x264_preset,
+                color_range="tv",
+                video_track_timescale=self.timescale,
+                **_BT709,
+                **{"profile:v": "high", "x264-params": f"{_X264_PARAMS}:keyint={keyint}"},
+            )
+        )
+        prefix = [*ffmpeg.prefix(), "-filter_complex_threads", "1"]
+        return argv_of(stream, prefix)
+
+    def join_argv(self, ffmpeg: Ffmpeg, listing: str, metadata: str, output: str) -> list[str]:
+        """Return the command that joins segments without re-encoding and adds the metadata.
+
+        Args:
+            ffmpeg: The ffmpeg to use.
+            listing: File made of `concat_listing`.
+            metadata: File made of `ffmetadata`.
+            output: The video.
+        """
+        graph = graph_module()
+
+        video = graph.input(shielded(listing), format="concat")["v:0"]
+        # An input without streams; mapped because ffmpeg-python drops inputs that lead nowhere.
+        texts = graph.input(shielded(metadata), format="ffmetadata")["v?"]
+        stream = graph.output(
+            video,
+            texts,
+            shielded(output),
+            format="mp4",
+            vcodec="copy",
+            map_metadata=1,
+            movflags="+faststart+use_metadata_tags+write_colr",
+            use_editlist=0,
+            video_track_timescale=self.timescale,
+        )
+        return argv_of(stream, ffmpeg.prefix())
+
+
+def exact_fps(fps: float | Fraction) -> Fraction:
+    """Return a frame rate as the fraction that the file will carry.
+
+    29.97, 23.976 and their like mean the rates of NTSC, 30000/1001 and so on; any other is the
+    nearest fraction with a denominator of at most 1001.
+
+    Raises:
+        UsageError: It is not a number between 1 and 240.
+    """
+    if not FPS_MIN <= fps <= FPS_MAX:
+        raise UsageError(f"fps must be between {FPS_MIN} and {FPS_MAX}, got {fps}")
+    return ntsc(fps) or Fraction(fps).limit_denominator(_FPS_DENOMINATOR_MAX)
+
+
+def check_metadata(metadata: Mapping[str, str]) -> None:
+    """Refuse texts that a container cannot carry.
+
+    Raises:
+        UsageError: A text has a NUL character or is not valid Unicode.
+        ValueError: A key is not a lower-case word or is one that the writer sets.
+    """
+    for key, text in metadata.items():
+        if not re.fullmatch("[a-z][a-z0-9_]*", key) or key in RESERVED_METADATA:
+            raise ValueError(f"{key!r} cannot be a metadata key")
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as exc:
+            raise UsageError(f"the {key} is not valid Unicode text: {text!r}") from exc
+        if "\0" in text:
+            raise UsageError(f"the {key} contains a NUL character: {text!r}")
+
+
+def ffmetadata(metadata: Mapping[str, str]) -> bytes:
+    """Write metadata in ffmpeg's own text format, safe for newlines and any other character."""
+    escaped = ((key, re.sub(r"([=;#\\\n])", r"\\\1", text)) for key, text in metadata.items())
+    lines = (f"{key}={text}" for key, text in escaped)
+    return "\n".join((";FFMETADATA1", *lines, "")).encode("utf-8")
+
+
+def concat_listing(segments: Iterable[tuple[str, int]], fps: Fraction) -> str:
+    """List segments for ffmpeg's concat demuxer.
+
+    Durations are whole microseconds there; each one is the difference of two rounded end times,
+    so that the rounding never adds up.
+
+    Args:
+        segments: File name and number of frames of each.
+        fps: Frames per second.
+    """
+    lines = ["ffconcat version 1.0"]
+    frames = end_us = 0
+    for name, segment_frames in segments:
+        start_us, frames = end_us, frames + segment_frames
+        end_us = round(frames / fps * 1_000_000)
+        seconds, rest_us = divmod(end_us - start_us, 1_000_000)
+        lines += [f"file {name}", f"duration {seconds}.{rest_us:06d}"]
+    return "\n".join((*lines, ""))

@@ -1,0 +1,116 @@
+"""The files around an output: their names, and a check before any work."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shlex
+from pathlib import Path
+
+from cfgen.errors import OutputRefused, UsageError
+from cfgen.files.reading import read_text
+from cfgen.files.writing import create_exclusive, part_of
+
+
+def sidecar_of(output: Path) -> Path:
+    """Return where the facts of a video are kept: ``clip.mp4`` has ``clip.mp4.json``."""
+    return output.with_name(f"{output.name}.json")
+
+
+def run_of(output: Path) -> Path:
+    """Return the run folder of a video: ``clip.mp4`` has ``clip.cfgen``."""
+    return output.with_suffix(".cfgen")
+
+
+def target_of(output: Path) -> Path:
+    """What an output that is a symbolic link leads to, whether it is there or not.
+
+    Raises:
+        OutputRefused: The link leads round in a circle.
+    """
+    try:
+        return output.resolve()
+    except (OSError, RuntimeError) as error:
+        raise OutputRefused(
+            f"the output {str(output)!r} is a link that leads nowhere: {error}",
+            "choose another output with -o",
+        ) from None
+
+
+def described(output: Path) -> str | None:
+    """The digest that a video has by its sidecar, or None if that cannot be told."""
+    try:
+        digest = json.loads(read_text(sidecar_of(output)))["facts"]["sha256"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return digest if isinstance(digest, str) else None
+
+
+def check_output(output: Path) -> None:
+    """Refuse an output that could not be written, before any work is done.
+
+    Writes and removes empty files under the temporary names, since nothing else tells for certain.
+
+    Raises:
+        UsageError: The name does not end in ``.mp4``.
+        OutputRefused: The folder is missing or not writable, or the name is taken or too long.
+    """
+    if output.suffix.lower() != ".mp4":
+        raise UsageError(
+            f"the output {str(output)!r} must end in .mp4",
+            f"use -o {pasted((output.stem or 'clip') + '.mp4')}",
+        )
+    folder = output.absolute().parent
+    hint = "choose another output with -o"
+    try:
+        if not folder.is_dir():
+            state = "is not a folder" if folder.exists() else "does not exist"
+            raise OutputRefused(f"the output folder {folder} {state}", f"make it, or {hint}")
+        for path in (output, sidecar_of(output)):
+            if path.is_dir():
+                raise OutputRefused(f"{path} is a folder, not a file", hint)
+        for path in (part_of(output), part_of(sidecar_of(output))):
+            with contextlib.suppress(FileExistsError):  # a render may be at work on it
+                os.close(create_exclusive(path))
+                path.unlink()
+    except (OSError, ValueError) as exc:
+        reason = exc.strerror if isinstance(exc, OSError) else exc
+        raise OutputRefused(f"cannot write {str(output)!r}: {reason}", hint) from exc
+
+
+def refuse_existing(output: Path, run: Path) -> None:
+    """Refuse to put a video where one is, or where an earlier render can be gone on with.
+
+    Raises:
+        OutputRefused: Something is there.
+    """
+    for path in (output, sidecar_of(output)):
+        if path.exists():
+            raise OutputRefused(
+                f"{path} exists already", "overwrite it with -y, or choose another with -o"
+            )
+    if holds_render(run):
+        raise OutputRefused(
+            f"{run} holds an earlier render of {output.name}",
+            f"go on with it: `{resume_command(run)}`, or begin again with -y",
+        )
+
+
+def holds_render(run: Path) -> bool:
+    """Whether something is in a run folder that a person may want back."""
+    return (run / "run.json").exists() or any(
+        path.stat().st_size
+        for path in run.glob("journal*.jsonl")
+        if path.is_file() and ".part." not in path.name
+    )
+
+
+def resume_command(run: Path) -> str:
+    """The command that goes on with a run, as a person types it."""
+    return f"cfgen resume {pasted(os.path.relpath(run))}"
+
+
+def pasted(name: str) -> str:
+    """A file's name as a person pastes it into a shell; one that begins with - is no option."""
+    return shlex.quote(f"./{name}" if name.startswith("-") else name)

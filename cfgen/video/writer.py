@@ -1,0 +1,464 @@
+"""Writes the video file: frames go to ffmpeg as they come, segment by segment, and are never held.
+
+Each segment is a run of x264 of its own. At the end the segments are joined without re-encoding
+under a temporary name, measured, and only then given the name that the user asked for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+
+from cfgen.errors import OutputRefused, WriterError
+from cfgen.files.writing import (
+    create,
+    disk_errors,
+    json_bytes,
+    own_name,
+    part_of,
+    publish,
+    sha256_of,
+    write_file,
+)
+from cfgen.video.encoding import (
+    ENCODER,
+    Encoding,
+    check_metadata,
+    concat_listing,
+    exact_fps,
+    ffmetadata,
+)
+from cfgen.video.ffmpeg import Ffmpeg, FfmpegRun, Measured, measure, require_encoder
+from cfgen.video.output import check_output, sidecar_of
+
+SIDECAR_VERSION = 1
+_LISTING = "segments.ffconcat"
+_METADATA = "metadata.ffmeta"
+_JOINED = "joined.mp4"
+_OWN_FILES = ("segment-*.mp4", "joined.*.mp4", "segments*.ffconcat", "metadata*.ffmeta")
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentFacts:
+    """One finished segment.
+
+    Attributes:
+        index: Position of the segment in the video, from 0.
+        sha256: Digest of the file.
+        frames_sha256: `chain_frames` over all frames of the video up to the end of this segment.
+    """
+
+    index: int
+    path: Path
+    frames: int
+    nbytes: int
+    sha256: str
+    frames_sha256: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VideoFacts:
+    """The finished video, as measured.
+
+    Attributes:
+        sidecar: The JSON file beside the video, with these facts and the metadata.
+        duration_s: ``frames / fps``.
+        segments: Number of segments that were joined.
+        sha256: Digest of the video file.
+        frames_sha256: `chain_frames` over all frames as they were before encoding.
+    """
+
+    path: Path
+    sidecar: Path
+    frames: int
+    width: int
+    height: int
+    fps: float
+    duration_s: float
+    segments: int
+    nbytes: int
+    sha256: str
+    frames_sha256: str
+    quality: str
+    encoder: str
+    ffmpeg_version: str
+
+
+def chain_frames(frames: npt.NDArray[np.uint8], before: str = "") -> str:
+    """Return the digest of all frames so far: each link is sha256(previous link + frame's bytes).
+
+    A chain and not one sha256 over everything, because a link is all the state there is: it can go
+    on from a stored one, and that of a longer clip passes through the shorter clip's.
+
+    Args:
+        frames: uint8 [frames, height, width, 3].
+        before: Digest of the frames before these; empty at the start, which counts as 32 zeros.
+    """
+    link = bytes.fromhex(before) if before else bytes(32)
+    for frame in frames:
+        digest = hashlib.sha256(link)
+        digest.update(np.ascontiguousarray(frame).data)
+        link = digest.digest()
+    return link.hex()
+
+
+class VideoWriter:
+    """Encodes frames to an H.264 mp4: yuv420p, bt709, constant frame rate, no B-frames.
+
+    Use it in a ``with`` block. Until `publish` returns, the output is untouched and everything
+    lives in the parts folder and under ``NAME.part.mp4``. Leaving the block before that removes
+    all but the finished segments, to `go_on` after. Only a process that is killed outright leaves
+    more, and the next run clears it away.
+    """
+
+    def __init__(
+        self,
+        output: Path,
+        *,
+        width: int,
+        height: int,
+        fps: float | Fraction,
+        ffmpeg: Ffmpeg,
+        quality: str,
+        metadata: Mapping[str, str],
+        parts: Path,
+        replaces: bool = False,
+    ) -> None:
+        """Check everything that can be checked without touching the disk.
+
+        Args:
+            output: The video file to make; its folder must exist.
+            width: Width in pixels, even.
+            height: Height in pixels, even.
+            fps: Playback rate, 1 to 240.
+            ffmpeg: The ffmpeg to use.
+            quality: ``draft``, ``good`` or ``best``.
+            metadata: Texts for the container and the sidecar, such as title, comment and seed.
+            parts: Folder for the segments; it is made if need be.
+            replaces: Whether a file may be replaced that comes to the output's place meanwhile.
+
+        Raises:
+            UsageError: A value cannot be used.
+            FfmpegMissing: The ffmpeg cannot encode H.264.
+        """
+        require_encoder(ffmpeg, ENCODER)
+        check_metadata(metadata)
+        self._encoding = Encoding(width=width, height=height, fps=exact_fps(fps), quality=quality)
+        self._ffmpeg = ffmpeg
+        self._metadata = dict(metadata)
+        self._output = output.absolute()
+        self._parts = parts.absolute()
+        self._open = False
+        self._run: FfmpegRun | None = None
+        self._frames = self._frames_in_segment = 0
+        self._segments: list[SegmentFacts] = []
+        self._frames_sha256 = ""
+        self._joined: VideoFacts | None = None
+        self._replaces = replaces
+        self._before: tuple[object, ...] = ()
+        self._part = Path()
+
+    def add_metadata(self, metadata: Mapping[str, str]) -> None:
+        """Before the block: more texts for the container and the sidecar.
+
+        Raises:
+            UsageError: A text cannot be used.
+        """
+        check_metadata(metadata)
+        self._metadata |= metadata
+
+    def go_on(self, segments: Sequence[SegmentFacts]) -> None:
+        """Before the block: stand after finished segments of the parts folder."""
+        self._segments = list(segments)
+        self._frames = sum(segment.frames for segment in segments)
+        self._frames_sha256 = segments[-1].frames_sha256 if segments else ""
+
+    def __enter__(self) -> Self:
+        check_output(self._output)
+        try:
+            self._parts.mkdir(exist_ok=True)
+            self._remove_own_files({segment.path.name for segment in self._segments})
+        except OSError as exc:
+            raise OutputRefused(
+                f"cannot keep the segments in {self._parts}: {exc.strerror}",
+                "choose another output folder",
+            ) from exc
+        self._before = self._there()
+        self._open = True
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        left_open = self._open
+        self.abort()
+        if left_open and exc_type is None:
+            raise RuntimeError("the block of a VideoWriter ended without publish() or abort()")
+
+    def write(self, frames: npt.NDArray[np.uint8]) -> None:
+        """Encode frames as the next ones of the current segment.
+
+        Args:
+            frames: RGB, full range, uint8 [n, height, width, 3], C-contiguous, n >= 1.
+
+        Raises:
+            WriterError: ffmpeg failed.
+        """
+        self._require_open()
+        expected = (self._encoding.height, self._encoding.width, 3)
+        if frames.dtype != np.uint8 or frames.shape[1:] != expected or len(frames) < 1:
+            raise ValueError(
+                f"frames must be uint8 [n >= 1, {', '.join(map(str, expected))}], "
+                f"got {frames.dtype} {list(frames.shape)}"
+            )
+        if not frames.flags.c_contiguous:
+            raise ValueError("frames must be C-contiguous")
+        if self._run is None:
+            self._run = self._start_segment()
+        self._run.write(frames.data.cast("B"))
+        self._frames += len(frames)
+        self._frames_in_segment += len(frames)
+        self._frames_sha256 = chain_frames(frames, self._frames_sha256)
+
+    def end_segment(self) -> SegmentFacts:
+        """Finish the current segment; the next frames begin another one.
+
+        Returns:
+            The facts of the segment, whose file is complete, counted and on the disk.
+
+        Raises:
+            WriterError: ffmpeg failed, or the file has not the frames that were written.
+        """
+        self._require_open()
+        if self._run is None:
+            raise ValueError("no frame was written since the last segment ended")
+        index, frames = len(self._segments), self._frames_in_segment
+        self._run.finish()
+        self._run, self._frames_in_segment = None, 0
+        path = self._segment(index)
+        with disk_errors(path):
+            _rename(self._part, part_of(path))
+            self._verify(part_of(path), frames, decode=False)
+            publish(path)
+            nbytes, digest = path.stat().st_size, sha256_of(path)
+        facts = SegmentFacts(index, path, frames, nbytes, digest, self._frames_sha256)
+        self._segments.append(facts)
+        return facts
+
+    @property
+    def frames(self) -> int:
+        """Frames written so far, those that it went on after included."""
+        return self._frames
+
+    @property
+    def frames_sha256(self) -> str:
+        """`chain_frames` over all frames so far."""
+        return self._frames_sha256
+
+    def join(self) -> VideoFacts:
+        """Join the segments and verify the video, which still has its temporary name.
+
+        Returns:
+            The facts of the video; the sidecar has them too, with the metadata.
+
+        Raises:
+            WriterError: No frame was written, ffmpeg failed, or the result is not as planned.
+        """
+        self._require_open()
+        if self._run is not None:
+            self.end_segment()
+        if not self._segments:
+            raise WriterError(f"no frame was written to {self._output}")
+        part, sidecar = part_of(self._output), sidecar_of(self._output)
+        with disk_errors(self._output):
+            joined = own_name(self._parts / _JOINED)
+            self._join(joined)
+            _rename(joined, part)
+            for decode in (False, True):
+                self._verify(part, self._frames, decode=decode)
+            facts = self._facts(part)
+            with create(part_of(sidecar)) as file:
+                file.write(self._sidecar_text(facts).encode())
+        self._joined = facts
+        return facts
+
+    def publish(self) -> None:
+        """Give the joined video its name, replacing what was there, and remove the segments.
+
+        Raises:
+            WriterError: The disk refused.
+        """
+        self._require_open()
+        if self._joined is None:
+            raise ValueError("the segments are not joined yet")
+        with disk_errors(self._output):
+            if not self._replaces and self._there() != self._before:
+                raise OutputRefused(
+                    f"{self._output} or its sidecar came or changed while the video was made, and "
+                    "is not replaced",
+                    "move it away, then resume",
+                )
+            # The sidecar first: where the video is new, so is what is said of it.
+            publish(sidecar_of(self._output), self._output)
+        self._segments = []
+        self.abort()
+
+    def abort(self) -> None:
+        """Stop ffmpeg and remove all but the finished segments; harmless after `publish`."""
+        if not self._open:
+            return
+        self._open = False
+        if self._run is not None:
+            self._run.kill()
+            self._run = None
+        for path in (self._output, sidecar_of(self._output)):
+            with contextlib.suppress(OSError):
+                part_of(path).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self._remove_own_files({segment.path.name for segment in self._segments})
+
+    def let_go(self) -> None:
+        """Stop ffmpeg and touch no file any more: they are another process's now."""
+        self._open = False
+        if self._run is not None:
+            self._run.kill()
+            self._run = None
+
+    def _require_open(self) -> None:
+        if not self._open:
+            raise ValueError(
+                "the VideoWriter is not open: use it in a with block, before publish()"
+            )
+
+    def _segment(self, index: int) -> Path:
+        return self._parts / f"segment-{index:06d}.mp4"
+
+    def remove_segments(self) -> None:
+        """Remove what a finished video was made from.
+
+        Raises:
+            OSError: The disk refused.
+        """
+        self._remove_own_files(set())
+
+    def _remove_own_files(self, keep: set[str]) -> None:
+        for pattern in _OWN_FILES:
+            for path in self._parts.glob(pattern):
+                if path.name not in keep:
+                    path.unlink()
+
+    def _start_segment(self) -> FfmpegRun:
+        # A name of its own: the ffmpeg of a render that was killed may still write to another.
+        index = len(self._segments)
+        self._part = own_name(self._segment(index))
+        return FfmpegRun(
+            self._encoding.encode_argv(self._ffmpeg, self._part.name),
+            purpose=f"encoding segment {index} of {self._output.name}",
+            cwd=self._parts,
+            feed=True,
+        )
+
+    def _there(self) -> tuple[object, ...]:
+        """What stands in the places of video and sidecar, to tell whether that changes."""
+        found: list[object] = []
+        for path in (self._output, sidecar_of(self._output)):
+            try:
+                facts = path.lstat()
+            except FileNotFoundError:
+                found.append(None)
+            else:
+                # No number of the file: some network file systems give it another one.
+                found.append((facts.st_mode, facts.st_size, facts.st_mtime_ns))
+        return tuple(found)
+
+    def _require_sound(self) -> None:
+        """Look at every segment again: it may have changed since it was encoded.
+
+        Raises:
+            WriterError: One is not what was written.
+        """
+        for segment in self._segments:
+            try:
+                whole = sha256_of(segment.path) == segment.sha256
+            except FileNotFoundError:
+                whole = False
+            if not whole:
+                raise WriterError(
+                    f"{segment.path.name} is not what was written: it was changed or damaged",
+                    "resume, which encodes it again; if that comes again, check the disk",
+                )
+
+    def _join(self, part: Path) -> None:
+        self._require_sound()
+        # Names relative to the parts folder, so that no character of a path needs quoting.
+        segments = ((segment.path.name, segment.frames) for segment in self._segments)
+        listing = concat_listing(segments, self._encoding.fps)
+        write_file(self._parts / _LISTING, listing.encode("ascii"), shared=True)
+        write_file(self._parts / _METADATA, ffmetadata(self._container_metadata()), shared=True)
+        argv = self._encoding.join_argv(self._ffmpeg, _LISTING, _METADATA, part.name)
+        with FfmpegRun(argv, purpose=f"joining {self._output.name}", cwd=self._parts) as run:
+            run.finish()
+
+    def _verify(self, path: Path, frames: int, *, decode: bool) -> None:
+        found = measure(self._ffmpeg, path, decode=decode)
+        encoding = self._encoding
+        expected = Measured(frames, encoding.width, encoding.height, encoding.fps)
+        if found != expected:
+            raise WriterError(
+                f"{path.name} should have {expected}, but ffmpeg made {found}",
+                "run `cfgen doctor` to check ffmpeg and the disk",
+            )
+
+    def _facts(self, part: Path) -> VideoFacts:
+        encoding = self._encoding
+        return VideoFacts(
+            path=self._output,
+            sidecar=sidecar_of(self._output),
+            frames=self._frames,
+            width=encoding.width,
+            height=encoding.height,
+            fps=float(encoding.fps),
+            duration_s=float(self._frames / encoding.fps),
+            segments=len(self._segments),
+            nbytes=part.stat().st_size,
+            sha256=sha256_of(part),
+            frames_sha256=self._frames_sha256,
+            quality=encoding.quality,
+            encoder=ENCODER,
+            ffmpeg_version=self._ffmpeg.version,
+        )
+
+    def _container_metadata(self) -> dict[str, str]:
+        return {
+            **self._metadata,
+            "frames": str(self._frames),
+            "frames_sha256": self._frames_sha256,
+            "ffmpeg_version": self._ffmpeg.version,
+            "quality": self._encoding.quality,
+        }
+
+    def _sidecar_text(self, facts: VideoFacts) -> str:
+        names = {"path": facts.path.name, "sidecar": facts.sidecar.name}
+        facts_named = asdict(facts) | names
+        record = {"version": SIDECAR_VERSION, "metadata": self._metadata, "facts": facts_named}
+        return json_bytes(record, indent=2).decode() + "\n"
+
+
+def _rename(made: Path, part: Path) -> None:
+    """Give what ffmpeg made the name under which it is measured; if it made nothing, that tells."""
+    part.unlink(missing_ok=True)
+    with contextlib.suppress(FileNotFoundError):
+        os.rename(made, part)
