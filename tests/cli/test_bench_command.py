@@ -16,10 +16,10 @@ import torch
 import yaml
 from typer.testing import Result
 
+from cfgen.bench import measure as bench_module
+from cfgen.bench import random_weights as stand_in_module
+from cfgen.bench import variants as ways_module
 from cfgen.bench.measure import Bench, Contestant, distance, tolerance
-from cfgen.bench.measure import measure as bench_module
-from cfgen.bench.measure import random_weights as stand_in_module
-from cfgen.bench.measure import variants as ways_module
 from cfgen.bench.variants import Setting, Way, fill, prepare
 from cfgen.config.loader import load
 from cfgen.errors import NotFinite
