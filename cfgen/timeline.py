@@ -30,7 +30,7 @@ with slow_fast memory of 3, 6 and 6."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Geometry:
+class VideoShape:
     """The shape of what a model makes.
 
     Attributes:
@@ -119,7 +119,7 @@ class Plan:
     """
 
     duration_s: float
-    geometry: Geometry
+    geometry: VideoShape
     frames: int
     chunks: int
     segment_chunks: int
@@ -222,7 +222,7 @@ class Plan:
 
 
 def make_plan(
-    duration_s: float, geometry: Geometry, *, segment_chunks: int = SEGMENT_CHUNKS
+    duration_s: float, geometry: VideoShape, *, segment_chunks: int = SEGMENT_CHUNKS
 ) -> Plan:
     """Plan a clip.
 

@@ -59,6 +59,6 @@ class Slots(NamedTuple):
     turns: Tensor
 
 
-OPEN, RENEW, ADMITTED, FIRED = range(4)
+CAN_ADMIT, UPDATE_REFERENCE, ADMITTED, ADMITTED_NOW = range(4)
 """Columns of a layer's decision, [4] int32: whether the chunk may be admitted, whether its keys
 become the reference even if not, whether it was admitted, and whether this very pass did it."""

@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from cfgen.kernels.device import unsupported_device
-from cfgen.kernels.pages import ADMITTED, FIRED, OPEN, RENEW
+from cfgen.kernels.pages import ADMITTED, ADMITTED_NOW, CAN_ADMIT, UPDATE_REFERENCE
 from cfgen.kernels.rows import need_dense
 
 GROUPS, CHANNELS = 128, 32
@@ -45,12 +45,13 @@ def _mean(parts, keys, groups, width, tokens, GROUPS: tl.constexpr, CHANNELS: tl
 @triton.jit(do_not_specialize_on_alignment=["decision"])
 def _decide(
     keys, reference, decision, batches, width, tau,
-    OPEN: tl.constexpr, RENEW: tl.constexpr, ADMITTED: tl.constexpr, FIRED: tl.constexpr,
+    CAN_ADMIT: tl.constexpr, UPDATE_REFERENCE: tl.constexpr,
+    ADMITTED: tl.constexpr, ADMITTED_NOW: tl.constexpr,
     WIDTH: tl.constexpr,
 ):  # fmt: skip
     """Compare with the reference and act on it; one program, of which every warp decides alike."""
-    admitted, renew = tl.load(decision + ADMITTED), tl.load(decision + RENEW)
-    may = (tl.load(decision + OPEN) != 0) & (admitted == 0)
+    admitted, renew = tl.load(decision + ADMITTED), tl.load(decision + UPDATE_REFERENCE)
+    may = (tl.load(decision + CAN_ADMIT) != 0) & (admitted == 0)
     channel = tl.arange(0, WIDTH)
     inside = channel < width
     similarity = 0.0
@@ -63,7 +64,7 @@ def _decide(
         similarity += tl.div_rn(tl.sum(new * old, 0), lengths)
     fired = (similarity / batches < tau) & may
     tl.debug_barrier()  # no warp may still have to read what is overwritten now
-    tl.store(decision + FIRED, fired.to(tl.int32))
+    tl.store(decision + ADMITTED_NOW, fired.to(tl.int32))
     tl.store(decision + ADMITTED, admitted | fired.to(tl.int32))
     if fired | (renew != 0):
         for batch in range(batches):
@@ -101,6 +102,7 @@ def admit(
     )  # fmt: skip
     _decide[(1,)](
         keys, reference_BC, decision, batch, width, tau,
-        OPEN=OPEN, RENEW=RENEW, ADMITTED=ADMITTED, FIRED=FIRED,
+        CAN_ADMIT=CAN_ADMIT, UPDATE_REFERENCE=UPDATE_REFERENCE,
+        ADMITTED=ADMITTED, ADMITTED_NOW=ADMITTED_NOW,
         WIDTH=triton.next_power_of_2(width), num_warps=8, enable_fp_fusion=True,
     )  # fmt: skip

@@ -9,17 +9,17 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cfgen.kernels.pages import ADMITTED, FIRED, OPEN, RENEW
-from cfgen.memory.attention import Reader
-from cfgen.memory.autograd import GraphCache, GraphReader
+from cfgen.kernels.pages import ADMITTED, ADMITTED_NOW, CAN_ADMIT, UPDATE_REFERENCE
+from cfgen.memory.attention import KVAttention
+from cfgen.memory.autograd import AutogradAttention, GraphCache
 from cfgen.memory.page_pool import KVCache
 from cfgen.memory.paged import PagedMemory
-from cfgen.memory.paged_attention import InPlaceReader
-from cfgen.memory.pre_rotated import RotatedReader
+from cfgen.memory.paged_attention import PagedAttention
+from cfgen.memory.pre_rotated import PreRotatedAttention
 from cfgen.memory.protocols import Table
 from cfgen.memory.slow_fast import ReleaseTable, SlowFastTable
 from cfgen.memory.window import WindowTable
-from cfgen.model.generator import Generator, Geometry
+from cfgen.model.generator import Generator, WanConfig
 from cfgen.ops.reference import Rope
 from cfgen.ops.select import TORCH, Ops
 
@@ -98,9 +98,9 @@ policies = st.one_of(windows(), slow_fasts(), releases())
 
 
 @st.composite
-def geometries(draw: st.DrawFn) -> Geometry:
+def geometries(draw: st.DrawFn) -> WanConfig:
     heads, head_dim = draw(st.integers(1, 3)), draw(st.sampled_from([2, 6, 8, 16]))
-    return Geometry(
+    return WanConfig(
         dim=heads * head_dim,
         ffn_dim=draw(st.integers(1, 20)),
         num_heads=heads,
@@ -119,11 +119,11 @@ def told_by(decide: Callable[[Tensor, Tensor], bool]) -> Callable[..., None]:
 
     def admit(parts: Tensor, reference: Tensor, decision: Tensor, *, tokens: int, tau: float):
         keys = parts.sum(1) / tokens
-        asked = bool(decision[OPEN]) and not decision[ADMITTED]
+        asked = bool(decision[CAN_ADMIT]) and not decision[ADMITTED]
         fired = asked and decide(reference.clone(), keys)
-        decision[FIRED] = int(fired)
+        decision[ADMITTED_NOW] = int(fired)
         decision[ADMITTED] |= int(fired)
-        if fired or decision[RENEW]:
+        if fired or decision[UPDATE_REFERENCE]:
             reference.copy_(keys)
 
     return admit
@@ -143,13 +143,13 @@ def memory_of(
 ) -> PagedMemory:
     """A memory whose reader fits its pool and ops, as `build` puts one together."""
     slots = max(table.capacity for table in tables)
-    reader: Reader
+    reader: KVAttention
     if isinstance(pool, GraphCache):
-        reader = GraphReader(pool, ops, rope=rope, grid=grid)
+        reader = AutogradAttention(pool, ops, rope=rope, grid=grid)
     elif ops.pages is not None:
-        reader = InPlaceReader(pool, ops.pages, rope=rope, grid=grid, slots=slots)
+        reader = PagedAttention(pool, ops.pages, rope=rope, grid=grid, slots=slots)
     else:
-        reader = RotatedReader(pool, ops, rope=rope, grid=grid, slots=slots, shared=shared)
+        reader = PreRotatedAttention(pool, ops, rope=rope, grid=grid, slots=slots, shared=shared)
     return PagedMemory(
         tables,
         pool,
@@ -160,7 +160,7 @@ def memory_of(
     )
 
 
-def random_generator(geometry: Geometry, seed: int = 0) -> Generator:
+def random_generator(geometry: WanConfig, seed: int = 0) -> Generator:
     """A generator with weights that make attention matter."""
     torch.manual_seed(seed)
     generator = Generator(geometry)

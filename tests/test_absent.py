@@ -10,7 +10,7 @@ import pytest
 from cfgen.config.loader import load
 from cfgen.config.schema import ModelConfig
 from cfgen.errors import CheckpointError
-from cfgen.pipeline.missing_files import refuse_absent
+from cfgen.pipeline.missing_files import refuse_missing
 from cfgen.pipeline.models import files_of, generator_of
 
 
@@ -26,7 +26,7 @@ def no_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("preset", ["longlive", "self-forcing"])
 def test_one_command_fetches_all_parts(preset: str) -> None:
     model = model_of(preset)
-    for ask in (refuse_absent, files_of, generator_of):
+    for ask in (refuse_missing, files_of, generator_of):
         with pytest.raises(CheckpointError) as caught:
             ask(model)
         assert caught.value.hint == f"cfgen models pull {preset}"
@@ -37,7 +37,7 @@ def test_one_command_fetches_all_parts(preset: str) -> None:
 def test_what_the_preset_lacks_is_fetched_with_it() -> None:
     model = replace(model_of("self-forcing"), loras=("a/b/c.safetensors:0.5",))
     with pytest.raises(CheckpointError) as caught:
-        refuse_absent(model)
+        refuse_missing(model)
     wanted = "cfgen models pull self-forcing && cfgen models pull a/b/c.safetensors"
     assert caught.value.hint == wanted
 
@@ -46,7 +46,7 @@ def test_generator_that_is_there_is_not_fetched(tmp_path: Path) -> None:
     (tmp_path / "mine.safetensors").touch()
     model = replace(model_of("self-forcing"), path=str(tmp_path / "mine.safetensors"))
     with pytest.raises(CheckpointError) as caught:
-        refuse_absent(model)
+        refuse_missing(model)
     assert "models pull self-forcing" not in str(caught.value.hint)
     assert f"cfgen models pull {model.vae}" in str(caught.value.hint)
 
@@ -54,8 +54,8 @@ def test_generator_that_is_there_is_not_fetched(tmp_path: Path) -> None:
 def test_name_that_is_no_reference_is_told_as_such() -> None:
     model = replace(model_of("self-forcing"), vae="/nowhere/vae.pth")
     with pytest.raises(CheckpointError, match="/nowhere/vae.pth"):
-        refuse_absent(model)
+        refuse_missing(model)
 
 
 def test_model_in_the_box_is_there() -> None:
-    refuse_absent(model_of("mini"))
+    refuse_missing(model_of("mini"))

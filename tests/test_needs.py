@@ -23,13 +23,13 @@ from cfgen.config.schema import (
     WindowMemory,
 )
 from cfgen.errors import BudgetError
-from cfgen.memory.pre_rotated import RotatedReader
+from cfgen.memory.pre_rotated import PreRotatedAttention
 from cfgen.model.quantized import QuantizedLinear
 from cfgen.ops.select import TORCH
 from cfgen.pipeline import build
-from cfgen.pipeline.memory_estimate import pages_of, place, sizes_of
+from cfgen.pipeline.memory_estimate import estimate_memory, pages_of, place
 from cfgen.pipeline.models import load_models
-from cfgen.pipeline.offload_plan import PROGRAM, Sizes, table
+from cfgen.pipeline.offload_plan import PROGRAM, MemoryEstimate, table
 from tests.memory.spied import PASSES, Spied
 from tests.strategies import Policy, policies
 
@@ -41,8 +41,8 @@ def _config(settings: list[str], **flags: str) -> RenderConfig:
     return load(values, assignments=settings).config
 
 
-def _sizes(config: RenderConfig) -> Sizes:
-    return sizes_of(config, plan_of(config))
+def _sizes(config: RenderConfig) -> MemoryEstimate:
+    return estimate_memory(config, plan_of(config))
 
 
 @pytest.fixture
@@ -116,7 +116,7 @@ def test_bytes_of_weights_and_cache_are_those_that_are_held(
     assert sizes.vae == sum(p.nbytes for p in models.decoder.parameters())
     memory = build.build_memory(config.memory, models.generator, plan_of(config), TORCH, dtype=kind)
     assert sizes.kv == memory.nbytes
-    assert isinstance(memory.reader, RotatedReader)
+    assert isinstance(memory.reader, PreRotatedAttention)
     assert sizes.context == memory.reader.nbytes
 
 

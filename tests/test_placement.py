@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cfgen.errors import BudgetError
-from cfgen.pipeline.offload_plan import CUDA_CONTEXT, LEVELS, PROGRAM, Sizes, choose, table
+from cfgen.pipeline.offload_plan import CUDA_CONTEXT, LEVELS, PROGRAM, MemoryEstimate, choose, table
 
 GB = 10**9
-WAN = Sizes(
+WAN = MemoryEstimate(
     blocks=5 * GB // 2,
     largest=28 * 10**6,
     rest=GB // 5,
@@ -32,12 +32,12 @@ amounts = st.integers(0, 10**11)
 
 
 @st.composite
-def sizes(draw: st.DrawFn) -> Sizes:
+def sizes(draw: st.DrawFn) -> MemoryEstimate:
     """Of models with at least two layers, whose blocks hold at least two matrices."""
     parts = {name: draw(amounts) for name in ("rest", "kv", "conditioning", "forward", "vae")}
     more = {name: draw(amounts) for name in ("decode", "text", "encode", "adapters")}
     largest, layers = draw(amounts), draw(st.integers(2, 40))
-    return Sizes(
+    return MemoryEstimate(
         blocks=2 * largest + draw(amounts),
         largest=largest,
         layers=layers,
@@ -48,7 +48,9 @@ def sizes(draw: st.DrawFn) -> Sizes:
 
 
 @given(sizes())
-def test_each_level_takes_no_more_of_the_gpu_and_no_less_of_main_memory(found: Sizes) -> None:
+def test_each_level_takes_no_more_of_the_gpu_and_no_less_of_main_memory(
+    found: MemoryEstimate,
+) -> None:
     vram = [found.vram(level) for level in LEVELS]
     assert vram == sorted(vram, reverse=True)
     ram = [found.ram_beside_gpu(level) for level in LEVELS]
@@ -56,7 +58,7 @@ def test_each_level_takes_no_more_of_the_gpu_and_no_less_of_main_memory(found: S
 
 
 @given(sizes(), st.integers(0, 10**12))
-def test_what_is_chosen_fits_and_nothing_less_does(found: Sizes, budget: int) -> None:
+def test_what_is_chosen_fits_and_nothing_less_does(found: MemoryEstimate, budget: int) -> None:
     fitting = [level for level in LEVELS if found.vram(level) <= budget]
     if fitting:
         chosen = choose(found, asked="auto", budget=budget)
@@ -138,5 +140,5 @@ def test_what_never_waits_counts_at_every_level(part: str) -> None:
 
 def test_the_table_counts_what_is_held_and_what_works_once() -> None:
     counted = replace(WAN, adapters=7, largest=0, context=0, layers=0)  # parts of others, a count
-    names = Sizes.__slots__
+    names = MemoryEstimate.__slots__
     assert sum(table(counted).values()) == sum(getattr(counted, name) for name in names)

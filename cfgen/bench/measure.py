@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cfgen.bench.variants import Setting, Way, fill, held, least_s, now
+from cfgen.bench.variants import BenchSetup, Variant, fill, held, least_s, now
 from cfgen.errors import BackendUnavailable, BudgetError, NotFinite
 from cfgen.model.vae import State
 from cfgen.out_of_memory import is_out_of_memory
@@ -41,7 +41,7 @@ SLOW_S = 10.0
 class Refused:
     """A way that cannot go here, and why."""
 
-    way: Way
+    way: Variant
     reason: str
 
 
@@ -62,7 +62,7 @@ class Figures:
         tolerance: The most that may be.
     """
 
-    way: Way
+    way: Variant
     keys: str
     values: str
     seconds: tuple[float, ...]
@@ -120,7 +120,7 @@ class Report:
         return self.frames / (figures.chunk_s + self.decode_s)
 
 
-class Contestant:
+class VariantRunner:
     """One way, its memory full, to make chunk after chunk.
 
     Args:
@@ -139,7 +139,7 @@ class Contestant:
         BudgetError: It does not fit beside the others.
     """
 
-    def __init__(self, setting: Setting, way: Way) -> None:
+    def __init__(self, setting: BenchSetup, way: Variant) -> None:
         self.way, self._ops = way, setting.ops(way)
         self._device = setting.generator.device
         self.seconds: list[float] = []
@@ -202,16 +202,16 @@ class Bench:
         ways: The ways. The backend may be `auto`; two that come to the same are one.
     """
 
-    def __init__(self, setting: Setting, ways: Sequence[Way]) -> None:
+    def __init__(self, setting: BenchSetup, ways: Sequence[Variant]) -> None:
         self._setting = setting
-        settled = [way if way.backend != "auto" else self._auto(way) for way in ways]
-        unlike: dict[object, Way] = {}
-        for way in settled:
+        resolve_auto = [way if way.backend != "auto" else self._auto(way) for way in ways]
+        unlike: dict[object, Variant] = {}
+        for way in resolve_auto:
             unlike.setdefault((way.backend, setting.page_dtypes(way)), way)
         self._ways = list(unlike.values())
-        self._ready: list[Contestant] = []
+        self._ready: list[VariantRunner] = []
         self._refused: list[Refused] = []
-        self._latents: dict[Way, Tensor] = {}
+        self._latents: dict[Variant, Tensor] = {}
         self._decode_s: list[float] = []
         self._state = setting.models.decoder.start()
 
@@ -278,7 +278,7 @@ class Bench:
             base=next((figures for figures in ways if figures.way == base), None),
             ways=ways,
             refused=tuple(self._refused),
-            auto=self._auto(Way("auto", self._setting.config.memory.kv_cache)).backend,
+            auto=self._auto(Variant("auto", self._setting.config.memory.kv_cache)).backend,
         )
 
     @property
@@ -286,13 +286,13 @@ class Bench:
         """Chunks before those that are timed; on a GPU one compiles and the next is captured."""
         return 2 if self._setting.generator.device.type == "cuda" else 1
 
-    def _auto(self, way: Way) -> Way:
+    def _auto(self, way: Variant) -> Variant:
         """The same KV cache with the backend that `auto` takes for it."""
-        return Way(self._setting.ops(Way("auto", way.storage)).name, way.storage)
+        return Variant(self._setting.ops(Variant("auto", way.storage)).name, way.storage)
 
-    def _warm(self, way: Way) -> tuple[Contestant, Chunk, float]:
+    def _warm(self, way: Variant) -> tuple[VariantRunner, Chunk, float]:
         """A contestant, with the last chunk of its warm-up."""
-        contestant = Contestant(self._setting, way)
+        contestant = VariantRunner(self._setting, way)
         for _ in range(self._warm_up):
             chunk, took = contestant.make()
         return contestant, chunk, took
@@ -304,7 +304,7 @@ class Bench:
         source.decode(chunk, self._state)
         self._decode_s.append(now(device) - began)
 
-    def _figures(self, contestant: Contestant, base: Way | None) -> Figures:
+    def _figures(self, contestant: VariantRunner, base: Variant | None) -> Figures:
         way, setting = contestant.way, self._setting
         keys, values = (str(kind).removeprefix("torch.") for kind in setting.page_dtypes(way))
         compared = base is not None and way != base
@@ -327,7 +327,7 @@ def distance(latents: Tensor, others: Tensor) -> float:
     return float((wide - true).norm() / true.norm())
 
 
-def tolerance(setting: Setting, way: Way) -> float:
+def tolerance(setting: BenchSetup, way: Variant) -> float:
     """How far a chunk made one way may be from one that is exact."""
     computed = COMPUTED[setting.dtype] * setting.config.schedule.guidance
     other = {kind for kind in setting.page_dtypes(way) if kind != setting.dtype}

@@ -12,14 +12,14 @@ from cfgen.checkpoint.networks.fill import MATRICES
 from cfgen.checkpoint.networks.vae import LAYOUTS_LAST
 from cfgen.config.schema import ModelConfig
 from cfgen.errors import CheckpointError
-from cfgen.model.generator import Generator, Geometry
+from cfgen.model.generator import Generator, WanConfig
 from cfgen.model.tiled import TiledDecoder
 from cfgen.model.wan_vae import WanAutoencoder
 from cfgen.pipeline.cpu_offload import offload_blocks
 from cfgen.pipeline.models import LoadedModels, files_of, loras_of
 from cfgen.pipeline.offload_plan import Offload
 
-PUBLISHED = Geometry(dim=1536, ffn_dim=8960, num_heads=12, num_layers=30)
+PUBLISHED = WanConfig(dim=1536, ffn_dim=8960, num_heads=12, num_layers=30)
 """Sizes of Wan2.1-T2V-1.3B, which every published model that has a preset was made from."""
 
 
@@ -39,7 +39,7 @@ def stand_in(
     dtype: torch.dtype,
     device: torch.device,
     offload: Offload = "none",
-    sizes: Geometry = PUBLISHED,
+    sizes: WanConfig = PUBLISHED,
 ) -> LoadedModels:
     """Generator and Wan VAE of random weights, placed and laid out as `weights.load_models` does.
 

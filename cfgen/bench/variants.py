@@ -33,7 +33,7 @@ from cfgen.render.source import FrameSource
 from cfgen.rollout.cuda_graph import ChunkGraph
 from cfgen.rollout.loop import Guidance
 from cfgen.rollout.schedule import KeyedNoise
-from cfgen.timeline import Geometry, Plan, make_plan
+from cfgen.timeline import Plan, VideoShape, make_plan
 
 LONG_S = 24 * 3600.0
 """A clip in which every memory fills, and which has no end as far as anything is timed."""
@@ -46,7 +46,7 @@ WORDS = 60
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
+class Variant:
     """One way to make a chunk: a backend, and how the KV cache is kept."""
 
     backend: str
@@ -58,7 +58,7 @@ class Way:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Setting:
+class BenchSetup:
     """What all ways have in common.
 
     Attributes:
@@ -112,15 +112,15 @@ class Setting:
 
     @property
     def passes(self) -> int:
-        """Passes of the generator over a chunk, the commit pass included."""
+        """ChunkDenoiser of the generator over a chunk, the commit pass included."""
         twice = 1 if self.guidance is None else 2
         return twice * len(self.config.schedule.timesteps) + 1
 
-    def page_dtypes(self, way: Way) -> tuple[torch.dtype, torch.dtype]:
+    def page_dtypes(self, way: Variant) -> tuple[torch.dtype, torch.dtype]:
         """What pages keep keys and values in."""
         return page_dtypes(self._config_of(way).memory, self.dtype)
 
-    def ops(self, way: Way) -> Ops:
+    def ops(self, way: Variant) -> Ops:
         """The ops of one way.
 
         Raises:
@@ -131,13 +131,13 @@ class Setting:
             raise BackendUnavailable("; ".join(reasons))
         return build_ops(way.backend, wanted)
 
-    def pool_nbytes(self, way: Way) -> int:
+    def pool_nbytes(self, way: Variant) -> int:
         """Bytes of the KV cache."""
         pages = pages_of(self.config.memory, self.kept.latent_frames)
         sizes, memory = self.generator.geometry, self._config_of(way).memory
         return pool_nbytes(memory, sizes, (self.tokens, 1), pages, self.dtype)
 
-    def rotated_nbytes(self, way: Way, ops: Ops) -> int:
+    def rotated_nbytes(self, way: Variant, ops: Ops) -> int:
         """Bytes of the rotated keys and of the values that a backend holds besides."""
         if ops.pages is not None:
             return 0
@@ -145,7 +145,7 @@ class Setting:
         layer_by_layer = set(self.page_dtypes(way)) != {self.dtype} or self.offload == "all"
         return every // self.generator.geometry.num_layers if layer_by_layer else every
 
-    def source(self, way: Way, ops: Ops) -> FrameSource:
+    def source(self, way: Variant, ops: Ops) -> FrameSource:
         """What makes frames one way, put together as `build_source` does; its memory is empty."""
         return FrameSource(
             generator=self.generator,
@@ -167,13 +167,13 @@ class Setting:
             capture=ChunkGraph if captures(self.config, ops, self.offload) else None,
         )
 
-    def _config_of(self, way: Way) -> RenderConfig:
+    def _config_of(self, way: Variant) -> RenderConfig:
         """The configuration with the KV cache of one way."""
         memory = replace(self.config.memory, kv_cache=way.storage)
         return replace(self.config, memory=memory)
 
 
-def prepare(config: RenderConfig, *, may_stand_in: bool) -> Setting:
+def prepare(config: RenderConfig, *, may_stand_in: bool) -> BenchSetup:
     """Load the model of a render, or random weights of its size. Pins the threads of this process.
 
     Args:
@@ -187,7 +187,7 @@ def prepare(config: RenderConfig, *, may_stand_in: bool) -> Setting:
     width, height = config.frame_size
     chunk, fps = config.model.chunk_latent_frames, config.playback_fps
     channels, stride = latents_of(config.model)
-    clip = Geometry(
+    clip = VideoShape(
         width=width,
         height=height,
         channels=channels,
@@ -209,7 +209,7 @@ def prepare(config: RenderConfig, *, may_stand_in: bool) -> Setting:
     if config.compile:
         compile_blocks(models.generator)
     scale = config.schedule.guidance
-    return Setting(
+    return BenchSetup(
         config=config,
         models=models,
         absent=absent,
@@ -262,7 +262,7 @@ def fill(source: FrameSource) -> int:
     return most
 
 
-def least_s(setting: Setting) -> float:
+def least_s(setting: BenchSetup) -> float:
     """Seconds that a chunk takes if all of it is as fast as the largest of its matrix products."""
     sizes, device = setting.generator.geometry, setting.generator.device
     block = next(block for block in setting.generator.blocks if isinstance(block, Block))

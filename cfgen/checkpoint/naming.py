@@ -48,7 +48,7 @@ EMA, LIVE = "generator_ema", "generator"
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class NamingScheme:
     """One way to name the tensors of a network.
 
     Attributes:
@@ -74,7 +74,7 @@ class Naming:
         choices: every prefix under which such a network was found.
     """
 
-    layout: Layout
+    layout: NamingScheme
     prefix: str
     names: Mapping[str, str]
     left_alone: tuple[str, ...] = ()
@@ -99,7 +99,7 @@ def without_residue(name: str) -> str:
 
 def find_network(
     names: Iterable[str],
-    layouts: Sequence[Layout],
+    layouts: Sequence[NamingScheme],
     path: Path,
     *,
     prefer: str = EMA,
@@ -171,7 +171,11 @@ def _top(prefix: str) -> set[str]:
 
 
 def _named(
-    clean: Mapping[str, str], layout: Layout, prefix: str, choices: tuple[str, ...], path: Path
+    clean: Mapping[str, str],
+    layout: NamingScheme,
+    prefix: str,
+    choices: tuple[str, ...],
+    path: Path,
 ) -> Naming:
     others = [choice for choice in choices if choice != prefix]
     names: dict[str, str] = {}
@@ -254,7 +258,7 @@ def unchanged(name: str) -> str:
 
 
 WAN = (
-    Layout("Wan's own", "head.modulation", unchanged),
-    Layout("diffusers'", "condition_embedder.time_embedder.linear_1.bias", from_diffusers),
+    NamingScheme("Wan's own", "head.modulation", unchanged),
+    NamingScheme("diffusers'", "condition_embedder.time_embedder.linear_1.bias", from_diffusers),
 )
 """How a Wan generator is named."""

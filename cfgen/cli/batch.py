@@ -19,7 +19,7 @@ from cfgen.cli.naming import slug
 from cfgen.cli.plan import plan_of
 from cfgen.cli.progress import clock
 from cfgen.cli.render import check_place
-from cfgen.cli.work import gentle_signals
+from cfgen.cli.run_render import graceful_signals
 from cfgen.config.batch_list import Clip, read_list
 from cfgen.config.schema import ModelConfig, RenderConfig, digest
 from cfgen.errors import (
@@ -121,7 +121,7 @@ def batch(
         text, label=label, folder=folder, environ=os.environ, slug=slug, recipe=recipe_of
     )
     state = folder / f"{_stem(clips, text)}.cfgen-batch"
-    night = Night(console, listed, overwrite=overwrite)
+    night = BatchRunner(console, listed, overwrite=overwrite)
     work = night.batch = Batch(
         night.items,
         state,
@@ -135,10 +135,10 @@ def batch(
         _show_plan(console, listed, night)
         return
     if retry_failed:
-        work.forgive()
+        work.reset_failed()
     report = folder / f"{_stem(clips, text)}.report.json"
     try:
-        with gentle_signals(console, night.stop, again=_AGAIN):
+        with graceful_signals(console, night.stop, again=_AGAIN):
             night.encode_prompts()
             for event in work.run():
                 night.show(event)
@@ -155,7 +155,7 @@ def batch(
         raise typer.Exit(1)
 
 
-class Night:
+class BatchRunner:
     """The clips of a list, and the render that is at work."""
 
     def __init__(self, console: Console, clips: list[Clip], *, overwrite: bool) -> None:
@@ -213,9 +213,9 @@ class Night:
                 render = build_render(begun, plan_of(begun), models=self._models)
                 render.resume()
             else:
-                drawn = plan_of(config)
-                check_place(config, drawn, overwrite=self._overwrite)
-                render = build_render(config, drawn, overwrite=self._overwrite, models=self._models)
+                plan = plan_of(config)
+                check_place(config, plan, overwrite=self._overwrite)
+                render = build_render(config, plan, overwrite=self._overwrite, models=self._models)
         except BudgetError as error:  # this clip is too large, which says nothing of the others
             raise SetupError(error.message, "make it shorter or smaller in the list") from None
         except OutputRefused as error:
@@ -324,12 +324,12 @@ def _whole(path: Path) -> _Whole | None:
     video = folder.finished
     if video is None:
         return None
-    drawn = plan_of(config_of(folder))
+    plan = plan_of(config_of(folder))
     return _Whole(
         Finished(
             output=folder.output,
             frames=video.frames,
-            seconds=drawn.seconds,
+            seconds=plan.seconds,
             elapsed_s=0.0,
             sidecar=sidecar_of(folder.output),
         )
@@ -369,7 +369,7 @@ def _on_own_gpu(config: RenderConfig) -> RenderConfig:
     return dataclasses.replace(config, device=f"cuda:{int(rank) % torch.cuda.device_count()}")
 
 
-def _show_plan(console: Console, clips: list[Clip], night: Night) -> None:
+def _show_plan(console: Console, clips: list[Clip], night: BatchRunner) -> None:
     """Show what is to be made, what is done, and what stands in the way.
 
     Raises:
@@ -428,7 +428,7 @@ def _line(text: str) -> str:
 
 
 def _report(
-    work: Batch, clips: list[Clip], file: Path, night: Night
+    work: Batch, clips: list[Clip], file: Path, night: BatchRunner
 ) -> tuple[list[str], dict[str, object]]:
     """Write the report; return the lines of a summary and what the report holds."""
     rows = []

@@ -18,7 +18,7 @@ from cfgen.units import bytes_words, count
 
 if TYPE_CHECKING:
     from cfgen.bench.measure import Figures, Report
-    from cfgen.bench.variants import Setting, Way
+    from cfgen.bench.variants import BenchSetup, Variant
 
 Name = TypeVar("Name", bound=str)
 
@@ -132,19 +132,19 @@ def _keys() -> set[str]:
 
 def _ways(
     config: RenderConfig, backends: Sequence[str] | None, storages: Sequence[str] | None
-) -> list[Way]:
+) -> list[Variant]:
     """What to measure: what was asked for, else all that a render would choose among.
 
     Raises:
         UsageError: There is no such backend, or no such KV cache.
     """
-    from cfgen.bench.variants import Way
+    from cfgen.bench.variants import Variant
 
     usual = ["torch", "triton"] if config.backend == "auto" else [config.backend]
     own = config.memory.kv_cache
     kept = sorted(get_args(Storage), key=lambda storage: storage != own)
     return [
-        Way(_one_of(BACKENDS, backend, "--backend"), _one_of(kept, storage, "--kv-cache"))
+        Variant(_one_of(BACKENDS, backend, "--backend"), _one_of(kept, storage, "--kv-cache"))
         for backend in backends or usual
         for storage in storages or kept
     ]
@@ -159,7 +159,7 @@ def _one_of(allowed: Sequence[Name], given: str, flag: str) -> Name:
     )
 
 
-def _text(setting: Setting, report: Report) -> Iterator[str]:
+def _text(setting: BenchSetup, report: Report) -> Iterator[str]:
     """The report for people."""
     yield from _about(setting, report)
     yield ""
@@ -168,7 +168,7 @@ def _text(setting: Setting, report: Report) -> Iterator[str]:
     yield from _closing(report)
 
 
-def _about(setting: Setting, report: Report) -> Iterator[str]:
+def _about(setting: BenchSetup, report: Report) -> Iterator[str]:
     """What was measured, where and how."""
     import torch
 
@@ -205,7 +205,7 @@ def _about(setting: Setting, report: Report) -> Iterator[str]:
     )
 
 
-def _dtype(setting: Setting) -> str:
+def _dtype(setting: BenchSetup) -> str:
     return str(setting.dtype).removeprefix("torch.")
 
 
@@ -262,7 +262,7 @@ def _closing(report: Report) -> Iterator[str]:
     )
 
 
-def _data(setting: Setting, report: Report) -> dict[str, object]:
+def _data(setting: BenchSetup, report: Report) -> dict[str, object]:
     """The same for programs."""
     import torch
 
@@ -290,7 +290,7 @@ def _data(setting: Setting, report: Report) -> dict[str, object]:
     }
 
 
-def _named(way: Way) -> dict[str, object]:
+def _named(way: Variant) -> dict[str, object]:
     return {"backend": way.backend, "kv_cache": way.storage}
 
 

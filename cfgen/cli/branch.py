@@ -14,7 +14,7 @@ from cfgen.cli.console import Console
 from cfgen.cli.plan import plan_of
 from cfgen.cli.progress import clock
 from cfgen.cli.render import check_place
-from cfgen.cli.work import carry_out, tell_result
+from cfgen.cli.run_render import run_render, tell_result
 from cfgen.config.loader import from_mapping
 from cfgen.config.schema import RenderConfig, to_mapping
 from cfgen.config.values import parse_duration
@@ -27,7 +27,7 @@ from cfgen.units import count
 from cfgen.video.output import run_of
 
 if TYPE_CHECKING:
-    from cfgen.render.branch import Branching
+    from cfgen.render.branch import BranchPoint
 
 app = options.command_app()
 
@@ -96,9 +96,9 @@ def branch(
     if run_of(output).absolute() == path.absolute():
         raise UsageError("a branch needs an output of its own", "name another with -o")
     child = dataclasses.replace(child, output=output)
-    drawn = plan_of(child)
+    plan = plan_of(child)
     if (child.prompt, child.seed) == (parent.prompt, parent.seed) and (
-        drawn.frames <= plan_of(parent).frames
+        plan.frames <= plan_of(parent).frames
     ):
         raise UsageError(
             "nothing would be different: prompt and seed are those of the old video, and the new "
@@ -106,13 +106,13 @@ def branch(
             "give another --prompt or --seed, or a longer --duration; without any of them a seed "
             "is chosen",
         )
-    check_place(child, drawn, overwrite=overwrite)
-    chunk = chunk_of(at, plan_of(parent), drawn)
+    check_place(child, plan, overwrite=overwrite)
+    chunk = chunk_of(at, plan_of(parent), plan)
     if str(child.seed) not in (seed, str(parent.seed)):
         console.note(f"seed {child.seed} (chosen at random)")
     with Lock(path / LOCK):
         _branch(console, path, child, chunk, overwrite=overwrite)
-    finished = carry_out(console, child, drawn, resume=True)
+    finished = run_render(console, child, plan, resume=True)
     tell_result(console, finished, child)
 
 
@@ -129,30 +129,34 @@ def changed(folder: RunFolder, flags: dict[str, str | None]) -> RenderConfig:
     return config if config.seed is not None else dataclasses.replace(config, seed=int(new_seed()))
 
 
-def prepare(console: Console, folder: RunFolder, chunk: int) -> tuple[Branching, RunRecord]:
-    """Load the model of a run and find the way to the memory before `chunk`, telling which."""
+def prepare(console: Console, folder: RunFolder, chunk: int) -> tuple[BranchPoint, RunRecord]:
+    """Load the model of a run, find out how to get to the memory before `chunk`, and tell."""
     from cfgen.checkpoint.identify.digests import read_anew
     from cfgen.pipeline.build import build_render
-    from cfgen.render.branch import find_way
+    from cfgen.render.branch import locate
 
     config = config_of(folder)
-    drawn = plan_of(config)
-    console.note(f"loading the model to find the way to chunk {chunk + 1} of {folder.path}")
+    plan = plan_of(config)
+    console.note(f"loading the model to find out how to get to chunk {chunk + 1} of {folder.path}")
     read_anew()
-    render = build_render(config, drawn)
+    render = build_render(config, plan)
     folder.expect(render.record, allow_changed=())
-    point = find_way(folder, render.source, drawn, chunk)
-    starts = drawn.chunk(chunk).frame_start / drawn.geometry.fps
+    point = locate(folder, render.source, plan, chunk)
+    starts = plan.chunk(chunk).frame_start / plan.geometry.fps
     steps = len(config.schedule.timesteps)
-    lines = point.ground.lines
+    lines = point.audited.lines
     chunk_s = lines[-1].elapsed_s / len(lines) if lines else 0.0
-    cost_s = chunk_s * (point.replayed / (steps + 1) + len(point.way.again))
-    words = f"the snapshot after chunk {point.way.snapshot}" if point.way.snapshot else "the start"
+    cost_s = chunk_s * (point.replayed / (steps + 1) + len(point.recovery.recompute))
+    words = (
+        f"the snapshot after chunk {point.recovery.snapshot}"
+        if point.recovery.snapshot
+        else "the start"
+    )
     work = [
         f"{count(number, 'chunk')} {what}"
         for number, what in (
             (point.replayed, "to commit again"),
-            (len(point.way.again), "to denoise again"),
+            (len(point.recovery.recompute), "to denoise again"),
         )
         if number
     ]
@@ -166,17 +170,17 @@ def prepare(console: Console, folder: RunFolder, chunk: int) -> tuple[Branching,
 def _branch(
     console: Console, path: Path, child: RenderConfig, chunk: int, *, overwrite: bool
 ) -> None:
-    from cfgen.render.branch import branch_off
+    from cfgen.render.branch import fork
 
     point, record = prepare(console, RunFolder(path), chunk)
     assert child.output is not None
     record = dataclasses.replace(record, output=child.output.name, overwrite=overwrite)
     record = with_config(record, child, point)
-    for _ in branch_off(point, run_of(child.output), record):
+    for _ in fork(point, run_of(child.output), record):
         pass
 
 
-def with_config(record: RunRecord, config: RenderConfig, point: Branching) -> RunRecord:
+def with_config(record: RunRecord, config: RenderConfig, point: BranchPoint) -> RunRecord:
     """The record of a render with another configuration of the same model."""
     from cfgen.pipeline.build import read_prompt
     from cfgen.pipeline.fingerprint import prompt_digest

@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from cfgen.cli import options, rewriting
+from cfgen.cli import conversion_options as rewriting
+from cfgen.cli import options
 
 app = options.command_app()
 
@@ -49,8 +50,8 @@ def convert(
         diffusion_pytorch_model.safetensors --to diffusers
     """
     from cfgen.checkpoint.convert.convert import plan_convert
-    from cfgen.checkpoint.convert.source import open_source
-    from cfgen.checkpoint.convert.target import check
+    from cfgen.checkpoint.convert.input import open_source
+    from cfgen.checkpoint.convert.output import check
 
     console = options.console_of(ctx)
     console.configure(json=json_lines, quiet=quiet, debug=debug)

@@ -14,7 +14,7 @@ import typer
 from cfgen.cli import options
 from cfgen.cli.columns import WIDTH
 from cfgen.cli.console import Console
-from cfgen.cli.facts import lines_on
+from cfgen.cli.report_text import lines_on
 from cfgen.config.presets import locate_model
 from cfgen.errors import CheckpointError
 from cfgen.units import bytes_words

@@ -15,7 +15,7 @@ import typer
 from cfgen.cli import options
 from cfgen.cli.columns import cells, widths_of
 from cfgen.cli.console import Console
-from cfgen.cli.fetching import Fetching
+from cfgen.cli.download_progress import Fetching
 from cfgen.config import presets as catalog
 from cfgen.config.loader import load
 from cfgen.config.values import parse_lora

@@ -12,7 +12,7 @@ from typing import Annotated, cast
 import typer
 
 from cfgen.cli.console import Console
-from cfgen.config.values import Tree
+from cfgen.config.values import RawValue
 
 
 def command_app(help_text: str | None = None) -> typer.Typer:
@@ -27,11 +27,11 @@ def command_app(help_text: str | None = None) -> typer.Typer:
     )
 
 
-def lora_list(given: list[str] | None) -> Tree | None:
+def lora_list(given: list[str] | None) -> RawValue | None:
     """What `--lora` says, as a source holds it: None without it, nothing for `none`."""
     if not given:
         return None
-    return [] if given == ["none"] else list[Tree](given)
+    return [] if given == ["none"] else list[RawValue](given)
 
 
 def console_of(ctx: typer.Context) -> Console:

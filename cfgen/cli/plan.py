@@ -12,11 +12,11 @@ from cfgen.cli.console import Console
 from cfgen.cli.progress import clock
 from cfgen.config.loader import load
 from cfgen.config.schema import PlacementConfig, RenderConfig
-from cfgen.config.values import Tree, size_text
+from cfgen.config.values import RawValue, size_text
 from cfgen.errors import BudgetError, CheckpointError
 from cfgen.pipeline.model_preset import recipe_of
-from cfgen.pipeline.offload_plan import LEVELS, Sizes, choose, table
-from cfgen.timeline import Estimate, Geometry, KvSize, Plan, estimate, make_plan
+from cfgen.pipeline.offload_plan import LEVELS, MemoryEstimate, choose, table
+from cfgen.timeline import Estimate, KvSize, Plan, VideoShape, estimate, make_plan
 from cfgen.units import bytes_words, count
 
 _ROWS_SHOWN = 12
@@ -63,7 +63,7 @@ def plan(
     """
     console = options.console_of(ctx)
     console.configure(json=json_lines, quiet=quiet, verbose=verbose, debug=debug)
-    flags: dict[str, Tree | None] = {
+    flags: dict[str, RawValue | None] = {
         "preset": preset,
         "duration": duration,
         "size": size,
@@ -90,7 +90,7 @@ def plan_of(config: RenderConfig) -> Plan:
 
     width, height = config.frame_size
     channels, stride = latents_of(config.model)
-    geometry = Geometry(
+    geometry = VideoShape(
         width=width,
         height=height,
         channels=channels,
@@ -101,19 +101,19 @@ def plan_of(config: RenderConfig) -> Plan:
     return make_plan(config.duration_s, geometry)
 
 
-def needs_of(config: RenderConfig, drawn: Plan) -> Estimate:
-    """Estimate what `drawn` needs with the model and memory of `config`."""
+def estimate_disk(config: RenderConfig, planned: Plan) -> Estimate:
+    """Estimate what `planned` needs with the model and memory of `config`."""
     return estimate(
-        drawn,
+        planned,
         quality=config.encode.quality,
-        kv=_kv_size(config, drawn),
+        kv=_kv_size(config, planned),
         frames_per_s=config.model.cpu_frames_per_s,
         snapshot=config.snapshot.mode,
         budget_nbytes=config.snapshot.disk_budget,
     )
 
 
-def _kv_size(config: RenderConfig, drawn: Plan) -> KvSize | None:
+def _kv_size(config: RenderConfig, planned: Plan) -> KvSize | None:
     """The KV cache by the sizes of the model, or None where that cannot be read."""
     from cfgen.pipeline.device import dtype_of
     from cfgen.pipeline.memory_estimate import attention_share, pages_of, pool_nbytes
@@ -123,60 +123,60 @@ def _kv_size(config: RenderConfig, drawn: Plan) -> KvSize | None:
         sizes = geometry_of(config.model)
     except CheckpointError:
         return None
-    grid = sizes.grid(drawn.geometry.latent_height, drawn.geometry.latent_width)
-    pages = pages_of(config.memory, drawn.latent_frames)
+    grid = sizes.grid(planned.geometry.latent_height, planned.geometry.latent_width)
+    pages = pages_of(config.memory, planned.latent_frames)
     nbytes = pool_nbytes(config.memory, sizes, grid, pages, dtype_of(config))
     return KvSize(nbytes=nbytes, pages=pages, attention=attention_share(sizes, grid))
 
 
-def memory_of(config: RenderConfig, drawn: Plan) -> Sizes | str:
+def memory_of(config: RenderConfig, planned: Plan) -> MemoryEstimate | str:
     """What the parts of a render take of memory, or why that cannot be told."""
-    from cfgen.pipeline.memory_estimate import sizes_of
+    from cfgen.pipeline.memory_estimate import estimate_memory
 
     try:
-        return sizes_of(config, drawn)
+        return estimate_memory(config, planned)
     except CheckpointError as error:
         return f"unknown: {error}" + (f"; {error.hint}" if error.hint else "")
 
 
 def show_plan(
-    console: Console, config: RenderConfig, drawn: Plan, *, every_chunk: bool = False
+    console: Console, config: RenderConfig, planned: Plan, *, every_chunk: bool = False
 ) -> None:
     """Show a plan as the result of a command."""
-    needs = needs_of(config, drawn)
+    needs = estimate_disk(config, planned)
     if console.json:
-        rows = [asdict(chunk) for chunk in drawn]
-        memory = _memory_data(memory_of(config, drawn))
-        console.result("", {**plan_data(drawn, needs), **memory, "table": rows})
+        rows = [asdict(chunk) for chunk in planned]
+        memory = _memory_data(memory_of(config, planned))
+        console.result("", {**plan_data(planned, needs), **memory, "table": rows})
     else:
-        console.result("\n".join(_text(config, drawn, needs, every_chunk)), {})
+        console.result("\n".join(_text(config, planned, needs, every_chunk)), {})
 
 
-def plan_data(drawn: Plan, needs: Estimate) -> dict[str, object]:
+def plan_data(planned: Plan, needs: Estimate) -> dict[str, object]:
     """Return a plan and its estimate as plain values, without the table of chunks."""
     return {
-        "frames": drawn.frames,
-        "seconds": drawn.seconds,
-        "fps": drawn.geometry.fps,
-        "size": [drawn.geometry.width, drawn.geometry.height],
-        "latent_frames": drawn.latent_frames,
-        "chunks": drawn.chunks,
-        "segments": drawn.segments,
-        "roundings": list(drawn.lines()),
+        "frames": planned.frames,
+        "seconds": planned.seconds,
+        "fps": planned.geometry.fps,
+        "size": [planned.geometry.width, planned.geometry.height],
+        "latent_frames": planned.latent_frames,
+        "chunks": planned.chunks,
+        "segments": planned.segments,
+        "roundings": list(planned.lines()),
         "estimate": asdict(needs),
     }
 
 
-def _text(config: RenderConfig, drawn: Plan, needs: Estimate, every_chunk: bool) -> Iterator[str]:
+def _text(config: RenderConfig, planned: Plan, needs: Estimate, every_chunk: bool) -> Iterator[str]:
     size = size_text(config.frame_size)
     yield f"preset    {config.preset}, {size}, memory {config.memory.policy}"
-    yield f"video     {count(drawn.frames, 'frame')}, {drawn.seconds:.3f} s"
+    yield f"video     {count(planned.frames, 'frame')}, {planned.seconds:.3f} s"
     longest = config.model.longest_s
     if longest is not None and config.duration_s > longest:
         yield f"{'':10}longer than the {longest:g} s that it was trained for: pictures may drift"
-    for number, line in enumerate([*drawn.lines(), *_speed(config)]):
+    for number, line in enumerate([*planned.lines(), *_speed(config)]):
         yield f"{'rounding' if number == 0 else '':10}{line}"
-    yield from _memory_words(memory_of(config, drawn), config.placement)
+    yield from _memory_words(memory_of(config, planned), config.placement)
     yield (
         f"disk      {bytes_words(needs.output_nbytes)} for the video, "
         f"{bytes_words(needs.disk_nbytes)} while it is made (estimates):"
@@ -187,13 +187,13 @@ def _text(config: RenderConfig, drawn: Plan, needs: Estimate, every_chunk: bool)
     yield f"time      {_time_words(config, needs)}"
     yield ""
     yield "chunk  frames            seconds             latent frames  segment"
-    skipped = 0 if every_chunk else max(0, drawn.chunks - _ROWS_SHOWN)
+    skipped = 0 if every_chunk else max(0, planned.chunks - _ROWS_SHOWN)
     head = _ROWS_SHOWN - 3
-    for index in range(drawn.chunks):
+    for index in range(planned.chunks):
         if skipped and index == head:
             yield f"  ...  {count(skipped, 'more chunk')}; -v lists all"
         if not (skipped and head <= index < head + skipped):
-            yield _row(drawn, index)
+            yield _row(planned, index)
 
 
 def replay_words(config: RenderConfig) -> str:
@@ -205,9 +205,9 @@ def replay_words(config: RenderConfig) -> str:
     )
 
 
-def _row(drawn: Plan, index: int) -> str:
-    chunk = drawn.chunk(index)
-    end, fps = chunk.frame_start + chunk.frames, drawn.geometry.fps
+def _row(planned: Plan, index: int) -> str:
+    chunk = planned.chunk(index)
+    end, fps = chunk.frame_start + chunk.frames, planned.geometry.fps
     frames = f"{chunk.frame_start}-{end - 1}"
     seconds = f"{chunk.frame_start / fps:.3f}-{end / fps:.3f}"
     latent = f"{chunk.latent_start}-{chunk.latent_start + chunk.latent_frames - 1}"
@@ -224,7 +224,7 @@ def _speed(config: RenderConfig) -> list[str]:
     ]
 
 
-def _memory_words(sizes: Sizes | str, placement: PlacementConfig) -> Iterator[str]:
+def _memory_words(sizes: MemoryEstimate | str, placement: PlacementConfig) -> Iterator[str]:
     if isinstance(sizes, str):
         yield f"memory    {sizes}"
         return
@@ -243,7 +243,7 @@ def _memory_words(sizes: Sizes | str, placement: PlacementConfig) -> Iterator[st
             yield f"{'':10}--vram {bytes_words(placement.vram)}: {error}"
 
 
-def _memory_data(sizes: Sizes | str) -> dict[str, object]:
+def _memory_data(sizes: MemoryEstimate | str) -> dict[str, object]:
     if isinstance(sizes, str):
         return {"memory": None}
     gpu = {level: sizes.vram(level) for level in LEVELS}

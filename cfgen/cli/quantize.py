@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from cfgen.cli import options, rewriting
+from cfgen.cli import conversion_options as rewriting
+from cfgen.cli import options
 from cfgen.cli.columns import cells, padded
 from cfgen.errors import OutputRefused
 from cfgen.files.writing import disk_errors, write_file
@@ -84,9 +85,9 @@ def quantize(
       cfgen quantize wan.safetensors wan_fp4.safetensors --format nvfp4 \\
         --keep 'blocks\\.(0|29)\\.' --keep 'ffn\\.2' --report errors.json
     """
+    from cfgen.checkpoint.convert.input import open_source
+    from cfgen.checkpoint.convert.output import check
     from cfgen.checkpoint.convert.quantize import plan_quantize
-    from cfgen.checkpoint.convert.source import open_source
-    from cfgen.checkpoint.convert.target import check
 
     console = options.console_of(ctx)
     console.configure(json=json_lines, quiet=quiet, debug=debug)

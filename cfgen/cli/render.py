@@ -13,12 +13,12 @@ import typer
 from cfgen.cli import options
 from cfgen.cli.console import Console
 from cfgen.cli.naming import default_name
-from cfgen.cli.plan import needs_of, plan_of, show_plan
+from cfgen.cli.plan import estimate_disk, plan_of, show_plan
 from cfgen.cli.resume import go_on
-from cfgen.cli.work import carry_out, tell_result
+from cfgen.cli.run_render import run_render, tell_result
 from cfgen.config.loader import Resolved, load
 from cfgen.config.schema import RenderConfig
-from cfgen.config.values import Tree
+from cfgen.config.values import RawValue
 from cfgen.errors import BudgetError, UsageError
 from cfgen.files.reading import read_stream
 from cfgen.files.writing import disk_errors
@@ -83,7 +83,7 @@ def render(
     """
     console = options.console_of(ctx)
     console.configure(json=json_lines, quiet=quiet, verbose=verbose, debug=debug)
-    flags: dict[str, Tree | None] = {
+    flags: dict[str, RawValue | None] = {
         "prompt": _prompt_text(prompt),
         "output": output,
         "preset": preset,
@@ -122,20 +122,20 @@ def render(
         allowed = frozenset(allow_changed or ())
         go_on(console, run_of(config.output), asked=resolved.config, allow_changed=allowed)
         return
-    drawn = plan_of(config)
+    plan = plan_of(config)
     if not (resume and is_run(run_of(config.output))):
-        check_place(config, drawn, overwrite=overwrite)
+        check_place(config, plan, overwrite=overwrite)
     _tell_values(console, resolved, config)
     if dry_run:
         from cfgen.pipeline.memory_estimate import check
         from cfgen.pipeline.preflight import warnings_of
 
-        check(config, drawn)
+        check(config, plan)
         for warning in warnings_of(config):
             console.show(warning)
-        show_plan(console, config, drawn, every_chunk=verbose)
+        show_plan(console, config, plan, every_chunk=verbose)
     else:
-        finished = carry_out(console, config, drawn, overwrite=overwrite)
+        finished = run_render(console, config, plan, overwrite=overwrite)
         tell_result(console, finished, config)
 
 
@@ -165,7 +165,7 @@ def _completed(config: RenderConfig) -> RenderConfig:
     return dataclasses.replace(config, seed=seed, output=output)
 
 
-def check_place(config: RenderConfig, drawn: Plan, *, overwrite: bool) -> None:
+def check_place(config: RenderConfig, plan: Plan, *, overwrite: bool) -> None:
     """Refuse, before anything is loaded, an output that cannot or must not be written.
 
     Raises:
@@ -181,7 +181,7 @@ def check_place(config: RenderConfig, drawn: Plan, *, overwrite: bool) -> None:
     elif run_of(output).is_dir():
         with disk_errors(run_of(output)):
             require_own(run_of(output))
-    needed = needs_of(config, drawn).disk_nbytes + _SPARE_DISK_NBYTES
+    needed = estimate_disk(config, plan).disk_nbytes + _SPARE_DISK_NBYTES
     free = shutil.disk_usage(output.absolute().parent).free
     if free < needed:
         raise BudgetError(

@@ -11,7 +11,7 @@ import typer
 from cfgen.cli import options
 from cfgen.cli.console import Console
 from cfgen.cli.plan import plan_of
-from cfgen.cli.work import carry_out, tell_result
+from cfgen.cli.run_render import run_render, tell_result
 from cfgen.config.schema import RenderConfig
 from cfgen.errors import LockHeld, SnapshotError, UsageError
 from cfgen.pipeline.run_configs import go_on_with, run_folder
@@ -87,18 +87,18 @@ def go_on(
     if owner is not None and owner.here:
         raise LockHeld(f"{path} is in use by {owner}", "wait until it is done, or stop it")
     console.note(f"{path} is for {config.prompt!r}, seed {config.seed}")
-    drawn, video = plan_of(config), folder.finished
+    plan, video = plan_of(config), folder.finished
     if video is not None:
         console.note(f"{folder.output} is finished, and whole: {video.frames} frames")
         finished = Finished(
             output=folder.output,
             frames=video.frames,
-            seconds=drawn.seconds,
+            seconds=plan.seconds,
             elapsed_s=0.0,
             sidecar=sidecar_of(folder.output),
         )
     else:
-        finished = carry_out(console, config, drawn, resume=True, allow_changed=allow_changed)
+        finished = run_render(console, config, plan, resume=True, allow_changed=allow_changed)
     tell_result(console, finished, config)
 
 

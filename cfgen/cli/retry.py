@@ -18,7 +18,7 @@ from cfgen.cli.branch import (
     with_config,
 )
 from cfgen.cli.plan import plan_of
-from cfgen.cli.work import carry_out, tell_result
+from cfgen.cli.run_render import run_render, tell_result
 from cfgen.pipeline.run_configs import config_of, run_folder
 from cfgen.runs.folder import LOCK, RunFolder
 from cfgen.runs.lock import Lock
@@ -53,7 +53,7 @@ def retry(
       cfgen retry a.mp4 --from 0:40
       cfgen retry a.mp4 --from 0:40 --seed 12
     """
-    from cfgen.render.branch import do_over
+    from cfgen.render.branch import retry_from
 
     console = options.console_of(ctx)
     console.configure(json=json_lines, quiet=quiet, verbose=verbose, debug=debug)
@@ -64,12 +64,12 @@ def retry(
         config = config_of(folder)
         new = changed(folder, {"seed": seed or new_seed(), "prompt": prompt})
         new = dataclasses.replace(new, output=config.output)
-        drawn = plan_of(config)
-        point, record = prepare(console, folder, chunk_of(begin, drawn, drawn))
-        for _ in do_over(point, with_config(record, new, point)):
+        plan = plan_of(config)
+        point, record = prepare(console, folder, chunk_of(begin, plan, plan))
+        for _ in retry_from(point, with_config(record, new, point)):
             pass
         del point  # and the model with it, before it is loaded for the new take
     if str(new.seed) != seed:
         console.note(f"seed {new.seed} (chosen at random)")
-    finished = carry_out(console, new, drawn, resume=True)
+    finished = run_render(console, new, plan, resume=True)
     tell_result(console, finished, new)

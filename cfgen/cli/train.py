@@ -15,7 +15,7 @@ import yaml
 from cfgen.cli import options
 from cfgen.cli.console import Console
 from cfgen.config import presets as catalog
-from cfgen.config.values import Tree, coerce, nearest
+from cfgen.config.values import RawValue, nearest, parse_value
 from cfgen.errors import CheckpointError, PresetError, Problem, UsageError
 from cfgen.files.reading import read_text
 from cfgen.files.writing import write_file
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from cfgen.train.vae_stage import VaeSettings
 
 T = TypeVar("T")
-Values = dict[str, dict[str, Tree]]
+Values = dict[str, dict[str, RawValue]]
 
 app = options.command_app()
 
@@ -237,7 +237,9 @@ def _settings(values: Values) -> _Settings:
     return made
 
 
-def _filled(kind: type[T], values: Mapping[str, Tree], section: str, problems: list[Problem]) -> T:
+def _filled(
+    kind: type[T], values: Mapping[str, RawValue], section: str, problems: list[Problem]
+) -> T:
     """Make a settings dataclass of a section, leaving out what goes to `problems`."""
     hints = get_type_hints(kind)
     typed: dict[str, object] = {}
@@ -247,7 +249,7 @@ def _filled(kind: type[T], values: Mapping[str, Tree], section: str, problems: l
             problems.append(Problem(key=where, reason=f"is not a known key{nearest(key, hints)}"))
             continue
         try:
-            typed[key] = coerce(hints[key], tree)
+            typed[key] = parse_value(hints[key], tree)
         except ValueError as error:
             problems.append(Problem(key=where, reason=str(error)))
             typed[key] = None

@@ -22,7 +22,7 @@ from cfgen.config.schema import (
     to_mapping,
 )
 from cfgen.config.sources import Entries, Entry, Kind, Origin
-from cfgen.config.values import Tree, coerce, nearest
+from cfgen.config.values import RawValue, nearest, parse_value
 from cfgen.config.weight_paths import anchored
 from cfgen.errors import PresetError, Problem
 
@@ -88,7 +88,7 @@ def _members(hint: object) -> tuple[type, ...]:
 
 
 def load(
-    flags: Mapping[str, Tree | None] | None = None,
+    flags: Mapping[str, RawValue | None] | None = None,
     *,
     assignments: Iterable[str] = (),
     run_file: Path | None = None,
@@ -183,7 +183,7 @@ def leaves(mapping: Mapping[str, object], prefix: str = "") -> Iterable[tuple[st
             yield f"{prefix}{key}", value
 
 
-def _tree(value: object) -> Tree:
+def _tree(value: object) -> RawValue:
     """A plain value as a source would hold it."""
     if isinstance(value, list):
         return [_tree(item) for item in value]
@@ -299,7 +299,7 @@ def _has_default(item: Field[object]) -> bool:
 
 def _leaf(key: str, hint: object, entry: Entry, problems: list[Problem]) -> object:
     try:
-        return coerce(hint, entry.tree)
+        return parse_value(hint, entry.tree)
     except ValueError as error:
         problems.append(Problem(key=key, reason=str(error), where=entry.origin.where))
         return None

@@ -21,7 +21,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from cfgen.config.sources import Entries, Entry, Origin, unknown_key
-from cfgen.config.values import Tree
+from cfgen.config.values import RawValue
 from cfgen.errors import Problem
 
 FRAMES = "frames"
@@ -66,7 +66,7 @@ class Raw:
     numbered: bool = False
 
 
-def entry(text: Tree, where: str) -> Entry:
+def entry(text: RawValue, where: str) -> Entry:
     """A value of a list."""
     return Entry(tree=text, origin=Origin(kind="run file", where=where))
 
@@ -143,8 +143,8 @@ class _Queue:
                 given = {"prompt": unquoted(prompt)} | self._musubi(options, where)
                 yield from self._raw(given, where)
 
-    def _musubi(self, options: Iterable[str], where: str) -> dict[str, Tree]:
-        values: dict[str, Tree] = {}
+    def _musubi(self, options: Iterable[str], where: str) -> dict[str, RawValue]:
+        values: dict[str, RawValue] = {}
         for option in options:
             name, _, value = option.partition(" ")
             if name not in _MUSUBI or not re.fullmatch("[0-9]{1,20}", value.strip()):
@@ -161,7 +161,7 @@ class _Queue:
         except ValueError as error:
             self.wrong(where, f"is no line of options: {error}")
             return
-        given: dict[str, Tree] = {}
+        given: dict[str, RawValue] = {}
         while words:
             flag = words.pop(0)
             name, equals, value = flag.removeprefix("--").partition("=")
@@ -255,9 +255,9 @@ class _Queue:
                 cells = zip(names, row, strict=True)
                 yield from self._raw({name: cell for name, cell in cells if cell.strip()}, where)
 
-    def _raw(self, given: Mapping[str, Tree], where: str) -> Iterator[Raw]:
+    def _raw(self, given: Mapping[str, RawValue], where: str) -> Iterator[Raw]:
         """A clip of values by their names in the list."""
-        found: dict[str, Tree] = {}
+        found: dict[str, RawValue] = {}
         for key, value in given.items():
             name = _ALIASES.get(key, key)
             if name in INFORMATION or name.split(".")[0] in INFORMATION:
@@ -315,7 +315,7 @@ def _json(text: str) -> tuple[object, bool]:
         return None, False
 
 
-def _flat(item: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, Tree]]:
+def _flat(item: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, RawValue]]:
     """Values of a JSON mapping by dotted key, as text."""
     for key, value in item.items():
         if isinstance(value, dict) and prefix.count(".") < 2:
@@ -324,7 +324,7 @@ def _flat(item: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, T
             yield f"{prefix}{key}", _text(value)
 
 
-def _text(value: object) -> Tree:
+def _text(value: object) -> RawValue:
     if isinstance(value, list):
         return [_text(each) for each in value]
     return value if isinstance(value, str) else json.dumps(value)

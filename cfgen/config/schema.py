@@ -15,7 +15,7 @@ from typing import Annotated, Literal, get_args, get_origin, get_type_hints
 from cfgen.config.values import (
     ByteCount,
     Duration,
-    Form,
+    Pattern,
     Range,
     Rate,
     Seed,
@@ -47,7 +47,7 @@ def _check(config: object, *more: Problem) -> None:
     for name, hint in get_type_hints(type(config), include_extras=True).items():
         value = getattr(config, name)
         for rule in get_args(hint)[1:] if get_origin(hint) is Annotated else ():
-            if isinstance(rule, Range | Form) and (reason := rule.problem(value)):
+            if isinstance(rule, Range | Pattern) and (reason := rule.problem(value)):
                 problems.append(Problem(key=key_of(name), reason=reason))
         if get_origin(hint) is Literal and value not in get_args(hint):
             allowed = ", ".join(map(str, get_args(hint)))
@@ -324,7 +324,7 @@ class RenderConfig:
     fps: Rate = None
     rng: Literal["keyed", "reference"] = "keyed"
     device: Annotated[
-        str, Form(pattern=r"auto|cpu|cuda(:[0-9]+)?", words="auto, cpu, cuda or cuda:N")
+        str, Pattern(pattern=r"auto|cpu|cuda(:[0-9]+)?", words="auto, cpu, cuda or cuda:N")
     ] = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     threads: Annotated[int | None, Range(low=1, high=1024)] = None

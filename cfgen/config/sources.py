@@ -13,7 +13,7 @@ from typing import Literal
 
 import yaml
 
-from cfgen.config.values import Tree, nearest
+from cfgen.config.values import RawValue, nearest
 from cfgen.errors import Problem
 from cfgen.files.reading import read_text
 
@@ -49,7 +49,7 @@ class Origin:
 class Entry:
     """An untyped value and its origin."""
 
-    tree: Tree
+    tree: RawValue
     origin: Origin
 
 
@@ -213,7 +213,7 @@ def _flatten(node: yaml.MappingNode, prefix: str, reading: _Reading, entries: En
             entries[key] = Entry(tree=_tree(value_node), origin=origin)
 
 
-def _tree(node: yaml.Node) -> Tree:
+def _tree(node: yaml.Node) -> RawValue:
     if isinstance(node, yaml.SequenceNode):
         return [_tree(item) for item in node.value]
     if isinstance(node, yaml.MappingNode):
@@ -257,7 +257,7 @@ def read_env(
 
 
 def read_flags(
-    flags: Mapping[str, Tree | None],
+    flags: Mapping[str, RawValue | None],
     assignments: Iterable[str],
     *,
     known: frozenset[str],

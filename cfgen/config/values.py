@@ -17,7 +17,7 @@ from typing import Annotated, Literal, Union, get_args, get_origin
 from cfgen.errors import UsageError
 from cfgen.units import parse_rate
 
-Tree = str | list["Tree"] | dict[str, "Tree"]
+RawValue = str | list["RawValue"] | dict[str, "RawValue"]
 """What a source holds before it is typed: text, lists and mappings of it."""
 
 _CLOCK = re.compile(r"(?:([0-9]+):)?([0-9]+):([0-9]{1,2}(?:\.[0-9]+)?)")
@@ -73,7 +73,7 @@ class Range:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Form:
+class Pattern:
     """A text must match `pattern`; `words` say what that means."""
 
     pattern: str
@@ -214,7 +214,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {matches[0]!r}?" if matches else ""
 
 
-def coerce(hint: object, tree: Tree) -> object:
+def parse_value(hint: object, tree: RawValue) -> object:
     """Turn text into a value of the annotated type `hint`.
 
     Args:
@@ -235,12 +235,12 @@ def coerce(hint: object, tree: Tree) -> object:
     else:
         value = _typed(hint, tree)
     for rule in rules:
-        if isinstance(rule, Range | Form) and (reason := rule.problem(value)):
+        if isinstance(rule, Range | Pattern) and (reason := rule.problem(value)):
             raise ValueError(reason)
     return value
 
 
-def _unit(unit: Unit, tree: Tree) -> object:
+def _unit(unit: Unit, tree: RawValue) -> object:
     if unit.name == "size" and isinstance(tree, list) and len(tree) == 2:
         tree = f"{tree[0]}x{tree[1]}"
     if not isinstance(tree, str):
@@ -256,7 +256,7 @@ def _unit(unit: Unit, tree: Tree) -> object:
     return readers[unit.name](tree)
 
 
-def _typed(hint: object, tree: Tree) -> object:
+def _typed(hint: object, tree: RawValue) -> object:
     origin = get_origin(hint)
     if origin in (Union, types.UnionType):
         return _optional(hint, tree)
@@ -287,21 +287,21 @@ def _rate(text: str) -> float | None:
     return None if text.strip().lower() in _NONE else parse_rate(text)
 
 
-def _optional(hint: object, tree: Tree) -> object:
+def _optional(hint: object, tree: RawValue) -> object:
     if isinstance(tree, str) and tree.strip().lower() in _NONE:
         return None
     (inner,) = (arg for arg in get_args(hint) if arg is not type(None))
-    return coerce(inner, tree)
+    return parse_value(inner, tree)
 
 
-def _sequence(hint: object, tree: Tree) -> object:
+def _sequence(hint: object, tree: RawValue) -> object:
     if isinstance(tree, str):
         inside = tree.strip().removeprefix("[").removesuffix("]")
         tree = [part.strip() for part in inside.split(",") if part.strip()]
     if not isinstance(tree, list):
         raise ValueError(f"must be a list, got {shown(tree)}")
     item = get_args(hint)[0]
-    return tuple(coerce(item, part) for part in tree)
+    return tuple(parse_value(item, part) for part in tree)
 
 
 def _choice(options: tuple[object, ...], text: str) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cfgen.config.presets import presets_folder
 from cfgen.config.sources import Entries, Entry
-from cfgen.config.values import Tree
+from cfgen.config.values import RawValue
 
 PATHS = frozenset(
     {"model.path", "model.text_encoder", "model.tokenizer", "model.vae", "model.loras"}
@@ -35,7 +35,7 @@ def anchored(entries: Entries, folder: Path | None) -> Entries:
     return found
 
 
-def _absolute(tree: Tree, folder: Path | None) -> Tree:
+def _absolute(tree: RawValue, folder: Path | None) -> RawValue:
     """A path that is on disk from the root on; whatever else it may be as it is."""
     if not isinstance(tree, str) or (presets_folder() / tree).is_dir():
         return tree

@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 from torch import Tensor
 
 from cfgen.kernels.pages import ADMITTED
-from cfgen.memory.protocols import Norms, Pass, Placed, Table
+from cfgen.memory.protocols import Norms, Pass, Table, VisibleSlot
 
 
 class Chunk:
@@ -26,19 +26,19 @@ class Chunk:
 
     def __init__(self, frames: int, tables: Sequence[Table], decisions: Tensor) -> None:
         self.frames, self.tables, self.decisions = frames, tables, decisions
-        self._shown: dict[tuple[int, bool, bool], list[Placed]] = {}
+        self._shown: dict[tuple[int, bool, bool], list[VisibleSlot]] = {}
 
-    def visible(self, layer: int, pass_: Pass) -> list[Placed]:
+    def visible_slots(self, layer: int, pass_: Pass) -> list[VisibleSlot]:
         """What a pass reads; waits for the device where its decision counts."""
         table = self.tables[layer]
-        asked = table.copies > 0 and table.question.open
+        asked = table.copies > 0 and table.admission.allowed
         return self.shown(layer, pass_, asked and bool(self.decisions[layer, ADMITTED]))
 
-    def shown(self, layer: int, pass_: Pass, admitted: bool) -> list[Placed]:
+    def shown(self, layer: int, pass_: Pass, admitted: bool) -> list[VisibleSlot]:
         """What a pass reads if the chunk was admitted, or was not."""
         key = layer, pass_.commit, admitted
         if key not in self._shown:
-            self._shown[key] = self.tables[layer].visible(pass_, admitted)
+            self._shown[key] = self.tables[layer].visible_slots(pass_, admitted)
         return self._shown[key]
 
 
@@ -58,7 +58,7 @@ class Prepared(NamedTuple):
     parts: Tensor | None
 
 
-class Reader(Protocol):
+class KVAttention(Protocol):
     """Attention of a chunk to pages and to itself."""
 
     def begin(self, chunk: Chunk) -> None:
@@ -69,7 +69,7 @@ class Reader(Protocol):
     ) -> Prepared:
         """Norm and rotate projections [B, L, C].
 
-        `stored` is made in commit passes and where the policy watches, `parts` where it watches.
+        `stored` is made in commit passes and where the policy inspects keys, `parts` where it does.
         """
 
     def attend(self, layer: int, pass_: Pass, made: Prepared, v: Tensor) -> Tensor:

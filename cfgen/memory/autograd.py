@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from cfgen.memory.attention import Chunk, Prepared
-from cfgen.memory.pre_rotated import Turns
+from cfgen.memory.pre_rotated import RotaryTables
 from cfgen.memory.protocols import Norms, Pass
 from cfgen.ops.reference import Rope, rotate, turns
 from cfgen.ops.select import Ops
@@ -69,8 +69,8 @@ class GraphCache:
         )
 
 
-class GraphReader:
-    """Rotates what a pass reads in that pass, out of place; see `reader.Reader`.
+class AutogradAttention:
+    """Rotates what a pass reads in that pass, out of place; see `reader.KVAttention`.
 
     Args:
         pool: Where pages lie.
@@ -81,10 +81,10 @@ class GraphReader:
 
     def __init__(self, pool: GraphCache, ops: Ops, *, rope: Rope, grid: tuple[int, int]) -> None:
         self._pool, self._ops = pool, ops
-        self._turns = Turns(rope, grid)
+        self._turns = RotaryTables(rope, grid)
 
     def begin(self, chunk: Chunk) -> None:
-        """See `Reader`."""
+        """See `KVAttention`."""
         self._chunk = chunk
         self._turns.next_chunk()
 
@@ -94,9 +94,9 @@ class GraphReader:
     def prepare(
         self, layer: int, pass_: Pass, q: Tensor, k: Tensor, norms: Norms, *, watched: bool
     ) -> Prepared:
-        """See `Reader`; keys come as pages hold them."""
+        """See `KVAttention`; keys come as pages hold them."""
         frames, width = self._chunk.frames, 2 * self._turns.spatial.shape[1]
-        positions = [p.position for p in self._chunk.visible(layer, pass_)[-frames:]]
+        positions = [p.position for p in self._chunk.visible_slots(layer, pass_)[-frames:]]
         normed_q = norm(q, norms.q, norms.eps, width)
         normed_k = norm(k, norms.k, norms.eps, width)
         stored = rotate(normed_k, self._turns.of(frames, normed_k)).to(k.dtype)
@@ -112,7 +112,7 @@ class GraphReader:
 
         The batch of a pass is [draws * B], all films of one draw together: they read the same past.
         """
-        context = self._chunk.visible(layer, pass_)[: -self._chunk.frames]
+        context = self._chunk.visible_slots(layer, pass_)[: -self._chunk.frames]
         keys, values = self._pool.read(layer, [p.slot.page for p in context])
         tokens = v.shape[1] // self._chunk.frames
         if keys:

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from cfgen.kernels.pages import ADMITTED, FIRED, OPEN, RENEW
-from cfgen.memory.attention import Chunk, Prepared, Reader
+from cfgen.kernels.pages import ADMITTED, ADMITTED_NOW, CAN_ADMIT, UPDATE_REFERENCE
+from cfgen.memory.attention import Chunk, KVAttention, Prepared
 from cfgen.memory.page_pool import KVCache, PagePool
 from cfgen.memory.protocols import MemoryState, Norms, Pass, Scalars, Table, whole
 
@@ -41,7 +41,7 @@ class PagedMemory:
         self,
         tables: Sequence[Table],
         pool: PagePool,
-        reader: Reader,
+        reader: KVAttention,
         *,
         admit: Admit,
         tau: float = 0.95,
@@ -67,10 +67,10 @@ class PagedMemory:
             self.pool.keep(layer, (slot.page for slot in table.slots()))
             pages.append([self.pool.take(layer) for _ in range(frames)])
             copies.append([self.pool.take(layer) for _ in range(table.copies)])
-            table.enter(self._next_frame, pages[-1], copies[-1])
-            asked.append([int(answer) for answer in table.question])
+            table.append_chunk(self._next_frame, pages[-1], copies[-1])
+            asked.append([int(answer) for answer in table.admission])
         self.decisions.zero_()
-        self.decisions[:, OPEN : RENEW + 1] = self._on_device("asked", asked)
+        self.decisions[:, CAN_ADMIT : UPDATE_REFERENCE + 1] = self._on_device("asked", asked)
         chunk = Chunk(frames, self.tables, self.decisions)
         self.reader.begin(chunk)
         into, spare = self._on_device("into", pages), self._on_device("copies", copies)
@@ -85,7 +85,7 @@ class PagedMemory:
 
     def commit(self, view: PagedView) -> None:
         """Close the chunk; here the host learns what was decided in it."""
-        watching = any(table.watches(Pass(0, commit=True)) for table in self.tables)
+        watching = any(table.inspects_keys(Pass(0, commit=True)) for table in self.tables)
         flags = self.decisions[:, ADMITTED].tolist() if watching else [0] * len(self.tables)
         for layer, (table, admitted) in enumerate(zip(self.tables, flags, strict=True)):
             table.commit(bool(admitted))
@@ -121,7 +121,7 @@ class PagedMemory:
     @property
     def replayable(self) -> bool:
         """Whether commit passes alone settle what is kept, so that a replay needs no other."""
-        return not any(table.watches(Pass(0)) for table in self.tables)
+        return not any(table.inspects_keys(Pass(0)) for table in self.tables)
 
     def state(self) -> MemoryState:
         """What is held between two chunks. The tensors are views: store them before going on.
@@ -203,14 +203,14 @@ class PagedView:
     ) -> tuple[Prepared, Tensor]:
         """All but attention: norms and rotations, the decision, and what is stored."""
         memory, pass_ = self.memory, self.pass_
-        watched = memory.tables[layer].watches(pass_)
+        watched = memory.tables[layer].inspects_keys(pass_)
         made = memory.reader.prepare(layer, pass_, q, k, norms, watched=watched)
         values = torch.unflatten(v, -1, made.k.shape[2:])
         if made.parts is not None:
             self._decide(layer, made.parts, tokens=k.shape[1])
         if made.stored is not None and watched and memory.tables[layer].copies:
             first = slice(0, k.shape[1] // self.frames)
-            fired = memory.decisions[layer, FIRED : FIRED + 1]
+            fired = memory.decisions[layer, ADMITTED_NOW : ADMITTED_NOW + 1]
             memory.pool.write(
                 layer, self.copies[layer], made.stored[:, first], values[:, first], only_if=fired
             )

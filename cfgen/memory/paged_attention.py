@@ -22,8 +22,8 @@ DENOISE, COMMIT = 0, 1
 PASSES = (Pass(0), Pass(0, commit=True))
 
 
-class InPlaceReader:
-    """See `reader.Reader`.
+class PagedAttention:
+    """See `reader.KVAttention`.
 
     Args:
         pool: Where pages lie.
@@ -54,7 +54,7 @@ class InPlaceReader:
         )
         rows: dict[int, int] = {}
         for layer, table in enumerate(chunk.tables):
-            may_be = table.question.open
+            may_be = table.admission.allowed
             for index, pass_ in enumerate(PASSES):
                 for admitted in (False, True):
                     shown = chunk.shown(layer, pass_, admitted and may_be)
@@ -78,7 +78,7 @@ class InPlaceReader:
     def prepare(
         self, layer: int, pass_: Pass, q: Tensor, k: Tensor, norms: Norms, *, watched: bool
     ) -> Prepared:
-        """See `Reader`; keys come as pages hold them."""
+        """See `KVAttention`; keys come as pages hold them."""
         q, k, parts = self._ops.norm_rotate(
             q,
             k,
@@ -92,7 +92,7 @@ class InPlaceReader:
         return Prepared(q, k, k, parts)
 
     def attend(self, layer: int, pass_: Pass, made: Prepared, v: Tensor) -> Tensor:
-        """See `Reader`."""
+        """See `KVAttention`."""
         slots = self._slots(layer, pass_)
         return self._ops.attend_pages(made.q, made.k, v, self._pool.layer(layer), slots)
 

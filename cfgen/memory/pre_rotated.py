@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cfgen.memory.attention import Chunk, Prepared
 from cfgen.memory.page_pool import KVCache
-from cfgen.memory.protocols import Norms, Pass, Placed
+from cfgen.memory.protocols import Norms, Pass, VisibleSlot
 from cfgen.ops.reference import Rope, rotate, turns
 from cfgen.ops.select import Ops
 from cfgen.ops.torch_backend import norm
@@ -29,7 +29,7 @@ MOST_KNOWN = 16
 """Sets of positions whose rotations are kept from one chunk to the next."""
 
 
-class Turns:
+class RotaryTables:
     """Rotations of a chunk's tokens and of its context, worked out once.
 
     Args:
@@ -87,7 +87,7 @@ class Held(NamedTuple):
         here: Rotations of its tokens, unit complex numbers [L, 1 or N, E].
     """
 
-    visible: list[Placed]
+    visible: list[VisibleSlot]
     k: Tensor
     v: Tensor
     own_k: Tensor
@@ -95,7 +95,7 @@ class Held(NamedTuple):
     here: Tensor
 
 
-class RotatedReader:
+class PreRotatedAttention:
     """Holds what a chunk reads, rotated, in the order of its slots; only what moved is done anew.
 
     Args:
@@ -118,13 +118,13 @@ class RotatedReader:
         shared: bool = False,
     ) -> None:
         self._pool, self._ops = pool, ops
-        self._turns = Turns(rope, grid)
+        self._turns = RotaryTables(rope, grid)
         batch, self._tokens, heads, self._head_dim = pool.shape
         self._shared = shared
         layers = 1 if shared else pool.layers
         shape = (layers, batch, heads, slots * self._tokens, self._head_dim)
         self._k, self._v = torch.zeros(2, *shape, dtype=pool.dtype, device=pool.device)
-        self._context: list[list[Placed]] = [[] for _ in range(layers)]
+        self._context: list[list[VisibleSlot]] = [[] for _ in range(layers)]
         self._held: list[Held | None] = [None] * layers
 
     @property
@@ -134,19 +134,19 @@ class RotatedReader:
         return nbytes
 
     def begin(self, chunk: Chunk) -> None:
-        """See `Reader`."""
+        """See `KVAttention`."""
         self._chunk = chunk
         self._turns.next_chunk()
 
     def forget(self) -> None:
-        """See `Reader`."""
+        """See `KVAttention`."""
         self._context = [[] for _ in self._context]
         self._held = [None] * len(self._held)
 
     def prepare(
         self, layer: int, pass_: Pass, q: Tensor, k: Tensor, norms: Norms, *, watched: bool
     ) -> Prepared:
-        """See `Reader`; the rotation is left to `attend`, but where it is asked for."""
+        """See `KVAttention`; the rotation is left to `attend`, but where it is asked for."""
         q = norm(q, norms.q, norms.eps, self._head_dim)
         wide = norm(k, norms.k, norms.eps, self._head_dim)
         stored = None
@@ -160,8 +160,8 @@ class RotatedReader:
         )
 
     def attend(self, layer: int, pass_: Pass, made: Prepared, v: Tensor) -> Tensor:
-        """See `Reader`."""
-        visible = self._chunk.visible(layer, pass_)
+        """See `KVAttention`."""
+        visible = self._chunk.visible_slots(layer, pass_)
         place = 0 if self._shared else layer
         held = self._held[place]
         if self._shared or held is None or held.visible is not visible:
@@ -170,7 +170,7 @@ class RotatedReader:
         held.own_v.copy_(v)
         return self._ops.attend(turn(made.q, held.here).to(v.dtype), held.k, held.v)
 
-    def _hold(self, layer: int, place: int, visible: list[Placed], *, like: Tensor) -> Held:
+    def _hold(self, layer: int, place: int, visible: list[VisibleSlot], *, like: Tensor) -> Held:
         """Have the context held, and room for the chunk behind it, whose keys are `like` these."""
         frames = self._chunk.frames
         if self._shared:
@@ -182,7 +182,7 @@ class RotatedReader:
         here = self._turns.of([each.position for each in visible[-frames:]], like)
         return Held(visible, k, v, k[:, own], v[:, own], here)
 
-    def _bring(self, layer: int, place: int, context: list[Placed]) -> int:
+    def _bring(self, layer: int, place: int, context: list[VisibleSlot]) -> int:
         """Have these slots held one after another; the index of the first."""
         held = self._context[place]
         if context and context[0] in held:
@@ -195,7 +195,7 @@ class RotatedReader:
         self._context[place] = context
         return 0
 
-    def _rotate(self, layer: int, place: int, first: int, placed: list[Placed]) -> None:
+    def _rotate(self, layer: int, place: int, first: int, placed: list[VisibleSlot]) -> None:
         """Hold pages at their positions; only channels that turn in time are computed."""
         tokens = slice(first * self._tokens, (first + len(placed)) * self._tokens)
         k, v = (

@@ -33,23 +33,23 @@ class Slot(NamedTuple):
     page: int
 
 
-class Placed(NamedTuple):
+class VisibleSlot(NamedTuple):
     """A slot that a pass may read, at its temporal position."""
 
     slot: Slot
     position: int
 
 
-class Question(NamedTuple):
-    """What is to be decided on the keys of a chunk, in every pass that its table watches.
+class Admission(NamedTuple):
+    """What is to be decided on the keys of a chunk, in every pass that its table inspects_keys.
 
     Attributes:
-        open: Whether its first latent frame may be admitted as a key frame, once.
-        renew: Whether the keys become the reference even if they are not admitted.
+        allowed: Whether its first latent frame may be admitted as a key frame, once.
+        update_reference: Whether the keys become the reference even if they are not admitted.
     """
 
-    open: bool
-    renew: bool
+    allowed: bool
+    update_reference: bool
 
 
 class Table(Protocol):
@@ -66,17 +66,17 @@ class Table(Protocol):
     def evict(self, frames: int) -> None:
         """Make room for a chunk of `frames` latent frames."""
 
-    def enter(self, start: int, pages: list[int], copies: list[int]) -> None:
+    def append_chunk(self, start: int, pages: list[int], copies: list[int]) -> None:
         """The chunk whose first latent frame is `start` takes its place, on these pages."""
 
-    def watches(self, pass_: Pass) -> bool:
+    def inspects_keys(self, pass_: Pass) -> bool:
         """Whether this pass's keys matter to the policy."""
 
     @property
-    def question(self) -> Question:
+    def admission(self) -> Admission:
         """What to decide in the current chunk."""
 
-    def visible(self, pass_: Pass, admitted: bool) -> list[Placed]:
+    def visible_slots(self, pass_: Pass, admitted: bool) -> list[VisibleSlot]:
         """What a pass reads, in table order, the current chunk last.
 
         Where a policy has `copies`, the pass that admits the chunk has stored its first latent

@@ -10,7 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from cfgen.memory.protocols import Pass, Placed, Question, Scalars, Slot, pairs_of, slots_of, whole
+from cfgen.memory.protocols import (
+    Admission,
+    Pass,
+    Scalars,
+    Slot,
+    VisibleSlot,
+    pairs_of,
+    slots_of,
+    whole,
+)
 
 
 class SlowFastTable:
@@ -60,7 +69,7 @@ class SlowFastTable:
         if excess > 0:
             del self._fast[:excess]
 
-    def enter(self, start: int, pages: list[int], copies: list[int]) -> None:
+    def append_chunk(self, start: int, pages: list[int], copies: list[int]) -> None:
         """Fill the sink first, then fast memory."""
         self._chunk += 1
         self._current = [Slot(start + i, page) for i, page in enumerate(pages)]
@@ -68,12 +77,12 @@ class SlowFastTable:
         self._sink += self._current[:room]
         self._fast += self._current[room:]
 
-    def watches(self, pass_: Pass) -> bool:
+    def inspects_keys(self, pass_: Pass) -> bool:
         """Commit passes only: clean keys decide."""
         return pass_.commit
 
     @property
-    def question(self) -> Question:
+    def admission(self) -> Admission:
         """Whether the chunk's first latent frame is admitted; the first chunk of all is not."""
         is_open = (
             self._chunk > 0
@@ -81,11 +90,11 @@ class SlowFastTable:
             and self._chunk % self._interval == 0
             and self._chunk - self._admitted_chunk >= self._min_gap
         )
-        return Question(is_open, renew=self._chunk == 0 or self._against == "previous")
+        return Admission(is_open, update_reference=self._chunk == 0 or self._against == "previous")
 
-    def visible(self, pass_: Pass, admitted: bool) -> list[Placed]:
+    def visible_slots(self, pass_: Pass, admitted: bool) -> list[VisibleSlot]:
         """Sink, slow, fast at contiguous positions; what this chunk admits is not yet seen."""
-        placed = [Placed(slot, i) for i, slot in enumerate(self.slots())]
+        placed = [VisibleSlot(slot, i) for i, slot in enumerate(self.slots())]
         if pass_.commit and self._commit_reads == "fast":
             return placed[-max(len(self._fast), len(self._current)) :]
         return placed
@@ -141,26 +150,26 @@ class ReleaseTable:
         if excess > 0:
             del self._table[self._sink + self._slow : self._sink + self._slow + excess]
 
-    def enter(self, start: int, pages: list[int], copies: list[int]) -> None:
+    def append_chunk(self, start: int, pages: list[int], copies: list[int]) -> None:
         """Append the chunk."""
         self._table += [Slot(start + i, page) for i, page in enumerate(pages)]
         self._current = len(pages)
         self._copy = Slot(start, copies[0])
 
-    def watches(self, pass_: Pass) -> bool:
+    def inspects_keys(self, pass_: Pass) -> bool:
         """Every pass."""
         return True
 
     @property
-    def question(self) -> Question:
+    def admission(self) -> Admission:
         """Admit at most once a chunk, never before the second chunk after the sink."""
         is_open = self._slow > 0 and self._copy.frame >= self._sink + self._current
-        return Question(is_open, renew=True)
+        return Admission(is_open, update_reference=True)
 
-    def visible(self, pass_: Pass, admitted: bool) -> list[Placed]:
+    def visible_slots(self, pass_: Pass, admitted: bool) -> list[VisibleSlot]:
         """All slots, each at its slot number."""
         table, key_frames = self._with_copy() if admitted else (self._table, self._key_frames)
-        placed = [Placed(slot, i) for i, slot in enumerate(table)]
+        placed = [VisibleSlot(slot, i) for i, slot in enumerate(table)]
         if pass_.commit and self._commit_reads == "fast":
             rest = len(placed) - self._sink - key_frames
             return placed[-max(min(self._fast, rest), self._current) :]

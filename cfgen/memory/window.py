@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from cfgen.memory.protocols import Pass, Placed, Question, Scalars, Slot, pairs_of, slots_of
+from cfgen.memory.protocols import Admission, Pass, Scalars, Slot, VisibleSlot, pairs_of, slots_of
 
 
 class WindowTable:
@@ -40,24 +40,25 @@ class WindowTable:
         if excess > 0:
             del self._slots[self._sink : self._sink + excess]
 
-    def enter(self, start: int, pages: list[int], copies: list[int]) -> None:
+    def append_chunk(self, start: int, pages: list[int], copies: list[int]) -> None:
         """Append the chunk."""
         self._slots += [Slot(start + i, page) for i, page in enumerate(pages)]
         self._current = len(pages)
 
-    def watches(self, pass_: Pass) -> bool:
+    def inspects_keys(self, pass_: Pass) -> bool:
         """Never: this policy does not look at keys."""
         return False
 
     @property
-    def question(self) -> Question:
+    def admission(self) -> Admission:
         """None: nothing is ever admitted."""
-        return Question(open=False, renew=False)
+        return Admission(allowed=False, update_reference=False)
 
-    def visible(self, pass_: Pass, admitted: bool) -> list[Placed]:
+    def visible_slots(self, pass_: Pass, admitted: bool) -> list[VisibleSlot]:
         """All slots; all but the sink of earlier chunks in a commit pass that reads `fast`."""
         placed = [
-            Placed(slot, i if self._relative else slot.frame) for i, slot in enumerate(self._slots)
+            VisibleSlot(slot, i if self._relative else slot.frame)
+            for i, slot in enumerate(self._slots)
         ]
         if pass_.commit and self._commit_reads == "fast":
             return placed[min(self._sink, len(placed) - self._current) :]

@@ -23,7 +23,7 @@ from cfgen.ops.select import TORCH, Ops
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Geometry:
+class WanConfig:
     """Sizes of a generator, as in Wan's config.json. Nothing else in the model assumes a size."""
 
     dim: int
@@ -105,7 +105,7 @@ class RMSNorm(nn.Module):
 class SelfAttention(nn.Module):
     """Attention over the chunk and whatever its view shows."""
 
-    def __init__(self, g: Geometry, layer: int) -> None:
+    def __init__(self, g: WanConfig, layer: int) -> None:
         super().__init__()
         self.layer = layer
         self.q, self.k, self.v, self.o = (Linear(g.dim, g.dim) for _ in range(4))
@@ -130,7 +130,7 @@ class SelfAttention(nn.Module):
 class CrossAttention(nn.Module):
     """Attention over the prompt; padded text is not masked."""
 
-    def __init__(self, g: Geometry, ops: Ops) -> None:
+    def __init__(self, g: WanConfig, ops: Ops) -> None:
         super().__init__()
         self.heads, self.ops = g.num_heads, ops
         self.q, self.k, self.v, self.o = (Linear(g.dim, g.dim) for _ in range(4))
@@ -151,7 +151,7 @@ class CrossAttention(nn.Module):
 class Block(nn.Module):
     """Self-attention, cross-attention, feed-forward; first and last modulated per latent frame."""
 
-    def __init__(self, g: Geometry, layer: int, ops: Ops) -> None:
+    def __init__(self, g: WanConfig, layer: int, ops: Ops) -> None:
         super().__init__()
         self.eps, self.ops = g.eps, ops
         self.self_attn = SelfAttention(g, layer)
@@ -190,7 +190,7 @@ class Block(nn.Module):
 class Head(nn.Module):
     """Last norm, modulation and projection to patches."""
 
-    def __init__(self, g: Geometry, ops: Ops) -> None:
+    def __init__(self, g: WanConfig, ops: Ops) -> None:
         super().__init__()
         pt, ph, pw = g.patch_size
         self.eps, self.ops = g.eps, ops
@@ -213,7 +213,7 @@ class Generator(nn.Module):
         ops: What its layers compute with.
     """
 
-    def __init__(self, geometry: Geometry, ops: Ops = TORCH) -> None:
+    def __init__(self, geometry: WanConfig, ops: Ops = TORCH) -> None:
         super().__init__()
         g = self.geometry = geometry
         self.patch_embedding = nn.Conv3d(g.in_dim, g.dim, g.patch_size, g.patch_size)

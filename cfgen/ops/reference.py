@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cfgen.kernels.pages import ADMITTED, FIRED, OPEN, RENEW, Pages, Slots
+from cfgen.kernels.pages import ADMITTED, ADMITTED_NOW, CAN_ADMIT, UPDATE_REFERENCE, Pages, Slots
 
 LOG2E = math.log2(math.e)
 
@@ -221,16 +221,16 @@ def admit(
     Args:
         parts_BnC: Sums over groups of the chunk's tokens, as `norm_rotate` gives them.
         reference_BC: What they are compared with, float32; changed in place.
-        decision: [4] int32, see `kernels.pages`; ADMITTED and FIRED are written.
+        decision: [4] int32, see `kernels.pages`; ADMITTED and ADMITTED_NOW are written.
         tokens: Tokens of the chunk.
         tau: The threshold.
     """
     keys = parts_BnC.float().sum(1) / tokens
     surprising = F.cosine_similarity(reference_BC, keys, dim=-1).mean() < tau
-    fired = surprising & (decision[OPEN] != 0) & (decision[ADMITTED] == 0)
-    decision[FIRED] = fired
+    fired = surprising & (decision[CAN_ADMIT] != 0) & (decision[ADMITTED] == 0)
+    decision[ADMITTED_NOW] = fired
     decision[ADMITTED] |= fired
-    reference_BC.copy_(torch.where(fired | (decision[RENEW] != 0), keys, reference_BC))
+    reference_BC.copy_(torch.where(fired | (decision[UPDATE_REFERENCE] != 0), keys, reference_BC))
 
 
 def modulate(

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cfgen.errors import BackendUnavailable
 from cfgen.ops import reference, torch_backend
-from cfgen.ops.triton_backend import Wanted, refusals
+from cfgen.ops.triton_backend import Request, refusals
 
 BACKENDS = ("auto", "torch", "triton", "reference")
 
@@ -75,7 +75,7 @@ def _triton() -> Ops:
     )
 
 
-def build_ops(backend: str, wanted: Wanted | None = None) -> Ops:
+def build_ops(backend: str, wanted: Request | None = None) -> Ops:
     """The ops of a backend: `reference`, `torch`, `triton`, or `auto`.
 
     `auto` takes Triton where it can do what is wanted, else torch; with nothing wanted, torch.

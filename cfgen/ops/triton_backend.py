@@ -12,7 +12,7 @@ import torch
 from cfgen.kernels.device import unsupported_device
 
 
-class Wanted(NamedTuple):
+class Request(NamedTuple):
     """What ops must be able to do.
 
     Attributes:
@@ -30,7 +30,7 @@ class Wanted(NamedTuple):
     values: torch.dtype
 
 
-def refusals(wanted: Wanted) -> list[str]:
+def refusals(wanted: Request) -> list[str]:
     """Every op that cannot do what is wanted, with its reason; the reason alone if it is one."""
     if reason := unsupported_device(wanted.device):
         return [reason.rstrip(".")]

@@ -22,18 +22,18 @@ from cfgen.config.schema import (
     to_mapping,
 )
 from cfgen.errors import CheckpointError, PresetError, Problem
-from cfgen.memory.attention import Reader
+from cfgen.memory.attention import KVAttention
 from cfgen.memory.page_pool import KVCache
 from cfgen.memory.paged import PagedMemory
-from cfgen.memory.paged_attention import InPlaceReader
-from cfgen.memory.pre_rotated import RotatedReader
+from cfgen.memory.paged_attention import PagedAttention
+from cfgen.memory.pre_rotated import PreRotatedAttention
 from cfgen.memory.protocols import Table
 from cfgen.memory.slow_fast import ReleaseTable, SlowFastTable
 from cfgen.memory.window import WindowTable
 from cfgen.model.generator import Conditioning, Generator
 from cfgen.ops.reference import Rope
 from cfgen.ops.select import Ops, build_ops
-from cfgen.pipeline.device import device_of, dtype_of, settled, threads_of
+from cfgen.pipeline.device import device_of, dtype_of, resolve_auto, threads_of
 from cfgen.pipeline.fingerprint import arithmetic, processor, prompt_digest, versions
 from cfgen.pipeline.memory_estimate import pages_of, place, slots_of, wanted_of
 from cfgen.pipeline.models import LoadedModels, digests_of, encoded, load_models, text_digest
@@ -104,7 +104,7 @@ def build_render(
     ffmpeg = find_ffmpeg(ENCODER)
     graph_module()
     began = time.monotonic()
-    recorded = settled(config)
+    recorded = resolve_auto(config)
     if config.output is None or config.seed is None:
         raise ValueError("a render needs an output and a seed")
     digests = digests_of(config.model)
@@ -279,13 +279,13 @@ def build_memory(
         write=ops.write_pages,
     )
     rope, slots = Rope(sizes.head_dim), slots_of(pages)
-    reader: Reader
+    reader: KVAttention
     if ops.pages is not None:
-        reader = InPlaceReader(pool, ops.pages, rope=rope, grid=grid, slots=slots)
+        reader = PagedAttention(pool, ops.pages, rope=rope, grid=grid, slots=slots)
     else:
         # What is stored small, or elsewhere, is not to be held a second time in full.
         shared = waits or pool.expands
-        reader = RotatedReader(pool, ops, rope=rope, grid=grid, slots=slots, shared=shared)
+        reader = PreRotatedAttention(pool, ops, rope=rope, grid=grid, slots=slots, shared=shared)
     if not isinstance(config, SlowFastMemory):
         return PagedMemory(tables, pool, reader, admit=ops.admit)
     if beyond := [i for i in config.admission_layers if i >= sizes.num_layers]:

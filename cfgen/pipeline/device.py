@@ -15,7 +15,7 @@ MOST_THREADS = 8
 """CPU threads by default, at most: what fixes the pixels should differ little between machines."""
 
 
-def settled(config: RenderConfig) -> RenderConfig:
+def resolve_auto(config: RenderConfig) -> RenderConfig:
     """The configuration with what `auto` and None mean on this machine, its device by kind."""
     dtype: Literal["float32", "bfloat16"] = (
         "bfloat16" if dtype_of(config) is torch.bfloat16 else "float32"

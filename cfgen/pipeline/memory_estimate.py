@@ -26,14 +26,14 @@ from cfgen.config.schema import (
     WindowMemory,
 )
 from cfgen.errors import BudgetError, CheckpointError, SetupError, UsageError
-from cfgen.model.generator import Geometry
+from cfgen.model.generator import WanConfig
 from cfgen.model.vae import LATENT_MEAN, SPATIAL_STRIDE
 from cfgen.ops.select import build_ops
-from cfgen.ops.triton_backend import Wanted
+from cfgen.ops.triton_backend import Request
 from cfgen.pipeline.device import device_of, dtype_of
 from cfgen.pipeline.limits import free_memory
 from cfgen.pipeline.models import files_of, generator_of, loras_of, sizes_in
-from cfgen.pipeline.offload_plan import PROGRAM, Placement, Sizes, choose, table
+from cfgen.pipeline.offload_plan import PROGRAM, MemoryEstimate, Placement, choose, table
 from cfgen.timeline import Plan
 
 DECODED = {torch.bfloat16: 24_000, torch.float32: 38_000}
@@ -64,7 +64,7 @@ def pages_of(memory: MemoryConfig, latent_frames: int) -> int:
     return most + 1  # a released table copies a page before it drops one
 
 
-def attention_share(sizes: Geometry, grid: tuple[int, int]) -> float:
+def attention_share(sizes: WanConfig, grid: tuple[int, int]) -> float:
     """What a latent frame in the cache adds to the time of a chunk, as a share of that without any.
 
     Counted in multiplications of a token in a layer, as if all were as fast; what is beside the
@@ -79,7 +79,7 @@ def slots_of(pages: int) -> int:
     return pages - 1
 
 
-def kv_nbytes(sizes: Geometry, grid: tuple[int, int], pages: int, dtype: torch.dtype) -> int:
+def kv_nbytes(sizes: WanConfig, grid: tuple[int, int], pages: int, dtype: torch.dtype) -> int:
     """Bytes of keys and values in a number type."""
     return 2 * sizes.num_layers * pages * grid[0] * grid[1] * sizes.dim * dtype.itemsize
 
@@ -98,7 +98,7 @@ def page_dtypes(memory: MemoryConfig, dtype: torch.dtype) -> tuple[torch.dtype, 
 
 
 def pool_nbytes(
-    memory: MemoryConfig, sizes: Geometry, grid: tuple[int, int], pages: int, dtype: torch.dtype
+    memory: MemoryConfig, sizes: WanConfig, grid: tuple[int, int], pages: int, dtype: torch.dtype
 ) -> int:
     """Bytes of a KV cache as it is kept, scales and means included."""
     kept = page_dtypes(memory, dtype)
@@ -108,14 +108,14 @@ def pool_nbytes(
     return numbers + sizes.num_layers * pages * beside * torch.float32.itemsize
 
 
-def wanted_of(config: RenderConfig, sizes: Geometry) -> Wanted:
+def wanted_of(config: RenderConfig, sizes: WanConfig) -> Request:
     """What a render asks of a backend."""
     dtype = dtype_of(config)
     keys, values = page_dtypes(config.memory, dtype)
-    return Wanted(device_of(config), dtype, sizes.head_dim, keys, values)
+    return Request(device_of(config), dtype, sizes.head_dim, keys, values)
 
 
-def sizes_of(config: RenderConfig, plan: Plan) -> Sizes:
+def estimate_memory(config: RenderConfig, plan: Plan) -> MemoryEstimate:
     """What each part of a render takes.
 
     Raises:
@@ -138,7 +138,7 @@ def sizes_of(config: RenderConfig, plan: Plan) -> Sizes:
     rotates = build_ops(config.backend, wanted_of(config, sizes)).pages is None
     held = kv_nbytes(sizes, grid, slots_of(pages), dtype)
     held = held if kv == full else held // sizes.num_layers
-    return Sizes(
+    return MemoryEstimate(
         blocks=sum(blocks.values()),
         largest=max(blocks.values()),
         rest=sum(weights.values()) - sum(blocks.values()),
@@ -155,7 +155,7 @@ def sizes_of(config: RenderConfig, plan: Plan) -> Sizes:
     )
 
 
-def _require_same_latents(network: Network, sizes: Geometry, plan: Plan) -> None:
+def _require_same_latents(network: Network, sizes: WanConfig, plan: Plan) -> None:
     """Refuse an autoencoder whose latents are not those that the generator makes.
 
     The stride of a generator's latents is that in its config.json; Wan2.1's is known without.
@@ -181,7 +181,7 @@ def _require_same_latents(network: Network, sizes: Geometry, plan: Plan) -> None
         )
 
 
-def _require_patches(sizes: Geometry, plan: Plan) -> None:
+def _require_patches(sizes: WanConfig, plan: Plan) -> None:
     """Refuse frames that the generator cannot cut into whole patches.
 
     Raises:
@@ -214,7 +214,7 @@ def place(config: RenderConfig, plan: Plan, *, held: int = 0) -> Placement:
     if device.type == "cuda":
         free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
         budget = free if asked.vram is None else min(asked.vram, free)
-        sizes = sizes_of(config, plan)
+        sizes = estimate_memory(config, plan)
         chosen = choose(sizes, asked=asked.offload, budget=budget)
         _require_main_memory(sizes.ram_beside_gpu(chosen.offload), sizes, held)
         return chosen
@@ -224,7 +224,7 @@ def place(config: RenderConfig, plan: Plan, *, held: int = 0) -> Placement:
             "to be gained by them",
             "leave them out; `cfgen plan` tells how much memory the render takes",
         )
-    sizes = sizes_of(config, plan)
+    sizes = estimate_memory(config, plan)
     _require_main_memory(sizes.ram_on_cpu, sizes, held)
     return Placement("none", f"about {sizes.ram_on_cpu / 1e9:.1f} GB of memory at most")
 
@@ -242,7 +242,7 @@ def check(config: RenderConfig, plan: Plan) -> None:
         open_lora(lora.path, alpha=config.model.lora_alpha, prefer=config.model.prefer)
 
 
-def _require_main_memory(needed: int, sizes: Sizes, held: int) -> None:
+def _require_main_memory(needed: int, sizes: MemoryEstimate, held: int) -> None:
     """Refuse a render that main memory is too small for, while nothing is lost by it."""
     free = free_memory() + held
     if needed - PROGRAM <= free:
@@ -280,7 +280,7 @@ def _adapters(network: Network, model: ModelConfig, dtype: torch.dtype) -> int:
     return sum(math.prod(shape) for shape in shapes) * dtype.itemsize
 
 
-def _forward(sizes: Geometry, tokens: int, frames: int, dtype: torch.dtype) -> int:
+def _forward(sizes: WanConfig, tokens: int, frames: int, dtype: torch.dtype) -> int:
     """Activations of the stage of a block that holds most: attention or feed-forward."""
     here = tokens * frames
     stream = 4 * here * sizes.dim * 4

@@ -16,7 +16,7 @@ from cfgen.hub.reference import parse_reference
 Find = Callable[[], Path]
 
 
-def refuse_absent(model: ModelConfig) -> None:
+def refuse_missing(model: ModelConfig) -> None:
     """Refuse a model of which parts are neither on disk nor in the cache.
 
     Raises:

@@ -32,12 +32,12 @@ from cfgen.config.schema import ModelConfig
 from cfgen.config.values import parse_lora
 from cfgen.errors import CheckpointError
 from cfgen.hub import locate
-from cfgen.model.generator import Generator, Geometry
+from cfgen.model.generator import Generator, WanConfig
 from cfgen.model.prompts import Encode, embeddings
 from cfgen.model.tiled import TiledDecoder
 from cfgen.model.vae import LATENT_MEAN, SPATIAL_STRIDE
 from cfgen.pipeline.cpu_offload import offload_blocks
-from cfgen.pipeline.missing_files import refuse_absent
+from cfgen.pipeline.missing_files import refuse_missing
 from cfgen.pipeline.offload_plan import Offload
 
 SMALL_ENCODER = 10**9
@@ -58,7 +58,7 @@ def files_of(model: ModelConfig) -> ModelFiles:
     Raises:
         CheckpointError: One of them is nowhere.
     """
-    refuse_absent(model)
+    refuse_missing(model)
 
     def given(text: str | None, what: str) -> Path | None:
         return None if text is None else locate(text, what=what)
@@ -71,7 +71,7 @@ def files_of(model: ModelConfig) -> ModelFiles:
     )
 
 
-def geometry_of(model: ModelConfig) -> Geometry:
+def geometry_of(model: ModelConfig) -> WanConfig:
     """Sizes of a model's generator; its weights are not read.
 
     Raises:
@@ -103,11 +103,11 @@ def generator_of(model: ModelConfig) -> Network:
     Raises:
         CheckpointError: It is nowhere, or no Wan generator.
     """
-    refuse_absent(model)
+    refuse_missing(model)
     return open_generator(locate_model(model.path), prefer=model.prefer)
 
 
-def sizes_in(network: Network) -> Geometry:
+def sizes_in(network: Network) -> WanConfig:
     """Sizes of a generator that was opened."""
     weights = network.file.path
     return read_geometry(network.shapes, config_of(weights), weights=weights)

@@ -33,7 +33,7 @@ MARGIN = 1.05
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Sizes:
+class MemoryEstimate:
     """What each part of a render takes.
 
     Attributes:
@@ -109,7 +109,7 @@ class Placement:
     why: str
 
 
-def choose(sizes: Sizes, *, asked: str, budget: int) -> Placement:
+def choose(sizes: MemoryEstimate, *, asked: str, budget: int) -> Placement:
     """The least offloading with which a render fits a GPU.
 
     Args:
@@ -135,7 +135,7 @@ def choose(sizes: Sizes, *, asked: str, budget: int) -> Placement:
     )
 
 
-def _why(sizes: Sizes, level: Offload, asked: str, budget: int) -> str:
+def _why(sizes: MemoryEstimate, level: Offload, asked: str, budget: int) -> str:
     kept = {
         "none": "everything on the GPU",
         "blocks": "the blocks' weights wait in main memory",
@@ -148,7 +148,7 @@ def _why(sizes: Sizes, level: Offload, asked: str, budget: int) -> str:
     return f"{kept}: {takes}"
 
 
-def table(sizes: Sizes) -> Mapping[str, int]:
+def table(sizes: MemoryEstimate) -> Mapping[str, int]:
     """What each part takes, by its name, for people and programs."""
     return {
         "generator": sizes.blocks + sizes.rest,

@@ -14,7 +14,7 @@ from cfgen.video.output import resume_command, run_of
 _FREE = ("output", "snapshot", "placement")
 """Keys that may differ: they do not change a frame."""
 _SETTLED = ("threads", "dtype", "device")
-"""Keys that a run holds as the machine settled them."""
+"""Keys that a run holds as the machine resolve_auto them."""
 
 
 def run_folder(given: Path) -> Path:

@@ -20,7 +20,7 @@ from cfgen.out_of_memory import exhausted, is_out_of_memory
 from cfgen.render.events import Event, Finished
 from cfgen.runs.folder import LOCK
 from cfgen.runs.lock import PATIENCE_S, Lock, Owner, may_live, read_owner
-from cfgen.runs.records import read_mapping, typed
+from cfgen.runs.records import parse_as, read_mapping
 from cfgen.video.output import run_of
 
 POLL_S = 1.0
@@ -50,7 +50,7 @@ class Item:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Fate:
+class ItemStatus:
     """What became of a clip so far.
 
     Attributes:
@@ -87,7 +87,7 @@ class ClipEnded:
     """Work on a clip ended: it is done, failed for good, or will be tried again."""
 
     item: Item
-    fate: Fate
+    fate: ItemStatus
     again: bool
 
 
@@ -130,15 +130,15 @@ class Batch:
         self._seen: dict[Path, tuple[Owner | None, float]] = {}
         self._stopped: Interrupted | None = None
 
-    def fate(self, item: Item) -> Fate:
+    def fate(self, item: Item) -> ItemStatus:
         """What the disk says of a clip; an unreadable file counts as none."""
         try:
-            fate = typed(Fate, read_mapping(read_bytes(self._file(item))))
+            fate = parse_as(ItemStatus, read_mapping(read_bytes(self._file(item))))
         except (OSError, ValueError):
-            return Fate(digest=item.digest)
-        return fate if fate.digest == item.digest else Fate(digest=item.digest)
+            return ItemStatus(digest=item.digest)
+        return fate if fate.digest == item.digest else ItemStatus(digest=item.digest)
 
-    def forgive(self) -> None:
+    def reset_failed(self) -> None:
         """Let clips that failed be tried again.
 
         Raises:
@@ -239,7 +239,7 @@ class Batch:
     ) -> Generator[Event | ClipBegun | ClipEnded, None, Literal["failed", "went on"]]:
         before = self.fate(item)
         if before.state == "done":  # and its video is lost or damaged
-            before = Fate(digest=item.digest)
+            before = ItemStatus(digest=item.digest)
         chunk = self._progress(item)
         attempts = before.attempts + 1 if chunk <= before.chunk else 1
         if attempts > self._attempts:
@@ -249,7 +249,7 @@ class Batch:
             yield ClipEnded(item=item, fate=fate, again=False)
             return "failed"
         furthest = max(chunk, before.chunk)
-        started = Fate(state="started", digest=item.digest, attempts=attempts, chunk=furthest)
+        started = ItemStatus(state="started", digest=item.digest, attempts=attempts, chunk=furthest)
         self._write(item, started)
         yield ClipBegun(item=item, attempt=attempts)
         began = time.monotonic()
@@ -271,7 +271,7 @@ class Batch:
         yield ClipEnded(item=item, fate=fate, again=fate.state == "waiting")
         return "failed" if fate.state == "failed" else "went on"
 
-    def _made(self, item: Item, started: Fate) -> Generator[Event, None, Fate]:
+    def _made(self, item: Item, started: ItemStatus) -> Generator[Event, None, ItemStatus]:
         """Render a clip; what it raises is what stopped it."""
         fate = started
         render = self._make(item)
@@ -291,12 +291,12 @@ class Batch:
     def _file(self, item: Item) -> Path:
         return self._folder / f"{item.name}.json"
 
-    def _write(self, item: Item, fate: Fate) -> None:
+    def _write(self, item: Item, fate: ItemStatus) -> None:
         with disk_errors(self._file(item)):
             write_file(self._file(item), [json_bytes(asdict(fate)), b"\n"])
 
 
-def _failed(fate: Fate, error: Exception, *, for_good: bool) -> Fate:
+def _failed(fate: ItemStatus, error: Exception, *, for_good: bool) -> ItemStatus:
     error = exhausted(error) if is_out_of_memory(error) else error
     said = str(error) if isinstance(error, CfgenError) else f"{type(error).__name__}: {error}"
     hint = (error.hint or "") if isinstance(error, CfgenError) else ""

@@ -16,7 +16,7 @@ from pathlib import Path
 from cfgen.errors import UsageError
 from cfgen.files.reading import open_binary
 from cfgen.files.writing import create, disk_errors, part_of, sync_file, sync_folder
-from cfgen.render.replay import pass_again
+from cfgen.render.replay import replay
 from cfgen.render.source import FrameSource
 from cfgen.runs.folder import (
     JOURNAL,
@@ -29,7 +29,7 @@ from cfgen.runs.folder import (
 )
 from cfgen.runs.journal import ChunkLine, Journal, Line, SegmentLine
 from cfgen.runs.lock import Lock
-from cfgen.runs.recovery import Ground, Way, survey, way_to
+from cfgen.runs.recovery import RecoveryPlan, RunAudit, audit, plan_memory
 from cfgen.runs.snapshot import SnapshotStore
 from cfgen.timeline import Plan
 from cfgen.video.output import refuse_existing
@@ -39,7 +39,7 @@ NO_BUDGET = 2**62
 
 
 @dataclass(frozen=True, kw_only=True)
-class Branching:
+class BranchPoint:
     """A point of a render, and what it takes to get the memory back to it.
 
     Attributes:
@@ -47,36 +47,36 @@ class Branching:
         source: What made its frames; its memory is empty.
         plan: Its plan.
         chunk: The first chunk that is to be another.
-        ground: What of the render can be trusted.
+        audited: What of the render can be trusted.
         store: Its snapshots.
-        way: The way to the memory before `chunk`.
+        recovery: The way to the memory before `chunk`.
     """
 
     folder: RunFolder
     source: FrameSource
     plan: Plan
     chunk: int
-    ground: Ground
+    audited: RunAudit
     store: SnapshotStore
-    way: Way
+    recovery: RecoveryPlan
 
     @property
     def replayed(self) -> int:
         """Chunks that are committed again from their latents."""
-        return len(self.way.chunks) - len(self.way.again)
+        return len(self.recovery.chunks) - len(self.recovery.recompute)
 
 
-def find_way(folder: RunFolder, source: FrameSource, plan: Plan, chunk: int) -> Branching:
+def locate(folder: RunFolder, source: FrameSource, plan: Plan, chunk: int) -> BranchPoint:
     """Look for the memory as it was before `chunk`; the caller holds the lock of the run.
 
     Raises:
         UsageError: The chunk is not made yet, or the render branched off after it.
         SnapshotCorrupt: It cannot be found.
     """
-    ground = survey(folder, plan)
-    if chunk > len(ground.lines):
+    audited = audit(folder, plan)
+    if chunk > len(audited.lines):
         raise UsageError(
-            f"{folder.path} is rendered up to chunk {len(ground.lines)} of {plan.chunks}, and "
+            f"{folder.path} is rendered up to chunk {len(audited.lines)} of {plan.chunks}, and "
             f"chunk {chunk + 1} is asked for",
             "resume it first, or take an earlier time",
         )
@@ -90,20 +90,26 @@ def find_way(folder: RunFolder, source: FrameSource, plan: Plan, chunk: int) -> 
     store = SnapshotStore(
         folder.snapshots, folder.record.digest, budget_nbytes=NO_BUDGET, base=folder.record.base
     )
-    unsound = [index for index in range(chunk) if not ground.sound[index]]
-    way = way_to(
+    unsound = [index for index in range(chunk) if not audited.intact[index]]
+    recovery = plan_memory(
         chunk,
-        ground,
+        audited,
         store,
         snapshot_before=min([chunk, *unsound]),
         replayable=source.memory.replayable,
     )
-    return Branching(
-        folder=folder, source=source, plan=plan, chunk=chunk, ground=ground, store=store, way=way
+    return BranchPoint(
+        folder=folder,
+        source=source,
+        plan=plan,
+        chunk=chunk,
+        audited=audited,
+        store=store,
+        recovery=recovery,
     )
 
 
-def branch_off(point: Branching, path: Path, record: RunRecord) -> Iterator[int]:
+def fork(point: BranchPoint, path: Path, record: RunRecord) -> Iterator[int]:
     """Make the run folder of a render that goes on from `point`, yielding chunks passed again.
 
     Args:
@@ -127,7 +133,7 @@ def branch_off(point: Branching, path: Path, record: RunRecord) -> Iterator[int]
         with disk_errors(path):
             for index in range(point.chunk):
                 _link(point.folder.latents(index), path / "latents")
-            for segment in point.ground.segments:
+            for segment in point.audited.segments:
                 if (segment.index + 1) * point.plan.segment_chunks <= point.chunk:
                     _link(segment.path, path / "segments")
             for name in ("latents", "segments"):
@@ -139,7 +145,7 @@ def branch_off(point: Branching, path: Path, record: RunRecord) -> Iterator[int]
         settle_journal(path / JOURNAL)
 
 
-def do_over(point: Branching, record: RunRecord) -> Iterator[int]:
+def retry_from(point: BranchPoint, record: RunRecord) -> Iterator[int]:
     """Replace what a render made from `point` on, yielding chunks passed again.
 
     Until the record is written, the last thing of all, the render is what it was.
@@ -181,7 +187,7 @@ def do_over(point: Branching, record: RunRecord) -> Iterator[int]:
         shutil.rmtree(point.folder.snapshots)
 
 
-def _parts(point: Branching, record: RunRecord) -> list[dict[str, object]]:
+def _parts(point: BranchPoint, record: RunRecord) -> list[dict[str, object]]:
     """What the frames before the point were made with, where it is not what `record` has."""
     before, start = point.folder.record, point.plan.chunk(point.chunk).frame_start
     made_with: dict[str, object] = {name: before.config[name] for name in ("prompt", "seed")}
@@ -196,13 +202,13 @@ def _parts(point: Branching, record: RunRecord) -> list[dict[str, object]]:
     return kept
 
 
-def _pass(point: Branching) -> Iterator[int]:
-    passed = pass_again(point.source, point.folder, point.store, point.ground, point.way)
+def _pass(point: BranchPoint) -> Iterator[int]:
+    passed = replay(point.source, point.folder, point.store, point.audited, point.recovery)
     for chunk in passed:
         yield chunk.index
 
 
-def _save(point: Branching, snapshots: Path, record: RunRecord) -> None:
+def _save(point: BranchPoint, snapshots: Path, record: RunRecord) -> None:
     """Snapshots to go on from: at the point, and at the base if that lies before."""
     store = SnapshotStore(snapshots, record.digest, budget_nbytes=NO_BUDGET, base=record.base)
     if 0 < record.base < point.chunk:
@@ -211,14 +217,14 @@ def _save(point: Branching, snapshots: Path, record: RunRecord) -> None:
         store.save(point.chunk, point.source.memory.state())
 
 
-def _lines(point: Branching) -> list[Line]:
+def _lines(point: BranchPoint) -> list[Line]:
     """The lines of the chunks before the point, and of the segments that end before it."""
     ends = point.chunk // point.plan.segment_chunks
     return [
         line
-        for line in point.ground.journal
+        for line in point.audited.journal
         if (isinstance(line, ChunkLine) and line.index < point.chunk)
-        or (isinstance(line, SegmentLine) and line.index < min(ends, len(point.ground.segments)))
+        or (isinstance(line, SegmentLine) and line.index < min(ends, len(point.audited.segments)))
     ]
 
 

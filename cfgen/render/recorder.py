@@ -30,7 +30,7 @@ FIRST_GUESS_BYTES_PER_S = 100e6
 """Speed of the disk until the first snapshot has measured it."""
 
 
-class Ledger:
+class RunRecorder:
     """The writing side of a run folder.
 
     Args:

@@ -14,7 +14,7 @@ from cfgen.files.writing import sha256_of_blocks
 from cfgen.render.source import FrameSource
 from cfgen.rollout.loop import Chunk
 from cfgen.runs.folder import RunFolder
-from cfgen.runs.recovery import Ground, Way
+from cfgen.runs.recovery import RecoveryPlan, RunAudit
 from cfgen.runs.snapshot import SnapshotStore, tensor_blocks
 from cfgen.timeline import Plan
 
@@ -25,35 +25,39 @@ LATENTS_LIMIT = 1 << 32
 """Bytes that the latents of a chunk may have."""
 
 
-def pass_again(
-    source: FrameSource, folder: RunFolder, store: SnapshotStore, ground: Ground, way: Way
+def replay(
+    source: FrameSource,
+    folder: RunFolder,
+    store: SnapshotStore,
+    audited: RunAudit,
+    recovery: RecoveryPlan,
 ) -> Iterator[Chunk]:
-    """Go a way: restore the memory, then yield its chunks, each after it passed the memory.
+    """Restore the memory as a plan of recovery says, then yield chunks, each when it has passed it.
 
     Raises:
         SnapshotMismatch: A chunk that is denoised again is another than it was.
         SnapshotCorrupt: Latents changed since they were verified.
     """
-    if way.snapshot:
+    if recovery.snapshot:
         try:
-            source.memory.restore(store.load(way.snapshot))
+            source.memory.restore(store.load(recovery.snapshot))
         except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
             raise SnapshotCorrupt(
-                f"the snapshot after chunk {way.snapshot} in {store.folder} is of another memory: "
-                f"{error}",
+                f"the snapshot after chunk {recovery.snapshot} in {store.folder} is of another "
+                f"memory: {error}",
                 f"remove {store.folder}, then resume",
             ) from None
-    for index in way.chunks:
-        if index in way.again:
+    for index in recovery.chunks:
+        if index in recovery.recompute:
             (chunk,) = source.make(range(index, index + 1))
             blocks = list(tensor_blocks({"latents": chunk.latents}))
-            require_same(folder, ground.lines[index].latents_sha256, sha256_of_blocks(blocks))
-            if not ground.sound[index]:
+            require_same(folder, audited.lines[index].latents_sha256, sha256_of_blocks(blocks))
+            if not audited.intact[index]:
                 folder.keep_latents(index, blocks)
         else:
-            chunk = Chunk(index, _latents(folder, index, ground.lines[index].latents_sha256))
+            chunk = Chunk(index, _latents(folder, index, audited.lines[index].latents_sha256))
             _require_shape(folder, source.plan, chunk)
-            if index >= way.memory_from:
+            if index >= recovery.memory_from:
                 source.recommit(chunk.latents)
         yield chunk
 

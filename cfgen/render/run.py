@@ -31,13 +31,13 @@ from cfgen.render.events import (
     Resumed,
     Warned,
 )
-from cfgen.render.recorder import Ledger
-from cfgen.render.replay import pass_again, require_same
+from cfgen.render.recorder import RunRecorder
+from cfgen.render.replay import replay, require_same
 from cfgen.render.source import Frames, FrameSource
 from cfgen.runs.folder import LOCK, RunFolder, RunRecord, remove
 from cfgen.runs.journal import ChunkLine, VideoLine
 from cfgen.runs.lock import PATIENCE_S, Lock, must_watch, read_owner
-from cfgen.runs.recovery import Ground, chunk_list, survey, way_back
+from cfgen.runs.recovery import RunAudit, audit, chunk_list, plan_recovery
 from cfgen.runs.snapshot import SnapshotStore
 from cfgen.timeline import Plan
 from cfgen.units import bytes_words
@@ -187,18 +187,18 @@ class Render:
             budget_nbytes=self._budget,
             base=self._folder.record.base,
         )
-        ground = survey(self._folder, self.plan)
-        if ground.journal != tuple(self._folder.journal.lines) or self._folder.journal.problem:
-            self._folder.journal.rewrite(ground.journal)
-        self.writer.go_on(ground.segments)
-        self._segments_nbytes = sum(segment.nbytes for segment in ground.segments)
-        self._ledger = Ledger(self._folder, self._store, self._lock, self.source.memory)
+        audited = audit(self._folder, self.plan)
+        if audited.journal != tuple(self._folder.journal.lines) or self._folder.journal.problem:
+            self._folder.journal.rewrite(audited.journal)
+        self.writer.go_on(audited.segments)
+        self._segments_nbytes = sum(segment.nbytes for segment in audited.segments)
+        self._recorder = RunRecorder(self._folder, self._store, self._lock, self.source.memory)
         with self.writer:
             try:
                 state = self.source.vae.start()
                 if self._resume:
-                    yield from self._go_back(ground, state)
-                yield from self._go_on(len(ground.lines), state)
+                    yield from self._restore(audited, state)
+                yield from self._render_rest(len(audited.lines), state)
                 yield self._finish()
             except BaseException:
                 if not self._lock.held:
@@ -237,19 +237,19 @@ class Render:
             sidecar=sidecar_of(self._folder.output),
         )
 
-    def _go_back(self, ground: Ground, state: State) -> Iterator[Event]:
+    def _restore(self, audited: RunAudit, state: State) -> Iterator[Event]:
         """Bring memory, decoder and encoder to where they were after the last chunk."""
-        way = way_back(
-            ground,
+        recovery = plan_recovery(
+            audited,
             self.plan,
             self._store,
             warm_up=self.source.warm_up,
             replayable=self.source.memory.replayable,
         )
-        decode_from, encode_from = way.decode_from or 0, way.encode_from or 0
-        again = [chunk for chunk in ground.damaged if chunk in way.again]
-        spared = [chunk for chunk in ground.damaged if chunk not in way.again]
-        problems = [*ground.problems, *self._store.problems]
+        decode_from, encode_from = recovery.decode_from or 0, recovery.encode_from or 0
+        again = [chunk for chunk in audited.damaged if chunk in recovery.recompute]
+        spared = [chunk for chunk in audited.damaged if chunk not in recovery.recompute]
+        problems = [*audited.problems, *self._store.problems]
         if again:
             problems.append(f"the latents of {chunk_list(again)} are damaged and made again")
         if spared:
@@ -259,29 +259,29 @@ class Render:
             )
         for problem in problems:
             yield Warned(message=problem)
-        self._store.forget(after=way.until)
-        done = sum(line.frames for line in ground.lines)
+        self._store.forget(after=recovery.until)
+        done = sum(line.frames for line in audited.lines)
         yield Resumed(
-            chunk=way.until,
+            chunk=recovery.until,
             chunks=self.plan.chunks,
             frames_done=done,
             frames_total=self.plan.frames,
-            elapsed_s=ground.lines[-1].elapsed_s if ground.lines else 0.0,
-            snapshot=way.snapshot,
-            replayed=way.until - way.memory_from - len(way.again),
-            made_again=len(way.again),
-            encoded_again=sum(line.frames for line in ground.lines[encode_from:]),
+            elapsed_s=audited.lines[-1].elapsed_s if audited.lines else 0.0,
+            snapshot=recovery.snapshot,
+            replayed=recovery.until - recovery.memory_from - len(recovery.recompute),
+            made_again=len(recovery.recompute),
+            encoded_again=sum(line.frames for line in audited.lines[encode_from:]),
         )
-        for chunk in pass_again(self.source, self._folder, self._store, ground, way):
-            self._stop_here(way.until)
+        for chunk in replay(self.source, self._folder, self._store, audited, recovery):
+            self._stop_here(recovery.until)
             if chunk.index >= decode_from:
-                line = ground.lines[chunk.index]  # frames are the same only if decoded likewise
+                line = audited.lines[chunk.index]  # frames are the same only if decoded likewise
                 state.mode = Mode(line.tile or None, line.on_cpu)
                 frames = self.source.decode(chunk, state)
                 if chunk.index >= encode_from:
-                    yield from self._encode(chunk.index, frames, before=ground.lines[chunk.index])
+                    yield from self._encode(chunk.index, frames, before=audited.lines[chunk.index])
 
-    def _go_on(self, first: int, state: State) -> Iterator[Event]:
+    def _render_rest(self, first: int, state: State) -> Iterator[Event]:
         """Make the chunks that are still to be made.
 
         Where a source decodes beside the next chunk, that chunk is begun before this one's frames
@@ -295,7 +295,7 @@ class Render:
             chunk, before = making.finish(), state.mode
             decoding = self.source.decoding(chunk, state)
             beside = self.source.beside
-            pauses = not beside or self._pauses()
+            pauses = not beside or self._must_sync()
             if index < last and not pauses:
                 making.start(index + 1)
             frames = decoding.wait()
@@ -305,17 +305,17 @@ class Render:
                     f"on frames are decoded {state.mode}, which can show at the tiles' borders",
                     hint="nothing is lost; a smaller --size or --offload all leaves more room",
                 )
-            sha256 = self._ledger.latents(chunk.index, chunk.latents)
+            sha256 = self._recorder.latents(chunk.index, chunk.latents)
             yield from self._encode(chunk.index, frames, latents_sha256=sha256, mode=state.mode)
             if index < last and pauses:
-                if self._mode == "full" and (beside or self._pauses()):
-                    yield self._ledger.snapshot(index + 1)
+                if self._mode == "full" and (beside or self._must_sync()):
+                    yield self._recorder.snapshot(index + 1)
                 self._stop_here(index + 1)
                 making.start(index + 1)
 
-    def _pauses(self) -> bool:
+    def _must_sync(self) -> bool:
         """Whether something is to be done before the next chunk is begun."""
-        due = self._mode == "full" and self._ledger.snapshot_due
+        due = self._mode == "full" and self._recorder.snapshot_due
         return due or self._stop is not None
 
     def _stop_here(self, chunk: int) -> None:
@@ -360,7 +360,7 @@ class Render:
         if before is not None:  # and before a segment can end with it
             require_same(self._folder, before.frames_sha256, self.writer.frames_sha256)
         if latents_sha256 is not None:
-            line = self._ledger.chunk(
+            line = self._recorder.chunk(
                 index,
                 len(frames),
                 frames_sha256=self.writer.frames_sha256,
@@ -377,9 +377,9 @@ class Render:
                 memory=line.memory,
             )
         if planned.ends_segment:
-            self._ledger.require_lock()
+            self._recorder.require_lock()
             segment = self.writer.end_segment()
-            self._ledger.segment(segment)
+            self._recorder.segment(segment)
             self._segments_nbytes += segment.nbytes
             self._require_disk()
             yield Encoded(path=segment.path, segment=segment.index, frames=segment.frames)
@@ -398,17 +398,17 @@ class Render:
             )
 
     def _finish(self) -> Finished:
-        self._ledger.require_lock()
+        self._recorder.require_lock()
         facts = self.writer.join()
-        self._ledger.video(facts)
+        self._recorder.video(facts)
         self.writer.publish()
         self._store.keep_newest()
         return Finished(
             output=facts.path,
             frames=facts.frames,
             seconds=facts.duration_s,
-            elapsed_s=self._ledger.elapsed_s,
+            elapsed_s=self._recorder.elapsed_s,
             sidecar=facts.sidecar,
-            keeping_s=self._ledger.keeping_s,
-            snapshots_nbytes=self._ledger.snapshots_nbytes,
+            keeping_s=self._recorder.keeping_s,
+            snapshots_nbytes=self._recorder.snapshots_nbytes,
         )

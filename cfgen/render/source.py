@@ -76,9 +76,9 @@ class FrameSource:
             making.start(index)
             yield making.finish()
 
-    def making(self) -> Making:
+    def making(self) -> ChunkWorker:
         """What makes chunks, a call to begin each and one to have it."""
-        return Making(self)
+        return ChunkWorker(self)
 
     def recommit(self, latents: Tensor) -> None:
         """Commit a chunk that was made before; see `rollout.recommit`."""
@@ -101,7 +101,7 @@ class FrameSource:
         """
         return self.decoding(chunk, state).wait()
 
-    def decoding(self, chunk: Chunk, state: State) -> Decoding:
+    def decoding(self, chunk: Chunk, state: State) -> PendingFrames:
         """As `decode`, but on a GPU the frames may still be on their way."""
         parameter, stream = next(self.vae.parameters()), self._stream
         with torch.inference_mode(), torch.cuda.stream(stream):
@@ -112,10 +112,10 @@ class FrameSource:
             levels = to_levels(self.vae.decode(latents, state)[0])
             frames = levels[: self.plan.chunk(chunk.index).frames]
             if stream is None:
-                return Decoding(frames.cpu(), None)
+                return PendingFrames(frames.cpu(), None)
             host = torch.empty(frames.shape, dtype=frames.dtype, pin_memory=True)
             host.copy_(frames, non_blocking=True)
-            return Decoding(host, stream.record_event())
+            return PendingFrames(host, stream.record_event())
 
     @property
     def beside(self) -> bool:
@@ -129,7 +129,7 @@ class FrameSource:
         return torch.cuda.Stream(device) if on_gpu else None  # type: ignore[no-untyped-call]
 
 
-class Making:
+class ChunkWorker:
     """Chunks of a source, begun and finished one by one; gradients are off."""
 
     def __init__(self, source: FrameSource) -> None:
@@ -161,7 +161,7 @@ class Making:
 
 
 @dataclass(frozen=True, slots=True)
-class Decoding:
+class PendingFrames:
     """Frames uint8 [n, height, width, 3] that arrive on the host with an event, or are there."""
 
     frames: Tensor

@@ -31,7 +31,7 @@ class ChunkGraph:
         self._noise: Tensor | None = None
 
     def __call__(self, noise: Tensor, view: View) -> Tensor:
-        """See `rollout.Passes`; every chunk has the same shape."""
+        """See `rollout.ChunkDenoiser`; every chunk has the same shape."""
         if not self._warm:
             self._warm = True
             return self._passes(noise, view)

@@ -38,7 +38,7 @@ class Guidance:
 
 
 @dataclass(frozen=True, slots=True)
-class Passes:
+class ChunkDenoiser:
     """All passes of a chunk, one after another: from its noise to what memory keeps of it.
 
     Nothing in it waits for the device, so that it can be one CUDA graph.
@@ -87,7 +87,7 @@ class Passes:
 
 
 Run = Callable[[Tensor, View], Tensor]
-"""What `Passes` does, by whatever means."""
+"""What `ChunkDenoiser` does, by whatever means."""
 
 
 class Rollout(Generic[V]):
@@ -102,7 +102,7 @@ class Rollout(Generic[V]):
         noise: where noise comes from.
         conditioning: encoded prompt.
         shape: [B, F, C, H, W] of a chunk.
-        guidance: how strongly to follow the prompt; not for a memory that watches denoising passes.
+        guidance: how strongly to follow the prompt; not where denoising passes decide on frames.
         capture: makes the passes of a chunk one piece, see `chunk_graph`.
     """
 
@@ -119,7 +119,7 @@ class Rollout(Generic[V]):
         capture: Callable[[Run], Run] | None = None,
     ) -> None:
         levels = tuple(generator.level(sigma) for sigma in (*schedule.sigmas, 0.0))
-        passes = Passes(generator, schedule, levels, conditioning, guidance)
+        passes = ChunkDenoiser(generator, schedule, levels, conditioning, guidance)
         self._run: Run = passes if capture is None else capture(passes)
         self._draws, self._device = passes.draws, generator.device
         self._memory, self._noise, self._shape = memory, noise, shape

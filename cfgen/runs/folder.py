@@ -43,7 +43,7 @@ from cfgen.files.writing import (
 )
 from cfgen.plain_text import printable
 from cfgen.runs.journal import Journal, VideoLine
-from cfgen.runs.records import seal, typed, unseal
+from cfgen.runs.records import parse_as, verify, with_checksum
 from cfgen.video.output import described, holds_render, resume_command, run_of
 
 VERSION = 1
@@ -307,7 +307,7 @@ def write_record(path: Path, record: RunRecord) -> None:
     Raises:
         BudgetError, WriterError: The disk refused.
     """
-    facts = seal({"version": VERSION, **asdict(record)})
+    facts = with_checksum({"version": VERSION, **asdict(record)})
     with disk_errors(path / RECORD):
         write_file(path / RECORD, [json_bytes(facts, indent=1), b"\n"])
 
@@ -385,14 +385,14 @@ def _read_record(path: Path) -> RunRecord:
     file = path / RECORD
     begin_again = "render again from the start with -y, or remove the folder"
     try:
-        facts, _ = unseal(read_bytes(file))
+        facts, _ = verify(read_bytes(file))
         version = facts.pop("version", None)
         if version != VERSION:
             raise SnapshotError(
                 f"{file} has version {version}, this cfgen reads version {VERSION}",
                 "resume it with the cfgen that began it",
             )
-        record = typed(RunRecord, facts)
+        record = parse_as(RunRecord, facts)
         name = record.output
         if name in ("", ".", "..") or "\0" in name or Path(name).name != name:
             raise ValueError("its output is not a plain file name")

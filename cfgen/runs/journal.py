@@ -17,7 +17,7 @@ from typing import TypeVar
 
 from cfgen.files.reading import read_bytes
 from cfgen.files.writing import disk_errors, open_append, write_file
-from cfgen.runs.records import seal, typed, unseal
+from cfgen.runs.records import parse_as, verify, with_checksum
 
 _MOST = 1 << 53
 """No count in a journal reaches this."""
@@ -200,7 +200,7 @@ class Journal:
 
 def _block(line: Line, before: str) -> tuple[bytes, str]:
     """A line as it stands in the file, and its checksum."""
-    record = seal({"kind": _NAMES[type(line)], **asdict(line)}, before=before)
+    record = with_checksum({"kind": _NAMES[type(line)], **asdict(line)}, before=before)
     return (json.dumps(record) + "\n").encode(), str(record["check"])
 
 
@@ -208,11 +208,11 @@ def _parsed(raw: bytes, before: str) -> tuple[Line, str]:
     """A line and its checksum; ValueError if it cannot be trusted."""
     if not raw.endswith(b"\n"):
         raise ValueError("it is cut off")
-    payload, check = unseal(raw, before=before)
+    payload, check = verify(raw, before=before)
     kind = payload.pop("kind", None)
     if kind not in _NAMES.values():
         raise ValueError(f"it is of kind {kind!r}, which is unknown")
-    line = typed(_KINDS[kind], payload)
+    line = parse_as(_KINDS[kind], payload)
     for name, value in asdict(line).items():
         if type(value) is int and not 0 <= value < _MOST:
             raise ValueError(f"its {name} is {value}")

@@ -24,7 +24,7 @@ from typing import Self
 from cfgen.errors import LockHeld
 from cfgen.files.reading import read_bytes
 from cfgen.files.writing import create_exclusive, disk_errors
-from cfgen.runs.records import read_mapping, typed
+from cfgen.runs.records import parse_as, read_mapping
 
 BEAT_S = 5.0
 """Seconds between two signs of life."""
@@ -249,7 +249,7 @@ def read_owner(path: Path) -> Owner | None:
     """Who holds a lock, or None if the file is not there or says nothing that can be read."""
     try:
         facts = read_mapping(read_bytes(path, limit=_LIMIT))
-        return typed(Owner, {**facts, "beat": int(facts.get("beat", ""))})
+        return parse_as(Owner, {**facts, "beat": int(facts.get("beat", ""))})
     except (OSError, ValueError, TypeError):
         return None
 

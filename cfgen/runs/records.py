@@ -26,7 +26,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
 """What JSON may hold for a field, by the outer part of its annotation."""
 
 
-def seal(facts: Mapping[str, object], *, before: str = "") -> dict[str, object]:
+def with_checksum(facts: Mapping[str, object], *, before: str = "") -> dict[str, object]:
     """Return `facts` with a checksum over them, as ``check``, and over a record before them.
 
     Args:
@@ -37,7 +37,7 @@ def seal(facts: Mapping[str, object], *, before: str = "") -> dict[str, object]:
     return {**facts, "check": hashlib.sha256(f"{before}\n{text}".encode()).hexdigest()[:32]}
 
 
-def unseal(text: str | bytes, *, before: str = "") -> tuple[dict[str, Any], str]:
+def verify(text: str | bytes, *, before: str = "") -> tuple[dict[str, Any], str]:
     """Return the facts of a sealed record, and their checksum.
 
     Raises:
@@ -45,7 +45,7 @@ def unseal(text: str | bytes, *, before: str = "") -> tuple[dict[str, Any], str]
     """
     facts = read_mapping(text)
     check = facts.pop("check", None)
-    if seal(facts, before=before)["check"] != check:
+    if with_checksum(facts, before=before)["check"] != check:
         raise ValueError("its checksum does not match")
     return facts, str(check)
 
@@ -67,7 +67,7 @@ def read_mapping(text: str | bytes) -> dict[str, Any]:
     return facts
 
 
-def typed(cls: type[_T], facts: object) -> _T:
+def parse_as(cls: type[_T], facts: object) -> _T:
     """Build a dataclass of plain values; what is missing has its default.
 
     Raises:

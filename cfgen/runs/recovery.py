@@ -20,7 +20,7 @@ from cfgen.video.writer import SegmentFacts
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Ground:
+class RunAudit:
     """What there is to stand on.
 
     Attributes:
@@ -32,7 +32,7 @@ class Ground:
     """
 
     lines: tuple[ChunkLine, ...]
-    sound: tuple[bool, ...]
+    intact: tuple[bool, ...]
     segments: tuple[SegmentFacts, ...]
     problems: tuple[str, ...]
     journal: tuple[Line, ...]
@@ -40,18 +40,18 @@ class Ground:
     @property
     def damaged(self) -> list[int]:
         """The chunks whose latents are missing or damaged."""
-        return [index for index, good in enumerate(self.sound) if not good]
+        return [index for index, good in enumerate(self.intact) if not good]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Way:
+class RecoveryPlan:
     """How to get back to where the render stopped.
 
     Attributes:
         snapshot: Chunk that the memory's state is from; 0 is the empty memory.
         memory_from: First chunk that must pass through the memory again.
         until: The chunk after the last.
-        again: Chunks that must be denoised again.
+        recompute: Chunks that must be denoised again.
         decode_from: First chunk that the decoder must see, or None for none.
         encode_from: First chunk whose frames must be encoded again, or None for none.
     """
@@ -59,7 +59,7 @@ class Way:
     snapshot: int
     memory_from: int
     until: int
-    again: frozenset[int]
+    recompute: frozenset[int]
     decode_from: int | None = None
     encode_from: int | None = None
 
@@ -70,7 +70,7 @@ class Way:
         return range(min(self.memory_from, first), self.until)
 
 
-def survey(folder: RunFolder, plan: Plan) -> Ground:
+def audit(folder: RunFolder, plan: Plan) -> RunAudit:
     """Look at everything that the journal tells of; nothing is changed.
 
     Raises:
@@ -93,9 +93,9 @@ def survey(folder: RunFolder, plan: Plan) -> Ground:
             f"segment {len(segments) + 1} is missing or damaged; it and what follows is encoded "
             "again"
         )
-    return Ground(
+    return RunAudit(
         lines=lines,
-        sound=sound,
+        intact=sound,
         segments=segments,
         problems=tuple(problems),
         journal=tuple(
@@ -141,44 +141,44 @@ def _sound_segments(
     return tuple(segments)
 
 
-def way_back(
-    ground: Ground, plan: Plan, store: SnapshotStore, *, warm_up: int, replayable: bool
-) -> Way:
+def plan_recovery(
+    audited: RunAudit, plan: Plan, store: SnapshotStore, *, warm_up: int, replayable: bool
+) -> RecoveryPlan:
     """Find the shortest way back.
 
     Args:
-        ground: What can be trusted.
+        audited: What can be trusted.
         plan: The plan of the render.
         store: Its snapshots.
         warm_up: Chunks that the decoder must see before one whose frames are to be right.
         replayable: Whether committing kept latents again gives the memory that was.
     """
-    until = len(ground.lines)
-    encode_from = min(len(ground.segments) * plan.segment_chunks, until)
+    until = len(audited.lines)
+    encode_from = min(len(audited.segments) * plan.segment_chunks, until)
     done = until == encode_from == plan.chunks
     decode_from = until if done else max(0, encode_from - warm_up)
-    damaged = [chunk for chunk in range(decode_from, until) if not ground.sound[chunk]]
+    damaged = [chunk for chunk in range(decode_from, until) if not audited.intact[chunk]]
     if until == plan.chunks and not damaged:
-        memory = Way(snapshot=0, memory_from=until, again=frozenset(), until=until)
+        memory = RecoveryPlan(snapshot=0, memory_from=until, recompute=frozenset(), until=until)
     else:
         first = min([until, *damaged])
-        memory = way_to(until, ground, store, snapshot_before=first, replayable=replayable)
+        memory = plan_memory(until, audited, store, snapshot_before=first, replayable=replayable)
     return replace(memory, decode_from=decode_from, encode_from=encode_from)
 
 
-def way_to(
+def plan_memory(
     chunk: int,
-    ground: Ground,
+    audited: RunAudit,
     store: SnapshotStore,
     *,
     replayable: bool,
     snapshot_before: int | None = None,
-) -> Way:
+) -> RecoveryPlan:
     """Find the shortest way to the memory as it was before `chunk`; nothing is decoded.
 
     Args:
         chunk: A chunk that was made, or the one after the last.
-        ground: What can be trusted.
+        audited: What can be trusted.
         store: The snapshots of the render.
         replayable: Whether committing kept latents again gives the memory that was.
         snapshot_before: Latest chunk whose snapshot will do, `chunk` if None.
@@ -194,10 +194,10 @@ def way_to(
             f"{store.base}, so that it cannot be worked out from the start",
             "branch off again",
         )
-    again = frozenset(
-        index for index in range(snapshot, chunk) if not (replayable and ground.sound[index])
+    recompute = frozenset(
+        index for index in range(snapshot, chunk) if not (replayable and audited.intact[index])
     )
-    return Way(snapshot=snapshot, memory_from=snapshot, until=chunk, again=again)
+    return RecoveryPlan(snapshot=snapshot, memory_from=snapshot, until=chunk, recompute=recompute)
 
 
 def chunk_list(indices: Sequence[int]) -> str:

@@ -24,7 +24,7 @@ from cfgen.errors import SnapshotCorrupt
 from cfgen.files.reading import read_bytes
 from cfgen.files.writing import disk_errors, sha256_of, sync_folder, write_file
 from cfgen.memory.protocols import MemoryState
-from cfgen.runs.records import seal, typed, unseal
+from cfgen.runs.records import parse_as, verify, with_checksum
 from cfgen.timeline import KEPT_SNAPSHOTS
 
 VERSION = 1
@@ -223,16 +223,16 @@ class SnapshotStore:
 
     def _text(self, manifest: _Manifest) -> bytes:
         facts = {"version": VERSION, "run": self._run, **asdict(manifest)}
-        return (json.dumps(seal(facts)) + "\n").encode()
+        return (json.dumps(with_checksum(facts)) + "\n").encode()
 
     def _read(self, path: Path) -> _Manifest:
-        facts, _ = unseal(read_bytes(path, limit=_MANIFEST_LIMIT))
+        facts, _ = verify(read_bytes(path, limit=_MANIFEST_LIMIT))
         if (facts.pop("version", None), facts.pop("run", None)) != (VERSION, self._run):
             raise ValueError("it belongs to another render or another version of cfgen")
-        manifest = typed(_Manifest, facts)
+        manifest = parse_as(_Manifest, facts)
         if path.name != f"{manifest.chunk:06d}.json":
             raise ValueError("it has the name of another snapshot")
-        files = {name: typed(_File, file) for name, file in facts["files"].items()}
+        files = {name: parse_as(_File, file) for name, file in facts["files"].items()}
         if not all(_TENSORS.fullmatch(name) for name in files):
             raise ValueError("it names a file that is not one of the folder")
         if not all(isinstance(name, str) and name in files for name in manifest.where.values()):

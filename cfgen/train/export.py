@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cfgen.checkpoint.convert.quantize import save_quantized
 from cfgen.files.writing import write_file
-from cfgen.model.generator import Geometry
+from cfgen.model.generator import WanConfig
 from cfgen.model.vae import SPATIAL_STRIDE, TEMPORAL_STRIDE
 
 
@@ -51,7 +51,7 @@ class Exporter:
     spatial_stride: int = SPATIAL_STRIDE
 
     def __call__(
-        self, geometry: Geometry, text: Mapping[str, object], weights: Mapping[str, Tensor]
+        self, geometry: WanConfig, text: Mapping[str, object], weights: Mapping[str, Tensor]
     ) -> None:
         """Write configurations and weights; matrices of blocks in int8, the rest as trained.
 
@@ -75,7 +75,7 @@ class Exporter:
         save_quantized(encoder, folder / "text_encoder" / "model.safetensors", _is_matrix)
 
 
-def wan_config(g: Geometry, spatial_stride: int) -> dict[str, object]:
+def wan_config(g: WanConfig, spatial_stride: int) -> dict[str, object]:
     """Configuration of a generator in the keys of Wan's config.json, and the stride of latents."""
     return {
         "_class_name": "WanModel",

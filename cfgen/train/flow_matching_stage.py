@@ -27,7 +27,7 @@ from cfgen.checkpoint.networks.text_encoder import load_text_encoder
 from cfgen.errors import CheckpointError
 from cfgen.memory.paged import PagedView
 from cfgen.memory.protocols import Pass
-from cfgen.model.generator import Conditioning, Generator, Geometry
+from cfgen.model.generator import Conditioning, Generator, WanConfig
 from cfgen.model.text_encoder import TextEncoder
 from cfgen.train.export import Exporter, text_config
 from cfgen.train.film_world.backgrounds import rng_for
@@ -37,7 +37,12 @@ from cfgen.train.film_world.world import Film
 from cfgen.train.muon import Muon
 from cfgen.train.recall import RecallProbe
 from cfgen.train.shots import choose_chunks, prompts_by_chunk, repeated, shot_starts, spans
-from cfgen.train.training_memory import Admission, MemorySettings, policy_tables, training_memory
+from cfgen.train.training_memory import (
+    MemorySettings,
+    TrainingAdmission,
+    policy_tables,
+    training_memory,
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,7 +51,7 @@ class BaseSettings:
 
     Attributes:
         dim: width of the generator; `ffn_dim`, `num_heads`, `num_layers`, `text_len` and `text_dim`
-            as in `Geometry`.
+            as in `WanConfig`.
         text_layers: layers of the text encoder.
         text_ffn: width of its feed-forward layers.
         lr: peak learning rate of both optimizers.
@@ -148,7 +153,7 @@ class BaseStage:
         s = self.settings = settings
         self.memory, self.store, self.exporter = memory, store, exporter
         torch.manual_seed(2)
-        self.geometry = Geometry(
+        self.geometry = WanConfig(
             dim=s.dim,
             ffn_dim=s.ffn_dim,
             num_heads=s.num_heads,
@@ -229,7 +234,7 @@ class BaseStage:
         starts = shot_starts(batch.films[0])
         chosen = choose_chunks(batch, starts, s.trained[length], rng)
         make_table = policy_tables(self.memory, rng, chunks, CHUNK_LATENTS)
-        admission = Admission.drawn(self.memory, rng, starts, chunks)
+        admission = TrainingAdmission.drawn(self.memory, rng, starts, chunks)
         size = (batch.latents.shape[3], batch.latents.shape[4])
         memory = training_memory(make_table, admission, self.generator, size)
         prompts = self._prompts(batch.films, rng)

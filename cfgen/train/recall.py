@@ -26,7 +26,7 @@ from cfgen.train.film_world.latents import CHUNK_LATENTS, LatentStore, with_othe
 from cfgen.train.film_world.sampling import Structure, sample_film
 from cfgen.train.film_world.world import Film
 from cfgen.train.shots import prompts_by_chunk, shot_starts
-from cfgen.train.training_memory import Admission, MemorySettings, training_memory
+from cfgen.train.training_memory import MemorySettings, TrainingAdmission, training_memory
 
 LEVELS = (0.97, 0.8, 0.5)
 """Noise levels at which the error is measured."""
@@ -109,7 +109,7 @@ class RecallProbe:
         """
         m, device = self._memory, generator.device
         chunks = past.shape[1] // CHUNK_LATENTS
-        admission = Admission.oracle(starts, chunks)
+        admission = TrainingAdmission.oracle(starts, chunks)
         memory = training_memory(
             lambda: SlowFastTable(sink=m.sink, slow=m.slow, fast=m.fast),
             admission,

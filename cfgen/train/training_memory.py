@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from cfgen.kernels.pages import ADMITTED, OPEN
-from cfgen.memory.autograd import GraphCache, GraphReader
+from cfgen.kernels.pages import ADMITTED, CAN_ADMIT
+from cfgen.memory.autograd import AutogradAttention, GraphCache
 from cfgen.memory.paged import PagedMemory
 from cfgen.memory.protocols import Table
 from cfgen.memory.slow_fast import SlowFastTable
@@ -67,7 +67,7 @@ def policy_tables(
     return lambda: SlowFastTable(sink=s.sink, slow=s.slow, fast=s.fast)
 
 
-class Admission:
+class TrainingAdmission:
     """Admits chunks as a plan says that was drawn beforehand; an `Admit` op.
 
     Attributes:
@@ -82,7 +82,7 @@ class Admission:
     @classmethod
     def drawn(
         cls, settings: MemorySettings, rng: np.random.Generator, starts: Collection[int], count: int
-    ) -> Admission:
+    ) -> TrainingAdmission:
         """Draw a plan for a film of `count` chunks, of which `starts` begin a shot."""
         usual = rng.uniform(*settings.chances)
         at_start = max(usual, settings.start_chance)
@@ -90,7 +90,7 @@ class Admission:
         return cls(chances, rng, together=bool(rng.uniform() < settings.together))
 
     @classmethod
-    def oracle(cls, starts: Collection[int], count: int) -> Admission:
+    def oracle(cls, starts: Collection[int], count: int) -> TrainingAdmission:
         """Admit the first chunk of every shot, and no other."""
         chances = [float(chunk in starts) for chunk in range(count)]
         return cls(chances, np.random.default_rng(0), together=True)
@@ -101,17 +101,17 @@ class Admission:
             chosen = self._rng.uniform() < self._chances[self.chunk]
         else:
             chosen = bool(self._shared[self.chunk])
-        decision[ADMITTED] = int(bool(decision[OPEN]) and chosen)
+        decision[ADMITTED] = int(bool(decision[CAN_ADMIT]) and chosen)
 
 
 def training_memory(
     make_table: Callable[[], Table],
-    admission: Admission,
+    admission: TrainingAdmission,
     generator: Generator,
     latent_size: tuple[int, int],
 ) -> PagedMemory:
     """A memory whose pages are tensors in the graph, for latents of a height and width."""
     g = generator.geometry
     pool = GraphCache(g.num_layers, generator.device)
-    reader = GraphReader(pool, TORCH, rope=Rope(g.head_dim), grid=g.grid(*latent_size))
+    reader = AutogradAttention(pool, TORCH, rope=Rope(g.head_dim), grid=g.grid(*latent_size))
     return PagedMemory([make_table() for _ in range(g.num_layers)], pool, reader, admit=admission)

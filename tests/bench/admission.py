@@ -29,7 +29,7 @@ from torch import Tensor
 from cfgen.checkpoint.networks.fill import load_generator
 from cfgen.checkpoint.networks.text_encoder import load_text_encoder
 from cfgen.checkpoint.networks.vae import load_tiny
-from cfgen.kernels.pages import ADMITTED, OPEN
+from cfgen.kernels.pages import ADMITTED, CAN_ADMIT
 from cfgen.memory.protocols import Pass
 from cfgen.memory.slow_fast import SlowFastTable
 from cfgen.model.generator import Generator
@@ -92,7 +92,7 @@ class Recorder:
         chunk, layer = divmod(self._calls, len(self.keys))
         self._calls += 1
         self.keys[layer].append((parts.float().sum(1) / tokens)[0])
-        decision[ADMITTED] = int(bool(decision[OPEN]) and chunk in self._starts)
+        decision[ADMITTED] = int(bool(decision[CAN_ADMIT]) and chunk in self._starts)
 
 
 @torch.no_grad()

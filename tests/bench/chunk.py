@@ -32,7 +32,7 @@ from unittest.mock import patch
 
 import storage
 import torch
-from chunk_ways import FRAMES, WINDOW, Setting, Way, mini, wan
+from chunk_ways import FRAMES, WINDOW, BenchSetup, Variant, mini, wan
 
 from cfgen.memory import pre_rotated as rotated
 from cfgen.model.vae import SPATIAL_STRIDE
@@ -55,7 +55,7 @@ VERSUS = (
 Figures = dict[str, Any]
 
 
-def check(setting: Setting, ways: dict[str, Way]) -> Figures:
+def check(setting: BenchSetup, ways: dict[str, Variant]) -> Figures:
     """Fill all memories alike, then compare the flows of a chunk; exit if they are not equal."""
     for way in ways.values():
         for index in range(FILLING):
@@ -72,7 +72,7 @@ def check(setting: Setting, ways: dict[str, Way]) -> Figures:
     return {name: float(f"{x:.2g}") for name, x in found.items()}
 
 
-def paired(setting: Setting, ways: dict[str, Way], pairs: int) -> Figures:
+def paired(setting: BenchSetup, ways: dict[str, Variant], pairs: int) -> Figures:
     """Seconds of chunks, the ways taking turns, and how many times faster ours is."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     faults: dict[str, list[float]] = {name: [] for name in ways}
@@ -101,7 +101,7 @@ def spread(numbers: list[float]) -> Figures:
     return {name: float(f"{x:.4g}") for name, x in named.items()}
 
 
-def shares(setting: Setting, way: Way, chunks: int) -> Figures:
+def shares(setting: BenchSetup, way: Variant, chunks: int) -> Figures:
     """Shares of a chunk's time that go into rotation and gathering, measured inside of chunks.
 
     What the clocks take, and what Python takes between two of them, counts as rotation or copying.
@@ -124,7 +124,7 @@ def shares(setting: Setting, way: Way, chunks: int) -> Figures:
 
 
 @contextmanager
-def clocks(way: Way) -> Iterator[dict[str, float]]:
+def clocks(way: Variant) -> Iterator[dict[str, float]]:
     """Time what a rotated reader does, by the names of its parts; parts lie within others."""
     spent: dict[str, float] = {}
 

@@ -21,14 +21,14 @@ from cfgen.checkpoint.networks.fill import MATRICES
 from cfgen.config.schema import WindowMemory
 from cfgen.memory.protocols import Memory, Norms, Pass
 from cfgen.model.generator import Conditioning, Generator, Level
-from cfgen.model.generator import Geometry as Sizes
+from cfgen.model.generator import VideoShape as Sizes
 from cfgen.model.vae import SPATIAL_STRIDE
 from cfgen.ops.reference import Rope
 from cfgen.ops.select import TORCH
 from cfgen.pipeline.build import build_memory
 from cfgen.pipeline.models import encoded, load_models
 from cfgen.rollout.schedule import FewStepSchedule
-from cfgen.timeline import Geometry, make_plan
+from cfgen.timeline import VideoShape, make_plan
 
 WINDOW, SINK, FRAMES = 21, 3, 3
 STEPS = (1000.0, 750.0, 500.0, 250.0)
@@ -138,7 +138,7 @@ PLAIN = dataclasses.replace(
 
 
 @dataclass(frozen=True)
-class Way:
+class Variant:
     """A way to make chunks.
 
     Attributes:
@@ -186,7 +186,7 @@ class Way:
 
 
 @dataclass(frozen=True)
-class Setting:
+class BenchSetup:
     """What is compared: a model, a prompt, a size of pictures.
 
     Attributes:
@@ -205,7 +205,7 @@ class Setting:
     passes: int
     whole: bool = False
 
-    def ways(self) -> dict[str, Way]:
+    def ways(self) -> dict[str, Variant]:
         """The published way and ours, in float32 and in bfloat16."""
         exact, small = self.generator, in_bfloat16(self.generator)
         return {
@@ -215,12 +215,12 @@ class Setting:
             "cfgen bfloat16": self._ours(small),
         }
 
-    def _published(self, generator: Generator) -> Way:
+    def _published(self, generator: Generator) -> Variant:
         """Time is embedded in every pass, for every frame; all padding of the prompt is read."""
         generator = sharing_weights(generator)
         generator.compute_with(PLAIN)
         embedded = generator.text_embedding(self.text)
-        return Way(
+        return Variant(
             generator=generator,
             memory=Published(generator, generator.geometry.grid(*self._latent)),
             text=Conditioning(tuple(b.cross_attn.read(embedded) for b in generator.blocks)),
@@ -229,12 +229,12 @@ class Setting:
             commit=generator,
         )
 
-    def _ours(self, generator: Generator) -> Way:
-        plan = make_plan(60, Geometry(width=self.width, height=self.height))
+    def _ours(self, generator: Generator) -> Variant:
+        plan = make_plan(60, VideoShape(width=self.width, height=self.height))
         window = WindowMemory(sink=SINK, size=WINDOW, positions="relative")
         dtype = generator.blocks[0].self_attn.q.dtype
         known = {sigma: generator.level(sigma) for sigma in (*self._schedule.sigmas, 0.0)}
-        return Way(
+        return Variant(
             generator=generator,
             memory=build_memory(window, generator, plan, TORCH, dtype=dtype),
             text=generator.condition(self.text),
@@ -277,15 +277,15 @@ def in_bfloat16(generator: Generator) -> Generator:
     return small
 
 
-def mini(passes: int) -> Setting:
+def mini(passes: int) -> BenchSetup:
     """The model in the box."""
     config = storage.configured(7)
     loaded = load_models(config.model, dtype=torch.float32, device=torch.device("cpu"))
     text = encoded(config.model, [storage.PROMPT])[storage.PROMPT]
-    return Setting(loaded.generator, text, *config.frame_size, passes)
+    return BenchSetup(loaded.generator, text, *config.frame_size, passes)
 
 
-def wan(passes: int) -> Setting:
+def wan(passes: int) -> BenchSetup:
     """One layer of Wan2.1-1.3B's sizes with random weights, and a prompt of some tokens."""
     torch.manual_seed(0)
     sizes = Sizes(dim=1536, ffn_dim=8960, num_heads=12, num_layers=1)
@@ -295,4 +295,4 @@ def wan(passes: int) -> Setting:
             parameter.normal_(0, 1.5 / parameter[0].numel() ** 0.5)
     text = torch.randn(1, sizes.text_len, sizes.text_dim)
     text[:, PROMPT_TOKENS:] = 0
-    return Setting(generator, text, 832, 480, passes, whole=True)
+    return BenchSetup(generator, text, 832, 480, passes, whole=True)

@@ -27,9 +27,9 @@ from torch import Tensor
 
 from cfgen.checkpoint.formats.base import Entry
 from cfgen.checkpoint.formats.safetensors import write_stream
-from cfgen.model.generator import Generator, Geometry
+from cfgen.model.generator import Generator, WanConfig
 
-WAN = Geometry(dim=1536, ffn_dim=8960, num_heads=12, num_layers=30)
+WAN = WanConfig(dim=1536, ffn_dim=8960, num_heads=12, num_layers=30)
 MATRIX = re.compile(r"blocks\.\d+\.((self|cross)_attn\.[qkvo]|ffn\.[02])\.weight")
 KINDS = ("bf16", "fp8_scaled", "int8", "Q4_K")
 FRAMES_S = 21 / 16

@@ -21,7 +21,7 @@ from torch.nn.functional import cosine_similarity
 from cfgen.cli.plan import plan_of
 from cfgen.config.loader import load
 from cfgen.config.schema import SlowFastMemory
-from cfgen.kernels.pages import FIRED, OPEN
+from cfgen.kernels.pages import ADMITTED_NOW, CAN_ADMIT
 from cfgen.pipeline.build import build_source
 from cfgen.train.captions import caption
 from cfgen.train.world import sample_film
@@ -51,11 +51,11 @@ class Notes:
         """Decide as a render does."""
         noted = self.keys[self._calls % len(self.keys)]
         self._calls += 1
-        if decision[OPEN]:
+        if decision[CAN_ADMIT]:
             noted += [] if noted else [reference.clone()]
             noted.append(parts.sum(1) / tokens)
         self._admit(parts, reference, decision, tokens=tokens, tau=tau)
-        self.admitted += int(decision[FIRED])
+        self.admitted += int(decision[ADMITTED_NOW])
 
 
 def note_film(seed: int, duration: str, assignments: list[str]) -> tuple[Notes, float]:

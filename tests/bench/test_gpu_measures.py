@@ -27,7 +27,7 @@ from gpu_parts.sizes import REAL, TINY  # noqa: E402
 
 
 def test_the_real_sizes_are_those_of_the_protocol() -> None:
-    sizes = [size for _, size in attention.sizes_of(REAL)]
+    sizes = [size for _, size in attention.estimate_memory(REAL)]
     assert {size.queries for size in sizes} >= {4680, 9360}
     assert {size.tokens for size in sizes} == {1560, 3600}
     usual = [s for s in sizes if s.queries == 4680]

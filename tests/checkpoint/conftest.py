@@ -13,11 +13,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from cfgen.model.generator import Generator, Geometry
+from cfgen.model.generator import Generator, WanConfig
 from tests.checkpoint import tiny
 from tests.strategies import random_generator
 
-SMALL = Geometry(
+SMALL = WanConfig(
     dim=12, ffn_dim=10, num_heads=2, num_layers=2, in_dim=3, out_dim=3, text_len=4, text_dim=5
 )
 

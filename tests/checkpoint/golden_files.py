@@ -19,9 +19,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from cfgen.checkpoint.convert.convert import Names, plan_convert
+from cfgen.checkpoint.convert.input import open_source
+from cfgen.checkpoint.convert.output import check
 from cfgen.checkpoint.convert.quantize import plan_quantize, save_quantized
-from cfgen.checkpoint.convert.source import open_source
-from cfgen.checkpoint.convert.target import check
 from tests.checkpoint import packing, tiny
 from tests.golden.cases import FOLDER, recorded_config
 

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from cfgen.checkpoint.formats.open import open_container
-from cfgen.checkpoint.naming import Layout, Naming, unchanged
+from cfgen.checkpoint.naming import Naming, NamingScheme, unchanged
 from cfgen.checkpoint.networks.network import describe_network
 from tests.checkpoint.conftest import marker
 
@@ -51,7 +51,7 @@ def load_state(path: Path, *, dtype: torch.dtype = torch.float32) -> dict[str, T
     """
     file = open_container(path)
     naming = Naming(
-        Layout("the file's own", "", unchanged), "", {name: name for name in file.entries}
+        NamingScheme("the file's own", "", unchanged), "", {name: name for name in file.entries}
     )
     network = describe_network(file, naming)
     stored = ((name, network.read(name)) for name in network.layers)

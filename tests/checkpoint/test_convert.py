@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from cfgen.checkpoint.convert.convert import Names, plan_convert
-from cfgen.checkpoint.convert.source import open_source
-from cfgen.checkpoint.convert.target import check
+from cfgen.checkpoint.convert.input import open_source
+from cfgen.checkpoint.convert.output import check
 from cfgen.checkpoint.networks.fill import load_generator, open_generator
 from cfgen.checkpoint.networks.text_encoder import open_text_encoder
 from cfgen.checkpoint.quant.layer import HEADER

@@ -18,12 +18,12 @@ from cfgen.checkpoint.inspect.report import NetworkFacts, Report
 from cfgen.checkpoint.naming import to_diffusers
 from cfgen.checkpoint.networks.fill import load_generator
 from cfgen.errors import CheckpointError
-from cfgen.model.generator import Geometry
+from cfgen.model.generator import WanConfig
 from cfgen.model.vae import TinyAutoencoder
 from tests.checkpoint.conftest import marker
 from tests.strategies import random_generator
 
-SIZES = Geometry(dim=128, ffn_dim=64, num_heads=1, num_layers=2, text_dim=16)
+SIZES = WanConfig(dim=128, ffn_dim=64, num_heads=1, num_layers=2, text_dim=16)
 QUANTIZED = ("blocks.0.ffn.0", "blocks.1.ffn.2")
 
 State = dict[str, Tensor]
@@ -243,7 +243,7 @@ def test_models_that_want_more_than_text_are_refused_by_name(
 
 
 def test_other_latents_than_those_of_wan21_need_their_own_decoder(save: Save) -> None:
-    sizes = Geometry(dim=128, ffn_dim=64, num_heads=1, num_layers=1, in_dim=48, out_dim=48)
+    sizes = WanConfig(dim=128, ffn_dim=64, num_heads=1, num_layers=1, in_dim=48, out_dim=48)
     report = inspect(save(dict(random_generator(sizes).state_dict())), digests=False)
     assert "latents of 48 channels" in " ".join(report.warnings)
     assert network(report).sizes["in_dim"] == 48

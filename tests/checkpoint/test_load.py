@@ -15,7 +15,7 @@ from cfgen.checkpoint.convert.quantize import save_quantized
 from cfgen.checkpoint.networks.fill import load_generator, open_generator
 from cfgen.errors import CheckpointError
 from cfgen.memory.protocols import Norms
-from cfgen.model.generator import Generator, Geometry
+from cfgen.model.generator import Generator, WanConfig
 from cfgen.model.quantized import QuantizedLinear
 from tests.checkpoint import tiny
 from tests.checkpoint.conftest import SMALL, marker
@@ -246,7 +246,7 @@ def test_config_may_leave_out_what_the_weights_tell(
 
 def test_without_a_config_the_heads_are_those_of_wan(tiny_file: Callable[[str], tiny.Tiny]) -> None:
     geometry = load_generator(tiny_file("native_bf16").path).geometry
-    assert geometry == Geometry(
+    assert geometry == WanConfig(
         dim=tiny.DIM,
         ffn_dim=tiny.FFN,
         num_heads=2,

@@ -68,7 +68,7 @@ REFUSED_FILES = {
         PAIR | {f"{Q}.lora_down.weight": torch.ones(3, 12)},
         "holds the same part of a LoRA twice",
     ),
-    "twice, spelled otherwise": (
+    "twice, normalized otherwise": (
         PAIR | {"lora_unet_blocks_0_self_attn_q.lora_down.weight": torch.ones(3, 12)},
         "holds the same part of a LoRA twice",
     ),

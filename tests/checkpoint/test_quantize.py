@@ -13,8 +13,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from cfgen.checkpoint.convert.input import open_source
 from cfgen.checkpoint.convert.quantize import LayerLoss, plan_quantize
-from cfgen.checkpoint.convert.source import open_source
 from cfgen.checkpoint.formats.safetensors import open_safetensors
 from cfgen.checkpoint.networks.fill import load_generator, open_generator
 from cfgen.checkpoint.networks.text_encoder import open_text_encoder

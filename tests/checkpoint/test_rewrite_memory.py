@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cfgen.checkpoint.formats.base import Entry
 from cfgen.checkpoint.formats.safetensors import write_stream
-from cfgen.model.generator import Generator, Geometry
+from cfgen.model.generator import Generator, WanConfig
 from tests.checkpoint import tiny
 
 TinyFile = Callable[[str], tiny.Tiny]
@@ -26,7 +26,7 @@ MEASURE = """
     import torch
     from cfgen.checkpoint.convert.convert import plan_convert
     from cfgen.checkpoint.convert.quantize import plan_quantize
-    from cfgen.checkpoint.convert.source import open_source
+    from cfgen.checkpoint.convert.input import open_source
 
     def peak():
         lines = Path("/proc/self/status").read_text().splitlines()
@@ -52,7 +52,7 @@ MEASURE = """
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc")
 def test_memory_stays_far_below_the_size_of_the_file(tiny_file: TinyFile, tmp_path: Path) -> None:
     with torch.device("meta"):
-        sizes = Geometry(dim=1536, ffn_dim=8960, num_heads=12, num_layers=4)
+        sizes = WanConfig(dim=1536, ffn_dim=8960, num_heads=12, num_layers=4)
         outline = Generator(sizes).bfloat16().state_dict()
     entries = {n: Entry("bfloat16", tuple(t.shape), t.nbytes) for n, t in outline.items()}
     noise = torch.randn(2**20, dtype=torch.bfloat16)

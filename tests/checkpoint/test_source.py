@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from cfgen.checkpoint.convert.source import open_source
+from cfgen.checkpoint.convert.input import open_source
 from cfgen.errors import CheckpointError
 from tests.checkpoint import tiny
 from tests.checkpoint.encoders import encoder

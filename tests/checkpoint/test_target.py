@@ -9,8 +9,8 @@ import pytest
 from torch import Tensor
 
 from cfgen.checkpoint.convert.convert import plan_convert
-from cfgen.checkpoint.convert.source import open_source
-from cfgen.checkpoint.convert.target import check
+from cfgen.checkpoint.convert.input import open_source
+from cfgen.checkpoint.convert.output import check
 from cfgen.checkpoint.networks.fill import load_generator
 from cfgen.errors import BudgetError, OutputRefused, UsageError
 from tests.checkpoint import tiny

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from cfgen.checkpoint.convert.convert import plan_convert
-from cfgen.checkpoint.convert.source import open_source
+from cfgen.checkpoint.convert.input import open_source
 from cfgen.checkpoint.formats.open import open_container
 from cfgen.checkpoint.networks.fill import open_generator
 from cfgen.checkpoint.networks.text_encoder import open_text_encoder

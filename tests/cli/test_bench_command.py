@@ -19,11 +19,11 @@ from typer.testing import Result
 from cfgen.bench import measure as bench_module
 from cfgen.bench import random_weights as stand_in_module
 from cfgen.bench import variants as ways_module
-from cfgen.bench.measure import Bench, Contestant, distance, tolerance
-from cfgen.bench.variants import Setting, Way, fill, prepare
+from cfgen.bench.measure import Bench, VariantRunner, distance, tolerance
+from cfgen.bench.variants import BenchSetup, Variant, fill, prepare
 from cfgen.config.loader import load
 from cfgen.errors import NotFinite
-from cfgen.model.generator import Geometry
+from cfgen.model.generator import WanConfig
 from cfgen.model.wan_vae import WanAutoencoder
 from cfgen.ops import select
 from cfgen.render.source import FrameSource
@@ -42,7 +42,7 @@ def data_of(result: Result) -> dict[str, Any]:
     return line["data"]
 
 
-def setting_of(*assignments: str) -> Setting:
+def setting_of(*assignments: str) -> BenchSetup:
     """The tiny model with these values, in float32."""
     values = ["dtype=float32", *SHORT[1:4:2], *assignments]
     return prepare(load({}, assignments=values).config, may_stand_in=False)
@@ -232,7 +232,7 @@ def published(presets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = "{path: owner/name/wan.pt, vae: owner/vae/vae.pth, sizes: [64x64]}"
     memory = "{policy: window, sink: 0, size: 6}"
     (presets / "big.yaml").write_text(f"description: big\nmodel: {model}\nmemory: {memory}\n")
-    sizes = Geometry(dim=32, ffn_dim=48, num_heads=2, num_layers=2, text_dim=16)
+    sizes = WanConfig(dim=32, ffn_dim=48, num_heads=2, num_layers=2, text_dim=16)
     small = functools.partial(stand_in_module.stand_in, sizes=sizes)
     monkeypatch.setattr(ways_module, "stand_in", small)
     tiny_vae = functools.partial(WanAutoencoder, 8, 8)
@@ -288,7 +288,7 @@ POLICIES = {
 @pytest.mark.parametrize("policy", POLICIES)
 def test_memory_is_full_before_anything_is_timed(policy: str) -> None:
     setting = setting_of(*POLICIES[policy])
-    way = Way("torch", "auto")
+    way = Variant("torch", "auto")
     source = setting.source(way, setting.ops(way))
     first = fill(source)
     memory = source.memory
@@ -298,7 +298,7 @@ def test_memory_is_full_before_anything_is_timed(policy: str) -> None:
 
 def test_a_memory_that_never_fills_is_given_up() -> None:
     setting = setting_of("memory.tau=-1")
-    way = Way("torch", "auto")
+    way = Variant("torch", "auto")
     source = setting.source(way, setting.ops(way))
     assert fill(source) == 4 * setting.slots
     assert len(source.memory.tables[0].slots()) == setting.slots - 12  # no key frame
@@ -308,7 +308,7 @@ def test_a_memory_that_never_fills_is_given_up() -> None:
 @pytest.mark.parametrize("storage", ["auto", "bf16", "int8", "fp8"])
 def test_all_that_is_held_of_the_cache_is_counted(backend: str, storage: str) -> None:
     setting = setting_of()
-    contestant = Contestant(setting, Way(backend, storage))
+    contestant = VariantRunner(setting, Variant(backend, storage))
     reader = contestant.source.memory.reader
     rotated = getattr(reader, "nbytes", 0)
     assert contestant.cache_nbytes == contestant.source.memory.nbytes + rotated
@@ -316,17 +316,17 @@ def test_all_that_is_held_of_the_cache_is_counted(backend: str, storage: str) ->
 
 
 def test_ways_take_turns_in_changing_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    work = Bench(setting_of(), [Way("torch", "auto"), Way("torch", "int8")])
+    work = Bench(setting_of(), [Variant("torch", "auto"), Variant("torch", "int8")])
     for _ in work.prepare():
         pass
     order: list[str] = []
-    make = Contestant.make
+    make = VariantRunner.make
 
-    def noted(self: Contestant):
+    def noted(self: VariantRunner):
         order.append(self.way.storage)
         return make(self)
 
-    monkeypatch.setattr(Contestant, "make", noted)
+    monkeypatch.setattr(VariantRunner, "make", noted)
     ticks = iter(range(100))
     monkeypatch.setattr(bench_module.time, "monotonic", lambda: next(ticks))
     for _ in work.run(3):
@@ -338,8 +338,8 @@ def test_ways_take_turns_in_changing_order(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_page_that_is_lost_is_out_of_tolerance() -> None:
-    setting, way = setting_of(), Way("torch", "auto")
-    right, again, wrong = (Contestant(setting, way) for _ in range(3))
+    setting, way = setting_of(), Variant("torch", "auto")
+    right, again, wrong = (VariantRunner(setting, way) for _ in range(3))
     for name, page in wrong.source.memory.state().pages.items():
         if name in ("0.0.v", "1.0.v"):
             page.zero_()
@@ -352,7 +352,7 @@ def test_where_frames_are_decoded_beside_the_next_chunk_that_is_timed(
     cfgen: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(FrameSource, "beside", True)
-    monkeypatch.setattr(Contestant, "make_beside", lambda *_: 4.0)
+    monkeypatch.setattr(VariantRunner, "make_beside", lambda *_: 4.0)
     result = cfgen("bench", *QUICK, "--kv-cache", "auto", "--json")
     assert data_of(result)["ways"][0]["frames_per_s_decoded"] == 12 / 4.0
     told = " ".join(cfgen("bench", *QUICK, "--kv-cache", "auto").stdout.split())
@@ -360,8 +360,8 @@ def test_where_frames_are_decoded_beside_the_next_chunk_that_is_timed(
 
 
 def test_a_chunk_is_made_while_another_is_decoded() -> None:
-    setting, way = setting_of(), Way("torch", "auto")
-    alone, beside = Contestant(setting, way), Contestant(setting, way)
+    setting, way = setting_of(), Variant("torch", "auto")
+    alone, beside = VariantRunner(setting, way), VariantRunner(setting, way)
     state = setting.models.decoder.start()
     first, _ = beside.make()
     assert beside.make_beside(first, state) > 0
@@ -374,7 +374,7 @@ def test_a_chunk_is_made_while_another_is_decoded() -> None:
 def test_other_ways_are_not_counted_in_the_gpu_memory_of_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    contestant = Contestant(setting_of(), Way("torch", "auto"))
+    contestant = VariantRunner(setting_of(), Variant("torch", "auto"))
     contestant._device, contestant._alone = torch.device("cuda"), 300
     done: list[str] = []
     for name in ("synchronize", "reset_peak_memory_stats"):

@@ -14,13 +14,13 @@ from typer.testing import Result
 
 from cfgen.checkpoint.identify import published as known
 from cfgen.checkpoint.identify.published import Published
-from cfgen.model.generator import Geometry
+from cfgen.model.generator import WanConfig
 from tests.strategies import random_generator
 
 Run = Callable[..., Result]
 State = dict[str, Tensor]
 
-SIZES = Geometry(dim=128, ffn_dim=64, num_heads=1, num_layers=2, text_dim=16)
+SIZES = WanConfig(dim=128, ffn_dim=64, num_heads=1, num_layers=2, text_dim=16)
 LAYER = "blocks.0.ffn.0"
 
 

@@ -17,7 +17,7 @@ import pytest
 from typer.testing import Result
 
 from cfgen.cli import models as models_module
-from cfgen.cli.fetching import Fetching
+from cfgen.cli.download_progress import Fetching
 from cfgen.hub import Reference
 from cfgen.hub.listing import Hub, Listing, RemoteFile
 from cfgen.hub.pull import Step

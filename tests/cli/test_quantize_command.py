@@ -16,9 +16,9 @@ import torch
 from safetensors.torch import load_file
 from typer.testing import Result
 
-from cfgen.checkpoint.convert.rewrite import Step
+from cfgen.checkpoint.convert.conversion_plan import Step
+from cfgen.cli import conversion_options as rewriting
 from cfgen.cli import quantize as quantize_module
-from cfgen.cli import rewriting
 from cfgen.cli.console import Console
 from cfgen.ops.quant.encode import ENCODINGS
 from cfgen.units import bytes_words

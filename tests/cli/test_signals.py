@@ -18,7 +18,7 @@ from typer.testing import Result
 from cfgen.cli import signals
 from cfgen.cli.batch import _line
 from cfgen.cli.console import Console
-from cfgen.cli.work import gentle_signals
+from cfgen.cli.run_render import graceful_signals
 from cfgen.errors import CheckpointError, Halt, Interrupted
 from tests.cli.conftest import FakeBuild
 
@@ -105,7 +105,7 @@ def test_inherited_ignores_stay(name: str) -> None:
     number = getattr(signal, name)
     signal.signal(number, signal.SIG_IGN)
     signals.heed()
-    with gentle_signals(Console(), _never, again=""):
+    with graceful_signals(Console(), _never, again=""):
         assert signal.getsignal(number) is signal.SIG_IGN
         os.kill(os.getpid(), number)
         time.sleep(0.05)
@@ -135,7 +135,7 @@ def test_the_first_signal_stops_gently_and_the_second_at_once(number: int, exit_
     told: list[tuple[str, int]] = []
 
     def work() -> None:
-        with gentle_signals(
+        with graceful_signals(
             Console(), lambda why, *, exit_code: told.append((why, exit_code)), again="go on"
         ):
             send(number)
@@ -151,7 +151,7 @@ def test_the_first_signal_stops_gently_and_the_second_at_once(number: int, exit_
 
 def test_after_the_work_is_done_a_signal_changes_nothing() -> None:
     signals.heed()
-    with gentle_signals(Console(), _never, again=""):
+    with graceful_signals(Console(), _never, again=""):
         pass
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(0.05)
@@ -160,7 +160,7 @@ def test_after_the_work_is_done_a_signal_changes_nothing() -> None:
 
 def test_a_program_that_uses_cfgen_keeps_its_own_handlers() -> None:
     mine = signal.getsignal(signal.SIGTERM)
-    with gentle_signals(Console(), _never, again=""):
+    with graceful_signals(Console(), _never, again=""):
         assert signal.getsignal(signal.SIGTERM) is not mine
     assert signal.getsignal(signal.SIGTERM) is mine
     signals.settle(3)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cfgen.config.values import Range, Size, coerce, nearest, parse_duration, parse_size
+from cfgen.config.values import Range, Size, nearest, parse_duration, parse_size, parse_value
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_a_size_of_nothing_is_refused() -> None:
     ],
 )
 def test_text_becomes_typed(hint: object, tree: object, value: object) -> None:
-    assert coerce(hint, tree) == value
+    assert parse_value(hint, tree) == value
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_text_becomes_typed(hint: object, tree: object, value: object) -> None:
 )
 def test_wrong_text_is_refused_in_one_sentence(hint: object, tree: object, reason: str) -> None:
     with pytest.raises(ValueError) as caught:  # noqa: PT011 (the text is compared below)
-        coerce(hint, tree)
+        parse_value(hint, tree)
     assert str(caught.value).startswith(reason)
 
 

@@ -16,7 +16,7 @@ from cfgen.memory.page_pool import KVCache
 from cfgen.memory.paged import PagedMemory
 from cfgen.memory.protocols import Pass, Table
 from cfgen.memory.window import WindowTable
-from cfgen.model.generator import Generator, Geometry
+from cfgen.model.generator import Generator, WanConfig
 from cfgen.ops.reference import Rope
 from cfgen.ops.select import build_ops
 from cfgen.rollout.loop import rollout
@@ -24,7 +24,7 @@ from cfgen.rollout.schedule import FewStepSchedule
 from tests.strategies import memory_of
 
 FOLDER = Path(__file__).parent
-TINY = Geometry(dim=96, ffn_dim=192, num_heads=3, num_layers=3, text_len=16, text_dim=32)
+TINY = WanConfig(dim=96, ffn_dim=192, num_heads=3, num_layers=3, text_len=16, text_dim=32)
 GRID = (4, 5)
 CHUNK = (1, 3, 16, 8, 10)
 CPU = torch.device("cpu")

@@ -45,7 +45,7 @@ MORE = (
     "more kernels for another layer, allowed are 0: name what lies elsewhere there in "
     "triton.jit(do_not_specialize_on_alignment=...)"
 )
-OPEN = "is launched without enable_fp_fusion, whose default changes with Triton 3.10: give it"
+CAN_ADMIT = "is launched without enable_fp_fusion, whose default changes with Triton 3.10: give it"
 Record = dict[str, dict[str, Any]]
 
 
@@ -106,7 +106,7 @@ def compiled(variant: Variant, target: int) -> tuple[dict[str, Figures], list[st
 
     def compile_only(kernel, *args, grid, warmup, **options):
         if "enable_fp_fusion" not in options:
-            wrong.append(f"{kernel.__name__} {OPEN}")
+            wrong.append(f"{kernel.__name__} {CAN_ADMIT}")
         done = run(kernel, *args, grid=grid, warmup=True, **options)
         launched.setdefault(done.hash, (kernel.__name__, done))
 

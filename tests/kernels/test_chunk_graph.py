@@ -20,7 +20,7 @@ from cfgen.memory.page_pool import KVCache, Storage
 from cfgen.memory.protocols import Table
 from cfgen.memory.slow_fast import ReleaseTable, SlowFastTable
 from cfgen.memory.window import WindowTable
-from cfgen.model.generator import Generator, Geometry
+from cfgen.model.generator import Generator, WanConfig
 from cfgen.ops.reference import Rope
 from cfgen.ops.select import TORCH, Ops, PageOps, _triton
 from cfgen.rollout.cuda_graph import ChunkGraph
@@ -29,7 +29,7 @@ from cfgen.rollout.schedule import FewStepSchedule, KeyedNoise
 from tests.strategies import memory_of, random_generator
 
 CPU = torch.device("cpu")
-SMALL = Geometry(
+SMALL = WanConfig(
     dim=64, ffn_dim=48, num_heads=2, num_layers=2, in_dim=3, out_dim=3, text_len=9, text_dim=5
 )
 SHAPE = (1, 1, 3, 4, 6)

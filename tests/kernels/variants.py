@@ -16,7 +16,7 @@ from machine_code import SHARED_KB
 from torch import Tensor
 
 from cfgen.kernels import attend, cache_write, modulate, similarity
-from cfgen.kernels.pages import ADMITTED, FIRED, Pages, Slots
+from cfgen.kernels.pages import ADMITTED, ADMITTED_NOW, Pages, Slots
 
 BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
 INT8, FP8 = torch.int8, torch.float8_e4m3fn
@@ -144,7 +144,7 @@ def write_pages(
     decisions = empty(2, 4, dtype=torch.int32)
 
     def call(layer: int) -> None:
-        only_if = decisions[layer, FIRED : FIRED + 1] if guarded else None
+        only_if = decisions[layer, ADMITTED_NOW : ADMITTED_NOW + 1] if guarded else None
         cache_write.write_pages(x, x, pages(s, keys, values), into[layer], only_if=only_if)
 
     return Variant(

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from cfgen.kernels.pages import ADMITTED, FIRED, OPEN, RENEW
+from cfgen.kernels.pages import ADMITTED, ADMITTED_NOW, CAN_ADMIT, UPDATE_REFERENCE
 from cfgen.memory.page_pool import KVCache
 from cfgen.memory.paged import PagedMemory
-from cfgen.memory.pre_rotated import RotatedReader
+from cfgen.memory.pre_rotated import PreRotatedAttention
 from cfgen.memory.protocols import Norms, Pass, Table
 from cfgen.memory.slow_fast import ReleaseTable, SlowFastTable
 from cfgen.ops.reference import Rope, admit
@@ -25,11 +25,11 @@ def compared(table: Table, chunks: int, passes: int, surprising: set[str]) -> li
     reference = ""
     for chunk in range(chunks):
         table.evict(2)
-        table.enter(2 * chunk, [100 + 2 * chunk, 101 + 2 * chunk], [1000 + chunk])
-        is_open, renew = table.question
+        table.append_chunk(2 * chunk, [100 + 2 * chunk, 101 + 2 * chunk], [1000 + chunk])
+        is_open, renew = table.admission
         admitted = False
         for index in range(passes):
-            if not table.watches(Pass(index, commit=index == passes - 1)):
+            if not table.inspects_keys(Pass(index, commit=index == passes - 1)):
                 continue
             keys, fired = f"{chunk}.{index}", False
             if is_open and not admitted:
@@ -77,7 +77,7 @@ def test_gap_between_admissions_is_kept() -> None:
 def decided(reference: Tensor, keys: Tensor, tau: float, **asked: int) -> tuple[list[int], Tensor]:
     """The decision on keys [B, C] and the reference after it."""
     decision = torch.zeros(4, dtype=torch.int32)
-    decision[OPEN], decision[RENEW] = asked.get("open", 1), asked.get("renew", 0)
+    decision[CAN_ADMIT], decision[UPDATE_REFERENCE] = asked.get("open", 1), asked.get("renew", 0)
     decision[ADMITTED] = asked.get("admitted", 0)
     after = reference.clone()
     admit(torch.stack([keys, 5 * keys], 1), after, decision, tokens=6, tau=tau)
@@ -92,7 +92,7 @@ def cosine_pair(cosine: float) -> tuple[Tensor, Tensor]:
 def test_surprise_is_a_cosine_below_tau(cosine: float, surprising: int) -> None:
     reference, keys = cosine_pair(cosine)
     decision, after = decided(reference, keys, 0.95)
-    assert decision[ADMITTED] == decision[FIRED] == surprising
+    assert decision[ADMITTED] == decision[ADMITTED_NOW] == surprising
     torch.testing.assert_close(after, keys if surprising else reference)
 
 
@@ -106,7 +106,7 @@ def test_surprise_is_the_mean_over_the_batch() -> None:
 def test_nothing_is_admitted_that_is_not_asked_for_or_already_was() -> None:
     reference, keys = cosine_pair(0.0)
     assert decided(reference, keys, 0.95, open=0)[0][ADMITTED:] == [0, 0]
-    decision, after = decided(reference, keys, 0.95, admitted=1, renew=1)
+    decision, after = decided(reference, keys, 0.95, admitted=1, update_reference=1)
     assert decision[ADMITTED:] == [1, 0]
     torch.testing.assert_close(after, keys)
 
@@ -138,7 +138,7 @@ def test_some_layers_decide_together_for_all(layers: tuple[int, ...], admits: bo
     norms = Norms(torch.ones(4), torch.ones(4), 1e-6)
     pool = KVCache(3, 12, (1, 1, 1, 4), dtype=torch.float32, device=torch.device("cpu"))
     tables: list[Table] = [SlowFastTable(sink=1, slow=2, fast=3) for _ in range(3)]
-    reader = RotatedReader(pool, TORCH, rope=Rope(4), grid=(1, 1), slots=12, shared=False)
+    reader = PreRotatedAttention(pool, TORCH, rope=Rope(4), grid=(1, 1), slots=12, shared=False)
     memory = PagedMemory(tables, pool, reader, admit=TORCH.admit, tau=0.6, admission_layers=layers)
     before, after = torch.tensor([[[1.0, 0, 0, 0]]]), torch.tensor([[[0, 1.0, 0, 0]]])
     for chunk in range(4):
@@ -155,6 +155,6 @@ def test_some_layers_decide_together_for_all(layers: tuple[int, ...], admits: bo
 def test_a_table_that_reads_its_decision_at_once_decides_alone() -> None:
     pool = KVCache(2, 12, (1, 1, 1, 4), dtype=torch.float32, device=torch.device("cpu"))
     tables: list[Table] = [ReleaseTable(sink=1, slow=2, fast=3) for _ in range(2)]
-    reader = RotatedReader(pool, TORCH, rope=Rope(4), grid=(1, 1), slots=12, shared=False)
+    reader = PreRotatedAttention(pool, TORCH, rope=Rope(4), grid=(1, 1), slots=12, shared=False)
     with pytest.raises(ValueError, match="at once"):
         PagedMemory(tables, pool, reader, admit=TORCH.admit, admission_layers=(0,))

@@ -15,12 +15,12 @@ from cfgen.memory.paged import PagedMemory
 from cfgen.memory.protocols import Norms, Pass
 from cfgen.memory.slow_fast import ReleaseTable, SlowFastTable
 from cfgen.memory.window import WindowTable
-from cfgen.model.generator import Generator, Geometry
+from cfgen.model.generator import Generator, WanConfig
 from cfgen.ops.reference import Rope, rotate, turns
 from cfgen.ops.select import build_ops
 from tests.strategies import Policy, geometries, memory_of, policies, random_generator, told_by
 
-SMALL = Geometry(
+SMALL = WanConfig(
     dim=24, ffn_dim=20, num_heads=2, num_layers=2, in_dim=3, out_dim=3, text_len=4, text_dim=5
 )
 
@@ -46,7 +46,9 @@ class WholeClip:
 class Clip:
     """Clean chunks, one noisy chunk after them, a prompt; all float64 unless told otherwise."""
 
-    def __init__(self, g: Geometry, *, chunk: int, chunks: int, dtype: torch.dtype = torch.float64):
+    def __init__(
+        self, g: WanConfig, *, chunk: int, chunks: int, dtype: torch.dtype = torch.float64
+    ):
         self.geometry, self.chunk, self.chunks = g, chunk, chunks
         self.size = (2 * g.patch_size[1], 3 * g.patch_size[2])
         self.grid = g.grid(*self.size)
@@ -100,7 +102,7 @@ class Clip:
 @settings(deadline=None, max_examples=25)
 @given(geometries(), st.integers(1, 3), st.integers(1, 3), st.sampled_from(["reference", "torch"]))
 def test_full_memory_is_one_block_causal_forward(
-    geometry: Geometry, chunk: int, chunks: int, backend: str
+    geometry: WanConfig, chunk: int, chunks: int, backend: str
 ) -> None:
     generator = random_generator(geometry).double()
     clip = Clip(geometry, chunk=chunk, chunks=chunks)

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import conv3d
 
 from cfgen.memory.protocols import Norms
-from cfgen.model.generator import Conditioning, Generator, Geometry, logarithms, sinusoid
+from cfgen.model.generator import Conditioning, Generator, WanConfig, logarithms, sinusoid
 from tests.golden.cases import TINY, tiny_generator
 from tests.strategies import random_generator
 
@@ -38,13 +38,13 @@ def test_parameter_names_are_those_of_wan() -> None:
 
 def test_sizes_of_the_large_model_are_those_of_the_published_file() -> None:
     with torch.device("meta"):
-        large = Generator(Geometry(dim=1536, ffn_dim=8960, num_heads=12, num_layers=30))
+        large = Generator(WanConfig(dim=1536, ffn_dim=8960, num_heads=12, num_layers=30))
     assert sum(p.numel() for p in large.parameters()) == 1_418_996_800
 
 
 @pytest.mark.parametrize("patch", [(1, 2, 2), (1, 1, 2), (1, 2, 1)])
 def test_patches_are_those_of_the_strided_convolution(patch: tuple[int, int, int]) -> None:
-    geometry = Geometry(
+    geometry = WanConfig(
         dim=8, ffn_dim=4, num_heads=1, num_layers=1, in_dim=3, text_dim=2, patch_size=patch
     )
     generator = random_generator(geometry)

@@ -8,11 +8,11 @@ import torch
 from cfgen.memory.page_pool import KVCache
 from cfgen.memory.protocols import Pass
 from cfgen.memory.window import WindowTable
-from cfgen.model.generator import Geometry
+from cfgen.model.generator import WanConfig
 from cfgen.ops.reference import Rope
 from tests.strategies import memory_of, random_generator
 
-SMALL = Geometry(
+SMALL = WanConfig(
     dim=12, ffn_dim=8, num_heads=1, num_layers=1, in_dim=2, out_dim=2, text_len=2, text_dim=3
 )
 CHUNKS = 1050 // 3
@@ -35,7 +35,7 @@ def test_a_clip_goes_on_past_1024_latent_frames(relative: bool) -> None:
             memory.commit(view)
     assert memory.frames(0)[-1] == 3 * CHUNKS - 1 > 1024
     assert all(bool(torch.isfinite(flow).all()) for flow in flows)
-    positions = [placed.position for placed in table.visible(Pass(0), False)]
+    positions = [placed.position for placed in table.visible_slots(Pass(0), False)]
     assert positions[-1] == (5 if relative else 3 * CHUNKS - 1)
     # The same chunk again and again: once the window is full, the relative policy sees no change.
     drift = float((flows[-1] - flows[10]).abs().max())

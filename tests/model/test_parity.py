@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import rms_norm
 
 from cfgen.checkpoint.networks.fill import load_generator
-from cfgen.memory.protocols import Pass, Placed
+from cfgen.memory.protocols import Pass, VisibleSlot
 from cfgen.memory.window import WindowTable
 from cfgen.model.generator import Generator
 from cfgen.ops.reference import Rope, rotate, turns
@@ -163,9 +163,9 @@ class Replaced:
 class ShiftedTable(WindowTable):
     """Keys of the past one latent frame too early."""
 
-    def visible(self, pass_: Pass, admitted: bool) -> list[Placed]:
-        placed = super().visible(pass_, admitted)
-        return [Placed(p.slot, p.position - 1) for p in placed[:-3]] + placed[-3:]
+    def visible_slots(self, pass_: Pass, admitted: bool) -> list[VisibleSlot]:
+        placed = super().visible_slots(pass_, admitted)
+        return [VisibleSlot(p.slot, p.position - 1) for p in placed[:-3]] + placed[-3:]
 
 
 class OtherAxes(Rope):

@@ -13,7 +13,7 @@ from cfgen.kernels.pages import Pages
 from cfgen.ops import reference, torch_backend
 from cfgen.ops.reference import Rope, rotate, turns
 from cfgen.ops.select import build_ops
-from cfgen.ops.triton_backend import Wanted
+from cfgen.ops.triton_backend import Request
 
 BACKENDS = ["reference", "torch", "auto"]
 CPU = torch.device("cpu")
@@ -233,9 +233,9 @@ def test_pages_are_written_alike_frame_by_frame_and_together() -> None:
 CUDA = torch.device("cuda")
 
 
-def wanted(device: torch.device = CUDA, **other: object) -> Wanted:
+def wanted(device: torch.device = CUDA, **other: object) -> Request:
     bf16 = torch.bfloat16
-    return Wanted(device, bf16, 128, bf16, bf16)._replace(**other)
+    return Request(device, bf16, 128, bf16, bf16)._replace(**other)
 
 
 def test_triton_that_cannot_run_is_refused_with_its_reason(monkeypatch) -> None:

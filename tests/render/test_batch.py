@@ -108,7 +108,7 @@ def test_a_clip_that_fails_is_tried_again_after_the_others_and_then_given_up(fak
     list(fake.batch("a", "b", "c").run())
     assert fake.tries == ["a", "b", "c", "b"]
     again = fake.batch("a", "b", "c")
-    again.forgive()
+    again.reset_failed()
     list(again.run())
     assert states(again)["b"] == "done"
 

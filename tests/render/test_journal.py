@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cfgen.runs.journal import ChunkLine, Journal, SegmentLine, SessionLine, VideoLine
-from cfgen.runs.records import seal
+from cfgen.runs.records import with_checksum
 
 LINES = [
     SessionLine(chunk=0, began="2026-01-01T00:00:00+00:00", host="h", pid=3),
@@ -55,7 +55,7 @@ def test_a_journal_from_before_tiles_were_noted_is_read(tmp_path: Path) -> None:
         facts = {key: value for key, value in json.loads(line).items() if key != "check"}
         for name in ("tile", "on_cpu"):
             facts.pop(name, None)
-        lines.append(seal(facts, before=check))
+        lines.append(with_checksum(facts, before=check))
         check = str(lines[-1]["check"])
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     journal = Journal(path, run="run")

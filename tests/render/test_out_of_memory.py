@@ -13,7 +13,7 @@ from cfgen.errors import BudgetError
 from cfgen.model.tiled import SMALLEST
 from cfgen.model.vae import State, TinyAutoencoder
 from cfgen.render.events import Event, Warned
-from cfgen.render.source import Decoding, FrameSource
+from cfgen.render.source import FrameSource, PendingFrames
 from cfgen.rollout.loop import Chunk
 from cfgen.runs.folder import RunFolder
 from cfgen.runs.journal import ChunkLine
@@ -30,7 +30,7 @@ def short_of_memory(first: int, *, cells: int = SMALLEST) -> Iterator[None]:
     decoding, decode_cells = FrameSource.decoding, TinyAutoencoder.decode
     now = 0
 
-    def noted(source: FrameSource, chunk: Chunk, state: State) -> Decoding:
+    def noted(source: FrameSource, chunk: Chunk, state: State) -> PendingFrames:
         nonlocal now
         now = chunk.index
         return decoding(source, chunk, state)

@@ -7,12 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cfgen.errors import UsageError
-from cfgen.timeline import TIMED_PAGES, Geometry, KvSize, estimate, make_plan
+from cfgen.timeline import TIMED_PAGES, KvSize, VideoShape, estimate, make_plan
 
-MINI = Geometry(width=160, height=96)
+MINI = VideoShape(width=160, height=96)
 
 geometries = st.builds(
-    Geometry,
+    VideoShape,
     width=st.integers(1, 60).map(lambda n: 8 * n),
     height=st.integers(1, 60).map(lambda n: 8 * n),
     temporal_stride=st.integers(1, 8),
@@ -25,7 +25,7 @@ segment_sizes = st.integers(1, 20)
 
 @given(durations, geometries, segment_sizes)
 def test_chunks_tile_the_frames_exactly(
-    duration_s: float, geometry: Geometry, segment_chunks: int
+    duration_s: float, geometry: VideoShape, segment_chunks: int
 ) -> None:
     plan = make_plan(duration_s, geometry, segment_chunks=segment_chunks)
     chunks = list(plan)
@@ -42,7 +42,7 @@ def test_chunks_tile_the_frames_exactly(
 
 @given(durations, geometries, segment_sizes)
 def test_no_chunk_fewer_would_do(
-    duration_s: float, geometry: Geometry, segment_chunks: int
+    duration_s: float, geometry: VideoShape, segment_chunks: int
 ) -> None:
     plan = make_plan(duration_s, geometry, segment_chunks=segment_chunks)
     assert plan.decoded_frames >= plan.frames
@@ -52,7 +52,7 @@ def test_no_chunk_fewer_would_do(
 
 @given(durations, durations, geometries, segment_sizes)
 def test_longer_plan_starts_with_the_shorter(
-    one_s: float, other_s: float, geometry: Geometry, segment_chunks: int
+    one_s: float, other_s: float, geometry: VideoShape, segment_chunks: int
 ) -> None:
     short, long = (
         make_plan(seconds, geometry, segment_chunks=segment_chunks)
@@ -69,7 +69,7 @@ def test_longer_plan_starts_with_the_shorter(
 
 @given(durations, geometries, segment_sizes)
 def test_segments_lie_on_a_fixed_grid(
-    duration_s: float, geometry: Geometry, segment_chunks: int
+    duration_s: float, geometry: VideoShape, segment_chunks: int
 ) -> None:
     plan = make_plan(duration_s, geometry, segment_chunks=segment_chunks)
     by_segment = [list(group) for _, group in itertools.groupby(plan, key=lambda c: c.segment)]
@@ -80,7 +80,7 @@ def test_segments_lie_on_a_fixed_grid(
 
 
 @given(st.integers(1, 10_000), geometries)
-def test_latent_frames_for_is_the_least_that_covers(frames: int, geometry: Geometry) -> None:
+def test_latent_frames_for_is_the_least_that_covers(frames: int, geometry: VideoShape) -> None:
     needed = geometry.latent_frames_for(frames)
     assert geometry.frames_of(needed) >= frames > geometry.frames_of(needed - 1)
 
@@ -130,7 +130,7 @@ def test_less_than_a_frame_is_refused() -> None:
 @pytest.mark.parametrize(("width", "height"), [(161, 96), (160, 0), (-8, 96)])
 def test_a_size_off_the_grid_is_refused(width: int, height: int) -> None:
     with pytest.raises(UsageError, match="positive multiple of 8"):
-        Geometry(width=width, height=height)
+        VideoShape(width=width, height=height)
 
 
 def test_estimates_follow_the_shapes() -> None:

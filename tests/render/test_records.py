@@ -14,37 +14,37 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cfgen.render.batch import Fate
+from cfgen.render.batch import ItemStatus
 from cfgen.runs.folder import RunRecord
 from cfgen.runs.journal import ChunkLine, SegmentLine, SessionLine, VideoLine
-from cfgen.runs.records import read_mapping, seal, typed, unseal
+from cfgen.runs.records import parse_as, read_mapping, verify, with_checksum
 
 ANYTHING = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
     lambda s: st.lists(s, max_size=3) | st.dictionaries(st.text(max_size=5), s, max_size=3),
 )
-CLASSES = [Fate, RunRecord, ChunkLine, SegmentLine, SessionLine, VideoLine]
+CLASSES = [ItemStatus, RunRecord, ChunkLine, SegmentLine, SessionLine, VideoLine]
 
 
 @given(st.dictionaries(st.text(max_size=5).filter(lambda name: name != "check"), ANYTHING))
 def test_a_sealed_record_is_read_back_and_any_other_value_breaks_the_seal(
     facts: dict[str, Any],
 ) -> None:
-    sealed = seal(facts, before="abc")
+    sealed = with_checksum(facts, before="abc")
     text = json.dumps(sealed)
-    assert unseal(text, before="abc") == (facts, sealed["check"])
+    assert verify(text, before="abc") == (facts, sealed["check"])
     for before in ("", "abd"):
         with pytest.raises(ValueError, match="checksum"):
-            unseal(text, before=before)
+            verify(text, before=before)
     for name in facts:
         with pytest.raises(ValueError, match="checksum"):
-            unseal(json.dumps({**sealed, name: [facts[name]]}), before="abc")
+            verify(json.dumps({**sealed, name: [facts[name]]}), before="abc")
 
 
 @given(st.binary(max_size=200) | st.text(max_size=200) | ANYTHING.map(json.dumps))
 def test_anything_else_is_refused(content: bytes | str) -> None:
     with pytest.raises(ValueError):  # noqa: PT011 - whatever it says
-        unseal(content)
+        verify(content)
 
 
 def test_a_deep_nest_is_refused() -> None:
@@ -60,7 +60,7 @@ def test_a_record_has_the_types_that_were_written(
     names = [field.name for field in fields(cls)]
     facts = data.draw(st.dictionaries(st.sampled_from([*names, "more"]), ANYTHING))
     try:
-        record = typed(cls, facts)
+        record = parse_as(cls, facts)
     except ValueError:
         return
     assert set(facts) <= set(names)
@@ -73,7 +73,7 @@ def test_a_record_has_the_types_that_were_written(
 )
 def test_other_types_are_refused(facts: object) -> None:
     with pytest.raises(ValueError, match="no mapping|of another type|is nan"):
-        typed(Fate, facts)
+        parse_as(ItemStatus, facts)
 
 
 PIECE = {"until_frame": 9, "prompt": "a fox", "seed": 1}
@@ -109,9 +109,9 @@ def test_a_forged_record_is_damaged(changes: dict[str, object], tmp_path: Path) 
     }
     folder = tmp_path / "a.cfgen"
     folder.mkdir()
-    (folder / "run.json").write_text(json.dumps(seal(facts)))
+    (folder / "run.json").write_text(json.dumps(with_checksum(facts)))
     RunFolder(folder)
-    (folder / "run.json").write_text(json.dumps(seal({**facts, **changes})))
+    (folder / "run.json").write_text(json.dumps(with_checksum({**facts, **changes})))
     with pytest.raises(SnapshotCorrupt, match="is damaged"):
         RunFolder(folder)
 
@@ -141,9 +141,9 @@ def test_a_forged_line_of_a_journal_is_not_believed(
         "elapsed_s": 1.0,
     }
     path = tmp_path / "journal.jsonl"
-    path.write_text(json.dumps(seal(line, before="run")) + "\n")
+    path.write_text(json.dumps(with_checksum(line, before="run")) + "\n")
     assert len(Journal(path, run="run").lines) == 1
-    path.write_text(json.dumps(seal({**line, **changes}, before="run")) + "\n")
+    path.write_text(json.dumps(with_checksum({**line, **changes}, before="run")) + "\n")
     assert Journal(path, run="run").problem
 
 
@@ -164,7 +164,7 @@ def test_a_pipe_in_a_run_folder_is_not_waited_for(name: str, tmp_path: Path) -> 
         from cfgen.runs.folder import VERSION
 
         facts = {"version": VERSION, "output": "a.mp4", "overwrite": False, "config": {}}
-        record = seal({**facts, "fingerprint": {}, "created": ""})
+        record = with_checksum({**facts, "fingerprint": {}, "created": ""})
         (folder / "run.json").write_text(json.dumps(record))
     with pytest.raises(CfgenError, match="a pipe"):
         RunFolder(folder)

@@ -19,7 +19,7 @@ from cfgen.errors import CfgenError, Interrupted, PresetError, SnapshotMismatch
 from cfgen.files.writing import sha256_of
 from cfgen.pipeline.build import build_render
 from cfgen.render.events import ChunkDone, Event, Finished, Resumed, Saved, Warned
-from cfgen.render.recorder import Ledger
+from cfgen.render.recorder import RunRecorder
 from cfgen.render.source import FrameSource
 from cfgen.runs.folder import RunFolder
 from cfgen.runs.journal import ChunkLine, SegmentLine
@@ -101,7 +101,7 @@ def small_segments(monkeypatch: pytest.MonkeyPatch) -> None:
         vars(ledger)["asked"] = vars(ledger).get("asked", 0) + 1
         return vars(ledger)["asked"] % 2 == 0
 
-    monkeypatch.setattr(Ledger, "snapshot_due", property(due))
+    monkeypatch.setattr(RunRecorder, "snapshot_due", property(due))
 
 
 @pytest.fixture
@@ -434,11 +434,11 @@ def test_another_render_is_refused_with_every_difference(
     assert f"memory.tau: began with {tau}, now 0.5" in result.stderr
     record = tmp_path / "clip.cfgen" / "run.json"
     facts = json.loads(record.read_text())
-    from cfgen.runs.records import seal
+    from cfgen.runs.records import with_checksum
 
     facts.pop("check")
     facts["fingerprint"] |= {"torch_version": "0.0", "ffmpeg_version": "0.1"}
-    record.write_text(json.dumps(seal(facts)))
+    record.write_text(json.dumps(with_checksum(facts)))
     result = cfgen_command("resume")
     assert result.exit_code == 3
     assert "torch_version: began with 0.0, now" in result.stderr

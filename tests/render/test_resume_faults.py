@@ -44,7 +44,7 @@ from cfgen.rollout.loop import Chunk
 from cfgen.runs.folder import RunFolder, RunRecord, write_record
 from cfgen.runs.journal import ChunkLine, SegmentLine
 from cfgen.runs.lock import Lock
-from cfgen.runs.records import seal
+from cfgen.runs.records import with_checksum
 from tests.render.crash import Crash, dying, full, read_only
 from tests.render.test_resume import Film, film, small_segments  # noqa: F401 - fixtures
 from tests.render.test_run import PROMPT
@@ -525,7 +525,7 @@ def test_a_record_of_nonsense_is_refused(
     path = tmp_path_factory.mktemp("fuzz") / "clip.cfgen"
     path.mkdir()
     facts.pop("check", None)
-    (path / "run.json").write_text(json.dumps(seal(facts)))
+    (path / "run.json").write_text(json.dumps(with_checksum(facts)))
     with pytest.raises(SnapshotError):
         RunFolder(path)
 

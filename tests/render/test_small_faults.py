@@ -9,11 +9,11 @@ import pytest
 
 from cfgen.errors import OutputRefused
 from cfgen.files.writing import part_of, sha256_of
-from cfgen.render.branch import do_over
+from cfgen.render.branch import retry_from
 from cfgen.runs.folder import JOURNAL, RunFolder, RunRecord, clear, make_empty, write_record
 from cfgen.runs.journal import ChunkLine, Journal, VideoLine
-from cfgen.runs.recovery import survey
-from cfgen.timeline import Geometry, make_plan
+from cfgen.runs.recovery import audit
+from cfgen.timeline import VideoShape, make_plan
 from cfgen.units import bytes_words
 from cfgen.video.output import holds_render, refuse_existing, sidecar_of
 
@@ -65,10 +65,10 @@ def _finished(path: Path, *, damage: bool) -> RunFolder:
 
 def test_a_resume_that_is_killed_leaves_the_right_to_replace_the_damaged_film(path: Path) -> None:
     folder = _finished(path, damage=True)
-    plan = make_plan(9 / 16, Geometry(width=64, height=64), segment_chunks=1)
+    plan = make_plan(9 / 16, VideoShape(width=64, height=64), segment_chunks=1)
     assert folder.finished is None
     folder.require_replaceable()
-    folder.journal.rewrite(survey(folder, plan).journal)  # and killed
+    folder.journal.rewrite(audit(folder, plan).journal)  # and killed
     RunFolder(path).require_replaceable()
 
 
@@ -84,7 +84,7 @@ def test_retry_refuses_before_it_changes_anything(path: Path) -> None:
         folder: RunFolder
 
     with pytest.raises(OutputRefused, match="is not the video of this render"):
-        next(do_over(Point(folder), RECORD))  # type: ignore[arg-type]
+        next(retry_from(Point(folder), RECORD))  # type: ignore[arg-type]
     assert {file: file.read_bytes() for file in path.rglob("*") if file.is_file()} == before
 
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cfgen.memory.protocols import MemoryState
-from cfgen.runs.records import seal
+from cfgen.runs.records import with_checksum
 from cfgen.runs.snapshot import SnapshotStore, tensor_blocks
 from tests.render.crash import Crash, dying
 
@@ -222,7 +222,7 @@ def test_a_manifest_cannot_lead_out_of_its_folder(tmp_path: Path, name: str) -> 
         "where": {"page.a": name},
         "files": {name: {"sha256": "0" * 64, "nbytes": 1}},
     }
-    (tmp_path / "000003.json").write_text(json.dumps(seal(facts)))
+    (tmp_path / "000003.json").write_text(json.dumps(with_checksum(facts)))
     store = SnapshotStore(tmp_path, "run", budget_nbytes=BUDGET)
     assert store.chunks == []
     assert "names a file that is not one of the folder" in store.problems[0]

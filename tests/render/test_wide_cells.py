@@ -21,7 +21,7 @@ from cfgen.errors import CfgenError
 from cfgen.model.tiled import SMALLEST
 from cfgen.model.vae import TinyAutoencoder
 from cfgen.pipeline.build import build_source
-from cfgen.pipeline.memory_estimate import sizes_of
+from cfgen.pipeline.memory_estimate import estimate_memory
 from cfgen.runs.folder import RunFolder
 from cfgen.runs.journal import ChunkLine
 from cfgen.train.export import Exporter
@@ -205,4 +205,4 @@ def test_maps_of_a_point_take_less_than_those_of_a_pixel(
     config = config_of(settings)
     vae = TinyAutoencoder(32, 8, (16, 8, 8, 8))
     widest = vae.decoder[-1].weight.shape[1]
-    assert sizes_of(config, plan_of(config)).decode < 12 * 320 * 192 * widest * 5 * 4 / 3
+    assert estimate_memory(config, plan_of(config)).decode < 12 * 320 * 192 * widest * 5 * 4 / 3

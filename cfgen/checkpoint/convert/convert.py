@@ -6,8 +6,8 @@ from typing import Literal
 
 import torch
 
-from cfgen.checkpoint.convert.rewrite import Rewrite, carried, in_file_order
-from cfgen.checkpoint.convert.source import ENCODER, Source
+from cfgen.checkpoint.convert.conversion_plan import ConversionPlan, carried, in_file_order
+from cfgen.checkpoint.convert.input import ENCODER, Source
 from cfgen.checkpoint.naming import to_diffusers, unchanged
 from cfgen.errors import UsageError
 
@@ -16,7 +16,7 @@ Names = Literal["wan", "diffusers"]
 
 def plan_convert(
     source: Source, *, to: Names | None = None, dtype: torch.dtype | None = None
-) -> Rewrite:
+) -> ConversionPlan:
     """The source under other names, with the same values or all in one dtype.
 
     Args:
@@ -38,4 +38,4 @@ def plan_convert(
     turned = source.geometry is not None and to == "diffusers"
     rename = to_diffusers if turned else unchanged
     pieces = [carried(source, name, dtype, rename) for name in source.network.layers]
-    return Rewrite(source, in_file_order(source, pieces))
+    return ConversionPlan(source, in_file_order(source, pieces))

@@ -10,8 +10,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from cfgen.checkpoint.convert.rewrite import Piece, Rewrite, carried, entry_of, in_file_order
-from cfgen.checkpoint.convert.source import Source
+from cfgen.checkpoint.convert.conversion_plan import (
+    ConversionPlan,
+    OutputTensor,
+    carried,
+    entry_of,
+    in_file_order,
+)
+from cfgen.checkpoint.convert.input import Source
 from cfgen.checkpoint.formats.safetensors import write
 from cfgen.checkpoint.naming import unchanged
 from cfgen.checkpoint.quant import comfy
@@ -46,7 +52,7 @@ def plan_quantize(
     only: Sequence[str] = (),
     dtype: torch.dtype | None = None,
     requantize: bool = False,
-) -> tuple[Rewrite, list[LayerLoss]]:
+) -> tuple[ConversionPlan, list[LayerLoss]]:
     """The source with the matrices of its blocks in another number format, in Wan's own names.
 
     Args:
@@ -74,7 +80,7 @@ def plan_quantize(
         else carried(source, name, dtype, unchanged)
         for name, layer in layers.items()
     ]
-    return Rewrite(source, in_file_order(source, pieces)), losses
+    return ConversionPlan(source, in_file_order(source, pieces)), losses
 
 
 def _chosen(matrices: Sequence[str], keep: Sequence[str], only: Sequence[str]) -> set[str]:
@@ -109,7 +115,7 @@ def _refuse_twice(source: Source, chosen: Collection[str], *, requantize: bool) 
         )
 
 
-def _encoded(source: Source, layer: Layer, format: str, losses: list[LayerLoss]) -> Piece:
+def _encoded(source: Source, layer: Layer, format: str, losses: list[LayerLoss]) -> OutputTensor:
     """A weight put into another number format."""
     encoding, module = ENCODINGS[format], layer.name.removesuffix(".weight")
     if reason := encoding.unfit(layer.shape):
@@ -139,7 +145,7 @@ def _encoded(source: Source, layer: Layer, format: str, losses: list[LayerLoss])
         return tensors(encoded)
 
     entries = {name: entry_of(tensor) for name, tensor in tensors(outline).items()}
-    return Piece(layer.name, layer.parts.values(), entries, make, module, settings)
+    return OutputTensor(layer.name, layer.parts.values(), entries, make, module, settings)
 
 
 def save_quantized(

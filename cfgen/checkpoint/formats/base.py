@@ -26,7 +26,7 @@ CHECK_PATH = "check the path of the model"
 NAME_LIMIT = 1000
 """Letters of a tensor's name, at most; published files have 100."""
 
-STRANGERS = (
+KNOWN_OTHER_FILES = (
     (b"version https://git-lfs", "a git-LFS pointer to the weights", "run git lfs pull"),
     (b"<!doctype html", "a web page", FETCH_AGAIN),
     (b"<html", "a web page", FETCH_AGAIN),
@@ -104,7 +104,7 @@ def refuse_stranger(path: Path) -> None:
     """Refuse a file that starts like something that is no checkpoint at all."""
     start = first_bytes(path)
     known = b"" if is_safetensors(start) else start.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    for magic, what, hint in STRANGERS:
+    for magic, what, hint in KNOWN_OTHER_FILES:
         if known.startswith(magic):
             raise CheckpointError(f"{path} is {what}, not a file of weights", hint)
     if start[4:8] == b"ftyp":

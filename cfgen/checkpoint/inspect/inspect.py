@@ -19,7 +19,7 @@ from cfgen.checkpoint.identify.digests import digest
 from cfgen.checkpoint.identify.preset_guess import cached_digest, guess
 from cfgen.checkpoint.inspect.network_types import (
     KINDS,
-    Kind,
+    NetworkType,
     Shapes,
     is_lora,
     stranger,
@@ -39,7 +39,7 @@ from cfgen.checkpoint.lora.read import Lora
 from cfgen.checkpoint.naming import EMA, RESIDUE, Naming, find_network
 from cfgen.checkpoint.networks.fill import compare, open_generator
 from cfgen.checkpoint.networks.model_files import INDEX, WEIGHTS
-from cfgen.checkpoint.networks.network import FOREIGN, FOREIGN_HEADERS
+from cfgen.checkpoint.networks.network import FOREIGN_HEADERS, UNSUPPORTED_QUANT
 from cfgen.errors import CheckpointError
 
 WANTED = "give a Wan2.1 generator, its UMT5 encoder, its video autoencoder or a LoRA for it"
@@ -129,7 +129,7 @@ def _described(report: Report, file: Container, *, prefer: str, values: bool) ->
 
 
 def _network(
-    report: Report, file: Container, kind: Kind, naming: Naming, *, prefer: str, values: bool
+    report: Report, file: Container, kind: NetworkType, naming: Naming, *, prefer: str, values: bool
 ) -> Report:
     """What can be said of a network that was found by its names."""
     facts = _named(kind, naming)
@@ -170,7 +170,7 @@ def _network(
     )
 
 
-def _named(kind: Kind, naming: Naming) -> NetworkFacts:
+def _named(kind: NetworkType, naming: Naming) -> NetworkFacts:
     residue = {found for raw in naming.names.values() for found in RESIDUE.findall(raw)}
     return NetworkFacts(
         kind=kind.word,
@@ -260,7 +260,7 @@ def _owners(names: Sequence[str]) -> dict[str, int]:
 
 def _unknown(file: Container) -> CheckpointError:
     """The error for a file with no network of a known kind."""
-    foreign = tuple(f".{part}" for part in FOREIGN if part != "scale")
+    foreign = tuple(f".{part}" for part in UNSUPPORTED_QUANT if part != "scale")
     if file.metadata.get("checkpoint_format") in FOREIGN_HEADERS or any(
         name.endswith(foreign) for name in file.entries
     ):

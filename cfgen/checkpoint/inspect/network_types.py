@@ -13,15 +13,15 @@ import torch
 from torch import nn
 
 from cfgen.checkpoint.formats.base import Container, read_json
-from cfgen.checkpoint.lora.read import Lora, spelled
-from cfgen.checkpoint.naming import WAN, Layout, to_diffusers
+from cfgen.checkpoint.lora.read import Lora, normalized
+from cfgen.checkpoint.naming import WAN, NamingScheme, to_diffusers
 from cfgen.checkpoint.networks import vae
 from cfgen.checkpoint.networks.fill import config_of, open_generator
 from cfgen.checkpoint.networks.geometry import read_geometry, vae_stride
 from cfgen.checkpoint.networks.network import Network
 from cfgen.checkpoint.networks.umt5_names import SHARED, TWIN, UMT5
 from cfgen.errors import CheckpointError
-from cfgen.model.generator import Generator, Geometry
+from cfgen.model.generator import Generator, WanConfig
 from cfgen.model.vae import LATENT_MEAN
 from cfgen.model.wan_vae import WanAutoencoder
 
@@ -36,7 +36,7 @@ CHANNELS = len(LATENT_MEAN)
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class Expected:
     """What a network must consist of, as its own sizes tell.
 
     Attributes:
@@ -53,7 +53,7 @@ class Wanted:
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class NetworkType:
     """A kind of network.
 
     Attributes:
@@ -66,16 +66,16 @@ class Kind:
 
     word: Word
     title: str
-    layouts: Sequence[Layout]
+    layouts: Sequence[NamingScheme]
     open: Callable[[Path, str], Network]
-    wanted: Callable[[Path, Shapes], Wanted]
+    wanted: Callable[[Path, Shapes], Expected]
 
 
 def _open_generator(path: Path, prefer: str) -> Network:
     return open_generator(path, prefer=prefer)
 
 
-def _wanted_generator(path: Path, shapes: Shapes) -> Wanted:
+def _wanted_generator(path: Path, shapes: Shapes) -> Expected:
     config = config_of(path)
     geometry = read_geometry(shapes, config, weights=path)
     stride = vae_stride(config)
@@ -100,7 +100,7 @@ def _wanted_generator(path: Path, shapes: Shapes) -> Wanted:
         "text_dim": geometry.text_dim,
         "patch_size": list(geometry.patch_size),
     }
-    return Wanted(sizes, _shapes(module), warnings=warnings)
+    return Expected(sizes, _shapes(module), warnings=warnings)
 
 
 def _open_text_encoder(path: Path, prefer: str) -> Network:
@@ -109,7 +109,7 @@ def _open_text_encoder(path: Path, prefer: str) -> Network:
     return text_encoder.open_text_encoder(path)
 
 
-def _wanted_text_encoder(path: Path, shapes: Shapes) -> Wanted:
+def _wanted_text_encoder(path: Path, shapes: Shapes) -> Expected:
     from transformers import UMT5Config, UMT5EncoderModel
 
     from cfgen.checkpoint.networks import text_encoder
@@ -128,15 +128,15 @@ def _wanted_text_encoder(path: Path, shapes: Shapes) -> Wanted:
     try:
         sizes["tokenizer"] = os.path.normpath(find_tokenizer(path))
     except CheckpointError as error:
-        return Wanted(sizes, wanted, warnings=(f"{error}; {error.hint}",))
-    return Wanted(sizes, wanted)
+        return Expected(sizes, wanted, warnings=(f"{error}; {error.hint}",))
+    return Expected(sizes, wanted)
 
 
 def _open_vae(path: Path, prefer: str) -> Network:
     return vae.open_vae(path)
 
 
-def _wanted_vae(path: Path, shapes: Shapes) -> Wanted:
+def _wanted_vae(path: Path, shapes: Shapes) -> Expected:
     """Loads it onto no device at all, which reads it: an autoencoder has 0.5 GB at most."""
     found = vae.load_vae(path, device=torch.device("meta"))
     if isinstance(found, WanAutoencoder):
@@ -144,13 +144,13 @@ def _wanted_vae(path: Path, shapes: Shapes) -> Wanted:
             "latent_channels": found.latent_channels,
             "spatial_stride": found.spatial_stride,
         }
-        return Wanted(sizes, _shapes(found.network))
+        return Expected(sizes, _shapes(found.network))
     sizes = {
         "latent_channels": found.latent_channels,
         "spatial_stride": found.spatial_stride,
         "raw_latents": found.raw_latents,
     }
-    return Wanted(sizes, _shapes(found))
+    return Expected(sizes, _shapes(found))
 
 
 def _shapes(module: nn.Module) -> Shapes:
@@ -158,21 +158,21 @@ def _shapes(module: nn.Module) -> Shapes:
 
 
 KINDS = (
-    Kind("generator", "Wan generator", WAN, _open_generator, _wanted_generator),
-    Kind(
+    NetworkType("generator", "Wan generator", WAN, _open_generator, _wanted_generator),
+    NetworkType(
         "text encoder",
         "UMT5 text encoder",
         UMT5,
         _open_text_encoder,
         _wanted_text_encoder,
     ),
-    Kind("vae", "video autoencoder", vae.LAYOUTS, _open_vae, _wanted_vae),
+    NetworkType("vae", "video autoencoder", vae.LAYOUTS, _open_vae, _wanted_vae),
 )
 """Kinds of networks that cfgen loads; a LoRA is none, and is told apart by `is_lora`."""
 
 LORA = re.compile(r".*\.(lora[_.](A|B|down|up)\b.*|diff(_b|_m)?|(hada|lokr|oft|boft|lora_mid).*)")
 
-STRANGERS = (
+KNOWN_OTHER_FILES = (
     (r"(^|[./])(vision_model|visual)\.", "an image encoder, as image-to-video models want one"),
     (r"(^|[./])blocks\.\d+\.self_attn\.(q|k|v|o)\.weight", "a part of a Wan generator"),
     (r"(^|[./])(double_blocks|single_blocks|joint_blocks)\.\d+\.", "another image or video model"),
@@ -185,7 +185,7 @@ STRANGERS = (
 """Names of tensors that are in files of other kinds, and what those are, most likely."""
 
 
-ONE_BLOCK = Geometry(dim=128, ffn_dim=128, num_heads=1, num_layers=1, text_dim=128)
+ONE_BLOCK = WanConfig(dim=128, ffn_dim=128, num_heads=1, num_layers=1, text_dim=128)
 
 
 def is_lora(file: Container) -> bool:
@@ -197,8 +197,8 @@ def without_place(lora: Lora) -> list[str]:
     """Tensors of a LoRA for layers that no text-to-video generator has, however many blocks."""
     with torch.device("meta"):
         names = Generator(ONE_BLOCK).state_dict()
-    known = {spelled(form.rpartition(".")[0]) for n in names for form in (n, to_diffusers(n))}
-    known |= {spelled(form) for n in names for form in (n, to_diffusers(n))}
+    known = {normalized(form.rpartition(".")[0]) for n in names for form in (n, to_diffusers(n))}
+    known |= {normalized(form) for n in names for form in (n, to_diffusers(n))}
     return [
         raw
         for key, change in lora.changes.items()
@@ -210,7 +210,7 @@ def without_place(lora: Lora) -> list[str]:
 def stranger(names: Iterable[str]) -> str | None:
     """What names of tensors look like that no kind has; None if like nothing that is known."""
     listed = list(names)
-    for pattern, what in STRANGERS:
+    for pattern, what in KNOWN_OTHER_FILES:
         if any(re.search(pattern, name) for name in listed):
             return what
     return None

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from cfgen.checkpoint.lora.read import Change, Lora, open_lora, some, spelled
+from cfgen.checkpoint.lora.read import Change, Lora, normalized, open_lora, some
 from cfgen.checkpoint.naming import to_diffusers
 from cfgen.checkpoint.networks.blank import INCOMPLETE
 from cfgen.checkpoint.networks.geometry import RELATIVES
@@ -104,7 +104,7 @@ def apply_lora(generator: Generator, lora: Lora, strength: float) -> Applied:
 
 
 def _targets(generator: Generator) -> dict[str, _Target]:
-    """Every layer of the generator by its name in Wan's and in diffusers' words, as `spelled`."""
+    """Every layer of the generator by its `normalized` names, Wan's and diffusers'."""
     found: dict[str, _Target] = {}
     for name, module in generator.named_modules():
         own = [_Target(name, module)] if getattr(module, "weight", None) is not None else []
@@ -114,7 +114,7 @@ def _targets(generator: Generator) -> dict[str, _Target]:
         for target in own:
             end = ".weight" if target.attribute == "weight" else ""
             theirs = to_diffusers(target.name + end).removesuffix(end)
-            found |= {spelled(target.name): target, spelled(theirs): target}
+            found |= {normalized(target.name): target, normalized(theirs): target}
     return found
 
 
@@ -187,7 +187,7 @@ def _relative(layer: str) -> str | None:
     """The kind of Wan model that alone has such a layer."""
     if any(part in layer for part in IMAGE):
         return "an image-to-video model of Wan"
-    return next((w for start, w in RELATIVES.items() if layer.startswith(spelled(start))), None)
+    return next((w for start, w in RELATIVES.items() if layer.startswith(normalized(start))), None)
 
 
 def _misfit(lora: Lora, change: Change, target: _Target) -> str | None:

@@ -53,7 +53,7 @@ REPLACED = re.compile(
 
 FACTORS = {"A": "down", "down": "down", "B": "up", "up": "up"}
 
-FOREIGN = {
+UNSUPPORTED_QUANT = {
     ".hada_": "LoHa",
     ".lokr_": "LoKr",
     ".dora_scale": "DoRA",
@@ -100,7 +100,7 @@ class Lora:
         file: where it lies.
         kind: who names tensors so.
         prefixes: what stands before their names.
-        changes: what it adds, by the name of the layer as `spelled` gives it.
+        changes: what it adds, by the name of the layer as `normalized` gives it.
         left_alone: tensors in the file that belong to other networks or to a training state.
     """
 
@@ -165,14 +165,14 @@ def some(names: Iterable[str], limit: int = 5) -> str:
     return ", ".join(listed[:limit]) + more
 
 
-def spelled(layer: str) -> str:
+def normalized(layer: str) -> str:
     """A layer's name with `_` for every point, so that kohya's and other names are the same."""
     return layer.replace(".", "_")
 
 
 def _refuse_foreign(file: Container) -> None:
     for name in file.entries:
-        what = next((what for mark, what in FOREIGN.items() if mark in name), None)
+        what = next((what for mark, what in UNSUPPORTED_QUANT.items() if mark in name), None)
         if what is not None:
             raise CheckpointError(
                 f"{file.path} is no plain LoRA but {what} ({name}), which cfgen does not apply",
@@ -217,7 +217,7 @@ def _ours(
 def _by_layer(
     file: Container, names: Mapping[str, tuple[str, str]]
 ) -> dict[str, tuple[str, dict[str, str]]]:
-    """Every layer as the file calls it with its names by part, by what `spelled` gives."""
+    """Every layer as the file calls it with its names by part, by what `normalized` gives."""
     layers: dict[str, tuple[str, dict[str, str]]] = {}
     strange = []
     for raw, (_, name) in names.items():
@@ -225,7 +225,7 @@ def _by_layer(
         if not part:
             strange.append(raw)
             continue
-        parts = layers.setdefault(spelled(layer), (layer, {}))[1]
+        parts = layers.setdefault(normalized(layer), (layer, {}))[1]
         if part in parts:
             raise CheckpointError(
                 f"{file.path} holds the same part of a LoRA twice, as {parts[part]} and as {raw}",

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import cast
 
 from cfgen.errors import CheckpointError
-from cfgen.model.generator import Geometry
+from cfgen.model.generator import WanConfig
 from cfgen.model.vae import TEMPORAL_STRIDE
 
 DIFFUSERS = {
@@ -61,7 +61,7 @@ MOST_BLOCKS = 200
 
 def read_geometry(
     shapes: Mapping[str, Shape], config: tuple[Path, Mapping[str, object]] | None, *, weights: Path
-) -> Geometry:
+) -> WanConfig:
     """Sizes of a generator; config and weights must agree.
 
     Args:
@@ -83,7 +83,7 @@ def read_geometry(
     else:
         place, said = config[0], _in_wan_keys(config[1], config[0])
     patch = (patch_embedding[2], patch_embedding[3], patch_embedding[4])
-    geometry = Geometry(
+    geometry = WanConfig(
         dim=dim,
         ffn_dim=ffn[0],
         num_heads=_whole(said.get("num_heads"), "num_heads", place),
@@ -122,7 +122,7 @@ def vae_stride(config: tuple[Path, Mapping[str, object]] | None) -> int | None:
     )
 
 
-def _refuse_others(g: Geometry, weights: Path) -> None:
+def _refuse_others(g: WanConfig, weights: Path) -> None:
     """Refuse sizes that only other models have."""
     if g.in_dim != g.out_dim:
         raise CheckpointError(
@@ -175,10 +175,10 @@ def _tell(shapes: Mapping[str, Shape], weights: Path) -> tuple[Shape, Shape, Sha
     )
 
 
-def _compare(g: Geometry, said: Mapping[str, object], weights: Path, config_path: Path) -> None:
+def _compare(g: WanConfig, said: Mapping[str, object], weights: Path, config_path: Path) -> None:
     wrong = [
         f"{field.name} {said[field.name]} against {getattr(g, field.name)}"
-        for field in fields(Geometry)
+        for field in fields(WanConfig)
         if field.name in said and said[field.name] != getattr(g, field.name)
     ]
     if wrong:

@@ -15,12 +15,12 @@ from torch import Tensor
 
 from cfgen.checkpoint.formats.base import Container, each_once
 from cfgen.checkpoint.formats.open import open_container
-from cfgen.checkpoint.naming import EMA, Layout, Naming, find_network
+from cfgen.checkpoint.naming import EMA, Naming, NamingScheme, find_network
 from cfgen.checkpoint.quant.comfy import VERSION
 from cfgen.checkpoint.quant.declared import Quantizer, find_quantizer
 from cfgen.checkpoint.quant.decode import read_layer
 from cfgen.checkpoint.quant.detect import recognise
-from cfgen.checkpoint.quant.layer import CONVERT, FLOAT8, PARTS, Found, Layer, plain_layer
+from cfgen.checkpoint.quant.layer import CONVERT, FLOAT8, PARTS, Layer, LayerParts, plain_layer
 from cfgen.errors import CheckpointError
 from cfgen.ops.quant.weights import AnyQuantized
 
@@ -36,7 +36,7 @@ MARKER = "scaled_fp8"
 MARKER_LIMIT = 65536
 """Bytes of the longest declaration beside a layer."""
 
-FOREIGN = {
+UNSUPPORTED_QUANT = {
     "qweight": "nunchaku (SVDQuant) or AWQ",
     "wscales": "nunchaku (SVDQuant)",
     "quantized_weight_values": "FourOverSix",
@@ -95,7 +95,7 @@ class Network:
 
 def open_network(
     path: Path,
-    layouts: Sequence[Layout],
+    layouts: Sequence[NamingScheme],
     *,
     what: str,
     prefer: str = EMA,
@@ -154,7 +154,7 @@ def _describe(file: Container, names: Mapping[str, str], naming: Naming) -> dict
     strict = marked or any(SCALES & set(parts) for parts in groups.values())
     layers = {name: plain_layer(file, name, raw, strict=strict) for name, raw in plain.items()}
     for module, parts in groups.items():
-        found = Found(file, module, parts, declared.get(module, {}), strict)
+        found = LayerParts(file, module, parts, declared.get(module, {}), strict)
         if declared and module not in declared and {"weight", "weight_scale"} <= set(parts):
             raise found.error("nothing declares how it was quantized, as others of the file are")
         layer = recognise(found, declared=module in declared, quantizer=quantizer)
@@ -188,7 +188,7 @@ def _refuse_foreign(file: Container) -> None:
             f"{file.path} is quantized by {FOREIGN_HEADERS[told]}, which cfgen does not read", hint
         )
     for name in file.entries:
-        for part, layout in FOREIGN.items():
+        for part, layout in UNSUPPORTED_QUANT.items():
             if name.endswith("." + part) and (part != "scale" or _is_sdnq(file, name)):
                 raise CheckpointError(
                     f"{file.path} is quantized by {layout} ({name}), which cfgen does not read",

@@ -25,8 +25,8 @@ from cfgen.checkpoint.networks.umt5_names import (
     BIAS,
     DECODER,
     DENSE,
+    KNOWN_OTHER_FILES,
     SHARED,
-    STRANGERS,
     TWIN,
     UMT5,
 )
@@ -197,7 +197,7 @@ def _locate(path: Path) -> tuple[Path, Path | None]:
 
 
 def _stranger(file: Container) -> CheckpointError:
-    for pattern, what in STRANGERS:
+    for pattern, what in KNOWN_OTHER_FILES:
         if any(re.search(rf"(^|[./])({pattern})$", name) for name in file.entries):
             return CheckpointError(f"{file.path} is {what}, not a UMT5 encoder", WANTED)
     some = ", ".join(sorted(file.entries)[:3]) or "nothing"

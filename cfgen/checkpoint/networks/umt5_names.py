@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from cfgen.checkpoint.naming import WAN, Layout, unchanged
+from cfgen.checkpoint.naming import WAN, NamingScheme, unchanged
 
 SHARED, TWIN = "shared.weight", "encoder.embed_tokens.weight"
 """Two names of the one table; files have either or both."""
@@ -48,7 +48,7 @@ TOP = {
 }
 """The same outside the blocks."""
 
-STRANGERS = (
+KNOWN_OTHER_FILES = (
     ("|".join(re.escape(layout.anchor) for layout in WAN), "a Wan generator"),
     (r"(en|de)coder\.(conv_in|conv1|middle|mid_block)\..*", "an autoencoder"),
     (r"text_projection.*|text_model\.encoder\.layers\.0\..*", "a CLIP text encoder"),
@@ -80,8 +80,8 @@ def _renamed(name: str, blocks: str, rules: Mapping[str, str]) -> str:
 
 
 UMT5 = (
-    Layout("Hugging Face's", "encoder.final_layer_norm.weight", unchanged),
-    Layout("Wan's own", "blocks.0.pos_embedding.embedding.weight", from_wan),
-    Layout("llama.cpp's", "enc.output_norm.weight", from_gguf),
+    NamingScheme("Hugging Face's", "encoder.final_layer_norm.weight", unchanged),
+    NamingScheme("Wan's own", "blocks.0.pos_embedding.embedding.weight", from_wan),
+    NamingScheme("llama.cpp's", "enc.output_norm.weight", from_gguf),
 )
 """How a UMT5 encoder is named."""

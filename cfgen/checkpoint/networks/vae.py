@@ -16,7 +16,7 @@ from torch import nn
 
 from cfgen.checkpoint.formats.base import CHECK_PATH, read_json
 from cfgen.checkpoint.formats.open import open_container
-from cfgen.checkpoint.naming import VAE_PARTS, WAN, Layout, find_network, unchanged
+from cfgen.checkpoint.naming import VAE_PARTS, WAN, NamingScheme, find_network, unchanged
 from cfgen.checkpoint.networks.fill import CPU, fill
 from cfgen.checkpoint.networks.network import Network, describe_network
 from cfgen.errors import CheckpointError
@@ -55,7 +55,7 @@ BLOCKS_A_STAGE = 3
 """Residual blocks of a decoder's stage; Wan counts them and the up-sampler behind them as one row,
 diffusers apart."""
 
-TINY = Layout("TAEHV's", "decoder.22.bias", unchanged)
+TINY = NamingScheme("TAEHV's", "decoder.22.bias", unchanged)
 
 FULL_TINY = {
     "encoder.0.weight": (64, 3, 3, 3),
@@ -70,7 +70,7 @@ TINY_OF = {48: "Wan2.2", 32: "HunyuanVideo 1.5", 128: "LTX"}
 PATCHES = {RGB: 1, 4 * RGB: 2}
 """Pixels on the side of a TAEHV's patches, by the values that its decoder makes of a point."""
 
-STRANGERS = (
+KNOWN_OTHER_FILES = (
     (r"decoder\.conv_in\.conv\.(conv\.)?weight", "the autoencoder of another video model"),
     (r"decoder\.mid\.block_1\.conv1\.weight", "an image autoencoder (Stable Diffusion, FLUX)"),
     (r"decoder\.mid_block\.attentions\.0\.(to_q|query)\.weight", "an image autoencoder"),
@@ -110,8 +110,8 @@ def _renamed(name: str, rules: Mapping[str, str]) -> str:
 
 
 LAYOUTS = (
-    Layout("Wan's own", "decoder.middle.0.residual.6.bias", to_diffusers),
-    Layout("diffusers'", "decoder.mid_block.resnets.0.norm1.gamma", unchanged),
+    NamingScheme("Wan's own", "decoder.middle.0.residual.6.bias", to_diffusers),
+    NamingScheme("diffusers'", "decoder.mid_block.resnets.0.norm1.gamma", unchanged),
     TINY,
 )
 """How autoencoders are named that cfgen decodes with."""
@@ -183,7 +183,7 @@ def open_vae(path: Path) -> Network:
     naming = find_network(file.entries, LAYOUTS, path, own=VAE_PARTS)
     if naming is not None:
         return describe_network(file, naming)
-    for pattern, what in STRANGERS:
+    for pattern, what in KNOWN_OTHER_FILES:
         if any(re.search(rf"(^|[./])({pattern})$", name) for name in file.entries):
             raise CheckpointError(f"{path} is {what}, not an autoencoder of Wan2.1", WANTED)
     some = ", ".join(sorted(file.entries)[:3]) or "nothing"

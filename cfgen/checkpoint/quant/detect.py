@@ -13,12 +13,12 @@ from collections.abc import Callable, Mapping, Sequence
 
 from cfgen.checkpoint.formats.base import Entry
 from cfgen.checkpoint.quant.declared import Quantizer
-from cfgen.checkpoint.quant.layer import ACTIVATIONS, FLOAT8, SMALL, Found, Layer, plain_layer
+from cfgen.checkpoint.quant.layer import ACTIVATIONS, FLOAT8, SMALL, Layer, LayerParts, plain_layer
 from cfgen.checkpoint.quant.noted import check_noted, check_torchao, torchao_type
 from cfgen.ops.quant.weights import FP4_BLOCK
 
 
-def recognise(found: Found, *, declared: bool, quantizer: Quantizer | None = None) -> Layer:
+def recognise(found: LayerParts, *, declared: bool, quantizer: Quantizer | None = None) -> Layer:
     """The layer, by what is declared of it and by what stands beside its weight.
 
     Args:
@@ -65,7 +65,7 @@ def recognise(found: Found, *, declared: bool, quantizer: Quantizer | None = Non
     return _bare(found)
 
 
-def _bare(found: Found) -> Layer:
+def _bare(found: LayerParts) -> Layer:
     """A weight without a scale."""
     entry = found.entry("weight")
     if extra := sorted(set(found.names) - {"weight", *ACTIVATIONS}):
@@ -79,7 +79,7 @@ def _bare(found: Found) -> Layer:
 
 
 def _scaled(
-    found: Found, layout: str, *, scale: str, values: str = "weight", **more: object
+    found: LayerParts, layout: str, *, scale: str, values: str = "weight", **more: object
 ) -> Layer:
     """Small values times a scale."""
     entry, beside = found.entry(values), found.entry(scale)
@@ -96,7 +96,7 @@ def _scaled(
     return found.layer(layout, "scaled", {"values": values, "scale": scale}, **more)
 
 
-def _check_scale(found: Found, shape: tuple[int, ...], scale: tuple[int, ...]) -> None:
+def _check_scale(found: LayerParts, shape: tuple[int, ...], scale: tuple[int, ...]) -> None:
     """Refuse scales that are not one for all, for each row or for each block of a weight."""
     rows, columns = shape[0], shape[1]
     if math.prod(scale) == 1 or (scale[0] == rows and math.prod(scale) == rows):
@@ -110,7 +110,7 @@ def _check_scale(found: Found, shape: tuple[int, ...], scale: tuple[int, ...]) -
     )
 
 
-def _comfy(found: Found) -> Layer:
+def _comfy(found: LayerParts) -> Layer:
     """A layer that the file declares in ComfyUI's words."""
     settings = dict(found.settings)
     told = settings.pop("format", None)
@@ -126,8 +126,8 @@ def _comfy(found: Found) -> Layer:
     return read(found, settings, full)
 
 
-def _comfy_scaled(kinds: tuple[str, ...]) -> Callable[[Found, dict[str, object], bool], Layer]:
-    def read(found: Found, settings: dict[str, object], full: bool) -> Layer:
+def _comfy_scaled(kinds: tuple[str, ...]) -> Callable[[LayerParts, dict[str, object], bool], Layer]:
+    def read(found: LayerParts, settings: dict[str, object], full: bool) -> Layer:
         rotated = bool(settings.pop("convrot", False))
         size = settings.pop("convrot_groupsize", 256)
         columns = math.prod(found.entry("weight").shape[1:])
@@ -153,7 +153,7 @@ def _power_of_4(size: int) -> bool:
     return size >= 4 and size & (size - 1) == 0 and size.bit_length() % 2 == 1
 
 
-def _comfy_mx(found: Found, settings: dict[str, object], full: bool) -> Layer:
+def _comfy_mx(found: LayerParts, settings: dict[str, object], full: bool) -> Layer:
     weight, scale = found.entry("weight"), found.entry("weight_scale")
     if weight.kind != "float8_e4m3fn" or len(weight.shape) != 2 or weight.shape[1] % 32:
         raise found.error(
@@ -167,13 +167,13 @@ def _comfy_mx(found: Found, settings: dict[str, object], full: bool) -> Layer:
     return found.layer("ComfyUI native", "mx", used, format="mxfp8", full_precision=full)
 
 
-def _comfy_fp4(found: Found, settings: dict[str, object], full: bool) -> Layer:
+def _comfy_fp4(found: LayerParts, settings: dict[str, object], full: bool) -> Layer:
     layer = _fp4(found, "ComfyUI native", full_precision=full)
     check_noted(found, settings, layer.shape, block=FP4_BLOCK)
     return layer
 
 
-def _fp4(found: Found, layout: str, **more: object) -> Layer:
+def _fp4(found: LayerParts, layout: str, **more: object) -> Layer:
     _check_fp4(found)
     _need_numbers(found, ["weight_scale_2"])
     shape = found.entry("weight").shape
@@ -187,7 +187,7 @@ def _fp4(found: Found, layout: str, **more: object) -> Layer:
     )
 
 
-def _modelopt(found: Found, quantizer: Quantizer) -> Layer:
+def _modelopt(found: LayerParts, quantizer: Quantizer) -> Layer:
     """A layer of NVIDIA ModelOpt's export: scales of blocks lie row by row, low halves first."""
     algorithm = quantizer.of(found.module)
     fp4 = found.entry("weight").kind == "uint8"
@@ -226,7 +226,7 @@ def _modelopt(found: Found, quantizer: Quantizer) -> Layer:
     )
 
 
-def _lightx2v_fp4(found: Found) -> Layer:
+def _lightx2v_fp4(found: LayerParts) -> Layer:
     _check_fp4(found)
     shape = found.entry("weight").shape
     used = {"values": "weight", "scale": "weight_scale"}
@@ -248,7 +248,7 @@ def _lightx2v_fp4(found: Found) -> Layer:
     )
 
 
-def _check_fp4(found: Found) -> None:
+def _check_fp4(found: LayerParts) -> None:
     weight, scale = found.entry("weight"), found.entry("weight_scale")
     if weight.kind != "uint8" or len(weight.shape) != 2 or weight.shape[1] % (FP4_BLOCK // 2):
         raise found.error(
@@ -260,7 +260,7 @@ def _check_fp4(found: Found) -> None:
     _need_blocked(found, scale, weight.shape[0], weight.shape[1] * 2 // FP4_BLOCK)
 
 
-def _need_numbers(found: Found, parts: Sequence[str]) -> None:
+def _need_numbers(found: LayerParts, parts: Sequence[str]) -> None:
     """Refuse scales of a whole weight that are not one float each."""
     for part in parts:
         entry = found.entry(part)
@@ -268,7 +268,7 @@ def _need_numbers(found: Found, parts: Sequence[str]) -> None:
             raise found.error(f"its {part} must be one float, got {entry.kind} {list(entry.shape)}")
 
 
-def _need_blocked(found: Found, scale: Entry, rows: int, columns: int) -> None:
+def _need_blocked(found: LayerParts, scale: Entry, rows: int, columns: int) -> None:
     """Refuse scales that are not padded to whole tiles of 128 x 4."""
     wanted = (-(-rows // 128) * 128, -(-columns // 4) * 4)
     if scale.nbytes != wanted[0] * wanted[1]:
@@ -277,7 +277,7 @@ def _need_blocked(found: Found, scale: Entry, rows: int, columns: int) -> None:
         )
 
 
-COMFY: Mapping[str, Callable[[Found, dict[str, object], bool], Layer]] = {
+COMFY: Mapping[str, Callable[[LayerParts, dict[str, object], bool], Layer]] = {
     "float8_e4m3fn": _comfy_scaled(("float8_e4m3fn",)),
     "float8_e5m2": _comfy_scaled(("float8_e5m2",)),
     "float8_e4m3fn_rowwise": _comfy_scaled(("float8_e4m3fn",)),
@@ -295,7 +295,7 @@ TORCHAO = ("Int8Tensor", "Float8Tensor")
 """Tensor subclasses of torchao that are read."""
 
 
-def _torchao(found: Found) -> Layer:
+def _torchao(found: LayerParts) -> Layer:
     told, settings = torchao_type(found)
     if told not in TORCHAO:
         raise found.error(f"torchao's {told} is not read; {' and '.join(TORCHAO)} are")

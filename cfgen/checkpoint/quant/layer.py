@@ -83,7 +83,7 @@ class Layer:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class LayerParts:
     """What stands in a file under one layer.
 
     Attributes:

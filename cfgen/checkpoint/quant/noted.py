@@ -10,14 +10,14 @@ import json
 import math
 from collections.abc import Mapping
 
-from cfgen.checkpoint.quant.layer import Found
+from cfgen.checkpoint.quant.layer import LayerParts
 
 TORCHAO_HARMLESS = ("act_quant_kwargs", "dtype", "kernel_preference", "mm_config", "reduce_range")
 """Attributes of torchao's tensors about activations and kernels, which weights do not depend on."""
 
 
 def check_noted(
-    found: Found, settings: dict[str, object], shape: tuple[int, ...], *, block: int = 0
+    found: LayerParts, settings: dict[str, object], shape: tuple[int, ...], *, block: int = 0
 ) -> None:
     """Refuse settings that are not known, and known ones that the tensors contradict.
 
@@ -50,7 +50,10 @@ def check_noted(
 
 
 def check_torchao(
-    found: Found, settings: Mapping[str, object], shape: tuple[int, ...], scale: tuple[int, ...]
+    found: LayerParts,
+    settings: Mapping[str, object],
+    shape: tuple[int, ...],
+    scale: tuple[int, ...],
 ) -> None:
     """Refuse attributes of torchao's tensors that are not known or contradict the scales."""
     for key, value in settings.items():
@@ -65,7 +68,7 @@ def check_torchao(
             raise found.error(f"torchao's block_size is {value}, and its scales are {list(scale)}")
 
 
-def torchao_type(found: Found) -> tuple[str, Mapping[str, object]]:
+def torchao_type(found: LayerParts) -> tuple[str, Mapping[str, object]]:
     """The subclass that the header names for this weight, and its attributes."""
     raw = found.names.get("qdata") or found.names["qdata_scale"]
     text = found.file.metadata.get(raw.rpartition("._weight_")[0] + ".weight")

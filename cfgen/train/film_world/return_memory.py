@@ -13,8 +13,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from cfgen.kernels.pages import ADMITTED, OPEN
-from cfgen.memory.autograd import GraphCache, GraphReader
+from cfgen.kernels.pages import ADMITTED, CAN_ADMIT
+from cfgen.memory.autograd import AutogradAttention, GraphCache
 from cfgen.memory.paged import Admit, PagedMemory
 from cfgen.memory.protocols import Table
 from cfgen.memory.slow_fast import SlowFastTable
@@ -91,7 +91,7 @@ class Oracle:
 
     def __call__(self, _keys: Tensor, _reference: Tensor, decision: Tensor, **_: float) -> None:
         """Decide for one layer; what the table forbids is not admitted."""
-        decision[ADMITTED] = int(bool(decision[OPEN]) and self.chunk in self._chunks)
+        decision[ADMITTED] = int(bool(decision[CAN_ADMIT]) and self.chunk in self._chunks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +135,7 @@ def memory_of(
     oracle = Oracle(kept_chunks(case, s.slow))
     decide: Admit = oracle if policy == "slow_fast-oracle" else admit
     pool = ReplacingCache(g.num_layers, generator.device)
-    reader = GraphReader(pool, TORCH, rope=Rope(g.head_dim), grid=g.grid(*latent_size))
+    reader = AutogradAttention(pool, TORCH, rope=Rope(g.head_dim), grid=g.grid(*latent_size))
     made = [tables[policy]() for _ in range(g.num_layers)]
     layers = s.admission_layers if policy == "slow_fast-cfgen" else ()
     if any(not 0 <= layer < g.num_layers for layer in layers):

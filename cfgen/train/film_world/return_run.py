@@ -23,7 +23,7 @@ from cfgen.memory.paged import PagedView
 from cfgen.memory.protocols import Pass
 from cfgen.model.generator import Conditioning, Generator
 from cfgen.model.vae import TinyAutoencoder
-from cfgen.rollout.loop import Guidance, Passes
+from cfgen.rollout.loop import ChunkDenoiser, Guidance
 from cfgen.rollout.schedule import FewStepSchedule, KeyedNoise
 from cfgen.train.film_world.captions import caption
 from cfgen.train.film_world.return_memory import (
@@ -159,12 +159,12 @@ class Player:
             by_shot.append(self.model.generator.condition(self._text(texts)))
         return [by_shot[shot] for shot in shot_by_chunk(self.cases[0].film)]
 
-    def _passes(self, chunk: int) -> Passes:
+    def _passes(self, chunk: int) -> ChunkDenoiser:
         guidance = None
         if self._empty is not None:
             guidance = Guidance(_repeated(self._empty, len(self.cases)), self.model.guidance)
         m = self.model
-        return Passes(m.generator, m.schedule, self._levels, self._prompts[chunk], guidance)
+        return ChunkDenoiser(m.generator, m.schedule, self._levels, self._prompts[chunk], guidance)
 
     def _noise(self, chunk: int, draws: int) -> Tensor:
         """[draws, B, F, C, h, w]; each film has its own."""
@@ -233,7 +233,7 @@ class Player:
         self.run.pool.replaced = {}
         return found
 
-    def _denoised(self, passes: Passes, noise: Tensor, view: PagedView) -> Tensor:
+    def _denoised(self, passes: ChunkDenoiser, noise: Tensor, view: PagedView) -> Tensor:
         """The chunk without its commit pass."""
         schedule, x = passes.schedule, noise[0]
         x0 = x

@@ -43,10 +43,10 @@ Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 def cases(bench: Bench) -> list[Case]:
     """Every size of the protocol."""
-    return [_case(bench, name, size) for name, size in sizes_of(bench.sizes)]
+    return [_case(bench, name, size) for name, size in estimate_memory(bench.sizes)]
 
 
-def sizes_of(s: Sizes) -> list[tuple[str, Size]]:
+def estimate_memory(s: Sizes) -> list[tuple[str, Size]]:
     """Sizes by name: one chunk and two at the usual resolution, one at a larger one."""
     plans = [
         *((s.chunk, s.frame, keys) for keys in s.key_frames),

@@ -250,7 +250,7 @@ STATES = {
     "renewed though closed": ((0, 1, 0, 0), False),
     "admitted before": ((1, 0, 1, 1), False),
 }
-"""Decisions before (OPEN, RENEW, ADMITTED, FIRED), and whether the keys are familiar."""
+"""Decisions before (CAN_ADMIT, UPDATE_REFERENCE, ADMITTED, ADMITTED_NOW); are the keys familiar?"""
 
 
 def _decided(name: str, bench: Bench, generator: torch.Generator) -> float:

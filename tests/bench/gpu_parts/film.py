@@ -54,7 +54,7 @@ class Film:
 
     @property
     def name(self) -> str:
-        """Way and decoder."""
+        """Variant and decoder."""
         return f"{self.way} + {self.decoder}"
 
     @property

@@ -10,15 +10,15 @@ from torch import Tensor
 from cfgen.errors import BackendUnavailable
 from cfgen.memory.page_pool import KVCache
 from cfgen.memory.paged import PagedMemory
-from cfgen.memory.paged_attention import InPlaceReader
+from cfgen.memory.paged_attention import PagedAttention
 from cfgen.memory.protocols import Norms, Pass
 from cfgen.memory.window import WindowTable
-from cfgen.model.generator import Generator, Geometry, Linear
+from cfgen.model.generator import Generator, Linear, WanConfig
 from cfgen.ops.reference import Rope
 from cfgen.ops.select import Ops, build_ops
-from cfgen.ops.triton_backend import Wanted
+from cfgen.ops.triton_backend import Request
 from cfgen.rollout.cuda_graph import ChunkGraph
-from cfgen.rollout.loop import Passes, Run
+from cfgen.rollout.loop import ChunkDenoiser, Run
 from cfgen.rollout.schedule import FewStepSchedule
 from gpu_parts.case import Refused
 from gpu_parts.dit import CHANNELS, EPS, PATCH, Scene
@@ -46,7 +46,7 @@ def ours(scene: Scene, *, dtype: torch.dtype, storage: str, backend: str, graph:
     keys = torch.int8 if storage in ("int8", "fp8") else dtype
     values = torch.float8_e4m3fn if storage == "fp8" else dtype
     try:
-        ops = build_ops(backend, Wanted(device, dtype, s.head_dim, keys, values))
+        ops = build_ops(backend, Request(device, dtype, s.head_dim, keys, values))
     except BackendUnavailable as error:
         raise Refused(str(error)) from error
     generator = _generator(scene, ops, dtype)
@@ -56,7 +56,7 @@ def ours(scene: Scene, *, dtype: torch.dtype, storage: str, backend: str, graph:
         _fill(memory, scene)
         levels = tuple(generator.level(sigma) for sigma in (*scene.sigmas, 0.0))
         conditioning = generator.condition(scene.text.to(dtype))
-    passes = Passes(generator, schedule, levels, conditioning, None)
+    passes = ChunkDenoiser(generator, schedule, levels, conditioning, None)
     run: Run = ChunkGraph(passes) if graph else passes
 
     def chunk() -> Tensor:
@@ -72,7 +72,7 @@ def ours(scene: Scene, *, dtype: torch.dtype, storage: str, backend: str, graph:
 def _generator(scene: Scene, ops: Ops, dtype: torch.dtype) -> Generator:
     """The blocks' matrices in `dtype`, all else in float32, as cfgen loads a model."""
     s = scene.sizes
-    geometry = Geometry(
+    geometry = WanConfig(
         dim=s.width,
         ffn_dim=s.ffn,
         num_heads=s.heads,
@@ -108,7 +108,7 @@ def _memory(scene: Scene, ops: Ops, dtype: torch.dtype, storage: str) -> PagedMe
         write=ops.write_pages,
     )
     assert ops.pages is not None
-    reader = InPlaceReader(pool, ops.pages, rope=rope, grid=grid, slots=scene.memory)
+    reader = PagedAttention(pool, ops.pages, rope=rope, grid=grid, slots=scene.memory)
     tables = [WindowTable(scene.memory, relative=True) for _ in range(s.layers)]
     return PagedMemory(tables, pool, reader, admit=ops.admit)
 

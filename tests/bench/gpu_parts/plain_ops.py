@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cfgen.kernels.pages import ADMITTED, FIRED, OPEN, RENEW, Pages, Slots
+from cfgen.kernels.pages import ADMITTED, ADMITTED_NOW, CAN_ADMIT, UPDATE_REFERENCE, Pages, Slots
 from cfgen.ops.reference import LOG2E, TINY
 from gpu_parts.attention_data import turned
 
@@ -73,7 +73,7 @@ def admit(parts: Tensor, state: Tensor, decision: Tensor, *, tokens: int, tau: f
     """The decision without asking the host."""
     keys = parts.sum(1) / tokens
     surprising = F.cosine_similarity(state, keys, dim=-1).mean() < tau
-    fired = surprising & (decision[OPEN] != 0) & (decision[ADMITTED] == 0)
-    decision[FIRED] = fired.int()
+    fired = surprising & (decision[CAN_ADMIT] != 0) & (decision[ADMITTED] == 0)
+    decision[ADMITTED_NOW] = fired.int()
     decision[ADMITTED] = decision[ADMITTED] | fired.int()
-    state.copy_(torch.where(fired | (decision[RENEW] != 0), keys, state))
+    state.copy_(torch.where(fired | (decision[UPDATE_REFERENCE] != 0), keys, state))

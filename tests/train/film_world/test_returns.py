@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from cfgen.errors import UsageError
-from cfgen.model.generator import Conditioning, Generator, Geometry
+from cfgen.model.generator import Conditioning, Generator, WanConfig
 from cfgen.rollout.schedule import FewStepSchedule
 from cfgen.train.film_world.return_memory import POLICIES, SlowFastSizes, may_batch, memory_of
 from cfgen.train.film_world.return_probe import (
@@ -76,7 +76,7 @@ class Copying(Generator):
         pass
 
 
-GEOMETRY = Geometry(
+GEOMETRY = WanConfig(
     dim=16, ffn_dim=16, num_heads=2, num_layers=2, in_dim=4, out_dim=4, text_len=8, text_dim=12
 )
 ONE_STEP = FewStepSchedule((1.0,), "predicted")

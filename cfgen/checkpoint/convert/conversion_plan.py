@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from cfgen.checkpoint.convert.source import Source
-from cfgen.checkpoint.convert.target import config_beside
+from cfgen.checkpoint.convert.input import Source
+from cfgen.checkpoint.convert.output import config_beside
 from cfgen.checkpoint.formats.base import Container, Entry
 from cfgen.checkpoint.formats.safetensors import write_stream
 from cfgen.checkpoint.networks.network import Network
@@ -33,7 +33,7 @@ Rename = Callable[[str], str]
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class OutputTensor:
     """What becomes of one tensor of the source.
 
     Attributes:
@@ -67,7 +67,7 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
-class Rewrite:
+class ConversionPlan:
     """A file that can be written.
 
     Attributes:
@@ -76,7 +76,7 @@ class Rewrite:
     """
 
     source: Source
-    pieces: Sequence[Piece]
+    pieces: Sequence[OutputTensor]
 
     @property
     def entries(self) -> dict[str, Entry]:
@@ -144,7 +144,7 @@ def _loses_tokenizer(encoder: Network) -> bool:
 
 
 def _in_turn(
-    pieces: Sequence[Piece], told: Callable[[Step], None] | None
+    pieces: Sequence[OutputTensor], told: Callable[[Step], None] | None
 ) -> Callable[[str], Tensor]:
     """Gives the tensors of all pieces one after another, by the names of whose turn it is."""
 
@@ -168,7 +168,7 @@ def _in_turn(
     return give
 
 
-def in_file_order(source: Source, pieces: Iterable[Piece]) -> list[Piece]:
+def in_file_order(source: Source, pieces: Iterable[OutputTensor]) -> list[OutputTensor]:
     """Pieces and what else belongs to the network, in the order in which the source holds them."""
     file = source.network.file
     extras = [_as_it_is(source, name, name, raw) for name, raw in source.network.extras.items()]
@@ -176,13 +176,13 @@ def in_file_order(source: Source, pieces: Iterable[Piece]) -> list[Piece]:
     return sorted([*pieces, *extras], key=lambda piece: min(place[raw] for raw in piece.used))
 
 
-def _as_it_is(source: Source, name: str, here: str, raw: str) -> Piece:
+def _as_it_is(source: Source, name: str, here: str, raw: str) -> OutputTensor:
     """A tensor that is copied."""
     file = source.network.file
-    return Piece(name, [raw], {here: file.entries[raw]}, lambda: {here: file.read(raw)})
+    return OutputTensor(name, [raw], {here: file.entries[raw]}, lambda: {here: file.read(raw)})
 
 
-def carried(source: Source, name: str, dtype: torch.dtype | None, rename: Rename) -> Piece:
+def carried(source: Source, name: str, dtype: torch.dtype | None, rename: Rename) -> OutputTensor:
     """A tensor that keeps its values: as it is, or rounded once to `dtype`.
 
     Quantized layers stay quantized, in ComfyUI's native layout, unless `dtype` is given.
@@ -199,7 +199,7 @@ def carried(source: Source, name: str, dtype: torch.dtype | None, rename: Rename
     return _declared(source, layer, rename)
 
 
-def _plain(source: Source, layer: Layer, dtype: torch.dtype, rename: Rename) -> Piece:
+def _plain(source: Source, layer: Layer, dtype: torch.dtype, rename: Rename) -> OutputTensor:
     """A tensor as plain numbers of one dtype."""
     here = rename(layer.name)
 
@@ -213,7 +213,7 @@ def _plain(source: Source, layer: Layer, dtype: torch.dtype, rename: Rename) -> 
         return {here: made.view(layer.shape)}
 
     outline = torch.empty(layer.shape, dtype=dtype, device="meta")
-    return Piece(layer.name, layer.parts.values(), {here: entry_of(outline)}, make)
+    return OutputTensor(layer.name, layer.parts.values(), {here: entry_of(outline)}, make)
 
 
 def _cast(stored: Tensor | AnyQuantized, dtype: torch.dtype) -> tuple[Tensor, bool]:
@@ -234,7 +234,7 @@ def _cast(stored: Tensor | AnyQuantized, dtype: torch.dtype) -> tuple[Tensor, bo
     return made, fits
 
 
-def _declared(source: Source, layer: Layer, rename: Rename) -> Piece:
+def _declared(source: Source, layer: Layer, rename: Rename) -> OutputTensor:
     """A quantized layer with its very values, in ComfyUI's native layout."""
     module = rename(layer.name).removesuffix(".weight")
     file = source.network.file
@@ -254,7 +254,7 @@ def _declared(source: Source, layer: Layer, rename: Rename) -> Piece:
 
     entries = {name: entry_of(tensor) for name, tensor in tensors(without_data).items()}
     used = [*layer.parts.values(), *(raw for _, raw in more)]
-    return Piece(layer.name, used, entries, lambda: tensors(file), module, settings)
+    return OutputTensor(layer.name, used, entries, lambda: tensors(file), module, settings)
 
 
 def _calibration(source: Source, layer: Layer) -> list[tuple[str, str]]:

@@ -13,7 +13,7 @@ from cfgen.checkpoint.formats.base import Container
 from cfgen.checkpoint.formats.open import open_container
 from cfgen.checkpoint.identify.digests import digest
 from cfgen.checkpoint.identify.preset_guess import CERTAIN, HEADER_KEY, cached_digest, guess
-from cfgen.checkpoint.naming import EMA, LIVE, WAN, Layout
+from cfgen.checkpoint.naming import EMA, LIVE, WAN, NamingScheme
 from cfgen.checkpoint.networks import vae
 from cfgen.checkpoint.networks.fill import MATRICES, compare, config_of, open_generator
 from cfgen.checkpoint.networks.geometry import read_geometry
@@ -22,7 +22,7 @@ from cfgen.checkpoint.networks.network import Network
 from cfgen.checkpoint.networks.text_encoder import open_text_encoder, settings_of
 from cfgen.checkpoint.networks.umt5_names import UMT5
 from cfgen.errors import CheckpointError
-from cfgen.model.generator import Generator, Geometry
+from cfgen.model.generator import Generator, WanConfig
 
 GENERATOR, ENCODER = "Wan generator", "UMT5 encoder"
 
@@ -45,7 +45,7 @@ class Source:
     """
 
     network: Network
-    geometry: Geometry | None
+    geometry: WanConfig | None
 
     @property
     def path(self) -> Path:
@@ -114,7 +114,7 @@ def open_source(path: Path, *, weights: str | None = None) -> Source:
     return Source(network, geometry)
 
 
-def _holds(file: Container, layouts: Sequence[Layout]) -> bool:
+def _holds(file: Container, layouts: Sequence[NamingScheme]) -> bool:
     """Whether a name in the file is one that only such networks have."""
     return any(name.endswith(tuple(layout.anchor for layout in layouts)) for name in file.entries)
 

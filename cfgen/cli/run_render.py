@@ -13,7 +13,7 @@ from typing import Protocol
 from cfgen import out_of_memory as exhaustion
 from cfgen.cli import signals
 from cfgen.cli.console import Console
-from cfgen.cli.plan import needs_of, plan_data, replay_words
+from cfgen.cli.plan import estimate_disk, plan_data, replay_words
 from cfgen.config.schema import RenderConfig
 from cfgen.config.values import size_text
 from cfgen.errors import Halt, Interrupted
@@ -23,10 +23,10 @@ from cfgen.timeline import Plan
 from cfgen.video.output import resume_command, run_of
 
 
-def carry_out(
+def run_render(
     console: Console,
     config: RenderConfig,
-    drawn: Plan,
+    plan: Plan,
     *,
     resume: bool = False,
     overwrite: bool = False,
@@ -43,9 +43,9 @@ def carry_out(
     from cfgen.checkpoint.identify.digests import read_anew
     from cfgen.pipeline.build import build_render
 
-    for line in drawn.lines():
+    for line in plan.lines():
         console.detail(line)
-    console.event("plan", {**plan_data(drawn, needs_of(config, drawn)), "seed": config.seed})
+    console.event("plan", {**plan_data(plan, estimate_disk(config, plan)), "seed": config.seed})
     if config.snapshot.mode == "latents" and not resume:
         console.note(f"to resume {replay_words(config)}")
     if config.snapshot.mode == "off":
@@ -53,17 +53,17 @@ def carry_out(
     assert config.output is not None
     for warning in try_place(config.output.absolute().parent):
         console.show(warning)
-    console.note(f"{drawn.frames} frames in {drawn.chunks} chunks; loading the model")
-    console.start(fps=drawn.geometry.fps)
+    console.note(f"{plan.frames} frames in {plan.chunks} chunks; loading the model")
+    console.start(fps=plan.geometry.fps)
     finished: Finished | None = None
     go_on = f"`{resume_command(run_of(config.output))}`"
     if resume:
         read_anew()
     with exhaustion.told(what_fits(config)):
-        render = build_render(config, drawn, overwrite=overwrite)
+        render = build_render(config, plan, overwrite=overwrite)
         if resume:
             render.resume(allow_changed)
-        with gentle_signals(console, render.stop, again=f"{go_on} goes on with it"):
+        with graceful_signals(console, render.stop, again=f"{go_on} goes on with it"):
             for event in render.run():
                 console.show(event)
                 if isinstance(event, Finished):
@@ -96,7 +96,7 @@ class Stop(Protocol):
 
 
 @contextlib.contextmanager
-def gentle_signals(console: Console, stop_work: Stop, *, again: str) -> Iterator[None]:
+def graceful_signals(console: Console, stop_work: Stop, *, again: str) -> Iterator[None]:
     """Let the first signal stop the work in the block gently, and the second at once.
 
     Args:

@@ -8,13 +8,13 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from cfgen.checkpoint.convert.source import Source
+from cfgen.checkpoint.convert.input import Source
 from cfgen.checkpoint.networks.fill import CONFIG_FILE, config_of
 from cfgen.checkpoint.networks.geometry import read_geometry
 from cfgen.errors import BudgetError, CheckpointError, OutputRefused, UsageError
 from cfgen.files.reading import read_bytes
 from cfgen.files.writing import write_file
-from cfgen.model.generator import Geometry
+from cfgen.model.generator import WanConfig
 
 SUFFIX = ".safetensors"
 
@@ -97,7 +97,7 @@ def config_needed(source: Source, target: Path) -> Path | None:
     return own[0]
 
 
-def _told(source: Source, target: Path) -> Geometry | None:
+def _told(source: Source, target: Path) -> WanConfig | None:
     """The sizes that the file would be read with if it stood there, None if it could not be."""
     try:
         return read_geometry(source.network.shapes, config_of(target), weights=target)

@@ -16,7 +16,7 @@ from cfgen.units import bytes_words
 if TYPE_CHECKING:
     import torch
 
-    from cfgen.checkpoint.convert.rewrite import Rewrite, Step
+    from cfgen.checkpoint.convert.conversion_plan import ConversionPlan, Step
 
 _PARTS = 10
 _QUIET_S, _HASTE_S = 30.0, 1.0
@@ -50,7 +50,7 @@ def dtype_of(name: Dtype | None) -> torch.dtype | None:
     return None if name is None else getattr(torch, DTYPES[name])
 
 
-def write(console: Console, rewrite: Rewrite, target: Path) -> dict[str, object]:
+def write(console: Console, rewrite: ConversionPlan, target: Path) -> dict[str, object]:
     """Write a file and tell how far it is and what a user should know of it.
 
     Returns:
