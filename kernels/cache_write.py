@@ -143,7 +143,7 @@ def norm_rotate(
     eps: float,
     spatial: Tensor,
     slots: Slots,
-    parts: bool,
+    key_sums: bool,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Projections of a chunk to queries and keys, as in `cfgen.ops.reference.norm_rotate`.
 
@@ -160,7 +160,9 @@ def norm_rotate(
     groups = triton.cdiv(length, GROUP)
     shape, device = (batch, length, width // head_dim, head_dim), q_BLC.device
     q, k = (torch.empty(shape, dtype=x.dtype, device=device) for x in (q_BLC, k_BLC))
-    sums = torch.empty(batch, groups, width, dtype=torch.float32, device=device) if parts else None
+    sums = (
+        torch.empty(batch, groups, width, dtype=torch.float32, device=device) if key_sums else None
+    )
     _norm_rotate[groups, batch, 2](
         q_BLC, k_BLC, q_gain, k_gain, q, k, sums, spatial, slots.turns, slots.here,
         *q_BLC.stride()[:2], *k_BLC.stride()[:2], length, tokens, width, eps,

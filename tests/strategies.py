@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from cfgen.kernels.pages import ADMITTED, ADMITTED_NOW, CAN_ADMIT, UPDATE_REFERENCE
-from cfgen.memory.attention import KVAttention
-from cfgen.memory.autograd import AutogradAttention, GraphCache
+from cfgen.memory.autograd import GraphCache
+from cfgen.memory.build import assemble
 from cfgen.memory.page_pool import KVCache
 from cfgen.memory.paged import PagedMemory
-from cfgen.memory.paged_attention import PagedAttention
-from cfgen.memory.pre_rotated import PreRotatedAttention
+from cfgen.memory.policy import AdmissionRule
 from cfgen.memory.protocols import Table
-from cfgen.memory.slow_fast import ReleaseTable, SlowFastTable
+from cfgen.memory.slow_fast import SlowFastTable
+from cfgen.memory.slow_fast_release import ReleaseTable
 from cfgen.memory.window import WindowTable
 from cfgen.model.generator import Generator, WanConfig
 from cfgen.ops.reference import Rope
@@ -141,22 +141,17 @@ def memory_of(
     tau: float = 0.95,
     admission_layers: tuple[int, ...] = (),
 ) -> PagedMemory:
-    """A memory whose reader fits its pool and ops, as `build` puts one together."""
-    slots = max(table.capacity for table in tables)
-    reader: KVAttention
-    if isinstance(pool, GraphCache):
-        reader = AutogradAttention(pool, ops, rope=rope, grid=grid)
-    elif ops.pages is not None:
-        reader = PagedAttention(pool, ops.pages, rope=rope, grid=grid, slots=slots)
-    else:
-        reader = PreRotatedAttention(pool, ops, rope=rope, grid=grid, slots=slots, shared=shared)
-    return PagedMemory(
+    """A memory of these tables, as `memory.build` puts one together."""
+    return assemble(
         tables,
         pool,
-        reader,
-        admit=admit or ops.admit,
-        tau=tau,
-        admission_layers=admission_layers,
+        ops,
+        rope=rope,
+        grid=grid,
+        slots=max(table.capacity for table in tables),
+        admit=admit,
+        rule=AdmissionRule(tau, admission_layers),
+        shared=shared,
     )
 
 

@@ -31,7 +31,9 @@ from cfgen.config.schema import (
     WindowMemory,
 )
 from cfgen.errors import CheckpointError, SetupError
-from cfgen.memory.slow_fast import ReleaseTable, SlowFastTable
+from cfgen.memory.policy import Policy
+from cfgen.memory.slow_fast import SlowFastTable
+from cfgen.memory.slow_fast_release import ReleaseTable
 from cfgen.memory.window import WindowTable
 from cfgen.pipeline import build
 from cfgen.pipeline.preflight import unknown_words
@@ -175,10 +177,10 @@ def test_threads_are_pinned(tiny_settings: list[str]) -> None:
         (SlowFastMemory(variant="cfgen", slow=0), SlowFastTable, 9),
     ],
 )
-def test_each_policy_has_its_table(config: object, kind: type, capacity: int) -> None:
-    table = build.build_table(config, 30)  # type: ignore[arg-type]
+def test_each_policy_has_its_table(config: Policy, kind: type, capacity: int) -> None:
+    table = config.table(30)
     assert type(table) is kind
-    assert table.capacity == capacity
+    assert table.capacity == config.capacity(30) == capacity
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")

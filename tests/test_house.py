@@ -13,13 +13,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 
-LEAVES = {"", "errors", "files", "out_of_memory", "plain_text", "units"}
+LEAVES = {"", "errors", "fields", "files", "out_of_memory", "plain_text", "units"}
 """What every layer may import; `""` is the package itself, for its version."""
 
 BELOW = {
     "": {"config", "pipeline", "render", "timeline", "errors"},  # lazily, for its public names
     "__main__": {"cli"},
     "errors": set(),
+    "fields": set(),
     "files": set(),
     "out_of_memory": set(),
     "plain_text": set(),
@@ -33,7 +34,7 @@ BELOW = {
     "memory": {"ops", "kernels"},
     "model": {"memory", "ops", "ops.quant"},
     "rollout": {"model", "memory", "ops"},
-    "config": {"presets", "hub"},
+    "config": {"presets", "hub", "memory"},
     "checkpoint": set(),
     "checkpoint.naming": set(),
     "checkpoint.formats": {"ops.quant"},
@@ -121,6 +122,7 @@ BELOW = {
         "config",
         "hub",
         "kernels",
+        "memory",
         "pipeline",
         "render",
         "runs",
@@ -134,7 +136,15 @@ BELOW = {
 AT_THE_ROOT = 8
 """Most modules at the root of the package."""
 
-LIGHT = ("cfgen", "cfgen.errors", "cfgen.timeline", "cfgen.render.events", "cfgen.video.output")
+LIGHT = (
+    "cfgen",
+    "cfgen.errors",
+    "cfgen.timeline",
+    "cfgen.render.events",
+    "cfgen.video.output",
+    "cfgen.memory.window",
+    "cfgen.memory.slow_fast",
+)
 """Modules that load without torch, besides those of config and cli."""
 
 HEAVY = {

@@ -23,11 +23,12 @@ from cfgen.config.schema import (
     WindowMemory,
 )
 from cfgen.errors import BudgetError
+from cfgen.memory.policy import pages_of
 from cfgen.memory.pre_rotated import PreRotatedAttention
 from cfgen.model.quantized import QuantizedLinear
 from cfgen.ops.select import TORCH
 from cfgen.pipeline import build
-from cfgen.pipeline.memory_estimate import estimate_memory, pages_of, place
+from cfgen.pipeline.memory_estimate import estimate_memory, place
 from cfgen.pipeline.models import load_models
 from cfgen.pipeline.offload_plan import PROGRAM, MemoryEstimate, table
 from tests.memory.spied import PASSES, Spied
@@ -116,8 +117,8 @@ def test_bytes_of_weights_and_cache_are_those_that_are_held(
     assert sizes.vae == sum(p.nbytes for p in models.decoder.parameters())
     memory = build.build_memory(config.memory, models.generator, plan_of(config), TORCH, dtype=kind)
     assert sizes.kv == memory.nbytes
-    assert isinstance(memory.reader, PreRotatedAttention)
-    assert sizes.context == memory.reader.nbytes
+    assert isinstance(memory.attention, PreRotatedAttention)
+    assert sizes.context == memory.attention.nbytes
 
 
 def test_memory_grows_with_what_is_asked_for() -> None:

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from cfgen.bench.random_weights import absence, stand_in
-from cfgen.config.schema import FullMemory, RenderConfig, Storage
+from cfgen.config.schema import RenderConfig
 from cfgen.errors import BackendUnavailable
+from cfgen.memory.page_pool import page_dtypes
+from cfgen.memory.policy import Storage, pages_of
 from cfgen.memory.protocols import Pass
 from cfgen.model.generator import Block, Conditioning, Generator
 from cfgen.ops.select import Ops, build_ops
@@ -19,11 +21,8 @@ from cfgen.pipeline.build import build_memory, build_schedule, captures
 from cfgen.pipeline.device import device_of, dtype_of, threads_of
 from cfgen.pipeline.memory_estimate import (
     kv_nbytes,
-    page_dtypes,
-    pages_of,
     place,
     pool_nbytes,
-    slots_of,
     wanted_of,
 )
 from cfgen.pipeline.models import LoadedModels, latents_of, load_models
@@ -103,7 +102,7 @@ class BenchSetup:
     @property
     def slots(self) -> int:
         """Latent frames that a pass reads at most, the chunk's own included."""
-        return slots_of(pages_of(self.config.memory, self.kept.latent_frames))
+        return self.config.memory.capacity(self.kept.latent_frames)
 
     @property
     def frames(self) -> int:
@@ -118,7 +117,7 @@ class BenchSetup:
 
     def page_dtypes(self, way: Variant) -> tuple[torch.dtype, torch.dtype]:
         """What pages keep keys and values in."""
-        return page_dtypes(self._config_of(way).memory, self.dtype)
+        return page_dtypes(self._config_of(way).memory.kv_cache, self.dtype)
 
     def ops(self, way: Variant) -> Ops:
         """The ops of one way.
@@ -134,8 +133,8 @@ class BenchSetup:
     def pool_nbytes(self, way: Variant) -> int:
         """Bytes of the KV cache."""
         pages = pages_of(self.config.memory, self.kept.latent_frames)
-        sizes, memory = self.generator.geometry, self._config_of(way).memory
-        return pool_nbytes(memory, sizes, (self.tokens, 1), pages, self.dtype)
+        sizes, storage = self.generator.geometry, self._config_of(way).memory.kv_cache
+        return pool_nbytes(storage, sizes, (self.tokens, 1), pages, self.dtype)
 
     def rotated_nbytes(self, way: Variant, ops: Ops) -> int:
         """Bytes of the rotated keys and of the values that a backend holds besides."""
@@ -196,7 +195,7 @@ def prepare(config: RenderConfig, *, may_stand_in: bool) -> BenchSetup:
         fps=fps,
     )
     plan = make_plan(LONG_S, clip)
-    kept = make_plan(config.duration_s, clip) if isinstance(config.memory, FullMemory) else plan
+    kept = make_plan(config.duration_s, clip) if config.memory.GROWS else plan
     absent = absence(config.model) if may_stand_in else None
     dtype, device, asked = dtype_of(config), device_of(config), config.placement.offload
     offload: Offload

@@ -10,10 +10,11 @@ import typer
 from cfgen.cli import options
 from cfgen.cli.columns import aligned, labelled
 from cfgen.config.loader import Resolved, load
-from cfgen.config.schema import RenderConfig, Storage
+from cfgen.config.schema import RenderConfig
 from cfgen.config.values import nearest, size_text
 from cfgen.errors import UsageError
 from cfgen.hub import parse_reference
+from cfgen.memory.policy import Storage
 from cfgen.units import bytes_words, count
 
 if TYPE_CHECKING:

@@ -115,8 +115,9 @@ def estimate_disk(config: RenderConfig, planned: Plan) -> Estimate:
 
 def _kv_size(config: RenderConfig, planned: Plan) -> KvSize | None:
     """The KV cache by the sizes of the model, or None where that cannot be read."""
+    from cfgen.memory.policy import pages_of
     from cfgen.pipeline.device import dtype_of
-    from cfgen.pipeline.memory_estimate import attention_share, pages_of, pool_nbytes
+    from cfgen.pipeline.memory_estimate import attention_share, pool_nbytes
     from cfgen.pipeline.models import geometry_of
 
     try:
@@ -125,7 +126,7 @@ def _kv_size(config: RenderConfig, planned: Plan) -> KvSize | None:
         return None
     grid = sizes.grid(planned.geometry.latent_height, planned.geometry.latent_width)
     pages = pages_of(config.memory, planned.latent_frames)
-    nbytes = pool_nbytes(config.memory, sizes, grid, pages, dtype_of(config))
+    nbytes = pool_nbytes(config.memory.kv_cache, sizes, grid, pages, dtype_of(config))
     return KvSize(nbytes=nbytes, pages=pages, attention=attention_share(sizes, grid))
 
 

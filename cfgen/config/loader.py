@@ -15,7 +15,6 @@ from typing import get_args, get_type_hints
 from cfgen.config import sources
 from cfgen.config.presets import preset_file, user_config_file
 from cfgen.config.schema import (
-    VARIANT_DEFAULTS,
     RenderConfig,
     digest,
     key_of,
@@ -319,7 +318,7 @@ def _build_section(
         if chosen is None:
             return None
         cls = chosen
-        entries = _variant_defaults(key, entries)
+        entries = _variant_defaults(cls, key, entries)
     own = {f"{key}.{key_of(item.name)}" for item in fields(cls)}
     for name in sorted(entries):
         if name.startswith(f"{key}.") and name not in own:
@@ -343,7 +342,7 @@ def _choose(
     return None
 
 
-def _variant_defaults(key: str, entries: Entries) -> Entries:
+def _variant_defaults(cls: type, key: str, entries: Entries) -> Entries:
     """Add the defaults that follow a memory's variant, weaker than anything that was set."""
     variant = entries.get(f"{key}.variant")
     if variant is None or not isinstance(variant.tree, str):
@@ -351,7 +350,7 @@ def _variant_defaults(key: str, entries: Entries) -> Entries:
     origin = Origin(kind="default", where=f"of variant {variant.tree}")
     extra = {
         f"{key}.{name}": Entry(tree=text, origin=origin)
-        for name, text in VARIANT_DEFAULTS.get(variant.tree, {}).items()
+        for name, text in getattr(cls, "VARIANTS", {}).get(variant.tree, {}).items()
     }
     return extra | entries
 

@@ -10,53 +10,26 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Literal
 
 from cfgen.config.values import (
     ByteCount,
     Duration,
-    Pattern,
-    Range,
     Rate,
     Seed,
     Size,
     parse_lora,
     size_text,
 )
-from cfgen.errors import PresetError, Problem, UsageError
-
-CommitReads = Literal["all", "fast"]
-"""What the commit pass may attend to: all of the memory, or fast memory and the chunk itself."""
-
-Storage = Literal["auto", "bf16", "int8", "fp8"]
-"""How the KV cache is kept: as it is computed; in bfloat16; keys in int8; keys in int8 and values
-in float8."""
-
-Natural = Annotated[int, Range(low=0)]
-Positive = Annotated[int, Range(low=1)]
+from cfgen.errors import Problem, UsageError
+from cfgen.fields import Pattern, Positive, Range, check
+from cfgen.memory.slow_fast import SlowFastMemory
+from cfgen.memory.window import FullMemory, WindowMemory
 
 
 def key_of(name: str) -> str:
     """The key by which a person sets the schema field `name` (units are left out of keys)."""
     return "duration" if name == "duration_s" else name
-
-
-def _check(config: object, *more: Problem) -> None:
-    """Raise one error with every rule that `config` breaks, `more` included."""
-    problems = []
-    for name, hint in get_type_hints(type(config), include_extras=True).items():
-        value = getattr(config, name)
-        for rule in get_args(hint)[1:] if get_origin(hint) is Annotated else ():
-            if isinstance(rule, Range | Pattern) and (reason := rule.problem(value)):
-                problems.append(Problem(key=key_of(name), reason=reason))
-        if get_origin(hint) is Literal and value not in get_args(hint):
-            allowed = ", ".join(map(str, get_args(hint)))
-            problems.append(
-                Problem(key=key_of(name), reason=f"must be one of {allowed}, got {value!r}")
-            )
-    problems.extend(more)
-    if problems:
-        raise PresetError(problems)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -119,7 +92,7 @@ class ModelConfig:
                 more.append(Problem(key="loras", reason=error.message))
         if not self.sizes:
             more.append(Problem(key="sizes", reason="must list at least one size, got none"))
-        _check(self, *more)
+        check(self, *more)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -145,97 +118,14 @@ class ScheduleConfig:
         steps = self.timesteps
         falling = all(later < earlier for earlier, later in zip(steps, steps[1:], strict=False))
         if steps and steps[0] == 1000 and steps[-1] > 0 and falling:
-            _check(self)
+            check(self)
             return
         listed = ", ".join(f"{step:g}" for step in steps)
         reason = f"must start at 1000 and fall, staying above 0, got [{listed}]"
-        _check(self, Problem(key="timesteps", reason=reason))
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class FullMemory:
-    """Keep every latent frame; memory grows with the clip.
-
-    Attributes:
-        commit_reads: What the commit pass may attend to.
-        kv_cache: How it is stored.
-    """
-
-    policy: Literal["full"] = "full"
-    commit_reads: CommitReads = "all"
-    kv_cache: Storage = "auto"
-
-    def __post_init__(self) -> None:
-        _check(self)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class WindowMemory:
-    """Keep the first frames and the latest ones.
-
-    Attributes:
-        sink: Latent frames kept from the start of the clip.
-        size: Latent frames kept, the sink and the current chunk included.
-        positions: Temporal positions: of the clip, or of the slot in the window.
-        commit_reads: What the commit pass may attend to.
-        kv_cache: How it is stored.
-    """
-
-    policy: Literal["window"] = "window"
-    sink: Natural = 3
-    size: Positive = 21
-    positions: Literal["absolute", "relative"] = "relative"
-    commit_reads: CommitReads = "all"
-    kv_cache: Storage = "auto"
-
-    def __post_init__(self) -> None:
-        _check(self)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SlowFastMemory:
-    """Keep the first frames, key frames that differed enough, and the latest frames.
-
-    Attributes:
-        variant: The rule of admission: as in the released Context Forcing code, as in its paper, or
-            cfgen's own (clean keys against the last admitted key frame).
-        sink: Latent frames kept from the start of the clip.
-        slow: Key frames kept.
-        fast: Latest latent frames kept, the current chunk included.
-        tau: A chunk is admitted when its keys' cosine falls below this.
-        interval: Chunks between two decisions.
-        min_gap: Chunks that must lie between two admitted ones.
-        admission_layers: Layers that decide together for all layers, by the mean of their cosines;
-            with none, each layer decides for itself.
-        commit_reads: What the commit pass may attend to.
-        kv_cache: How it is stored.
-    """
-
-    policy: Literal["slow_fast"] = "slow_fast"
-    variant: Literal["release", "paper", "cfgen"] = "cfgen"
-    sink: Natural = 3
-    slow: Natural = 12
-    fast: Positive = 6
-    tau: Annotated[float, Range(low=-1, high=1)] = 0.95
-    interval: Positive = 1
-    min_gap: Natural = 1
-    admission_layers: tuple[Natural, ...] = ()
-    commit_reads: CommitReads = "all"
-    kv_cache: Storage = "auto"
-
-    def __post_init__(self) -> None:
-        _check(self)
+        check(self, Problem(key="timesteps", reason=reason))
 
 
 MemoryConfig = FullMemory | WindowMemory | SlowFastMemory
-
-VARIANT_DEFAULTS: dict[str, dict[str, str]] = {
-    "release": {"tau": "0.947", "interval": "1", "min_gap": "0"},
-    "paper": {"tau": "0.95", "interval": "2", "min_gap": "0"},
-    "cfgen": {"tau": "0.95", "interval": "1", "min_gap": "1"},
-}
-"""Defaults of `SlowFastMemory` that follow its variant (Context Forcing, arXiv 2602.06028; the
-release decides in bf16, where 0.95 acts as 0.947 does in float32)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -249,7 +139,7 @@ class EncodeConfig:
     quality: Literal["draft", "good", "best"] = "good"
 
     def __post_init__(self) -> None:
-        _check(self)
+        check(self)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -268,7 +158,7 @@ class SnapshotConfig:
     clean: bool = False
 
     def __post_init__(self) -> None:
-        _check(self)
+        check(self)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -285,7 +175,7 @@ class PlacementConfig:
     vram: ByteCount | None = None
 
     def __post_init__(self) -> None:
-        _check(self)
+        check(self)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -345,28 +235,10 @@ class RenderConfig:
             reason = f"this model was not trained for {size_text(self.size)}; it knows {known}"
             more.append(Problem(key="size", reason=reason))
         chunk = self.model.chunk_latent_frames
-        match self.memory:
-            case WindowMemory(sink=sink, size=size) if size < sink + chunk:
-                reason = f"must hold the sink of {sink} and a chunk of {chunk}, got {size}"
-                more.append(Problem(key="memory.size", reason=reason))
-            case SlowFastMemory(fast=fast) if fast < chunk:
-                reason = f"must hold a chunk of {chunk}, got {fast}"
-                more.append(Problem(key="memory.fast", reason=reason))
-            case SlowFastMemory(variant="release") if self.schedule.guidance != 1:
-                reason = "must be 1: variant release decides in every pass, guidance doubles them"
-                more.append(Problem(key="schedule.guidance", reason=reason))
-        match self.memory:
-            case SlowFastMemory(variant="release", admission_layers=(_, *_)):
-                reason = "must be empty: variant release reads a decision in the layer that made it"
-                more.append(Problem(key="memory.admission_layers", reason=reason))
-        match self.memory, self.snapshot.mode:
-            case SlowFastMemory(variant="release"), "latents":
-                reason = (
-                    "must be full or off: variant release decides in every pass, so its memory "
-                    "cannot be worked out again from latents"
-                )
-                more.append(Problem(key="snapshot.mode", reason=reason))
-        _check(self, *more)
+        more += self.memory.problems(
+            chunk=chunk, guidance=self.schedule.guidance, snapshot=self.snapshot.mode
+        )
+        check(self, *more, key_of=key_of)
 
     @property
     def frame_size(self) -> tuple[int, int]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Annotated, Literal, Union, get_args, get_origin
 
 from cfgen.errors import UsageError
+from cfgen.fields import Pattern, Range
 from cfgen.units import parse_rate
 
 RawValue = str | list["RawValue"] | dict[str, "RawValue"]
@@ -39,51 +40,6 @@ class Unit:
     """Marks a type that is written in a form of its own."""
 
     name: Literal["duration", "size", "bytes", "rate", "seed"]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Range:
-    """A number must lie in this range; the ends belong to it unless `above` is used."""
-
-    low: float | None = None
-    above: float | None = None
-    high: float | None = None
-
-    def problem(self, value: object) -> str | None:
-        """Say what is wrong with `value`, or return None."""
-        if value is None or not isinstance(value, int | float):
-            return None
-        inside = (
-            math.isfinite(value)
-            and (self.low is None or value >= self.low)
-            and (self.above is None or value > self.above)
-            and (self.high is None or value <= self.high)
-        )
-        return None if inside else f"must be {self._words()}, got {value}"
-
-    def _words(self) -> str:
-        words = []
-        if self.low is not None:
-            words.append(f"at least {self.low}")
-        if self.above is not None:
-            words.append(f"greater than {self.above}")
-        if self.high is not None:
-            words.append(f"at most {self.high}")
-        return " and ".join(words) or "a finite number"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Pattern:
-    """A text must match `pattern`; `words` say what that means."""
-
-    pattern: str
-    words: str
-
-    def problem(self, value: object) -> str | None:
-        """Say what is wrong with `value`, or return None."""
-        if isinstance(value, str) and re.fullmatch(self.pattern, value) is None:
-            return f"must be {self.words}, got {value!r}"
-        return None
 
 
 Duration = Annotated[float, Unit("duration"), Range(above=0)]

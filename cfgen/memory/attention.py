@@ -31,7 +31,7 @@ class Chunk:
     def visible_slots(self, layer: int, pass_: Pass) -> list[VisibleSlot]:
         """What a pass reads; waits for the device where its decision counts."""
         table = self.tables[layer]
-        asked = table.copies > 0 and table.admission.allowed
+        asked = table.spare_pages > 0 and table.admission.allowed
         return self.shown(layer, pass_, asked and bool(self.decisions[layer, ADMITTED]))
 
     def shown(self, layer: int, pass_: Pass, admitted: bool) -> list[VisibleSlot]:
@@ -49,13 +49,13 @@ class Prepared(NamedTuple):
         q: Queries as the reader's `attend` takes them, [B, L, N, D].
         k: Keys likewise.
         stored: Keys as pages hold them, rotated in space only; None if nobody asked.
-        parts: Sums of un-rotated keys, [B, n, C] float32; None if nobody asked.
+        key_sums: Sums of un-rotated keys, [B, n, C] float32; None if nobody asked.
     """
 
     q: Tensor
     k: Tensor
     stored: Tensor | None
-    parts: Tensor | None
+    key_sums: Tensor | None
 
 
 class KVAttention(Protocol):
@@ -69,7 +69,8 @@ class KVAttention(Protocol):
     ) -> Prepared:
         """Norm and rotate projections [B, L, C].
 
-        `stored` is made in commit passes and where the policy inspects keys, `parts` where it does.
+        `stored` is made in commit passes and where the policy inspects keys, `key_sums` in the
+        latter.
         """
 
     def attend(self, layer: int, pass_: Pass, made: Prepared, v: Tensor) -> Tensor:

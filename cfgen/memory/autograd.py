@@ -27,14 +27,14 @@ class GraphCache:
         self.layers, self.device = layers, device
         self._pages: list[dict[int, tuple[Tensor, Tensor] | None]] = [{} for _ in range(layers)]
 
-    def take(self, layer: int) -> int:
+    def allocate(self, layer: int) -> int:
         """The lowest free page."""
         used = self._pages[layer]
         page = next(i for i in range(len(used) + 1) if i not in used)
         used[page] = None
         return page
 
-    def keep(self, layer: int, pages: Iterable[int]) -> None:
+    def retain(self, layer: int, pages: Iterable[int]) -> None:
         """Free every page of the layer but these."""
         kept = set(pages)
         self._pages[layer] = {page: kv for page, kv in self._pages[layer].items() if page in kept}
@@ -70,7 +70,7 @@ class GraphCache:
 
 
 class AutogradAttention:
-    """Rotates what a pass reads in that pass, out of place; see `reader.KVAttention`.
+    """Rotates what a pass reads in that pass, out of place; see `attention.KVAttention`.
 
     Args:
         pool: Where pages lie.
@@ -104,7 +104,7 @@ class AutogradAttention:
             q=rotate(normed_q, self._turns.of(positions, normed_q)).to(q.dtype),
             k=rotate(normed_k, self._turns.of(positions, normed_k)).to(k.dtype),
             stored=stored,
-            parts=normed_k.flatten(2).sum(1, keepdim=True).float() if watched else None,
+            key_sums=normed_k.flatten(2).sum(1, keepdim=True).float() if watched else None,
         )
 
     def attend(self, layer: int, pass_: Pass, made: Prepared, v: Tensor) -> Tensor:

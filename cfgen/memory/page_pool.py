@@ -6,19 +6,29 @@ Axis letters: B batch, F latent frames, P tokens per latent frame, L = F * P, N 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from cfgen.kernels.pages import Pages
+from cfgen.memory.policy import Storage
 from cfgen.memory.protocols import Scalars
 from cfgen.ops.reference import expand
 from cfgen.ops.torch_backend import write_pages
 
-Storage = Literal["auto", "bf16", "int8", "fp8"]
-"""How pages are stored: as they are computed; in bfloat16; keys in int8 and values as they are
-computed; keys in int8 and values in float8 e4m3."""
+
+def page_dtypes(storage: Storage, dtype: torch.dtype) -> tuple[torch.dtype, torch.dtype]:
+    """What pages keep keys and values in, where they are computed in `dtype`."""
+    match storage:
+        case "auto":
+            return dtype, dtype
+        case "bf16":
+            return torch.bfloat16, torch.bfloat16
+        case "int8":
+            return torch.int8, dtype
+        case "fp8":
+            return torch.int8, torch.float8_e4m3fn
 
 
 class PagePool(Protocol):
@@ -30,10 +40,10 @@ class PagePool(Protocol):
     def device(self) -> torch.device:
         """Where pages are written from."""
 
-    def take(self, layer: int) -> int:
+    def allocate(self, layer: int) -> int:
         """A page that is not in use, now in use."""
 
-    def keep(self, layer: int, pages: Iterable[int]) -> None:
+    def retain(self, layer: int, pages: Iterable[int]) -> None:
         """Free every page of the layer but these."""
 
     def write(
@@ -82,8 +92,8 @@ class KVCache:
     ) -> None:
         self.layers, self.shape, self.dtype = layers, shape, dtype
         self._device, self._storage, self._write = device, storage, write
-        self._waits: bool = place is not None and place != device
-        pinned = self._waits and device.type == "cuda"
+        self._is_offloaded: bool = place is not None and place != device
+        pinned = self._is_offloaded and device.type == "cuda"
         self._all = self._allocate((layers, pages), place or device, pinned=pinned)
         self._used: list[dict[int, int]] = [{} for _ in range(layers)]
         self._taken = [0] * layers
@@ -98,16 +108,14 @@ class KVCache:
             return torch.zeros(*count, *shape, dtype=dtype, device=place, pin_memory=pinned)
 
         page = (batch, heads, tokens, width)
-        as_is = torch.bfloat16 if self._storage == "bf16" else self.dtype
-        if self._storage in ("auto", "bf16"):
-            return Pages(zeros(as_is, *page), zeros(as_is, *page))
-        fp8 = self._storage == "fp8"
+        keys, values = page_dtypes(self._storage, self.dtype)
+        small_keys, small_values = keys.itemsize == 1, values.itemsize == 1
         return Pages(
-            k=zeros(torch.int8, *page),
-            v=zeros(torch.float8_e4m3fn if fp8 else as_is, *page),
-            k_scale=zeros(torch.float32, batch, heads),
-            k_mean=zeros(torch.float32, batch, heads, width),
-            v_scale=zeros(torch.float32, batch, heads, width) if fp8 else None,
+            k=zeros(keys, *page),
+            v=zeros(values, *page),
+            k_scale=zeros(torch.float32, batch, heads) if small_keys else None,
+            k_mean=zeros(torch.float32, batch, heads, width) if small_keys else None,
+            v_scale=zeros(torch.float32, batch, heads, width) if small_values else None,
         )
 
     @property
@@ -116,16 +124,16 @@ class KVCache:
         return self._device
 
     @property
-    def waits(self) -> bool:
+    def is_offloaded(self) -> bool:
         """Whether the pool lies elsewhere than on that device."""
-        return self._waits
+        return self._is_offloaded
 
     @property
-    def expands(self) -> bool:
+    def is_quantized(self) -> bool:
         """Whether pages take less room than the numbers they stand for."""
         return {self._all.k.dtype, self._all.v.dtype} != {self.dtype}
 
-    def take(self, layer: int) -> int:
+    def allocate(self, layer: int) -> int:
         """The lowest free page. IndexError if all are in use: the policy exceeds its capacity."""
         used = self._used[layer]
         page = next(i for i in range(len(used) + 1) if i not in used)
@@ -135,7 +143,7 @@ class KVCache:
         self._taken[layer] += 1
         return page
 
-    def keep(self, layer: int, pages: Iterable[int]) -> None:
+    def retain(self, layer: int, pages: Iterable[int]) -> None:
         """Free every page of the layer but these."""
         kept = set(pages)
         self._used[layer] = {page: n for page, n in self._used[layer].items() if page in kept}
@@ -146,7 +154,7 @@ class KVCache:
 
     def read(self, layer: int, pages: Sequence[int], k: Tensor, v: Tensor) -> None:
         """Copy pages, as numbers to compute with, to k and v: [B, N, pages, P, D]."""
-        if not (self.expands or self._waits):
+        if not (self.is_quantized or self._is_offloaded):
             which = torch.tensor(pages, device=self._device)
             for pool, copy in ((self._all.k, k), (self._all.v, v)):
                 torch.index_select(pool[layer], 0, which, out=copy.permute(2, 0, 1, 3, 4))
@@ -163,7 +171,7 @@ class KVCache:
         self, layer: int, into: Tensor, k: Tensor, v: Tensor, *, only_if: Tensor | None = None
     ) -> None:
         """Store frames; see `PagePool`."""
-        if not self._waits:
+        if not self._is_offloaded:
             self._write(k, v, _each(self._all, lambda pool: pool[layer]), into, only_if=only_if)
             return
         if only_if is not None and not int(only_if):

@@ -1,4 +1,4 @@
-"""The one memory of all policies: a page pool, a table per layer, and a reader of the pages.
+"""The one memory of all policies: a page pool, a table per layer, attention that reads pages.
 
 Keys are stored with the spatial rotation applied and the temporal one left off, so a page can move
 to another temporal position without being touched.
@@ -30,7 +30,7 @@ class PagedMemory:
     Args:
         tables: one table per layer.
         pool: where pages lie.
-        reader: attends to them.
+        attention: attends to them.
         admit: decides on key frames.
         tau: its threshold.
         admission_layers: layers that decide together for all, in rising order; with none, each
@@ -41,18 +41,18 @@ class PagedMemory:
         self,
         tables: Sequence[Table],
         pool: PagePool,
-        reader: KVAttention,
+        attention: KVAttention,
         *,
         admit: Admit,
         tau: float = 0.95,
         admission_layers: Sequence[int] = (),
     ) -> None:
-        if admission_layers and any(table.copies for table in tables):
+        if admission_layers and any(table.spare_pages for table in tables):
             raise ValueError("a table that reads its decision at once cannot wait for other layers")
-        self.tables, self.pool, self.reader = list(tables), pool, reader
+        self.tables, self.pool, self.attention = list(tables), pool, attention
         self.admit, self.tau = admit, tau
         self._admission_layers = sorted(set(admission_layers))
-        self._parts: list[Tensor] = []
+        self._key_sums: list[Tensor] = []
         self.decisions = torch.zeros(len(self.tables), 4, dtype=torch.int32, device=pool.device)
         self.reference: Tensor | None = None
         self._fixed: dict[str, Tensor] = {}
@@ -61,20 +61,20 @@ class PagedMemory:
 
     def begin(self, frames: int) -> PagedView:
         """Open the next chunk: evict, give it pages, and have the device know."""
-        pages, copies, asked = [], [], []
+        pages, spare, asked = [], [], []
         for layer, table in enumerate(self.tables):
             table.evict(frames)
-            self.pool.keep(layer, (slot.page for slot in table.slots()))
-            pages.append([self.pool.take(layer) for _ in range(frames)])
-            copies.append([self.pool.take(layer) for _ in range(table.copies)])
-            table.append_chunk(self._next_frame, pages[-1], copies[-1])
+            self.pool.retain(layer, (slot.page for slot in table.slots()))
+            pages.append([self.pool.allocate(layer) for _ in range(frames)])
+            spare.append([self.pool.allocate(layer) for _ in range(table.spare_pages)])
+            table.append_chunk(self._next_frame, pages[-1], spare[-1])
             asked.append([int(answer) for answer in table.admission])
         self.decisions.zero_()
         self.decisions[:, CAN_ADMIT : UPDATE_REFERENCE + 1] = self._on_device("asked", asked)
         chunk = Chunk(frames, self.tables, self.decisions)
-        self.reader.begin(chunk)
-        into, spare = self._on_device("into", pages), self._on_device("copies", copies)
-        return PagedView(self, chunk, into, spare)
+        self.attention.begin(chunk)
+        targets, spares = self._on_device("target", pages), self._on_device("spare", spare)
+        return PagedView(self, chunk, targets, spares)
 
     def _on_device(self, name: str, numbers: list[list[int]]) -> Tensor:
         """Whole numbers where they were last time, so that what was captured finds them."""
@@ -89,7 +89,7 @@ class PagedMemory:
         flags = self.decisions[:, ADMITTED].tolist() if watching else [0] * len(self.tables)
         for layer, (table, admitted) in enumerate(zip(self.tables, flags, strict=True)):
             table.commit(bool(admitted))
-            self.pool.keep(layer, (slot.page for slot in table.slots()))
+            self.pool.retain(layer, (slot.page for slot in table.slots()))
         self._next_frame += view.frames
         self._admitted = sum(flags)
 
@@ -98,7 +98,7 @@ class PagedMemory:
         """Layers that decide together for all; none if each decides for itself."""
         return self._admission_layers
 
-    def decide_together(self, layer: int, parts: Tensor, *, tokens: int) -> None:
+    def decide_together(self, layer: int, key_sums: Tensor, *, tokens: int) -> None:
         """Collect the key sums [B, n, C] of an admission layer; the last such layer decides.
 
         The op averages cosines over the batch, so the layers are laid side by side as one batch.
@@ -106,17 +106,17 @@ class PagedMemory:
         if self.reference is None:
             raise ValueError("there is no reference to compare with yet")
         together = self._admission_layers
-        self._parts = [*self._parts, parts] if layer != together[0] else [parts]
+        self._key_sums = [*self._key_sums, key_sums] if layer != together[0] else [key_sums]
         if layer != together[-1]:
             return
         # Views and copies alone: a list as an index would be sent from the host within a chunk.
         references = [self.reference[each] for each in together]
         compared, decision = torch.cat(references), self.decisions[layer]
-        self.admit(torch.cat(self._parts), compared, decision, tokens=tokens, tau=self.tau)
+        self.admit(torch.cat(self._key_sums), compared, decision, tokens=tokens, tau=self.tau)
         for reference, renewed in zip(references, compared.chunk(len(together)), strict=True):
             reference.copy_(renewed)
         self.decisions[:, ADMITTED] = decision[ADMITTED]
-        self._parts = []
+        self._key_sums = []
 
     @property
     def replayable(self) -> bool:
@@ -153,7 +153,7 @@ class PagedMemory:
         reference = state.tensors.get("reference")
         self.reference = None if reference is None else reference.to(self.pool.device, copy=True)
         self._next_frame = whole(state.scalars["next_frame"])
-        self.reader.forget()
+        self.attention.forget()
 
     def frames(self, layer: int) -> list[int]:
         """Source frames of a layer's slots, in table order."""
@@ -176,8 +176,8 @@ class PagedView:
 
     memory: PagedMemory
     chunk: Chunk
-    into: Tensor
-    copies: Tensor
+    target_pages: Tensor
+    spare_pages: Tensor
     pass_: Pass = field(default_factory=lambda: Pass(0))
 
     @property
@@ -192,7 +192,7 @@ class PagedView:
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, norms: Norms) -> Tensor:
         """Let the policy see the keys, then attend to what it shows: all [B, L, C]."""
         made, values = self._look(layer, q, k, v, norms)
-        return self.memory.reader.attend(layer, self.pass_, made, values).flatten(2)
+        return self.memory.attention.attend(layer, self.pass_, made, values).flatten(2)
 
     def write(self, layer: int, k: Tensor, v: Tensor, norms: Norms) -> None:
         """Let the policy see the keys of a commit pass and keep them: [B, L, C]."""
@@ -204,29 +204,33 @@ class PagedView:
         """All but attention: norms and rotations, the decision, and what is stored."""
         memory, pass_ = self.memory, self.pass_
         watched = memory.tables[layer].inspects_keys(pass_)
-        made = memory.reader.prepare(layer, pass_, q, k, norms, watched=watched)
+        made = memory.attention.prepare(layer, pass_, q, k, norms, watched=watched)
         values = torch.unflatten(v, -1, made.k.shape[2:])
-        if made.parts is not None:
-            self._decide(layer, made.parts, tokens=k.shape[1])
-        if made.stored is not None and watched and memory.tables[layer].copies:
+        if made.key_sums is not None:
+            self._decide(layer, made.key_sums, tokens=k.shape[1])
+        if made.stored is not None and watched and memory.tables[layer].spare_pages:
             first = slice(0, k.shape[1] // self.frames)
             fired = memory.decisions[layer, ADMITTED_NOW : ADMITTED_NOW + 1]
             memory.pool.write(
-                layer, self.copies[layer], made.stored[:, first], values[:, first], only_if=fired
+                layer,
+                self.spare_pages[layer],
+                made.stored[:, first],
+                values[:, first],
+                only_if=fired,
             )
         if made.stored is not None and pass_.commit:
-            memory.pool.write(layer, self.into[layer], made.stored, values)
+            memory.pool.write(layer, self.target_pages[layer], made.stored, values)
         return made, values
 
-    def _decide(self, layer: int, parts: Tensor, *, tokens: int) -> None:
+    def _decide(self, layer: int, key_sums: Tensor, *, tokens: int) -> None:
         memory = self.memory
-        parts = parts.detach()
+        key_sums = key_sums.detach()
         if memory.reference is None:
-            shape = (len(memory.tables), parts.shape[0], parts.shape[2])
-            memory.reference = torch.zeros(shape, device=parts.device)
+            shape = (len(memory.tables), key_sums.shape[0], key_sums.shape[2])
+            memory.reference = torch.zeros(shape, device=key_sums.device)
         together = memory.admission_layers
         if not together:
             decision, reference = memory.decisions[layer], memory.reference[layer]
-            memory.admit(parts, reference, decision, tokens=tokens, tau=memory.tau)
+            memory.admit(key_sums, reference, decision, tokens=tokens, tau=memory.tau)
         elif layer in together:
-            memory.decide_together(layer, parts, tokens=tokens)
+            memory.decide_together(layer, key_sums, tokens=tokens)

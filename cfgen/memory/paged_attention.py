@@ -23,7 +23,7 @@ PASSES = (Pass(0), Pass(0, commit=True))
 
 
 class PagedAttention:
-    """See `reader.KVAttention`.
+    """See `attention.KVAttention`.
 
     Args:
         pool: Where pages lie.
@@ -79,7 +79,7 @@ class PagedAttention:
         self, layer: int, pass_: Pass, q: Tensor, k: Tensor, norms: Norms, *, watched: bool
     ) -> Prepared:
         """See `KVAttention`; keys come as pages hold them."""
-        q, k, parts = self._ops.norm_rotate(
+        q, k, key_sums = self._ops.norm_rotate(
             q,
             k,
             norms.q,
@@ -87,9 +87,9 @@ class PagedAttention:
             eps=norms.eps,
             spatial=self._spatial,
             slots=self._slots(layer, pass_),
-            parts=watched,
+            key_sums=watched,
         )
-        return Prepared(q, k, k, parts)
+        return Prepared(q, k, k, key_sums)
 
     def attend(self, layer: int, pass_: Pass, made: Prepared, v: Tensor) -> Tensor:
         """See `KVAttention`."""

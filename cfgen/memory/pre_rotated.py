@@ -156,7 +156,7 @@ class PreRotatedAttention:
             q=q,
             k=wide,
             stored=stored,
-            parts=wide.flatten(2).sum(1, keepdim=True).float() if watched else None,
+            key_sums=wide.flatten(2).sum(1, keepdim=True).float() if watched else None,
         )
 
     def attend(self, layer: int, pass_: Pass, made: Prepared, v: Tensor) -> Tensor:

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
-from torch import Tensor
+if TYPE_CHECKING:  # policies load without torch
+    from torch import Tensor
 
 Scalars = dict[str, object]
 """Plain values that JSON can hold."""
@@ -57,11 +58,11 @@ class Table(Protocol):
 
     Attributes:
         capacity: Most slots.
-        copies: Pages that a chunk may be copied to before it is finished.
+        spare_pages: Pages that a chunk may be copied to before it is finished.
     """
 
     capacity: int
-    copies: int
+    spare_pages: int
 
     def evict(self, frames: int) -> None:
         """Make room for a chunk of `frames` latent frames."""

@@ -1,15 +1,20 @@
 """Policy `slow_fast`: sink, slow memory of surprising key frames, fast memory of the newest frames.
 
 A slot's number is its temporal position. `SlowFastTable` holds the rules of the Context Forcing
-paper and of models trained by cfgen, where clean keys decide at the commit pass. `ReleaseTable`
-holds the bookkeeping of the published weights, where any pass may decide.
+paper and of models trained by cfgen, where clean keys decide at the commit pass;
+`slow_fast_release` those of the published weights.
 Source: arXiv 2602.06028 sections 3-4, equations 7 and 8 (slow range corrected).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
 
+from cfgen.errors import Problem
+from cfgen.fields import Natural, Positive, Range, check
+from cfgen.memory.policy import AdmissionRule, CommitReads, Storage
 from cfgen.memory.protocols import (
     Admission,
     Pass,
@@ -20,6 +25,95 @@ from cfgen.memory.protocols import (
     slots_of,
     whole,
 )
+from cfgen.memory.slow_fast_release import ReleaseTable
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SlowFastMemory:
+    """Keep the first frames, key frames that differed enough, and the latest frames.
+
+    Attributes:
+        variant: The rule of admission: as in the released Context Forcing code, as in its paper, or
+            cfgen's own (clean keys against the last admitted key frame).
+        sink: Latent frames kept from the start of the clip.
+        slow: Key frames kept.
+        fast: Latest latent frames kept, the current chunk included.
+        tau: A chunk is admitted when its keys' cosine falls below this.
+        interval: Chunks between two decisions.
+        min_gap: Chunks that must lie between two admitted ones.
+        admission_layers: Layers that decide together for all layers, by the mean of their cosines;
+            with none, each layer decides for itself.
+        commit_reads: What the commit pass may attend to.
+        kv_cache: How it is stored.
+    """
+
+    # The release decides in bfloat16, where 0.95 acts as 0.947 does in float32.
+    VARIANTS: ClassVar[Mapping[str, Mapping[str, str]]] = {
+        "release": {"tau": "0.947", "interval": "1", "min_gap": "0"},
+        "paper": {"tau": "0.95", "interval": "2", "min_gap": "0"},
+        "cfgen": {"tau": "0.95", "interval": "1", "min_gap": "1"},
+    }
+    GROWS: ClassVar[bool] = False
+
+    policy: Literal["slow_fast"] = "slow_fast"
+    variant: Literal["release", "paper", "cfgen"] = "cfgen"
+    sink: Natural = 3
+    slow: Natural = 12
+    fast: Positive = 6
+    tau: Annotated[float, Range(low=-1, high=1)] = 0.95
+    interval: Positive = 1
+    min_gap: Natural = 1
+    admission_layers: tuple[Natural, ...] = ()
+    commit_reads: CommitReads = "all"
+    kv_cache: Storage = "auto"
+
+    def __post_init__(self) -> None:
+        check(self)
+
+    @property
+    def admission(self) -> AdmissionRule:
+        """When key frames are admitted."""
+        return AdmissionRule(self.tau, self.admission_layers)
+
+    def capacity(self, latent_frames: int) -> int:
+        """All three key_sums; key frames are copies, so a short clip can be there twice."""
+        return min(self.sink + self.slow + self.fast, 2 * latent_frames)
+
+    def table(self, latent_frames: int) -> SlowFastTable | ReleaseTable:
+        """One layer's table under the rule of `variant`."""
+        if self.variant == "release":
+            return ReleaseTable(
+                sink=self.sink, slow=self.slow, fast=self.fast, commit_reads=self.commit_reads
+            )
+        return SlowFastTable(
+            sink=self.sink,
+            slow=self.slow,
+            fast=self.fast,
+            interval=self.interval,
+            min_gap=self.min_gap,
+            against="previous" if self.variant == "paper" else "admitted",
+            commit_reads=self.commit_reads,
+        )
+
+    def problems(self, *, chunk: int, guidance: float, snapshot: str) -> Iterable[Problem]:
+        """Fast memory must hold a chunk; what `release` cannot do beside."""
+        if self.fast < chunk:
+            reason = f"must hold a chunk of {chunk}, got {self.fast}"
+            yield Problem(key="memory.fast", reason=reason)
+        if self.variant != "release":
+            return
+        if guidance != 1:
+            reason = "must be 1: variant release decides in every pass, guidance doubles them"
+            yield Problem(key="schedule.guidance", reason=reason)
+        if self.admission_layers:
+            reason = "must be empty: variant release reads a decision in the layer that made it"
+            yield Problem(key="memory.admission_layers", reason=reason)
+        if snapshot == "latents":
+            reason = (
+                "must be full or off: variant release decides in every pass, so its memory "
+                "cannot be worked out again from latents"
+            )
+            yield Problem(key="snapshot.mode", reason=reason)
 
 
 class SlowFastTable:
@@ -37,7 +131,7 @@ class SlowFastTable:
         commit_reads: `all`, or `fast`: the commit pass reads fast memory only.
     """
 
-    copies = 0
+    spare_pages = 0
 
     def __init__(
         self,
@@ -123,88 +217,3 @@ class SlowFastTable:
         )
         self._chunk = whole(scalars["chunk"])
         self._admitted_chunk = whole(scalars["admitted_chunk"])
-
-
-class ReleaseTable:
-    """One layer's table as the released weights expect it.
-
-    Every pass compares its keys with those of the pass before it; the first surprising pass of a
-    chunk copies the chunk's first latent frame, as that pass computed it, and reads the copy at
-    once. Until key frames replace them, early frames stay where they were written.
-    """
-
-    copies = 1
-
-    def __init__(self, *, sink: int, slow: int, fast: int, commit_reads: str = "all") -> None:
-        self.capacity = sink + slow + fast
-        self._sink, self._slow, self._fast = sink, slow, fast
-        self._commit_reads = commit_reads
-        self._table: list[Slot] = []
-        self._key_frames = 0
-        self._current = 0
-        self._copy = Slot(-1, -1)
-
-    def evict(self, frames: int) -> None:
-        """When the table is full, drop the oldest of the fast slots."""
-        excess = len(self._table) + frames - self.capacity
-        if excess > 0:
-            del self._table[self._sink + self._slow : self._sink + self._slow + excess]
-
-    def append_chunk(self, start: int, pages: list[int], copies: list[int]) -> None:
-        """Append the chunk."""
-        self._table += [Slot(start + i, page) for i, page in enumerate(pages)]
-        self._current = len(pages)
-        self._copy = Slot(start, copies[0])
-
-    def inspects_keys(self, pass_: Pass) -> bool:
-        """Every pass."""
-        return True
-
-    @property
-    def admission(self) -> Admission:
-        """Admit at most once a chunk, never before the second chunk after the sink."""
-        is_open = self._slow > 0 and self._copy.frame >= self._sink + self._current
-        return Admission(is_open, update_reference=True)
-
-    def visible_slots(self, pass_: Pass, admitted: bool) -> list[VisibleSlot]:
-        """All slots, each at its slot number."""
-        table, key_frames = self._with_copy() if admitted else (self._table, self._key_frames)
-        placed = [VisibleSlot(slot, i) for i, slot in enumerate(table)]
-        if pass_.commit and self._commit_reads == "fast":
-            rest = len(placed) - self._sink - key_frames
-            return placed[-max(min(self._fast, rest), self._current) :]
-        return placed
-
-    def commit(self, admitted: bool) -> None:
-        """The copy stays where the passes after it read it."""
-        if admitted:
-            self._table, self._key_frames = self._with_copy()
-
-    def _with_copy(self) -> tuple[list[Slot], int]:
-        """The table and its key frames once the copy is in it."""
-        begin, end = self._sink, self._sink + self._slow
-        if self._key_frames < self._slow:
-            place = begin + self._key_frames
-            return [*self._table[:place], self._copy, *self._table[place + 1 :]], (
-                self._key_frames + 1
-            )
-        kept = self._table[begin + 1 : end]
-        return [*self._table[:begin], *kept, self._copy, *self._table[end:]], self._key_frames
-
-    def slots(self) -> list[Slot]:
-        """Sink, key frames, the rest."""
-        return list(self._table)
-
-    def state(self) -> Scalars:
-        """Slots, and how many are key frames."""
-        return {"slots": pairs_of(self._table), "key_frames": self._key_frames}
-
-    def restore(self, scalars: Mapping[str, object]) -> None:
-        """Be as the table was when it gave this state."""
-        self._table = slots_of(scalars["slots"])
-        self._key_frames = whole(scalars["key_frames"])
-
-    @property
-    def key_frames(self) -> int:
-        """Key frames held."""
-        return self._key_frames

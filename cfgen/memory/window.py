@@ -7,9 +7,99 @@ e52d9ef (`use_infinite_attention`: positions are slot numbers).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
+from cfgen.errors import Problem
+from cfgen.fields import Natural, Positive, check
+from cfgen.memory.policy import CommitReads, Storage
 from cfgen.memory.protocols import Admission, Pass, Scalars, Slot, VisibleSlot, pairs_of, slots_of
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FullMemory:
+    """Keep every latent frame; memory grows with the clip.
+
+    Attributes:
+        commit_reads: What the commit pass may attend to.
+        kv_cache: How it is stored.
+    """
+
+    VARIANTS: ClassVar[Mapping[str, Mapping[str, str]]] = {}
+    GROWS: ClassVar[bool] = True
+
+    policy: Literal["full"] = "full"
+    commit_reads: CommitReads = "all"
+    kv_cache: Storage = "auto"
+
+    def __post_init__(self) -> None:
+        check(self)
+
+    @property
+    def admission(self) -> None:
+        """Nothing is chosen: everything stays."""
+
+    def capacity(self, latent_frames: int) -> int:
+        """The whole clip."""
+        return latent_frames
+
+    def table(self, latent_frames: int) -> WindowTable:
+        """A window that is never full."""
+        return WindowTable(latent_frames, commit_reads=self.commit_reads)
+
+    def problems(self, *, chunk: int, guidance: float, snapshot: str) -> Iterable[Problem]:
+        """None: it goes together with everything."""
+        return ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WindowMemory:
+    """Keep the first frames and the latest ones.
+
+    Attributes:
+        sink: Latent frames kept from the start of the clip.
+        size: Latent frames kept, the sink and the current chunk included.
+        positions: Temporal positions: of the clip, or of the slot in the window.
+        commit_reads: What the commit pass may attend to.
+        kv_cache: How it is stored.
+    """
+
+    VARIANTS: ClassVar[Mapping[str, Mapping[str, str]]] = {}
+    GROWS: ClassVar[bool] = False
+
+    policy: Literal["window"] = "window"
+    sink: Natural = 3
+    size: Positive = 21
+    positions: Literal["absolute", "relative"] = "relative"
+    commit_reads: CommitReads = "all"
+    kv_cache: Storage = "auto"
+
+    def __post_init__(self) -> None:
+        check(self)
+
+    @property
+    def admission(self) -> None:
+        """Nothing is chosen: the newest frames stay."""
+
+    def capacity(self, latent_frames: int) -> int:
+        """The window, or the clip where that is shorter."""
+        return min(self.size, latent_frames)
+
+    def table(self, latent_frames: int) -> WindowTable:
+        """One layer's table."""
+        return WindowTable(
+            self.size,
+            sink=self.sink,
+            relative=self.positions == "relative",
+            commit_reads=self.commit_reads,
+        )
+
+    def problems(self, *, chunk: int, guidance: float, snapshot: str) -> Iterable[Problem]:
+        """A window must have room for a chunk beside its sink."""
+        if self.size < self.sink + chunk:
+            reason = f"must hold the sink of {self.sink} and a chunk of {chunk}, got {self.size}"
+            yield Problem(key="memory.size", reason=reason)
 
 
 class WindowTable:
@@ -22,7 +112,7 @@ class WindowTable:
         commit_reads: `all`, or `fast`: the commit pass does not read the sink.
     """
 
-    copies = 0
+    spare_pages = 0
 
     def __init__(
         self, size: int, *, sink: int = 0, relative: bool = False, commit_reads: str = "all"

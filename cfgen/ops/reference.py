@@ -95,7 +95,7 @@ def norm_rotate(
     eps: float,
     spatial: Tensor,
     slots: Slots,
-    parts: bool,
+    key_sums: bool,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Projections of a chunk to queries and keys as `attend_pages` and `write_pages` take them.
 
@@ -107,7 +107,7 @@ def norm_rotate(
         eps: Of both norms.
         spatial: [P, E, 2], cosine and sine of each token's rotation in space.
         slots: For the rotation of the queries in time.
-        parts: Whether sums of the keys are wanted.
+        key_sums: Whether sums of the keys are wanted.
 
     Returns:
         queries [B, L, N, D], rotated in space and time and scaled by log2(e) / sqrt(D); keys
@@ -126,7 +126,7 @@ def norm_rotate(
         )
         for x, gain in ((q_BLC, q_gain), (k_BLC, k_gain))
     )
-    sums = k.sum(1, keepdim=True).flatten(2).float() if parts else None
+    sums = k.sum(1, keepdim=True).flatten(2).float() if key_sums else None
     frames = len(slots.here)
     q = rotate(q, both) * (LOG2E / math.sqrt(head_dim))
     return q.to(q_BLC.dtype), rotate(k, space.repeat(frames, 1)).to(k_BLC.dtype), sums

@@ -11,31 +11,22 @@ import torch
 from torch import Tensor
 
 from cfgen.config.schema import (
-    FullMemory,
-    MemoryConfig,
     ModelConfig,
     RenderConfig,
     ScheduleConfig,
-    SlowFastMemory,
-    WindowMemory,
     digest,
     to_mapping,
 )
-from cfgen.errors import CheckpointError, PresetError, Problem
-from cfgen.memory.attention import KVAttention
+from cfgen.errors import CheckpointError
+from cfgen.memory.build import build_memory as memory_of
 from cfgen.memory.page_pool import KVCache
 from cfgen.memory.paged import PagedMemory
-from cfgen.memory.paged_attention import PagedAttention
-from cfgen.memory.pre_rotated import PreRotatedAttention
-from cfgen.memory.protocols import Table
-from cfgen.memory.slow_fast import ReleaseTable, SlowFastTable
-from cfgen.memory.window import WindowTable
+from cfgen.memory.policy import Policy, pages_of
 from cfgen.model.generator import Conditioning, Generator
-from cfgen.ops.reference import Rope
 from cfgen.ops.select import Ops, build_ops
 from cfgen.pipeline.device import device_of, dtype_of, resolve_auto, threads_of
 from cfgen.pipeline.fingerprint import arithmetic, processor, prompt_digest, versions
-from cfgen.pipeline.memory_estimate import pages_of, place, slots_of, wanted_of
+from cfgen.pipeline.memory_estimate import place, wanted_of
 from cfgen.pipeline.models import LoadedModels, digests_of, encoded, load_models, text_digest
 from cfgen.pipeline.offload_plan import Offload
 from cfgen.pipeline.preflight import licence_of, warnings_of
@@ -255,7 +246,7 @@ def read_prompt(
 
 
 def build_memory(
-    config: MemoryConfig,
+    policy: Policy,
     generator: Generator,
     plan: Plan,
     ops: Ops,
@@ -263,73 +254,22 @@ def build_memory(
     dtype: torch.dtype,
     offload: Offload = "none",
 ) -> PagedMemory:
-    """An empty memory of a policy for a generator."""
+    """An empty memory of a policy for a generator, with a pool of fixed size."""
     sizes = generator.geometry
     grid = sizes.grid(plan.geometry.latent_height, plan.geometry.latent_width)
-    tables = [build_table(config, plan.latent_frames) for _ in range(sizes.num_layers)]
-    waits, pages = offload == "all", pages_of(config, plan.latent_frames)
     pool = KVCache(
         sizes.num_layers,
-        pages,
+        pages_of(policy, plan.latent_frames),
         (1, grid[0] * grid[1], sizes.num_heads, sizes.head_dim),
         dtype=dtype,
         device=generator.device,
-        place=torch.device("cpu") if waits else None,
-        storage=config.kv_cache,
+        place=torch.device("cpu") if offload == "all" else None,
+        storage=policy.kv_cache,
         write=ops.write_pages,
     )
-    rope, slots = Rope(sizes.head_dim), slots_of(pages)
-    reader: KVAttention
-    if ops.pages is not None:
-        reader = PagedAttention(pool, ops.pages, rope=rope, grid=grid, slots=slots)
-    else:
-        # What is stored small, or elsewhere, is not to be held a second time in full.
-        shared = waits or pool.expands
-        reader = PreRotatedAttention(pool, ops, rope=rope, grid=grid, slots=slots, shared=shared)
-    if not isinstance(config, SlowFastMemory):
-        return PagedMemory(tables, pool, reader, admit=ops.admit)
-    if beyond := [i for i in config.admission_layers if i >= sizes.num_layers]:
-        reason = f"the model has layers 0 to {sizes.num_layers - 1}, got {beyond[0]}"
-        raise PresetError([Problem(key="memory.admission_layers", reason=reason)])
-    return PagedMemory(
-        tables,
-        pool,
-        reader,
-        admit=ops.admit,
-        tau=config.tau,
-        admission_layers=config.admission_layers,
+    return memory_of(
+        policy, pool, ops, latent_frames=plan.latent_frames, head_dim=sizes.head_dim, grid=grid
     )
-
-
-def build_table(config: MemoryConfig, latent_frames: int) -> Table:
-    """One layer's table for a clip of `latent_frames`."""
-    match config:
-        case FullMemory():
-            return WindowTable(latent_frames, commit_reads=config.commit_reads)
-        case WindowMemory():
-            return WindowTable(
-                config.size,
-                sink=config.sink,
-                relative=config.positions == "relative",
-                commit_reads=config.commit_reads,
-            )
-        case SlowFastMemory(variant="release"):
-            return ReleaseTable(
-                sink=config.sink,
-                slow=config.slow,
-                fast=config.fast,
-                commit_reads=config.commit_reads,
-            )
-        case SlowFastMemory():
-            return SlowFastTable(
-                sink=config.sink,
-                slow=config.slow,
-                fast=config.fast,
-                interval=config.interval,
-                min_gap=config.min_gap,
-                against="previous" if config.variant == "paper" else "admitted",
-                commit_reads=config.commit_reads,
-            )
 
 
 def build_schedule(config: ScheduleConfig) -> FewStepSchedule:

@@ -17,15 +17,10 @@ from cfgen.checkpoint.networks.geometry import vae_stride
 from cfgen.checkpoint.networks.network import Network
 from cfgen.checkpoint.networks.text_encoder import find_text_encoder, open_text_encoder
 from cfgen.checkpoint.networks.vae import open_vae, tiny_sizes
-from cfgen.config.schema import (
-    FullMemory,
-    MemoryConfig,
-    ModelConfig,
-    RenderConfig,
-    SlowFastMemory,
-    WindowMemory,
-)
+from cfgen.config.schema import ModelConfig, RenderConfig
 from cfgen.errors import BudgetError, CheckpointError, SetupError, UsageError
+from cfgen.memory.page_pool import page_dtypes
+from cfgen.memory.policy import Storage, pages_of
 from cfgen.model.generator import WanConfig
 from cfgen.model.vae import LATENT_MEAN, SPATIAL_STRIDE
 from cfgen.ops.select import build_ops
@@ -52,18 +47,6 @@ TINY_MAPS = 5
 """Feature maps of its widest stage that a tiny autoencoder holds at once, for every frame."""
 
 
-def pages_of(memory: MemoryConfig, latent_frames: int) -> int:
-    """Pages that a layer's pool needs for a clip."""
-    match memory:
-        case FullMemory():
-            most = latent_frames
-        case WindowMemory(size=size):
-            most = min(size, latent_frames)
-        case SlowFastMemory(sink=sink, slow=slow, fast=fast):
-            most = min(sink + slow + fast, 2 * latent_frames)  # key frames are copies
-    return most + 1  # a released table copies a page before it drops one
-
-
 def attention_share(sizes: WanConfig, grid: tuple[int, int]) -> float:
     """What a latent frame in the cache adds to the time of a chunk, as a share of that without any.
 
@@ -74,34 +57,16 @@ def attention_share(sizes: WanConfig, grid: tuple[int, int]) -> float:
     return 2 * grid[0] * grid[1] * sizes.dim / (linear * (1 + BESIDE))
 
 
-def slots_of(pages: int) -> int:
-    """Most slots that a pass reads of so many pages: all but the one for a copy."""
-    return pages - 1
-
-
 def kv_nbytes(sizes: WanConfig, grid: tuple[int, int], pages: int, dtype: torch.dtype) -> int:
     """Bytes of keys and values in a number type."""
     return 2 * sizes.num_layers * pages * grid[0] * grid[1] * sizes.dim * dtype.itemsize
 
 
-def page_dtypes(memory: MemoryConfig, dtype: torch.dtype) -> tuple[torch.dtype, torch.dtype]:
-    """What a KV cache keeps keys and values in, where they are computed in `dtype`."""
-    match memory.kv_cache:
-        case "auto":
-            return dtype, dtype
-        case "bf16":
-            return torch.bfloat16, torch.bfloat16
-        case "int8":
-            return torch.int8, dtype
-        case "fp8":
-            return torch.int8, torch.float8_e4m3fn
-
-
 def pool_nbytes(
-    memory: MemoryConfig, sizes: WanConfig, grid: tuple[int, int], pages: int, dtype: torch.dtype
+    storage: Storage, sizes: WanConfig, grid: tuple[int, int], pages: int, dtype: torch.dtype
 ) -> int:
     """Bytes of a KV cache as it is kept, scales and means included."""
-    kept = page_dtypes(memory, dtype)
+    kept = page_dtypes(storage, dtype)
     numbers = sum(kv_nbytes(sizes, grid, pages, each) for each in kept) // 2
     keys, values = (each.itemsize == 1 for each in kept)
     beside = keys * (sizes.num_heads + sizes.dim) + values * sizes.dim
@@ -111,7 +76,7 @@ def pool_nbytes(
 def wanted_of(config: RenderConfig, sizes: WanConfig) -> Request:
     """What a render asks of a backend."""
     dtype = dtype_of(config)
-    keys, values = page_dtypes(config.memory, dtype)
+    keys, values = page_dtypes(config.memory.kv_cache, dtype)
     return Request(device_of(config), dtype, sizes.head_dim, keys, values)
 
 
@@ -134,9 +99,9 @@ def estimate_memory(config: RenderConfig, plan: Plan) -> MemoryEstimate:
     text, widest = _text_encoder(model)
     vae, decode = _vae(model, dtype, geometry.width * geometry.height, config)
     full = kv_nbytes(sizes, grid, pages, dtype)
-    kv = pool_nbytes(config.memory, sizes, grid, pages, dtype)
+    kv = pool_nbytes(config.memory.kv_cache, sizes, grid, pages, dtype)
     rotates = build_ops(config.backend, wanted_of(config, sizes)).pages is None
-    held = kv_nbytes(sizes, grid, slots_of(pages), dtype)
+    held = kv_nbytes(sizes, grid, config.memory.capacity(plan.latent_frames), dtype)
     held = held if kv == full else held // sizes.num_layers
     return MemoryEstimate(
         blocks=sum(blocks.values()),

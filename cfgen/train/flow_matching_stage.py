@@ -40,7 +40,7 @@ from cfgen.train.shots import choose_chunks, prompts_by_chunk, repeated, shot_st
 from cfgen.train.training_memory import (
     MemorySettings,
     TrainingAdmission,
-    policy_tables,
+    draw_policy,
     training_memory,
 )
 
@@ -233,10 +233,10 @@ class BaseStage:
         chunks = batch.latents.shape[1] // CHUNK_LATENTS
         starts = shot_starts(batch.films[0])
         chosen = choose_chunks(batch, starts, s.trained[length], rng)
-        make_table = policy_tables(self.memory, rng, chunks, CHUNK_LATENTS)
+        policy = draw_policy(self.memory, rng, chunks)
         admission = TrainingAdmission.drawn(self.memory, rng, starts, chunks)
-        size = (batch.latents.shape[3], batch.latents.shape[4])
-        memory = training_memory(make_table, admission, self.generator, size)
+        _, frames, _, height, width = batch.latents.shape
+        memory = training_memory(policy, admission, self.generator, (frames, height, width))
         prompts = self._prompts(batch.films, rng)
         given = rng.uniform() < s.given_share
         if given:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from cfgen.memory.protocols import Pass
-from cfgen.memory.slow_fast import SlowFastTable
+from cfgen.memory.slow_fast import SlowFastMemory
 from cfgen.model.generator import Conditioning, Generator
 from cfgen.model.text_encoder import TextEncoder
 from cfgen.train.film_world.captions import caption
@@ -111,10 +111,10 @@ class RecallProbe:
         chunks = past.shape[1] // CHUNK_LATENTS
         admission = TrainingAdmission.oracle(starts, chunks)
         memory = training_memory(
-            lambda: SlowFastTable(sink=m.sink, slow=m.slow, fast=m.fast),
+            SlowFastMemory(sink=m.sink, slow=m.slow, fast=m.fast),
             admission,
             generator,
-            (past.shape[3], past.shape[4]),
+            (past.shape[1], past.shape[3], past.shape[4]),
         )
         clean = generator.level(0.0)
         for chunk in range(chunks - 1):

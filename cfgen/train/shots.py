@@ -33,7 +33,7 @@ def choose_chunks(
     """Draw the chunks of a batch that are denoised: returns and starts of shots most often."""
     chunks = batch.latents.shape[1] // CHUNK_LATENTS
     returns = torch.unflatten(batch.returns, 1, (chunks, -1)).mean((0, 2, 3, 4)).tolist()
-    chances = np.array([1 + 2 * (c in starts) + 6 * share for c, share in enumerate(returns)])
+    chances = np.array([1 + 2 * (c in starts) + 12 * share for c, share in enumerate(returns)])
     count = min(count, chunks)
     chosen = rng.choice(chunks, count, replace=False, p=chances / chances.sum())
     return frozenset(int(c) for c in chosen)

@@ -6,20 +6,20 @@ filling, and most often what a good rule would put there: the first chunk of eac
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from torch import Tensor
 
 from cfgen.kernels.pages import ADMITTED, CAN_ADMIT
-from cfgen.memory.autograd import AutogradAttention, GraphCache
+from cfgen.memory.autograd import GraphCache
+from cfgen.memory.build import build_memory
 from cfgen.memory.paged import PagedMemory
-from cfgen.memory.protocols import Table
-from cfgen.memory.slow_fast import SlowFastTable
-from cfgen.memory.window import WindowTable
+from cfgen.memory.policy import Policy
+from cfgen.memory.slow_fast import SlowFastMemory
+from cfgen.memory.window import FullMemory, WindowMemory
 from cfgen.model.generator import Generator
-from cfgen.ops.reference import Rope
 from cfgen.ops.select import TORCH
 
 
@@ -52,19 +52,17 @@ class MemorySettings:
     together: float = 0.7
 
 
-def policy_tables(
-    settings: MemorySettings, rng: np.random.Generator, chunks: int, chunk_frames: int
-) -> Callable[[], Table]:
-    """Draw a policy for films of so many chunks; makes one layer's table of it."""
+def draw_policy(settings: MemorySettings, rng: np.random.Generator, chunks: int) -> Policy:
+    """Draw a policy for films of so many chunks."""
     s, draw = settings, rng.uniform()
     larger, smaller = s.window_shares
     if draw < larger:
-        return lambda: WindowTable(s.windows[0], sink=s.sink, relative=True)
+        return WindowMemory(size=s.windows[0], sink=s.sink)
     if draw < larger + smaller:
-        return lambda: WindowTable(s.windows[1], sink=1, relative=True)
+        return WindowMemory(size=s.windows[1], sink=1)
     if draw < larger + smaller + s.full_share and chunks <= s.full_chunks:
-        return lambda: WindowTable(chunks * chunk_frames)
-    return lambda: SlowFastTable(sink=s.sink, slow=s.slow, fast=s.fast)
+        return FullMemory()
+    return SlowFastMemory(sink=s.sink, slow=s.slow, fast=s.fast)
 
 
 class TrainingAdmission:
@@ -105,13 +103,26 @@ class TrainingAdmission:
 
 
 def training_memory(
-    make_table: Callable[[], Table],
+    policy: Policy,
     admission: TrainingAdmission,
     generator: Generator,
-    latent_size: tuple[int, int],
+    latents: tuple[int, int, int],
 ) -> PagedMemory:
-    """A memory whose pages are tensors in the graph, for latents of a height and width."""
-    g = generator.geometry
-    pool = GraphCache(g.num_layers, generator.device)
-    reader = AutogradAttention(pool, TORCH, rope=Rope(g.head_dim), grid=g.grid(*latent_size))
-    return PagedMemory([make_table() for _ in range(g.num_layers)], pool, reader, admit=admission)
+    """A memory whose pages are tensors in the graph.
+
+    Args:
+        policy: What is kept.
+        admission: Decides on key frames.
+        generator: Whose keys and values they are.
+        latents: Latent frames of a film, their height and width.
+    """
+    g, (frames, height, width) = generator.geometry, latents
+    return build_memory(
+        policy,
+        GraphCache(g.num_layers, generator.device),
+        TORCH,
+        latent_frames=frames,
+        head_dim=g.head_dim,
+        grid=g.grid(height, width),
+        admit=admission,
+    )

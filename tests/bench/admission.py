@@ -31,7 +31,7 @@ from cfgen.checkpoint.networks.text_encoder import load_text_encoder
 from cfgen.checkpoint.networks.vae import load_tiny
 from cfgen.kernels.pages import ADMITTED, CAN_ADMIT
 from cfgen.memory.protocols import Pass
-from cfgen.memory.slow_fast import SlowFastTable
+from cfgen.memory.slow_fast import SlowFastMemory
 from cfgen.model.generator import Generator
 from cfgen.model.text_encoder import TextEncoder
 from cfgen.model.vae import TinyAutoencoder
@@ -108,10 +108,10 @@ def note(
     starts = shot_starts(film)
     recorder = Recorder(generator.geometry.num_layers, starts)
     memory = training_memory(
-        lambda: SlowFastTable(sink=sizes.sink, slow=sizes.slow, fast=sizes.fast),
+        SlowFastMemory(sink=sizes.sink, slow=sizes.slow, fast=sizes.fast),
         recorder,
         generator,
-        (latents.shape[3], latents.shape[4]),
+        (latents.shape[1], latents.shape[3], latents.shape[4]),
     )
     prompts = prompts_by_chunk(
         [film], lambda _film, shot: caption(film, shot, shot, complete=True), generator, encoder

@@ -309,7 +309,7 @@ def test_a_memory_that_never_fills_is_given_up() -> None:
 def test_all_that_is_held_of_the_cache_is_counted(backend: str, storage: str) -> None:
     setting = setting_of()
     contestant = VariantRunner(setting, Variant(backend, storage))
-    reader = contestant.source.memory.reader
+    reader = contestant.source.memory.attention
     rotated = getattr(reader, "nbytes", 0)
     assert contestant.cache_nbytes == contestant.source.memory.nbytes + rotated
     assert bool(rotated) == (backend == "torch")

@@ -42,7 +42,7 @@ def slots(here: list[int], head_dim: int, device: torch.device) -> Slots:
     )
 
 
-@pytest.mark.parametrize("parts", [True, False])
+@pytest.mark.parametrize("key_sums", [True, False])
 @pytest.mark.parametrize(
     ("batch", "here", "grid", "heads", "head_dim"),
     [
@@ -60,7 +60,7 @@ def test_queries_and_keys_are_those_of_the_reference(
     grid: tuple[int, int],
     heads: int,
     head_dim: int,
-    parts: bool,
+    key_sums: bool,
     device: torch.device,
 ) -> None:
     """As slices of one projection, with NaN around it, at positions up to 20 either side."""
@@ -71,15 +71,17 @@ def test_queries_and_keys_are_those_of_the_reference(
     spatial = turns(reference.Rope(head_dim).spatial(grid), device)
     exact = slots(here, head_dim, device)
     rounded = exact._replace(turns=exact.turns.float())
-    found = norm_rotate(q, k, *gains, eps=1e-6, spatial=spatial.float(), slots=rounded, parts=parts)
+    found = norm_rotate(
+        q, k, *gains, eps=1e-6, spatial=spatial.float(), slots=rounded, key_sums=key_sums
+    )
     truth = reference.norm_rotate(
-        q.double(), k.double(), *gains, eps=1e-6, spatial=spatial, slots=exact, parts=True
+        q.double(), k.double(), *gains, eps=1e-6, spatial=spatial, slots=exact, key_sums=True
     )
     for out, right in zip(found[:2], truth[:2], strict=True):
         assert out.is_contiguous()
         assert out.shape == (batch, length, heads, head_dim)
         assert error(out, right) < 2e-6
-    if not parts:
+    if not key_sums:
         assert found[2] is None
         return
     sums, total = found[2], truth[2]
@@ -100,10 +102,10 @@ def test_queries_and_keys_in_16_bits(
     exact = slots([3, 17], 44, device)
     rounded = exact._replace(turns=exact.turns.float())
     found = norm_rotate(
-        q, k, gain, gain, eps=1e-6, spatial=spatial.float(), slots=rounded, parts=True
+        q, k, gain, gain, eps=1e-6, spatial=spatial.float(), slots=rounded, key_sums=True
     )
     truth = reference.norm_rotate(
-        q.double(), k.double(), gain, gain, eps=1e-6, spatial=spatial, slots=exact, parts=True
+        q.double(), k.double(), gain, gain, eps=1e-6, spatial=spatial, slots=exact, key_sums=True
     )
     for out, right in zip(found[:2], truth[:2], strict=True):
         assert out.dtype == dtype
@@ -119,7 +121,7 @@ def test_a_token_of_zeros_stays_one(device: torch.device) -> None:
     at = slots([1], 32, device)
     found = norm_rotate(
         q, q, gain, gain, eps=1e-6, spatial=spatial, slots=at._replace(turns=at.turns.float()),
-        parts=True,
+        key_sums=True,
     )  # fmt: skip
     assert not any(x.count_nonzero() for x in found if x is not None)
 
@@ -129,12 +131,12 @@ def test_a_chunk_of_no_whole_frames_is_refused(device: torch.device) -> None:
     spatial = turns(reference.Rope(32).spatial((1, 2)), device).float()
     at = slots([1, 2], 32, device)
     with pytest.raises(ValueError, match="allowed are 2 frames of 2 tokens and heads of 32"):
-        norm_rotate(x, x, gain, gain, eps=1e-6, spatial=spatial, slots=at, parts=False)
+        norm_rotate(x, x, gain, gain, eps=1e-6, spatial=spatial, slots=at, key_sums=False)
     strided = draw(1, 4, 128, device=device)[..., ::2]
     with pytest.raises(ValueError, match=r"give k_BLC.contiguous\(\)"):
         norm_rotate(
             strided.contiguous(), strided, gain, gain, eps=1e-6, spatial=spatial, slots=at,
-            parts=False,
+            key_sums=False,
         )  # fmt: skip
 
 

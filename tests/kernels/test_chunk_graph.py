@@ -18,7 +18,8 @@ from torch.utils._pytree import tree_leaves
 
 from cfgen.memory.page_pool import KVCache, Storage
 from cfgen.memory.protocols import Table
-from cfgen.memory.slow_fast import ReleaseTable, SlowFastTable
+from cfgen.memory.slow_fast import SlowFastTable
+from cfgen.memory.slow_fast_release import ReleaseTable
 from cfgen.memory.window import WindowTable
 from cfgen.model.generator import Generator, WanConfig
 from cfgen.ops.reference import Rope

@@ -126,12 +126,12 @@ def attention(
     )
 
 
-def norm_rotate(s: Sizes, dtype: torch.dtype, *, parts: bool = True) -> Variant:
+def norm_rotate(s: Sizes, dtype: torch.dtype, *, key_sums: bool = True) -> Variant:
     x, gain = channels(s, dtype), empty(s.width, dtype=dtype)
     spatial = empty(s.tokens, s.head_dim // 2, 2, dtype=F32)
     return Variant(
         lambda layer: cache_write.norm_rotate(
-            x, x, gain, gain, eps=1e-6, spatial=spatial, slots=slots(s, layer), parts=parts
+            x, x, gain, gain, eps=1e-6, spatial=spatial, slots=slots(s, layer), key_sums=key_sums
         ),
         lambda: cache_write.unsupported(GPU, dtype, head_dim=s.head_dim),
     )
@@ -198,7 +198,7 @@ VARIANTS: dict[str, Variant] = {
     "attend_pages, mini bf16": attention(MINI, BF16, short=(80, 90)),
     "attend_pages, mini float32 in 8 runs": attention(MINI, F32, splits=8, short=(80, 90)),
     "norm_rotate, Wan bf16": norm_rotate(WAN, BF16),
-    "norm_rotate, Wan bf16, no sums": norm_rotate(WAN, BF16, parts=False),
+    "norm_rotate, Wan bf16, no sums": norm_rotate(WAN, BF16, key_sums=False),
     "norm_rotate, mini float32": norm_rotate(MINI, F32),
     "write_pages, Wan bf16": write_pages(WAN, BF16, BF16, BF16),
     "write_pages, Wan bf16 to int8 keys": write_pages(WAN, BF16, INT8, BF16),

@@ -11,7 +11,8 @@ from cfgen.memory.page_pool import KVCache
 from cfgen.memory.paged import PagedMemory
 from cfgen.memory.pre_rotated import PreRotatedAttention
 from cfgen.memory.protocols import Norms, Pass, Table
-from cfgen.memory.slow_fast import ReleaseTable, SlowFastTable
+from cfgen.memory.slow_fast import SlowFastTable
+from cfgen.memory.slow_fast_release import ReleaseTable
 from cfgen.ops.reference import Rope, admit
 from cfgen.ops.select import REFERENCE, TORCH, Ops
 from tests.strategies import memory_of
@@ -77,7 +78,10 @@ def test_gap_between_admissions_is_kept() -> None:
 def decided(reference: Tensor, keys: Tensor, tau: float, **asked: int) -> tuple[list[int], Tensor]:
     """The decision on keys [B, C] and the reference after it."""
     decision = torch.zeros(4, dtype=torch.int32)
-    decision[CAN_ADMIT], decision[UPDATE_REFERENCE] = asked.get("open", 1), asked.get("renew", 0)
+    decision[CAN_ADMIT], decision[UPDATE_REFERENCE] = (
+        asked.get("allowed", 1),
+        asked.get("update_reference", 0),
+    )
     decision[ADMITTED] = asked.get("admitted", 0)
     after = reference.clone()
     admit(torch.stack([keys, 5 * keys], 1), after, decision, tokens=6, tau=tau)
@@ -105,7 +109,7 @@ def test_surprise_is_the_mean_over_the_batch() -> None:
 
 def test_nothing_is_admitted_that_is_not_asked_for_or_already_was() -> None:
     reference, keys = cosine_pair(0.0)
-    assert decided(reference, keys, 0.95, open=0)[0][ADMITTED:] == [0, 0]
+    assert decided(reference, keys, 0.95, allowed=0)[0][ADMITTED:] == [0, 0]
     decision, after = decided(reference, keys, 0.95, admitted=1, update_reference=1)
     assert decision[ADMITTED:] == [1, 0]
     torch.testing.assert_close(after, keys)

@@ -112,9 +112,9 @@ def test_small_pages_take_less_room_and_say_nearly_the_same(storage: Storage, nb
 
 def test_pages_are_handed_out_where_they_are_used_and_kept_where_they_are_stored() -> None:
     pool = KVCache(1, 4, (1, 2, 1, 2), dtype=torch.float32, device=CPU)
-    assert not pool.waits
+    assert not pool.is_offloaded
     k, v = torch.arange(16.0).view(2, 1, 4, 1, 2)
-    pages = [pool.take(0), pool.take(0)]
+    pages = [pool.allocate(0), pool.allocate(0)]
     pool.write(0, torch.tensor(pages), k, v)
     out = torch.full((2, 1, 1, 2, 2, 2), torch.nan)
     pool.read(0, pages[::-1], *out)
@@ -147,7 +147,7 @@ def test_a_pool_elsewhere_holds_what_it_would_hold_here(storage: Storage) -> Non
     noise = torch.Generator().manual_seed(0)
     k, v = torch.randn(2, 1, 12, 2, 12, generator=noise)
     for pool in (here, there):
-        pages = torch.tensor([pool.take(1), pool.take(1)], dtype=torch.int32)
+        pages = torch.tensor([pool.allocate(1), pool.allocate(1)], dtype=torch.int32)
         pool.write(1, pages, k, v)
         pool.write(1, pages, -k, -v, only_if=torch.zeros(1, dtype=torch.int32))
     ours, others = here.state()[1], there.state()[1]

@@ -13,7 +13,8 @@ from typing import NamedTuple
 import pytest
 
 from cfgen.memory.protocols import Pass
-from cfgen.memory.slow_fast import ReleaseTable, SlowFastTable
+from cfgen.memory.slow_fast import SlowFastTable
+from cfgen.memory.slow_fast_release import ReleaseTable
 from tests.golden.cases import FOLDER
 from tests.memory.spied import Read, Spied
 

@@ -13,7 +13,8 @@ from cfgen.memory.autograd import GraphCache
 from cfgen.memory.page_pool import KVCache
 from cfgen.memory.paged import PagedMemory
 from cfgen.memory.protocols import Norms, Pass
-from cfgen.memory.slow_fast import ReleaseTable, SlowFastTable
+from cfgen.memory.slow_fast import SlowFastTable
+from cfgen.memory.slow_fast_release import ReleaseTable
 from cfgen.memory.window import WindowTable
 from cfgen.model.generator import Generator, WanConfig
 from cfgen.ops.reference import Rope, rotate, turns

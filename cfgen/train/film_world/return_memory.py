@@ -5,7 +5,7 @@ Axis letters: B batch, P tokens per latent frame, N heads, D head dim.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal, get_args
@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from cfgen.kernels.pages import ADMITTED, CAN_ADMIT
-from cfgen.memory.autograd import AutogradAttention, GraphCache
-from cfgen.memory.paged import Admit, PagedMemory
-from cfgen.memory.protocols import Table
-from cfgen.memory.slow_fast import SlowFastTable
-from cfgen.memory.window import WindowTable
+from cfgen.memory import policy as memory_policy
+from cfgen.memory.autograd import GraphCache
+from cfgen.memory.build import build_memory
+from cfgen.memory.paged import PagedMemory
+from cfgen.memory.slow_fast import SlowFastMemory
+from cfgen.memory.window import FullMemory, WindowMemory
 from cfgen.model.generator import Generator
-from cfgen.ops.reference import Rope, admit
 from cfgen.ops.select import TORCH
 from cfgen.train.film_world.return_test import Case, kept_chunks
 
@@ -118,27 +118,30 @@ def memory_of(
     """An empty memory of one of POLICIES.
 
     Raises:
-        ValueError: an unknown policy, or an admission layer that the generator lacks.
+        ValueError: an unknown policy.
+        PresetError: an admission layer that the generator lacks.
     """
     s, g = sizes, generator.geometry
-    slow_fast = partial(SlowFastTable, sink=s.sink, slow=s.slow, fast=s.fast)
-    tables: Mapping[str, Callable[[], Table]] = {
-        "window-12-3": lambda: WindowTable(12, sink=3, relative=True),
-        "window-6-1": lambda: WindowTable(6, sink=1, relative=True),
-        "slow_fast-paper": lambda: slow_fast(against="previous"),
-        "slow_fast-cfgen": slow_fast,
-        "slow_fast-oracle": slow_fast,
-        "full": lambda: WindowTable(CHUNK_LATENTS * case.film.chunks),
+    slow_fast = partial(SlowFastMemory, sink=s.sink, slow=s.slow, fast=s.fast, tau=s.tau)
+    policies: Mapping[str, memory_policy.Policy] = {
+        "window-12-3": WindowMemory(size=12, sink=3),
+        "window-6-1": WindowMemory(size=6, sink=1),
+        "slow_fast-paper": slow_fast(variant="paper"),
+        "slow_fast-cfgen": slow_fast(admission_layers=s.admission_layers),
+        "slow_fast-oracle": slow_fast(),
+        "full": FullMemory(),
     }
-    if policy not in tables:
+    if policy not in policies:
         raise ValueError(f"the policy must be one of {POLICIES}, got {policy!r}")
     oracle = Oracle(kept_chunks(case, s.slow))
-    decide: Admit = oracle if policy == "slow_fast-oracle" else admit
     pool = ReplacingCache(g.num_layers, generator.device)
-    reader = AutogradAttention(pool, TORCH, rope=Rope(g.head_dim), grid=g.grid(*latent_size))
-    made = [tables[policy]() for _ in range(g.num_layers)]
-    layers = s.admission_layers if policy == "slow_fast-cfgen" else ()
-    if any(not 0 <= layer < g.num_layers for layer in layers):
-        raise ValueError(f"admission layers {layers} are not all among {g.num_layers} layers")
-    memory = PagedMemory(made, pool, reader, admit=decide, tau=s.tau, admission_layers=layers)
+    memory = build_memory(
+        policies[policy],
+        pool,
+        TORCH,
+        latent_frames=CHUNK_LATENTS * case.film.chunks,
+        head_dim=g.head_dim,
+        grid=g.grid(*latent_size),
+        admit=oracle if policy == "slow_fast-oracle" else None,
+    )
     return Run(memory, pool, oracle)

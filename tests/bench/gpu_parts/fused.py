@@ -251,7 +251,7 @@ def _modulate(op: Op, i: Inputs) -> Tensor:
 
 
 def _norm_rotate(op: Op, i: Inputs) -> Any:
-    return op(i.x, i.y, i.gain, i.gain, eps=EPS, spatial=i.spatial, slots=i.slots, parts=True)
+    return op(i.x, i.y, i.gain, i.gain, eps=EPS, spatial=i.spatial, slots=i.slots, key_sums=True)
 
 
 def _write(op: Op, i: Inputs, storage: Storage) -> None:

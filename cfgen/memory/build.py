@@ -1,0 +1,93 @@
+"""Puts a memory together; rendering, training, benches and tests all build theirs here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from cfgen.errors import PresetError, Problem
+from cfgen.memory.attention import KVAttention
+from cfgen.memory.autograd import AutogradAttention, GraphCache
+from cfgen.memory.page_pool import KVCache
+from cfgen.memory.paged import Admit, PagedMemory
+from cfgen.memory.paged_attention import PagedAttention
+from cfgen.memory.policy import AdmissionRule, Policy
+from cfgen.memory.pre_rotated import PreRotatedAttention
+from cfgen.memory.protocols import Table
+from cfgen.ops.reference import Rope
+from cfgen.ops.select import Ops
+
+
+def build_memory(
+    policy: Policy,
+    pool: KVCache | GraphCache,
+    ops: Ops,
+    *,
+    latent_frames: int,
+    head_dim: int,
+    grid: tuple[int, int],
+    admit: Admit | None = None,
+) -> PagedMemory:
+    """An empty memory of a policy.
+
+    Args:
+        policy: What is kept.
+        pool: Where pages lie; a `GraphCache` keeps gradients.
+        ops: What computes.
+        latent_frames: Length of the clip, for a policy that keeps all of it.
+        head_dim: Width of an attention head.
+        grid: Rows and columns of tokens of a latent frame.
+        admit: Another op that decides on key frames than that of `ops`.
+
+    Raises:
+        PresetError: The policy names a layer that there is not.
+    """
+    rule = policy.admission
+    if rule and (beyond := [layer for layer in rule.layers if layer >= pool.layers]):
+        reason = f"the model has layers 0 to {pool.layers - 1}, got {beyond[0]}"
+        raise PresetError([Problem(key="memory.admission_layers", reason=reason)])
+    tables = [policy.table(latent_frames) for _ in range(pool.layers)]
+    slots = policy.capacity(latent_frames)
+    return assemble(
+        tables,
+        pool,
+        ops,
+        rope=Rope(head_dim),
+        grid=grid,
+        slots=slots,
+        admit=admit,
+        rule=rule,
+        shared=isinstance(pool, KVCache) and (pool.is_offloaded or pool.is_quantized),
+    )
+
+
+def assemble(
+    tables: Sequence[Table],
+    pool: KVCache | GraphCache,
+    ops: Ops,
+    *,
+    rope: Rope,
+    grid: tuple[int, int],
+    slots: int,
+    admit: Admit | None = None,
+    rule: AdmissionRule | None = None,
+    shared: bool = False,
+) -> PagedMemory:
+    """A memory of given tables, one per layer, which reads at most `slots` latent frames a pass.
+
+    The pool decides how attention reads it: in the graph where gradients are kept, page by page
+    where the ops can, else from rotated copies. With `shared`, one layer's copies serve all layers:
+    what is stored small, or elsewhere, is not to be held a second time in full.
+    """
+    attention: KVAttention
+    if isinstance(pool, GraphCache):
+        attention = AutogradAttention(pool, ops, rope=rope, grid=grid)
+    elif ops.pages is not None:
+        attention = PagedAttention(pool, ops.pages, rope=rope, grid=grid, slots=slots)
+    else:
+        attention = PreRotatedAttention(pool, ops, rope=rope, grid=grid, slots=slots, shared=shared)
+    decide = admit or ops.admit
+    if rule is None:
+        return PagedMemory(tables, pool, attention, admit=decide)
+    return PagedMemory(
+        tables, pool, attention, admit=decide, tau=rule.tau, admission_layers=rule.layers
+    )

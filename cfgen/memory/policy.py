@@ -1,0 +1,81 @@
+"""What a policy is: its values as a person sets them, and the table that follows from them.
+
+A policy stands in one file of this package with its `Table`: what may be set, which values go
+together, how many latent frames it keeps, at which positions each pass reads them. Adding one is
+that file, its class in `config.schema.MemoryConfig`, a preset and a test.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import ClassVar, Literal, NamedTuple, Protocol
+
+from cfgen.errors import Problem
+from cfgen.memory.protocols import Table
+
+CommitReads = Literal["all", "fast"]
+"""What the commit pass may attend to: all of the memory, or fast memory and the chunk itself."""
+
+Storage = Literal["auto", "bf16", "int8", "fp8"]
+"""How the KV cache is kept: as it is computed; in bfloat16; keys in int8 and values as they are
+computed; keys in int8 and values in float8 e4m3."""
+
+
+class AdmissionRule(NamedTuple):
+    """When a chunk's first latent frame becomes a key frame.
+
+    Attributes:
+        tau: It does if the cosine of its keys with the reference falls below this.
+        layers: Layers that decide together for all; none: each layer decides for itself.
+    """
+
+    tau: float
+    layers: tuple[int, ...]
+
+
+class Policy(Protocol):
+    """The values of a policy, a frozen dataclass.
+
+    Attributes:
+        VARIANTS: Defaults, as text, that follow the value of its field `variant`.
+        GROWS: Whether it keeps more and more as a clip gets longer.
+    """
+
+    VARIANTS: ClassVar[Mapping[str, Mapping[str, str]]]
+    GROWS: ClassVar[bool]
+
+    @property
+    def policy(self) -> str:
+        """Its name."""
+
+    @property
+    def commit_reads(self) -> CommitReads:
+        """What the commit pass may attend to."""
+
+    @property
+    def kv_cache(self) -> Storage:
+        """How pages are stored."""
+
+    @property
+    def admission(self) -> AdmissionRule | None:
+        """When key frames are admitted, if ever."""
+
+    def capacity(self, latent_frames: int) -> int:
+        """Most latent frames that a pass reads in a clip of so many."""
+
+    def table(self, latent_frames: int) -> Table:
+        """One layer's table, empty, for a clip of so many latent frames."""
+
+    def problems(self, *, chunk: int, guidance: float, snapshot: str) -> Iterable[Problem]:
+        """What does not go together with the rest of a configuration.
+
+        Args:
+            chunk: Latent frames of a chunk.
+            guidance: Scale of classifier-free guidance.
+            snapshot: What is kept to resume with: full, latents or off.
+        """
+
+
+def pages_of(policy: Policy, latent_frames: int) -> int:
+    """Pages that a layer's pool needs: one more than is read, to copy to before one is dropped."""
+    return policy.capacity(latent_frames) + 1
