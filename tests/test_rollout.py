@@ -9,9 +9,9 @@ from torch import Tensor
 from cfgen.memory.protocols import Pass
 from cfgen.memory.window import WindowTable
 from cfgen.model.generator import Conditioning
-from cfgen.rollout.loop import Guidance, rollout
+from cfgen.rollout.loop import Guidance
 from cfgen.rollout.schedule import FewStepSchedule, KeyedNoise
-from tests.golden.cases import CHUNK, STEPS, paged, tiny_generator
+from tests.golden.cases import CHUNK, STEPS, paged, rolling, tiny_generator
 
 PROMPT = Conditioning(())
 SHAPE = (1, 2, 1, 1, 1)
@@ -58,15 +58,7 @@ class Counted:
 
 def made(recorder: Recorder, schedule: FewStepSchedule, chunks: range) -> list:
     return list(
-        rollout(
-            recorder,
-            recorder,
-            schedule,
-            Counted(),
-            conditioning=PROMPT,
-            shape=SHAPE,
-            chunks=chunks,
-        )
+        rolling(recorder, recorder, schedule, Counted(), shape=SHAPE).chunks(chunks, PROMPT)
     )
 
 
@@ -110,16 +102,14 @@ FREE = Conditioning(((torch.zeros(1), torch.zeros(1)),))
 @pytest.mark.parametrize("scale", [1.0, 3.0])
 def test_guidance_pushes_away_from_the_empty_prompt(scale: float) -> None:
     torn = Torn()
-    (chunk,) = rollout(
+    (chunk,) = rolling(
         torn,
         torn,
         FewStepSchedule((1.0, 0.5), renoise="predicted"),
         Counted(),
-        conditioning=PROMPT,
         shape=SHAPE,
-        chunks=range(1),
         guidance=Guidance(FREE, scale),
-    )
+    ).chunks(range(1), PROMPT)
     assert torn.calls[1:-1] == [
         *[(step, False, free) for step in (0, 1) for free in (False, True)],
         (2, True, False),
@@ -130,15 +120,8 @@ def test_guidance_pushes_away_from_the_empty_prompt(scale: float) -> None:
 
 def test_chunks_come_as_they_are_asked_for() -> None:
     recorder = Recorder()
-    chunks = rollout(
-        recorder,
-        recorder,
-        FewStepSchedule((1.0,)),
-        Counted(),
-        conditioning=PROMPT,
-        shape=SHAPE,
-        chunks=range(10**9),
-    )
+    run = rolling(recorder, recorder, FewStepSchedule((1.0,)), Counted(), shape=SHAPE)
+    chunks = run.chunks(range(10**9), PROMPT)
     assert next(chunks).index == 0
     assert recorder.calls.count(("commit",)) == 1
     assert next(chunks).index == 1
@@ -150,19 +133,11 @@ def generator():
 
 
 def clip(generator, chunks: int, seed: int = 4) -> list[Tensor]:
-    with torch.no_grad():
-        prompt = generator.condition(torch.zeros(1, 16, 32))
-    run = rollout(
-        generator,
-        paged(lambda: WindowTable(6, sink=1, relative=True)),
-        STEPS,
-        KeyedNoise(seed),
-        conditioning=prompt,
-        shape=CHUNK,
-        chunks=range(chunks),
-    )
+    memory = paged(lambda: WindowTable(6, sink=1, relative=True))
     with torch.inference_mode():
-        return [chunk.latents for chunk in run]
+        run = rolling(generator, memory, STEPS, KeyedNoise(seed), shape=CHUNK)
+        prompt = generator.condition(torch.zeros(1, 16, 32))
+        return [chunk.latents for chunk in run.chunks(range(chunks), prompt)]
 
 
 def test_a_longer_clip_starts_like_the_shorter_one(generator) -> None:

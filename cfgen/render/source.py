@@ -15,7 +15,7 @@ from cfgen.errors import NotFinite
 from cfgen.memory.paged import PagedMemory
 from cfgen.model.generator import Conditioning, Generator
 from cfgen.model.vae import Decoder, State
-from cfgen.rollout.loop import Chunk, Guidance, Rollout, Run, recommit
+from cfgen.rollout.loop import Chunk, ChunkDenoiser, ChunkFn, Guidance, Rollout, recommit
 from cfgen.rollout.schedule import FewStepSchedule, Noise
 from cfgen.timeline import ChunkPlan, Plan
 
@@ -49,7 +49,7 @@ class FrameSource:
     plan: Plan
     guidance: Guidance | None = None
     backend: str = "torch"
-    capture: Callable[[Run], Run] | None = None
+    capture: Callable[[ChunkFn], ChunkFn] | None = None
     told: tuple[str, ...] = ()
 
     @property
@@ -86,9 +86,9 @@ class FrameSource:
             recommit(
                 self.generator,
                 self.memory,
-                self.schedule,
-                conditioning=self.conditioning,
-                latents=latents.to(self.generator.device),
+                latents.to(self.generator.device),
+                self.conditioning,
+                step=len(self.schedule.sigmas),
             )
 
     def decode(self, chunk: Chunk, state: State) -> Frames:
@@ -134,21 +134,19 @@ class ChunkWorker:
 
     def __init__(self, source: FrameSource) -> None:
         with torch.inference_mode():
+            self._conditioning = source.conditioning
             self._rollout = Rollout(
-                source.generator,
+                ChunkDenoiser(source.generator, source.schedule, source.guidance),
                 source.memory,
-                source.schedule,
                 source.noise,
-                conditioning=source.conditioning,
                 shape=source.shape,
-                guidance=source.guidance,
                 capture=source.capture,
             )
 
     def start(self, index: int) -> None:
         """Begin a chunk."""
         with torch.inference_mode():
-            self._rollout.start(index)
+            self._rollout.start(index, self._conditioning)
 
     def finish(self) -> Chunk:
         """The chunk that was begun.

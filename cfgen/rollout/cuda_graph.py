@@ -9,7 +9,8 @@ from torch import Tensor
 
 from cfgen.errors import BackendUnavailable
 from cfgen.memory.protocols import View
-from cfgen.rollout.loop import Run
+from cfgen.model.generator import Conditioning
+from cfgen.rollout.loop import ChunkFn
 
 Capture = Callable[[Callable[[], Tensor]], tuple[Tensor, Callable[[], None]]]
 """From work to its output, which does not change place, and what does the work again."""
@@ -18,29 +19,47 @@ Capture = Callable[[Callable[[], Tensor]], tuple[Tensor, Callable[[], None]]]
 class ChunkGraph:
     """Runs the first chunk as it is, which compiles and allocates; captures the second; repeats it.
 
-    Memory must write what a chunk may read to the same addresses every time, as `in_place` does.
+    Memory must write what a chunk may read to the same addresses every time, as that for
+    `paged_attention` does.
 
     Args:
         passes: The passes of a chunk.
         capture: How they are captured.
     """
 
-    def __init__(self, passes: Run, capture: Capture | None = None) -> None:
+    def __init__(self, passes: ChunkFn, capture: Capture | None = None) -> None:
         self._passes, self._capture = passes, capture or capture_cuda
         self._warm = False
         self._noise: Tensor | None = None
 
-    def __call__(self, noise: Tensor, view: View) -> Tensor:
-        """See `rollout.ChunkDenoiser`; every chunk has the same shape."""
+    def __call__(self, noise: Tensor, view: View, conditioning: Conditioning) -> Tensor:
+        """See `rollout.loop.ChunkDenoiser`; every chunk and prompt has the same shape."""
         if not self._warm:
             self._warm = True
-            return self._passes(noise, view)
+            return self._passes(noise, view, conditioning)
         if self._noise is None:
             place = self._noise = noise.clone()
-            self._out, self._replay = self._capture(lambda: self._passes(place, view))
+            prompt = self._prompt = _copied(conditioning)
+            self._out, self._replay = self._capture(lambda: self._passes(place, view, prompt))
+            self._read = conditioning
         self._noise.copy_(noise)
+        if conditioning is not self._read:  # the graph reads a prompt where the first one lay
+            for fixed, new in zip(_tensors(self._prompt), _tensors(conditioning), strict=True):
+                fixed.copy_(new)
+            self._read = conditioning
         self._replay()
         return self._out.clone()
+
+
+def _tensors(conditioning: Conditioning) -> list[Tensor]:
+    found = [tensor for pair in conditioning.keys_values for tensor in pair]
+    return found if conditioning.bias is None else [*found, conditioning.bias]
+
+
+def _copied(conditioning: Conditioning) -> Conditioning:
+    pairs = tuple((k.clone(), v.clone()) for k, v in conditioning.keys_values)
+    bias = conditioning.bias
+    return Conditioning(pairs, None if bias is None else bias.clone())
 
 
 def capture_cuda(work: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], None]]:

@@ -1,4 +1,7 @@
-"""Chunks one after another through a memory: the one loop that render and train share."""
+"""Chunks one after another through a memory: the loop that rendering and training share.
+
+Axis letters: B batch, F latent frames, C channels, H W rows and columns of a latent frame.
+"""
 
 from __future__ import annotations
 
@@ -37,56 +40,120 @@ class Guidance:
     scale: float
 
 
-@dataclass(frozen=True, slots=True)
+def predict_flow(
+    generator: Generator,
+    x: Tensor,
+    level: Level | Tensor | float,
+    conditioning: Conditioning,
+    view: View,
+    *,
+    step: int = 0,
+    guidance: Guidance | None = None,
+) -> Tensor:
+    """One denoising pass: the flow of x [B, F, C, H, W] at a noise level, after what `view` shows.
+
+    Gradients reach the generator and, where the memory keeps them, the commits before.
+    """
+    at = view.at(Pass(step))
+    flow: Tensor = generator(x, level, conditioning, at)
+    if guidance is None:
+        return flow
+    free: Tensor = generator(x, level, guidance.unconditional, at)
+    return free + guidance.scale * (flow - free)
+
+
+def commit_chunk(
+    generator: Generator,
+    memory: Memory[V],
+    view: V,
+    latents: Tensor,
+    conditioning: Conditioning,
+    *,
+    step: int = 0,
+) -> None:
+    """The commit pass of a chunk that was begun: clean `latents` [B, F, C, H, W] become pages.
+
+    Args:
+        generator: the causal model.
+        memory: what `view` is of.
+        view: the chunk's.
+        latents: clean, or as clean as what is rendered.
+        conditioning: what the chunk's prompt says.
+        step: number of the pass, the denoising passes before it counted.
+    """
+    commit = view.at(Pass(step, commit=True))
+    generator.commit(latents, generator.level(0.0), conditioning, commit)
+    memory.commit(view)
+
+
+def recommit(
+    generator: Generator,
+    memory: Memory[V],
+    latents: Tensor,
+    conditioning: Conditioning,
+    *,
+    step: int = 0,
+) -> None:
+    """Commit a chunk that is there already, [B, F, C, H, W], as the next one of the memory.
+
+    The memory becomes what it was when the chunk was made, if commit passes alone decide in it.
+    """
+    view = memory.begin(latents.shape[1])
+    commit_chunk(generator, memory, view, latents, conditioning, step=step)
+
+
 class ChunkDenoiser:
     """All passes of a chunk, one after another: from its noise to what memory keeps of it.
 
     Nothing in it waits for the device, so that it can be one CUDA graph.
 
-    Attributes:
+    Args:
         generator: the causal model.
         schedule: noise levels.
-        levels: those levels as the layers read them, and the clean one last.
-        conditioning: encoded prompt.
         guidance: how strongly to follow the prompt.
     """
 
-    generator: Generator
-    schedule: FewStepSchedule
-    levels: tuple[Level, ...]
-    conditioning: Conditioning
-    guidance: Guidance | None
+    def __init__(
+        self, generator: Generator, schedule: FewStepSchedule, guidance: Guidance | None = None
+    ) -> None:
+        self.generator, self.schedule, self.guidance = generator, schedule, guidance
+        self._levels = tuple(generator.level(sigma) for sigma in schedule.sigmas)
+        self._clean = generator.level(0.0)
 
     @property
     def draws(self) -> int:
         """How often a chunk draws noise."""
         return len(self.schedule.sigmas) if self.schedule.renoise == "fresh" else 1
 
-    def __call__(self, noise: Tensor, view: View) -> Tensor:
+    def __call__(self, noise: Tensor, view: View, conditioning: Conditioning) -> Tensor:
         """The clean chunk [B, F, C, H, W], after its commit pass.
 
         Args:
             noise: [draws, B, F, C, H, W].
             view: the chunk's view.
+            conditioning: what the chunk's prompt says.
         """
+        x0 = self.denoise(noise, view, conditioning)
+        commit = view.at(Pass(len(self._levels), commit=True))
+        self.generator.commit(x0, self._clean, conditioning, commit)
+        return x0
+
+    def denoise(self, noise: Tensor, view: View, conditioning: Conditioning) -> Tensor:
+        """The clean chunk, of which memory keeps nothing yet; the rest as for a call."""
         schedule, x = self.schedule, noise[0]
-        *levels, clean = self.levels
-        for step, level in enumerate(levels):
-            flow = self.generator(x, level, self.conditioning, view.at(Pass(step)))
-            if self.guidance is not None:
-                without = self.guidance.unconditional
-                free = self.generator(x, level, without, view.at(Pass(step)))
-                flow = free + self.guidance.scale * (flow - free)
+        x0 = x
+        for step, level in enumerate(self._levels):
+            flow = predict_flow(
+                self.generator, x, level, conditioning, view, step=step, guidance=self.guidance
+            )
             x0 = schedule.clean(x, flow, step)
-            if step + 1 < len(levels):
+            if step + 1 < len(self._levels):
                 fresh = noise[step + 1] if schedule.renoise == "fresh" else None
                 x = schedule.next(x0, flow, step, fresh)
-        commit = view.at(Pass(len(levels), commit=True))
-        self.generator.commit(x0, clean, self.conditioning, commit)
         return x0
 
 
-Run = Callable[[Tensor, View], Tensor]
+ChunkFn = Callable[[Tensor, View, Conditioning], Tensor]
 """What `ChunkDenoiser` does, by whatever means."""
 
 
@@ -96,90 +163,40 @@ class Rollout(Generic[V]):
     On a GPU a chunk is under way after `start`, which leaves the host free until `finish`.
 
     Args:
-        generator: the causal model.
+        denoise: the passes of a chunk.
         memory: holds what the chunks before committed.
-        schedule: noise levels.
         noise: where noise comes from.
-        conditioning: encoded prompt.
         shape: [B, F, C, H, W] of a chunk.
-        guidance: how strongly to follow the prompt; not where denoising passes decide on frames.
-        capture: makes the passes of a chunk one piece, see `chunk_graph`.
+        capture: makes the passes of a chunk one piece, see `cuda_graph`.
     """
 
     def __init__(
         self,
-        generator: Generator,
+        denoise: ChunkDenoiser,
         memory: Memory[V],
-        schedule: FewStepSchedule,
         noise: Noise,
         *,
-        conditioning: Conditioning,
         shape: tuple[int, ...],
-        guidance: Guidance | None = None,
-        capture: Callable[[Run], Run] | None = None,
+        capture: Callable[[ChunkFn], ChunkFn] | None = None,
     ) -> None:
-        levels = tuple(generator.level(sigma) for sigma in (*schedule.sigmas, 0.0))
-        passes = ChunkDenoiser(generator, schedule, levels, conditioning, guidance)
-        self._run: Run = passes if capture is None else capture(passes)
-        self._draws, self._device = passes.draws, generator.device
+        self._run: ChunkFn = denoise if capture is None else capture(denoise)
+        self._draws, self._device = denoise.draws, denoise.generator.device
         self._memory, self._noise, self._shape = memory, noise, shape
 
-    def start(self, index: int) -> None:
+    def start(self, index: int, conditioning: Conditioning) -> None:
         """Begin the chunk; the memory must hold what was committed before it."""
         steps = range(self._draws)
         drawn = torch.stack([self._noise.draw(index, step, self._shape) for step in steps])
         self._view = self._memory.begin(self._shape[1])
-        self._chunk = Chunk(index, self._run(drawn.to(self._device), self._view))
+        self._chunk = Chunk(index, self._run(drawn.to(self._device), self._view, conditioning))
 
     def finish(self) -> Chunk:
         """The chunk that was begun, once it is in the memory."""
         self._memory.commit(self._view)
         return self._chunk
 
-
-def rollout(
-    generator: Generator,
-    memory: Memory[V],
-    schedule: FewStepSchedule,
-    noise: Noise,
-    *,
-    conditioning: Conditioning,
-    shape: tuple[int, ...],
-    chunks: range,
-    guidance: Guidance | None = None,
-) -> Iterator[Chunk]:
-    """Generate chunks with these indices, in order; the rest as for `Rollout`.
-
-    Yields:
-        each chunk after its commit pass.
-    """
-    rolling = Rollout(
-        generator,
-        memory,
-        schedule,
-        noise,
-        conditioning=conditioning,
-        shape=shape,
-        guidance=guidance,
-    )
-    for index in chunks:
-        rolling.start(index)
-        yield rolling.finish()
-
-
-def recommit(
-    generator: Generator,
-    memory: Memory[V],
-    schedule: FewStepSchedule,
-    *,
-    conditioning: Conditioning,
-    latents: Tensor,
-) -> None:
-    """Commit a chunk that was denoised before, [B, F, C, H, W], as the next one of the memory.
-
-    The memory becomes what it was after the first time, if it looks at commit passes alone.
-    """
-    view = memory.begin(latents.shape[1])
-    pass_ = Pass(len(schedule.sigmas), commit=True)
-    generator.commit(latents, generator.level(0.0), conditioning, view.at(pass_))
-    memory.commit(view)
+    def chunks(self, indices: range, conditioning: Conditioning) -> Iterator[Chunk]:
+        """Yield chunks under one prompt, each after its commit pass."""
+        for index in indices:
+            self.start(index, conditioning)
+            yield self.finish()

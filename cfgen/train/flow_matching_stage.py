@@ -26,9 +26,9 @@ from cfgen.checkpoint.networks.fill import load_generator
 from cfgen.checkpoint.networks.text_encoder import load_text_encoder
 from cfgen.errors import CheckpointError
 from cfgen.memory.paged import PagedView
-from cfgen.memory.protocols import Pass
 from cfgen.model.generator import Conditioning, Generator, WanConfig
 from cfgen.model.text_encoder import TextEncoder
+from cfgen.rollout.loop import commit_chunk, predict_flow
 from cfgen.train.export import Exporter, text_config
 from cfgen.train.film_world.backgrounds import rng_for
 from cfgen.train.film_world.captions import caption
@@ -252,9 +252,9 @@ class BaseStage:
                 clean = self._denoise(part, view, prompts[chunk], noise, draws, errors)
             if chunk < max(chosen) or is_given:  # nothing reads what comes after
                 learnt = chunk in chosen or chunk in starts
+                latents = self._committed(part, clean, noise)
                 with nullcontext() if learnt else torch.no_grad():
-                    self._commit(part, clean, view, prompts[chunk], noise)
-                memory.commit(view)
+                    commit_chunk(self.generator, memory, view, latents, prompts[chunk])
         return errors.total()
 
     def _films(self, step: int, rng: np.random.Generator) -> tuple[FilmBatch, int]:
@@ -298,24 +298,19 @@ class BaseStage:
         eps = torch.randn(x0.shape, generator=noise).to(x0)
         level = self._levels(len(x0), noise).to(x0)
         x = (1 - level) * x0 + level * eps
-        flow = self.generator(x, level[:, :, 0, 0, 0], repeated(text, draws), view.at(Pass(0)))
+        levels, texts = level[:, :, 0, 0, 0], repeated(text, draws)
+        flow = predict_flow(self.generator, x, levels, texts, view)
         self._count(flow - (eps - x0), part, draws, errors)
         batch = len(part.latents)
         return (x - level * flow).detach()[:batch], level[:batch]
 
-    def _commit(
-        self,
-        part: FilmBatch,
-        predicted: tuple[Tensor, Tensor] | None,
-        view: PagedView,
-        text: Conditioning,
-        noise: torch.Generator,
-    ) -> None:
-        """The commit pass of a chunk, of which a share of the films is corrupted."""
+    def _committed(
+        self, part: FilmBatch, predicted: tuple[Tensor, Tensor] | None, noise: torch.Generator
+    ) -> Tensor:
+        """What the commit pass of a chunk reads: the clean one, of a share of films corrupted."""
         x0 = part.latents
         own, level = predicted or (x0, torch.ones(len(x0), 1, 1, 1, 1).to(x0))
-        chunk = self._corrupt(x0, own, level, noise)
-        self.generator.commit(chunk, self.generator.level(0.0), text, view.at(Pass(1, commit=True)))
+        return self._corrupt(x0, own, level, noise)
 
     def _count(self, error: Tensor, part: FilmBatch, draws: int, errors: Errors) -> None:
         """Add the loss of a chunk's error [draws * B, F, C, h, w], and note its figures."""

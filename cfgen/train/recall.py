@@ -17,10 +17,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from cfgen.memory.protocols import Pass
 from cfgen.memory.slow_fast import SlowFastMemory
 from cfgen.model.generator import Conditioning, Generator
 from cfgen.model.text_encoder import TextEncoder
+from cfgen.rollout.loop import predict_flow, recommit
 from cfgen.train.film_world.captions import caption
 from cfgen.train.film_world.latents import CHUNK_LATENTS, LatentStore, with_other_place
 from cfgen.train.film_world.sampling import Structure, sample_film
@@ -116,21 +116,18 @@ class RecallProbe:
             generator,
             (past.shape[1], past.shape[3], past.shape[4]),
         )
-        clean = generator.level(0.0)
         for chunk in range(chunks - 1):
             if chunk in skip:
                 continue
             admission.chunk = chunk
-            view = memory.begin(CHUNK_LATENTS)
             x0 = past[:, CHUNK_LATENTS * chunk : CHUNK_LATENTS * (chunk + 1)].to(device)
-            generator.commit(x0, clean, prompts[chunk], view.at(Pass(1, commit=True)))
-            memory.commit(view)
+            recommit(generator, memory, x0, prompts[chunk])
         view = memory.begin(CHUNK_LATENTS)
         x0 = target.to(device)
         eps = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0)).to(x0)
         found = []
         for level in LEVELS:
             x = (1 - level) * x0 + level * eps
-            flow = generator(x, level, prompts[-1], view.at(Pass(0)))
+            flow = predict_flow(generator, x, level, prompts[-1], view)
             found.append(float((flow - (eps - x0)).square().mean()))
         return found

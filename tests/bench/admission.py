@@ -30,11 +30,11 @@ from cfgen.checkpoint.networks.fill import load_generator
 from cfgen.checkpoint.networks.text_encoder import load_text_encoder
 from cfgen.checkpoint.networks.vae import load_tiny
 from cfgen.kernels.pages import ADMITTED, CAN_ADMIT
-from cfgen.memory.protocols import Pass
 from cfgen.memory.slow_fast import SlowFastMemory
 from cfgen.model.generator import Generator
 from cfgen.model.text_encoder import TextEncoder
 from cfgen.model.vae import TinyAutoencoder
+from cfgen.rollout.loop import recommit
 from cfgen.train.film_world.captions import caption
 from cfgen.train.film_world.latents import CHUNK_LATENTS, encode
 from cfgen.train.film_world.sampling import sample_film
@@ -117,11 +117,8 @@ def note(
         [film], lambda _film, shot: caption(film, shot, shot, complete=True), generator, encoder
     )
     for chunk in range(film.chunks):
-        view = memory.begin(CHUNK_LATENTS)
         part = latents[:, CHUNK_LATENTS * chunk : CHUNK_LATENTS * (chunk + 1)]
-        clean = generator.level(0.0)
-        generator.commit(part, clean, prompts[chunk], view.at(Pass(1, commit=True)))
-        memory.commit(view)
+        recommit(generator, memory, part, prompts[chunk])
     keys = np.stack([torch.stack(layer).double().numpy() for layer in recorder.keys])
     keys /= np.linalg.norm(keys, axis=2, keepdims=True)
     return Noted(keys, shared_views(film), starts)

@@ -19,7 +19,7 @@ from cfgen.memory.window import WindowTable
 from cfgen.model.generator import Generator, WanConfig
 from cfgen.ops.reference import Rope
 from cfgen.ops.select import build_ops
-from cfgen.rollout.loop import rollout
+from cfgen.rollout.loop import ChunkDenoiser, Rollout
 from cfgen.rollout.schedule import FewStepSchedule
 from tests.strategies import memory_of
 
@@ -110,6 +110,11 @@ def paged(
     return memory_of(tables, pool, ops=build_ops(backend), rope=rope or Rope(32), grid=GRID)
 
 
+def rolling(generator, memory, schedule, noise, *, shape, guidance=None) -> Rollout:
+    """A rollout; `generator` and `memory` may be anything that is called like them."""
+    return Rollout(ChunkDenoiser(generator, schedule, guidance), memory, noise, shape=shape)
+
+
 def play(
     case: Case, generator, memory: PagedMemory, *, noise=None, text=None, steps=STEPS
 ) -> Played:
@@ -117,15 +122,8 @@ def play(
     text = case.tensors["text/A"] if text is None else text
     schedule = Traced(steps)
     with torch.inference_mode():
-        chunks = rollout(
-            generator,
-            memory,
-            schedule,
-            noise or Recorded(case),
-            conditioning=generator.condition(text),
-            shape=CHUNK,
-            chunks=range(case.chunks),
-        )
+        run = rolling(generator, memory, schedule, noise or Recorded(case), shape=CHUNK)
+        chunks = run.chunks(range(case.chunks), generator.condition(text))
         latents = torch.cat([chunk.latents for chunk in chunks], 1)
     return Played(latents, schedule.x0, memory)
 

@@ -25,7 +25,7 @@ from cfgen.model.generator import Generator, WanConfig
 from cfgen.ops.reference import Rope
 from cfgen.ops.select import TORCH, Ops, PageOps, _triton
 from cfgen.rollout.cuda_graph import ChunkGraph
-from cfgen.rollout.loop import Guidance, Rollout
+from cfgen.rollout.loop import ChunkDenoiser, Guidance, Rollout
 from cfgen.rollout.schedule import FewStepSchedule, KeyedNoise
 from tests.strategies import memory_of, random_generator
 
@@ -128,6 +128,7 @@ def rolled(
     graph: bool = False,
     storage: Storage = "auto",
     guided: bool = False,
+    prompts: int = 1,
     tau: float = 0.9,
     admission_layers: tuple[int, ...] = (),
 ) -> tuple[Tensor, list[list[int]], int]:
@@ -159,26 +160,26 @@ def rolled(
     def captured(passes):
         run = ChunkGraph(passes, capture)
 
-        def begun(noise, view):
+        def begun(noise, view, conditioning):
             capture.mutable = [memory.decisions]
             capture.mutable += [] if memory.reference is None else [memory.reference]
-            return run(noise, view)
+            return run(noise, view, conditioning)
 
         return begun
 
     with torch.inference_mode():
+        guidance = Guidance(generator.condition(text * 0), 2.0) if guided else None
+        schedule = FewStepSchedule.from_timesteps((1000, 500))
         rolling = Rollout(
-            generator,
+            ChunkDenoiser(generator, schedule, guidance),
             memory,
-            FewStepSchedule.from_timesteps((1000, 500)),
             KeyedNoise(5),
-            conditioning=generator.condition(text),
-            guidance=Guidance(generator.condition(text * 0), 2.0) if guided else None,
             shape=SHAPE,
             capture=captured if graph else None,
         )
+        first, other = generator.condition(text), generator.condition(text.flip(1))
         for index in range(CHUNKS):
-            rolling.start(index)
+            rolling.start(index, other if prompts == 2 and index >= CHUNKS // 2 else first)
             latents.append(rolling.finish().latents)
             held += [memory.frames(layer) for layer in range(SMALL.num_layers)]
             admitted += int(memory.figures()["admitted"])
@@ -200,6 +201,7 @@ def test_a_recorded_chunk_goes_for_every_chunk(name: str, storage: Storage, guid
     generator = random_generator(SMALL)
     film = {"storage": storage, "guided": guided, "tau": TAUS.get(name, 0.9)}
     film["admission_layers"] = (0, 1) if name == "together" else ()
+    film["prompts"] = 2 if guided or storage == "int8" else 1  # the graph reads the second one too
     plain = rolled(generator, TABLES[name], TORCH, **film)
     graph = rolled(generator, TABLES[name], on_tape(_triton()), graph=True, **film)
     assert graph[1:] == plain[1:]
@@ -207,6 +209,14 @@ def test_a_recorded_chunk_goes_for_every_chunk(name: str, storage: Storage, guid
     error = (graph[0] - plain[0]).norm() / plain[0].norm()
     assert float(error) < (1e-4 if storage == "auto" else 2e-2)
     assert float((plain[0][:, -1:] - plain[0][:, -2:-1]).abs().max()) > 0.1
+
+
+def test_another_prompt_makes_another_chunk() -> None:
+    one, two = (
+        rolled(random_generator(SMALL), TABLES["window"], TORCH, prompts=n)[0] for n in (1, 2)
+    )
+    assert torch.equal(one[:, :1], two[:, :1])
+    assert not torch.equal(one[:, -1:], two[:, -1:])
 
 
 def test_the_tape_refuses_a_chunk_that_waits_for_the_device() -> None:

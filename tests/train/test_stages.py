@@ -107,6 +107,28 @@ def test_base_stage_repeats_a_step_exactly(base_stage: BaseStage) -> None:
     assert first != other
 
 
+RECORDED = (1.894319, 1.983541, 1.833543, 1.752683, 1.734871, 1.586634)
+"""Losses of a few steps, as they were before rendering and training shared their rollout."""
+
+
+def test_base_stage_gives_the_recorded_losses(base_stage: BaseStage) -> None:
+    """Films of every length, own and noisy context, given first frames; two optimizers."""
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in base_stage.generator.parameters():
+            if parameter.abs().sum() == 0:
+                parameter.normal_(std=0.1)
+    optimizers, losses = base_stage.optimizers(), []
+    for step in range(len(RECORDED)):
+        loss, _ = base_stage.loss(step)
+        loss.backward()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses == pytest.approx(RECORDED, rel=2e-4)
+
+
 def test_base_stage_first_flow_is_zero(base_stage: BaseStage) -> None:
     """With the head at zero the loss is the mean square of noise - x0: about 1 + the latents'."""
     loss, figures = base_stage.loss(0)
@@ -155,7 +177,7 @@ def test_a_given_frame_is_committed_and_what_follows_is_denoised_after_it(
 ) -> None:
     base_stage.settings = dataclasses.replace(BASE, given_share=1.0)
     done: list[tuple[str, int]] = []
-    denoise, commit = base_stage._denoise, base_stage._commit
+    denoise, commit = base_stage._denoise, base_stage._committed
 
     def noted(name: str, work: Callable[..., object]) -> Callable[..., object]:
         def call(part: FilmBatch, *rest: object) -> object:
@@ -165,7 +187,7 @@ def test_a_given_frame_is_committed_and_what_follows_is_denoised_after_it(
         return call
 
     monkeypatch.setattr(base_stage, "_denoise", noted("denoise", denoise))
-    monkeypatch.setattr(base_stage, "_commit", noted("commit", commit))
+    monkeypatch.setattr(base_stage, "_committed", noted("commit", commit))
     loss, _ = base_stage.loss(0)
     assert done[:2] == [("commit", 1), ("denoise", 2)]
     assert {frames for _, frames in done[3:]} <= {3}

@@ -19,11 +19,9 @@ from cfgen.checkpoint.networks.fill import load_generator
 from cfgen.checkpoint.networks.text_encoder import load_text_encoder
 from cfgen.checkpoint.networks.vae import load_vae
 from cfgen.errors import CheckpointError
-from cfgen.memory.paged import PagedView
-from cfgen.memory.protocols import Pass
 from cfgen.model.generator import Conditioning, Generator
 from cfgen.model.vae import TinyAutoencoder
-from cfgen.rollout.loop import ChunkDenoiser, Guidance
+from cfgen.rollout.loop import ChunkDenoiser, Guidance, recommit
 from cfgen.rollout.schedule import FewStepSchedule, KeyedNoise
 from cfgen.train.film_world.captions import caption
 from cfgen.train.film_world.return_memory import (
@@ -34,7 +32,7 @@ from cfgen.train.film_world.return_memory import (
 )
 from cfgen.train.film_world.return_test import Case
 from cfgen.train.film_world.world import FRAMES_PER_CHUNK, render
-from cfgen.train.shots import shot_by_chunk
+from cfgen.train.shots import repeated, shot_by_chunk
 
 
 class Autoencoder(Protocol):
@@ -143,12 +141,20 @@ class Player:
         generator = model.generator
         self.run = memory_of(policy, cases[0], generator, (truths.shape[3], truths.shape[4]), sizes)
         self._noise_seed = noise_seed
-        self._levels = tuple(generator.level(s) for s in (*model.schedule.sigmas, 0.0))
         self._prompts = self._read_prompts()
-        self._empty = generator.condition(self._text([""])) if model.guidance != 1 else None
+        self._denoise = self._denoiser()
 
     def _text(self, prompts: list[str]) -> Tensor:
         return self.model.encode(prompts).to(self.model.generator.device)
+
+    @torch.no_grad()
+    def _denoiser(self) -> ChunkDenoiser:
+        """The passes of a chunk."""
+        m, guidance = self.model, None
+        if m.guidance != 1:
+            empty = m.generator.condition(self._text([""]))
+            guidance = Guidance(repeated(empty, len(self.cases)), m.guidance)
+        return ChunkDenoiser(m.generator, m.schedule, guidance)
 
     @torch.no_grad()
     def _read_prompts(self) -> list[Conditioning]:
@@ -159,21 +165,14 @@ class Player:
             by_shot.append(self.model.generator.condition(self._text(texts)))
         return [by_shot[shot] for shot in shot_by_chunk(self.cases[0].film)]
 
-    def _passes(self, chunk: int) -> ChunkDenoiser:
-        guidance = None
-        if self._empty is not None:
-            guidance = Guidance(_repeated(self._empty, len(self.cases)), self.model.guidance)
-        m = self.model
-        return ChunkDenoiser(m.generator, m.schedule, self._levels, self._prompts[chunk], guidance)
-
-    def _noise(self, chunk: int, draws: int) -> Tensor:
+    def _noise(self, chunk: int) -> Tensor:
         """[draws, B, F, C, h, w]; each film has its own."""
         shape = (1, CHUNK_LATENTS, *self.truths.shape[2:])
         films = [
             torch.stack(
                 [
                     KeyedNoise(self._noise_seed + case.film.seed).draw(chunk, step, shape)
-                    for step in range(draws)
+                    for step in range(self._denoise.draws)
                 ]
             )
             for case in self.cases
@@ -183,15 +182,11 @@ class Player:
     @torch.no_grad()
     def prime(self, chunks: int) -> None:
         """Commit the truth up to a chunk."""
-        m = self.model
+        generator = self.model.generator
         for chunk in range(chunks):
             self.run.oracle.chunk = chunk
-            view = self.run.memory.begin(CHUNK_LATENTS)
             latents = self.truths[:, CHUNK_LATENTS * chunk : CHUNK_LATENTS * (chunk + 1)]
-            commit = view.at(Pass(len(m.schedule.sigmas), commit=True))
-            latents = latents.to(m.generator.device)
-            m.generator.commit(latents, self._levels[-1], self._prompts[chunk], commit)
-            self.run.memory.commit(view)
+            recommit(generator, self.run.memory, latents.to(generator.device), self._prompts[chunk])
 
     @torch.no_grad()
     def generate(self, chunks: range) -> Tensor:
@@ -199,9 +194,8 @@ class Player:
         made = []
         for chunk in chunks:
             self.run.oracle.chunk = chunk
-            passes = self._passes(chunk)
-            view = self.run.memory.begin(CHUNK_LATENTS)
-            made.append(passes(self._noise(chunk, passes.draws), view).float().cpu())
+            noise, view = self._noise(chunk), self.run.memory.begin(CHUNK_LATENTS)
+            made.append(self._denoise(noise, view, self._prompts[chunk]).float().cpu())
             self.run.memory.commit(view)
         return torch.cat(made, 1)
 
@@ -216,10 +210,8 @@ class Player:
         Args:
             chunk: the number of the next chunk.
         """
-        passes = self._passes(chunk)
-        noise = self._noise(chunk, passes.draws)
-        view = self.run.memory.begin(CHUNK_LATENTS)
-        usual = self._denoised(passes, noise, view)
+        noise, view = self._noise(chunk), self.run.memory.begin(CHUNK_LATENTS)
+        usual = self._denoise.denoise(noise, view, self._prompts[chunk])
         tables = self.run.memory.tables
         held = {s.frame for table in tables for s in table.slots()}
         found = {}
@@ -228,26 +220,10 @@ class Player:
                 layer: {slot.page for slot in table.slots() if slot.frame == frame}
                 for layer, table in enumerate(tables)
             }
-            changed = self._denoised(passes, noise, view)
+            changed = self._denoise.denoise(noise, view, self._prompts[chunk])
             found[frame] = float((changed - usual).square().mean().sqrt())
         self.run.pool.replaced = {}
         return found
-
-    def _denoised(self, passes: ChunkDenoiser, noise: Tensor, view: PagedView) -> Tensor:
-        """The chunk without its commit pass."""
-        schedule, x = passes.schedule, noise[0]
-        x0 = x
-        for step, level in enumerate(passes.levels[:-1]):
-            at = view.at(Pass(step))
-            flow = passes.generator(x, level, passes.conditioning, at)
-            if passes.guidance is not None:
-                free = passes.generator(x, level, passes.guidance.unconditional, at)
-                flow = free + passes.guidance.scale * (flow - free)
-            x0 = schedule.clean(x, flow, step)
-            if step + 1 < len(schedule.sigmas):
-                fresh = noise[step + 1] if schedule.renoise == "fresh" else None
-                x = schedule.next(x0, flow, step, fresh)
-        return x0
 
 
 def primed_return(player: Player) -> list[NDArray[np.uint8]]:
@@ -275,10 +251,3 @@ def decoded(vae: Autoencoder, latents: Tensor) -> list[NDArray[np.uint8]]:
         levels = (frames.clamp(0, 1) * 255).round().to(torch.uint8)
         films.append(levels.permute(0, 2, 3, 1).cpu().numpy())
     return films
-
-
-def _repeated(conditioning: Conditioning, times: int) -> Conditioning:
-    pairs = conditioning.keys_values
-    many = tuple((k.repeat(times, 1, 1, 1), v.repeat(times, 1, 1, 1)) for k, v in pairs)
-    bias = conditioning.bias
-    return Conditioning(many, None if bias is None else bias.repeat(times, 1))

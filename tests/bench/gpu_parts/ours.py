@@ -18,7 +18,7 @@ from cfgen.ops.reference import Rope
 from cfgen.ops.select import Ops, build_ops
 from cfgen.ops.triton_backend import Request
 from cfgen.rollout.cuda_graph import ChunkGraph
-from cfgen.rollout.loop import ChunkDenoiser, Run
+from cfgen.rollout.loop import ChunkDenoiser, ChunkFn
 from cfgen.rollout.schedule import FewStepSchedule
 from gpu_parts.case import Refused
 from gpu_parts.dit import CHANNELS, EPS, PATCH, Scene
@@ -51,18 +51,16 @@ def ours(scene: Scene, *, dtype: torch.dtype, storage: str, backend: str, graph:
         raise Refused(str(error)) from error
     generator = _generator(scene, ops, dtype)
     memory = _memory(scene, ops, dtype, storage)
-    schedule = FewStepSchedule(scene.sigmas)
     with torch.inference_mode():
         _fill(memory, scene)
-        levels = tuple(generator.level(sigma) for sigma in (*scene.sigmas, 0.0))
         conditioning = generator.condition(scene.text.to(dtype))
-    passes = ChunkDenoiser(generator, schedule, levels, conditioning, None)
-    run: Run = ChunkGraph(passes) if graph else passes
+        passes = ChunkDenoiser(generator, FewStepSchedule(scene.sigmas))
+    run: ChunkFn = ChunkGraph(passes) if graph else passes
 
     def chunk() -> Tensor:
         with torch.inference_mode():
             view = memory.begin(scene.frames)
-            latents = run(scene.noise, view)
+            latents = run(scene.noise, view, conditioning)
             memory.commit(view)
             return latents
 
