@@ -1,4 +1,7 @@
-"""cfgen renders long videos from text with causal diffusion models, chunk by chunk."""
+"""cfgen renders long videos from text with causal diffusion models, chunk by chunk.
+
+`cfgen.pipeline.api` tells how a program uses it.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +9,21 @@ from importlib import import_module
 
 __version__ = "0.1.0"
 
-__all__ = ["CfgenError", "Plan", "RenderConfig", "__version__", "build_render", "load", "make_plan"]
-
 _HOMES = {
     "CfgenError": "cfgen.errors",
-    "Plan": "cfgen.timeline",
     "RenderConfig": "cfgen.config.schema",
-    "build_render": "cfgen.pipeline.build",
-    "load": "cfgen.config.loader",
-    "make_plan": "cfgen.timeline",
+    "RenderJob": "cfgen.pipeline.job",
+    "Rendering": "cfgen.pipeline.rendering",
+    "batch": "cfgen.pipeline.api",
+    "branch": "cfgen.pipeline.api",
+    "inspect": "cfgen.pipeline.api",
+    "plan": "cfgen.pipeline.api",
+    "render": "cfgen.pipeline.api",
+    "resume": "cfgen.pipeline.api",
+    "retry": "cfgen.pipeline.api",
 }
+
+__all__ = ["__version__", *_HOMES]
 
 
 def __getattr__(name: str) -> object:

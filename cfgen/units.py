@@ -53,3 +53,10 @@ def bytes_words(nbytes: float) -> str:
 def count(number: int, noun: str) -> str:
     """Return ``1 frame``, ``2 frames`` and so on."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def clock(seconds: float) -> str:
+    """Return ``0:07``, ``12:30`` or ``1:02:03``."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"

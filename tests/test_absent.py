@@ -11,7 +11,7 @@ from cfgen.config.loader import load
 from cfgen.config.schema import ModelConfig
 from cfgen.errors import CheckpointError
 from cfgen.pipeline.missing_files import refuse_missing
-from cfgen.pipeline.models import files_of, generator_of
+from cfgen.pipeline.models import OpenedModel
 
 
 def model_of(preset: str) -> ModelConfig:
@@ -26,7 +26,8 @@ def no_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("preset", ["longlive", "self-forcing"])
 def test_one_command_fetches_all_parts(preset: str) -> None:
     model = model_of(preset)
-    for ask in (refuse_missing, files_of, generator_of):
+    asked = (refuse_missing, lambda m: OpenedModel(m).files, lambda m: OpenedModel(m).generator)
+    for ask in asked:
         with pytest.raises(CheckpointError) as caught:
             ask(model)
         assert caught.value.hint == f"cfgen models pull {preset}"

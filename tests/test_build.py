@@ -21,7 +21,6 @@ from cfgen.checkpoint.convert.quantize import save_quantized
 from cfgen.checkpoint.identify.digests import digest
 from cfgen.checkpoint.networks.fill import load_generator
 from cfgen.cli.app import app
-from cfgen.cli.plan import plan_of
 from cfgen.config.loader import load
 from cfgen.config.presets import locate_model
 from cfgen.config.schema import (
@@ -36,8 +35,9 @@ from cfgen.memory.slow_fast import SlowFastTable
 from cfgen.memory.slow_fast_release import ReleaseTable
 from cfgen.memory.window import WindowTable
 from cfgen.pipeline import build
+from cfgen.pipeline.job import RenderJob
 from cfgen.pipeline.preflight import unknown_words
-from cfgen.render.source import FrameSource
+from cfgen.renderer.source import FrameSource
 from cfgen.train.export import Exporter
 from cfgen.train.film_world.captions import caption
 from cfgen.train.film_world.sampling import sample_film
@@ -85,7 +85,7 @@ def _config(settings: list[str], **flags: str) -> RenderConfig:
 
 def _film(settings: list[str], *more: str) -> FrameSource:
     config = _config([*settings, *more])
-    return build.build_source(config, plan_of(config))
+    return build.build_source(RenderJob(config))
 
 
 def _frames(film: FrameSource) -> npt.NDArray[np.uint8]:

@@ -17,7 +17,7 @@ LEAVES = {"", "errors", "fields", "files", "out_of_memory", "plain_text", "units
 """What every layer may import; `""` is the package itself, for its version."""
 
 BELOW = {
-    "": {"config", "pipeline", "render", "timeline", "errors"},  # lazily, for its public names
+    "": {"config", "pipeline", "errors"},  # lazily, for its public names
     "__main__": {"cli"},
     "errors": set(),
     "fields": set(),
@@ -76,10 +76,11 @@ BELOW = {
     },
     "video": set(),
     "runs": {"memory", "timeline", "video"},
-    "render": {"memory", "model", "rollout", "runs", "timeline", "video"},
+    "renderer": {"memory", "model", "rollout", "runs", "timeline", "video"},
     "pipeline": {
         "checkpoint.formats",
         "checkpoint.identify",
+        "checkpoint.inspect",
         "checkpoint.lora",
         "checkpoint.networks",
         "config",
@@ -87,7 +88,7 @@ BELOW = {
         "memory",
         "model",
         "ops",
-        "render",
+        "renderer",
         "rollout",
         "runs",
         "timeline",
@@ -100,7 +101,7 @@ BELOW = {
         "model",
         "ops",
         "pipeline",
-        "render",
+        "renderer",
         "rollout",
         "timeline",
     },
@@ -124,7 +125,7 @@ BELOW = {
         "kernels",
         "memory",
         "pipeline",
-        "render",
+        "renderer",
         "runs",
         "timeline",
         "video",
@@ -140,7 +141,7 @@ LIGHT = (
     "cfgen",
     "cfgen.errors",
     "cfgen.timeline",
-    "cfgen.render.events",
+    "cfgen.renderer.events",
     "cfgen.video.output",
     "cfgen.memory.window",
     "cfgen.memory.slow_fast",
@@ -179,7 +180,7 @@ OPENERS = {
 """Where files are opened, and what else of the same name is called: nothing else opens one."""
 
 HANDED_ON = {
-    ("cfgen.render.batch", "Exception"),  # one clip's failure; `_failed` tells them apart
+    ("cfgen.renderer.batch", "Exception"),  # one clip's failure; `_failed` tells them apart
     ("cfgen.model.tokenizer", "BaseException"),  # from a thread; `numbers_of` tells them apart
 }
 """What is caught to be told apart elsewhere."""
@@ -373,7 +374,7 @@ def test_rendering_loads_without_the_training_part(tmp_path: Path) -> None:
     used = [
         name
         for name in MODULES
-        if name.startswith(("cfgen.render", "cfgen.pipeline.build", "cfgen.cli"))
+        if name.startswith(("cfgen.renderer", "cfgen.pipeline.build", "cfgen.cli"))
         and name != "cfgen.cli.train"
     ]
     code = (
@@ -418,7 +419,7 @@ def test_version_is_told_once() -> None:
 def test_public_names_are_there() -> None:
     import cfgen
 
-    for name in ("Plan", "RenderConfig", "load", "make_plan", "CfgenError"):
+    for name in ("render", "resume", "RenderConfig", "RenderJob", "CfgenError"):
         assert name in cfgen.__all__
         assert getattr(cfgen, name).__name__ == name
 

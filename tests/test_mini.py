@@ -13,11 +13,11 @@ from typer.testing import CliRunner
 from cfgen.checkpoint.networks.fill import load_generator
 from cfgen.checkpoint.networks.vae import load_vae
 from cfgen.cli.app import app
-from cfgen.cli.plan import plan_of
 from cfgen.config.loader import load
 from cfgen.config.presets import locate_model
 from cfgen.model.quantized import QuantizedLinear
 from cfgen.pipeline.build import build_source
+from cfgen.pipeline.job import RenderJob
 from cfgen.train.captions import caption, vocabulary
 from cfgen.train.probes import measure as look
 from cfgen.train.world import sample_film
@@ -70,6 +70,6 @@ def test_sky_and_ground_are_as_asked_for(seed: int) -> None:
     film = sample_film(seed, held_out=True)
     prompt = caption(film, seed, complete=True)
     config = load({"prompt": prompt, "duration": "2s", "seed": str(seed)}).config
-    frames = np.concatenate([made for _, _, made in build_source(config, plan_of(config)).chunks()])
+    frames = np.concatenate([made for _, _, made in build_source(RenderJob(config)).chunks()])
     reading = look(frames, 16)
     assert (reading.sky, reading.ground) == (film.sky, film.ground)

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from cfgen.cli.app import app
-from cfgen.cli.plan import plan_of
 from cfgen.config.loader import load
 from cfgen.config.schema import (
     FullMemory,
@@ -28,8 +27,8 @@ from cfgen.memory.pre_rotated import PreRotatedAttention
 from cfgen.model.quantized import QuantizedLinear
 from cfgen.ops.select import TORCH
 from cfgen.pipeline import build
+from cfgen.pipeline.job import RenderJob
 from cfgen.pipeline.memory_estimate import estimate_memory, place
-from cfgen.pipeline.models import load_models
 from cfgen.pipeline.offload_plan import PROGRAM, MemoryEstimate, table
 from tests.memory.spied import PASSES, Spied
 from tests.strategies import Policy, policies
@@ -43,7 +42,7 @@ def _config(settings: list[str], **flags: str) -> RenderConfig:
 
 
 def _sizes(config: RenderConfig) -> MemoryEstimate:
-    return estimate_memory(config, plan_of(config))
+    return estimate_memory(RenderJob(config))
 
 
 @pytest.fixture
@@ -103,8 +102,9 @@ def test_bytes_of_weights_and_cache_are_those_that_are_held(
     settings = [f"dtype={dtype}", f"model.quantized={quantized}", "device=cpu"]
     settings.append(f"memory.kv_cache={storage}")
     config = _config(settings)
-    sizes, kind = _sizes(config), getattr(torch, dtype)
-    models = load_models(config.model, dtype=kind, device=torch.device("cpu"))
+    job = RenderJob(config)
+    sizes, kind = estimate_memory(job), getattr(torch, dtype)
+    models = job.model.load(dtype=kind, device=torch.device("cpu"))
     held = [*models.generator.parameters(), *models.generator.buffers()]
     blocks = [
         t
@@ -115,7 +115,7 @@ def test_bytes_of_weights_and_cache_are_those_that_are_held(
     assert sizes.blocks == sum(t.nbytes for t in blocks)
     assert sizes.blocks + sizes.rest == sum(t.nbytes for t in held)
     assert sizes.vae == sum(p.nbytes for p in models.decoder.parameters())
-    memory = build.build_memory(config.memory, models.generator, plan_of(config), TORCH, dtype=kind)
+    memory = build.build_memory(config.memory, models.generator, job.plan, TORCH, dtype=kind)
     assert sizes.kv == memory.nbytes
     assert isinstance(memory.attention, PreRotatedAttention)
     assert sizes.context == memory.attention.nbytes
@@ -144,13 +144,13 @@ def test_a_render_on_a_cpu_is_refused_by_one_byte(
     config = _config([*tiny_settings, "device=cpu"])
     sizes = _sizes(config)
     free(sizes.ram_on_cpu - PROGRAM)
-    found = place(config, plan_of(config))
+    found = place(RenderJob(config))
     assert found.offload == "none"
     assert found.why == f"about {sizes.ram_on_cpu / 1e9:.1f} GB of memory at most"
     free(sizes.ram_on_cpu - PROGRAM - 1)
     part = max(table(sizes).items(), key=lambda item: item[1])[0].replace("_", " ")
     with pytest.raises(BudgetError, match=f"most of it is for {part}, ") as caught:
-        place(config, plan_of(config))
+        place(RenderJob(config))
     assert caught.value.exit_code == 3
 
 
@@ -176,9 +176,9 @@ def test_a_render_after_another_counts_the_memory_that_the_model_already_has(
     tiny_settings: list[str], free: Callable[[int], None]
 ) -> None:
     config = _config([*tiny_settings, "device=cpu"])
-    plan, models = plan_of(config), build.Models()
-    why = build.build_source(config, plan, models).told[-1]
+    models = build.Models()
+    why = build.build_source(RenderJob(config), models).notes[-1]
     free(_sizes(config).ram_on_cpu - PROGRAM - models.nbytes)
-    assert build.build_source(config, plan, models).told[-1] == why
+    assert build.build_source(RenderJob(config), models).notes[-1] == why
     with pytest.raises(BudgetError, match="GB of memory and 0.0 GB are free"):
-        build.build_source(config, plan)
+        build.build_source(RenderJob(config))

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from cfgen.checkpoint.networks.fill import load_generator
 from cfgen.checkpoint.networks.model_files import ModelFiles
-from cfgen.cli.plan import plan_of
 from cfgen.config.loader import load
 from cfgen.config.presets import locate_model
 from cfgen.config.schema import ModelConfig, RenderConfig
@@ -23,6 +22,8 @@ from cfgen.errors import BackendUnavailable, CheckpointError, UsageError
 from cfgen.model.quantized import QuantizedLinear
 from cfgen.pipeline import build
 from cfgen.pipeline import models as weights
+from cfgen.pipeline.job import RenderJob
+from cfgen.pipeline.models import OpenedModel
 from cfgen.train.export import text_config
 
 PROMPT = "a red balloon drifts over snowy hills at sunset"
@@ -63,7 +64,7 @@ def config_of(place: Path | str, **parts: object) -> ModelConfig:
 
 
 def load_parts(model: ModelConfig, **more: object) -> weights.LoadedModels:
-    return weights.load_models(model, dtype=torch.float32, device=CPU, **more)
+    return OpenedModel(model).load(dtype=torch.float32, device=CPU, **more)
 
 
 def matrix(found: weights.LoadedModels) -> Tensor:
@@ -73,7 +74,7 @@ def matrix(found: weights.LoadedModels) -> Tensor:
 def _film(settings: list[str], **flags: str) -> tuple[RenderConfig, object]:
     values = {"prompt": PROMPT, "seed": "3", "output": "unused.mp4", "duration": "1s", **flags}
     config = load(values, assignments=settings).config
-    return config, build.build_source(config, plan_of(config))
+    return config, build.build_source(RenderJob(config))
 
 
 # Files
@@ -86,15 +87,15 @@ def test_parts_lie_beside_the_generator_or_are_named(model: Path, tmp_path: Path
         vae=model / "tae.safetensors",
         tokenizer=model / "tokenizer" / "tokenizer.json",
     )
-    assert weights.files_of(config_of(model)) == beside
-    assert weights.files_of(config_of(model / GENERATOR)) == beside
+    assert OpenedModel(config_of(model)).files == beside
+    assert OpenedModel(config_of(model / GENERATOR)).files == beside
     vae = Path(shutil.copy(model / "tae.safetensors", tmp_path / "other.safetensors"))
     named = config_of(model, vae=str(vae), tokenizer=str(model / "tokenizer"))
-    assert weights.files_of(named) == replace(beside, vae=vae, tokenizer=model / "tokenizer")
+    assert OpenedModel(named).files == replace(beside, vae=vae, tokenizer=model / "tokenizer")
 
 
 def test_an_encoder_from_elsewhere_does_not_take_the_models_tokenizer(model: Path) -> None:
-    files = weights.files_of(config_of(model, text_encoder=str(model / "text_encoder")))
+    files = OpenedModel(config_of(model, text_encoder=str(model / "text_encoder"))).files
     assert files.text_encoder == model / "text_encoder"
     assert files.tokenizer is None
 
@@ -109,9 +110,9 @@ def test_parts_may_lie_in_the_cache_of_the_hub(
     there = Path(shutil.copytree(model, repo / "snapshots" / commit))
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     named = config_of(f"owner/film/{GENERATOR}", vae="owner/film@c0ffee0/tae.safetensors")
-    files = weights.files_of(named)
+    files = OpenedModel(named).files
     assert (files.generator, files.vae) == (there / GENERATOR, there / "tae.safetensors")
-    assert weights.files_of(config_of("owner/film")).generator == there / GENERATOR
+    assert OpenedModel(config_of("owner/film")).files.generator == there / GENERATOR
 
 
 @pytest.mark.parametrize("part", ["text_encoder", "vae", "tokenizer"])
@@ -119,7 +120,7 @@ def test_a_named_part_that_is_nowhere_is_refused_by_what_it_is(model: Path, part
     what = {"text_encoder": "text encoder", "vae": "video autoencoder"}.get(part, part)
     told = f"the {what} 'owner/name/x.pth' is neither on disk nor in the Hugging Face cache"
     with pytest.raises(CheckpointError, match=told) as caught:
-        weights.files_of(config_of(model, **{part: "owner/name/x.pth"}))
+        _ = OpenedModel(config_of(model, **{part: "owner/name/x.pth"})).files
     assert caught.value.hint == "cfgen models pull owner/name/x.pth"
 
 
@@ -127,7 +128,7 @@ def test_a_named_part_that_is_nowhere_is_refused_by_what_it_is(model: Path, part
 
 
 def test_every_file_that_makes_frames_reaches_a_digest(model: Path) -> None:
-    before = weights.digests_of(config_of(model))
+    before = OpenedModel(config_of(model)).digests
     files = {
         GENERATOR: "generator_sha256",
         "config.json": "generator_config_sha256",
@@ -141,7 +142,7 @@ def test_every_file_that_makes_frames_reaches_a_digest(model: Path) -> None:
         else:
             content[-1] ^= 1
         (model / name).write_bytes(content)
-        after = weights.digests_of(config_of(model))
+        after = OpenedModel(config_of(model)).digests
         assert {other for other in before if after[other] != before[other]} == {key}
         before = after
 
@@ -152,12 +153,12 @@ def test_order_and_strength_of_loras_reach_the_digest(
     a, b = lora("a.safetensors", 1), lora("b.safetensors", 2)
     lists = [(a,), (b,), (a, b), (b, a), (f"{a}:0.5",), (f"{a}:-1",), (f"{a}:0.5", b), (a, a)]
     lists += [(f"{a}:0.50000001",)]
-    found = [weights.digests_of(config_of(model, loras=each))["loras_sha256"] for each in lists]
+    found = [OpenedModel(config_of(model, loras=each)).digests["loras_sha256"] for each in lists]
     assert len(set(found)) == len(lists)
-    same = weights.digests_of(config_of(model, loras=(f"{a}:1.0",)))
+    same = OpenedModel(config_of(model, loras=(f"{a}:1.0",))).digests
     assert same["loras_sha256"] == found[0], "no strength is 1"
     renamed = str(shutil.copy(a, Path(a).with_name("c.safetensors")))
-    assert weights.digests_of(config_of(model, loras=(renamed,)))["loras_sha256"] == found[0]
+    assert OpenedModel(config_of(model, loras=(renamed,))).digests["loras_sha256"] == found[0]
 
 
 def test_a_folder_and_an_index_have_the_digest_of_all_their_weights(tmp_path: Path) -> None:
@@ -194,8 +195,8 @@ def test_a_lora_is_merged_at_its_strength(
     )
     expected = matrix(plain) + strength * (up.double() @ down.double()).float()
     torch.testing.assert_close(matrix(changed), expected)
-    assert plain.told == ()
-    assert changed.told[-1] == f"applied at {strength:g}: 1 merged"
+    assert plain.notes == ()
+    assert changed.notes[-1] == f"applied at {strength:g}: 1 merged"
 
 
 def test_loras_add_up(model: Path, lora: Callable[..., str]) -> None:
@@ -215,9 +216,9 @@ def test_a_lora_stays_beside_weights_that_are_quantized(tmp_path: Path) -> None:
     layer = kept.generator.get_submodule(LAYER)
     assert isinstance(layer, QuantizedLinear)
     assert layer.adapters == 1
-    assert kept.told[-1] == "applied at 1: 1 kept beside quantized weights"
+    assert kept.notes[-1] == "applied at 1: 1 kept beside quantized weights"
     expanded = load_parts(config_of(mini, loras=(str(path),), quantized="expand"))
-    assert expanded.told[-1] == "applied at 1: 1 merged"
+    assert expanded.notes[-1] == "applied at 1: 1 merged"
     x = torch.randn(3, 256)
     with torch.inference_mode():
         other = expanded.generator.get_submodule(LAYER)
@@ -233,7 +234,7 @@ def test_a_lora_without_a_layer_is_refused(model: Path, lora: Callable[..., str]
 @pytest.mark.parametrize("text", ["film:0", "film:much", "film:"])
 def test_a_lora_that_is_written_wrongly_is_a_usage_error(model: Path, text: str) -> None:
     with pytest.raises(UsageError, match="is not a LoRA with a strength"):
-        weights.digests_of(config_of(model, loras=(text,)))
+        _ = OpenedModel(config_of(model, loras=(text,))).digests
 
 
 def test_native_products_are_refused_where_nothing_is_quantized(model: Path) -> None:
@@ -264,12 +265,12 @@ def _no_encoder(*_arguments: object, **_named: object) -> None:
 def test_a_prompt_is_encoded_once(
     model: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = weights.encoded(config_of(model), [PROMPT])[PROMPT]
+    first = OpenedModel(config_of(model)).embed([PROMPT])[PROMPT]
     assert len(list(cache.iterdir())) == 1
     monkeypatch.setattr(weights, "load_text_encoder", _no_encoder)
-    assert torch.equal(weights.encoded(config_of(model), [PROMPT])[PROMPT], first)
+    assert torch.equal(OpenedModel(config_of(model)).embed([PROMPT])[PROMPT], first)
     with pytest.raises(AssertionError, match="the text encoder was loaded"):
-        weights.encoded(config_of(model), ["another prompt"])
+        OpenedModel(config_of(model)).embed(["another prompt"])
 
 
 @pytest.mark.parametrize(
@@ -279,30 +280,30 @@ def test_a_prompt_is_encoded_once(
 def test_another_encoder_does_not_take_the_cached_prompt(
     model: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, part: str
 ) -> None:
-    weights.encoded(config_of(model), [PROMPT])
+    OpenedModel(config_of(model)).embed([PROMPT])
     content = (model / part).read_bytes()
     other = content + b" " if part.endswith(".json") else content[:-1] + bytes([content[-1] ^ 1])
     (model / part).write_bytes(other)
     monkeypatch.setattr(weights, "load_text_encoder", _no_encoder)
     with pytest.raises(AssertionError, match="the text encoder was loaded"):
-        weights.encoded(config_of(model), [PROMPT])
+        OpenedModel(config_of(model)).embed([PROMPT])
 
 
 def test_another_length_of_prompts_does_not_take_the_cached_prompt(
     model: Path, cache: Path
 ) -> None:
-    assert weights.encoded(config_of(model), [PROMPT])[PROMPT].shape == (1, 64, 16)
+    assert OpenedModel(config_of(model)).embed([PROMPT])[PROMPT].shape == (1, 64, 16)
     facts = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps(facts | {"text_len": 32}))
-    assert weights.encoded(config_of(model), [PROMPT])[PROMPT].shape == (1, 32, 16)
+    assert OpenedModel(config_of(model)).embed([PROMPT])[PROMPT].shape == (1, 32, 16)
 
 
 @pytest.mark.parametrize("content", [b"", b"not a safetensors file"])
 def test_a_damaged_cache_is_made_anew(model: Path, cache: Path, content: bytes) -> None:
-    before = weights.encoded(config_of(model), [PROMPT])[PROMPT]
+    before = OpenedModel(config_of(model)).embed([PROMPT])[PROMPT]
     (file,) = cache.iterdir()
     file.write_bytes(content)
-    assert torch.equal(weights.encoded(config_of(model), [PROMPT])[PROMPT], before)
+    assert torch.equal(OpenedModel(config_of(model)).embed([PROMPT])[PROMPT], before)
     assert torch.equal(load_file(file)["embedding"], before)
 
 
@@ -311,7 +312,7 @@ def test_a_cache_that_cannot_be_written_does_not_stop_a_render(
 ) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    assert weights.encoded(config_of(model), [PROMPT])[PROMPT].shape == (1, 64, 16)
+    assert OpenedModel(config_of(model)).embed([PROMPT])[PROMPT].shape == (1, 64, 16)
 
 
 def test_an_encoder_of_another_width_is_refused(
@@ -337,9 +338,9 @@ def test_alpha_and_what_lies_beside_a_lora_reach_the_digest(
     model: Path, lora: Callable[..., str]
 ) -> None:
     path = lora("a.safetensors", 1)
-    found = [weights.digests_of(config_of(model, loras=(path,)))["loras_sha256"]]
+    found = [OpenedModel(config_of(model, loras=(path,))).digests["loras_sha256"]]
     changed = config_of(model, loras=(path,), lora_alpha=2.0)
-    found.append(weights.digests_of(changed)["loras_sha256"])
+    found.append(OpenedModel(changed).digests["loras_sha256"])
     Path(path).with_name("adapter_config.json").write_text('{"lora_alpha": 4}')
-    found.append(weights.digests_of(config_of(model, loras=(path,)))["loras_sha256"])
+    found.append(OpenedModel(config_of(model, loras=(path,))).digests["loras_sha256"])
     assert len(set(found)) == 3

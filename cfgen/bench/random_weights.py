@@ -16,18 +16,17 @@ from cfgen.model.generator import Generator, WanConfig
 from cfgen.model.tiled import TiledDecoder
 from cfgen.model.wan_vae import WanAutoencoder
 from cfgen.pipeline.cpu_offload import offload_blocks
-from cfgen.pipeline.models import LoadedModels, files_of, loras_of
+from cfgen.pipeline.models import LoadedModels, OpenedModel
 from cfgen.pipeline.offload_plan import Offload
 
 PUBLISHED = WanConfig(dim=1536, ffn_dim=8960, num_heads=12, num_layers=30)
 """Sizes of Wan2.1-T2V-1.3B, which every published model that has a preset was made from."""
 
 
-def absence(model: ModelConfig) -> str | None:
+def absence(model: OpenedModel) -> str | None:
     """Why a model cannot be loaded, in a sentence, if a file of it is nowhere; None if all are."""
     try:
-        files_of(model)
-        loras_of(model)
+        _ = model.files, model.lora_files
     except CheckpointError as error:
         return str(error)
     return None

@@ -18,21 +18,22 @@ from cfgen.model.generator import Block, Conditioning, Generator
 from cfgen.ops.select import Ops, build_ops
 from cfgen.ops.triton_backend import refusals
 from cfgen.pipeline.build import build_memory, build_schedule, captures
-from cfgen.pipeline.device import device_of, dtype_of, threads_of
+from cfgen.pipeline.device import Runtime
+from cfgen.pipeline.job import RenderJob
 from cfgen.pipeline.memory_estimate import (
     kv_nbytes,
     place,
     pool_nbytes,
     wanted_of,
 )
-from cfgen.pipeline.models import LoadedModels, latents_of, load_models
+from cfgen.pipeline.models import LoadedModels
 from cfgen.pipeline.offload_plan import Offload
 from cfgen.pipeline.torch_compile import compile_blocks
-from cfgen.render.source import FrameSource
+from cfgen.renderer.source import FrameSource
 from cfgen.rollout.cuda_graph import ChunkGraph
 from cfgen.rollout.loop import Guidance
 from cfgen.rollout.schedule import KeyedNoise
-from cfgen.timeline import Plan, VideoShape, make_plan
+from cfgen.timeline import Plan
 
 LONG_S = 24 * 3600.0
 """A clip in which every memory fills, and which has no end as far as anything is timed."""
@@ -66,6 +67,7 @@ class BenchSetup:
         absent: Why their weights are random; None where they are the model's own.
         offload: What of them waits in main memory.
         held: Bytes of GPU memory that they take.
+        runtime: What computes.
         plan: A clip without an end.
         kept: The clip that memory is made for.
         prompt: A random prompt.
@@ -77,6 +79,7 @@ class BenchSetup:
     absent: str | None
     offload: Offload
     held: int
+    runtime: Runtime
     plan: Plan
     kept: Plan
     prompt: Conditioning
@@ -90,7 +93,7 @@ class BenchSetup:
     @property
     def dtype(self) -> torch.dtype:
         """What matrices are computed in."""
-        return dtype_of(self.config)
+        return self.runtime.dtype
 
     @property
     def tokens(self) -> int:
@@ -125,7 +128,7 @@ class BenchSetup:
         Raises:
             BackendUnavailable: They cannot run here; says no more than why.
         """
-        wanted = wanted_of(self._config_of(way), self.generator.geometry)
+        wanted = wanted_of(self._config_of(way), self.runtime, self.generator.geometry)
         if way.backend == "triton" and (reasons := refusals(wanted)):
             raise BackendUnavailable("; ".join(reasons))
         return build_ops(way.backend, wanted)
@@ -163,7 +166,7 @@ class BenchSetup:
             plan=self.plan,
             guidance=self.guidance,
             backend=ops.name,
-            capture=ChunkGraph if captures(self.config, ops, self.offload) else None,
+            capture=ChunkGraph if captures(self.config, self.runtime, ops, self.offload) else None,
         )
 
     def _config_of(self, way: Variant) -> RenderConfig:
@@ -182,29 +185,19 @@ def prepare(config: RenderConfig, *, may_stand_in: bool) -> BenchSetup:
     Raises:
         CfgenError: The model is missing and must not be, damaged, or does not fit.
     """
-    torch.set_num_threads(threads_of(config))
-    width, height = config.frame_size
-    chunk, fps = config.model.chunk_latent_frames, config.playback_fps
-    channels, stride = latents_of(config.model)
-    clip = VideoShape(
-        width=width,
-        height=height,
-        channels=channels,
-        spatial_stride=stride,
-        chunk_latent_frames=chunk,
-        fps=fps,
-    )
-    plan = make_plan(LONG_S, clip)
-    kept = make_plan(config.duration_s, clip) if config.memory.GROWS else plan
-    absent = absence(config.model) if may_stand_in else None
-    dtype, device, asked = dtype_of(config), device_of(config), config.placement.offload
+    job = RenderJob(replace(config, duration_s=LONG_S))
+    runtime, plan = job.runtime, job.plan
+    torch.set_num_threads(runtime.threads)
+    lasting = RenderJob(config, job.model) if config.memory.GROWS else job
+    absent = absence(job.model) if may_stand_in else None
+    asked = config.placement.offload
     offload: Offload
     if absent is None:
-        offload = place(config, kept).offload
-        models = load_models(config.model, dtype=dtype, device=device, offload=offload)
+        offload = place(lasting).offload
+        models = job.model.load(dtype=runtime.dtype, device=runtime.device, offload=offload)
     else:
         offload = "none" if asked == "auto" else asked
-        models = stand_in(config.model, dtype=dtype, device=device, offload=offload)
+        models = stand_in(config.model, dtype=runtime.dtype, device=runtime.device, offload=offload)
     if config.compile:
         compile_blocks(models.generator)
     scale = config.schedule.guidance
@@ -213,9 +206,10 @@ def prepare(config: RenderConfig, *, may_stand_in: bool) -> BenchSetup:
         models=models,
         absent=absent,
         offload=offload,
-        held=held(device),
+        held=held(runtime.device),
+        runtime=runtime,
         plan=plan,
-        kept=kept,
+        kept=lasting.plan,
         prompt=_prompt(models.generator, WORDS),
         guidance=None if scale == 1 else Guidance(_prompt(models.generator, 1), scale),
     )

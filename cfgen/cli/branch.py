@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import secrets
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,23 +9,11 @@ import typer
 
 from cfgen.cli import options
 from cfgen.cli.console import Console
-from cfgen.cli.plan import plan_of
-from cfgen.cli.progress import clock
-from cfgen.cli.render import check_place
-from cfgen.cli.run_render import run_render, tell_result
-from cfgen.config.loader import from_mapping
-from cfgen.config.schema import RenderConfig, to_mapping
-from cfgen.config.values import parse_duration
-from cfgen.errors import UsageError
-from cfgen.pipeline.run_configs import config_of, run_folder
-from cfgen.runs.folder import LOCK, RunFolder, RunRecord
-from cfgen.runs.lock import Lock
-from cfgen.timeline import Plan
-from cfgen.units import count
-from cfgen.video.output import run_of
+from cfgen.cli.run_render import run_render
+from cfgen.pipeline.runs import run_folder
 
 if TYPE_CHECKING:
-    from cfgen.render.branch import BranchPoint
+    from cfgen.pipeline.branch import Branch
 
 app = options.command_app()
 
@@ -88,127 +74,17 @@ def branch(
     """
     console = options.console_of(ctx)
     console.configure(json=json_lines, quiet=quiet, verbose=verbose, debug=debug)
-    path = run_folder(run)
-    folder = RunFolder(path)
-    parent = config_of(folder)
-    chosen = new_seed() if (prompt, seed, duration) == (None, None, None) else seed
-    child = changed(folder, {"prompt": prompt, "seed": chosen, "duration": duration})
-    if run_of(output).absolute() == path.absolute():
-        raise UsageError("a branch needs an output of its own", "name another with -o")
-    child = dataclasses.replace(child, output=output)
-    plan = plan_of(child)
-    if (child.prompt, child.seed) == (parent.prompt, parent.seed) and (
-        plan.frames <= plan_of(parent).frames
-    ):
-        raise UsageError(
-            "nothing would be different: prompt and seed are those of the old video, and the new "
-            "one is not longer",
-            "give another --prompt or --seed, or a longer --duration; without any of them a seed "
-            "is chosen",
-        )
-    check_place(child, plan, overwrite=overwrite)
-    chunk = chunk_of(at, plan_of(parent), plan)
-    if str(child.seed) not in (seed, str(parent.seed)):
-        console.note(f"seed {child.seed} (chosen at random)")
-    with Lock(path / LOCK):
-        _branch(console, path, child, chunk, overwrite=overwrite)
-    finished = run_render(console, child, plan, resume=True)
-    tell_result(console, finished, child)
+    from cfgen.pipeline.branch import plan_branch
+
+    changes = {"prompt": prompt, "seed": seed, "duration": duration}
+    plan = plan_branch(run_folder(run), at=at, output=output, changes=changes, overwrite=overwrite)
+    make_branch(console, plan, seed)
 
 
-def changed(folder: RunFolder, flags: dict[str, str | None]) -> RenderConfig:
-    """The configuration of a run with what flags say otherwise; None says nothing.
-
-    A seed of -1, as everywhere, means that one is chosen.
-
-    Raises:
-        PresetError: A value cannot be used.
-    """
-    label = str(folder.path / "run.json")
-    config = from_mapping(folder.record.config, label=label, flags=flags)
-    return config if config.seed is not None else dataclasses.replace(config, seed=int(new_seed()))
-
-
-def prepare(console: Console, folder: RunFolder, chunk: int) -> tuple[BranchPoint, RunRecord]:
-    """Load the model of a run, find out how to get to the memory before `chunk`, and tell."""
-    from cfgen.checkpoint.identify.digests import read_anew
-    from cfgen.pipeline.build import build_render
-    from cfgen.render.branch import locate
-
-    config = config_of(folder)
-    plan = plan_of(config)
-    console.note(f"loading the model to find out how to get to chunk {chunk + 1} of {folder.path}")
-    read_anew()
-    render = build_render(config, plan)
-    folder.expect(render.record, allow_changed=())
-    point = locate(folder, render.source, plan, chunk)
-    starts = plan.chunk(chunk).frame_start / plan.geometry.fps
-    steps = len(config.schedule.timesteps)
-    lines = point.audited.lines
-    chunk_s = lines[-1].elapsed_s / len(lines) if lines else 0.0
-    cost_s = chunk_s * (point.replayed / (steps + 1) + len(point.recovery.recompute))
-    words = (
-        f"the snapshot after chunk {point.recovery.snapshot}"
-        if point.recovery.snapshot
-        else "the start"
-    )
-    work = [
-        f"{count(number, 'chunk')} {what}"
-        for number, what in (
-            (point.replayed, "to commit again"),
-            (len(point.recovery.recompute), "to denoise again"),
-        )
-        if number
-    ]
-    console.note(
-        f"going on at chunk {chunk + 1}, which begins at {starts:.2f} s, from {words}"
-        + (f": {', '.join(work)}, about {clock(cost_s)}" if work else "")
-    )
-    return point, render.record
-
-
-def _branch(
-    console: Console, path: Path, child: RenderConfig, chunk: int, *, overwrite: bool
-) -> None:
-    from cfgen.render.branch import fork
-
-    point, record = prepare(console, RunFolder(path), chunk)
-    assert child.output is not None
-    record = dataclasses.replace(record, output=child.output.name, overwrite=overwrite)
-    record = with_config(record, child, point)
-    for _ in fork(point, run_of(child.output), record):
-        pass
-
-
-def with_config(record: RunRecord, config: RenderConfig, point: BranchPoint) -> RunRecord:
-    """The record of a render with another configuration of the same model."""
-    from cfgen.pipeline.build import read_prompt
-    from cfgen.pipeline.fingerprint import prompt_digest
-
-    prompt = prompt_digest(*read_prompt(config, point.source.generator))
-    fingerprint = {**record.fingerprint, "prompt_sha256": prompt}
-    return dataclasses.replace(record, config=to_mapping(config), fingerprint=fingerprint)
-
-
-def new_seed() -> str:
-    """A seed chosen at random."""
-    return str(secrets.randbelow(2**31))
-
-
-def chunk_of(at: str, parent: Plan, child: Plan) -> int:
-    """The chunk that both plans have at a time; the last one at the end.
-
-    Raises:
-        UsageError: `at` is no time, or one of the videos is not that long.
-    """
-    try:
-        seconds = parse_duration(at)
-    except ValueError as error:
-        raise UsageError(f"--at: {error}") from None
-    for plan, what in ((parent, "old"), (child, "new")):
-        if seconds > plan.seconds:
-            raise UsageError(
-                f"the {what} video is {plan.seconds:g} s long, and {seconds:g} s is asked for",
-                "choose an earlier moment" + (", or a longer --duration" if what == "new" else ""),
-            )
-    return parent.chunks - 1 if seconds == parent.seconds else parent.chunk_at(seconds)
+def make_branch(console: Console, plan: Branch, seed: str | None) -> None:
+    """Make a branch or do a render over, and show it; `seed` is the one that was asked for."""
+    console.note(plan.notice)
+    rendering = plan.make()
+    if plan.new_seed and str(plan.child.seed) != seed:
+        console.note(f"seed {plan.child.seed} (chosen at random)")
+    run_render(console, rendering)

@@ -16,20 +16,21 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, TextIO, cast
 
-from cfgen.cli.progress import Pace, chunk_words, clock
+from cfgen.cli.progress import Pace, chunk_words
 from cfgen.errors import CfgenError, PrintError, UsageError
 from cfgen.plain_text import printable
-from cfgen.render.events import (
+from cfgen.renderer.events import (
     ChunkDone,
     Encoded,
     Event,
     Finished,
     Loaded,
+    Noted,
     Resumed,
     Saved,
     Warned,
 )
-from cfgen.units import bytes_words, count
+from cfgen.units import bytes_words, clock, count
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -156,6 +157,9 @@ class Console:
         match event:
             case Warned(message=message, hint=hint):
                 self.warn(message, hint)
+            case Noted(message=message):
+                self.note(message)
+                return
             case Loaded():
                 self.note(f"model {event.model} loaded in {event.seconds:.1f} s, {event.backend}")
                 for line in event.details:

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from cfgen.cli.console import Console
-from cfgen.cli.progress import clock
-from cfgen.units import bytes_words
+from cfgen.units import bytes_words, clock
 
 if TYPE_CHECKING:
     import torch

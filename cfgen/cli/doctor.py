@@ -190,13 +190,13 @@ def _settings() -> Iterator[Finding]:
 
 
 def _models() -> Iterator[Finding]:
-    from cfgen.pipeline.models import files_of
+    from cfgen.pipeline.models import OpenedModel
 
     absent: list[str] = []
     for name in preset_names():
         model = load({"preset": name}, environ={}).config.model
         try:
-            files = files_of(model)
+            files = OpenedModel(model).files
         except CfgenError as error:
             if name == "mini":
                 yield Finding(part="model", state="bad", found=f"mini is damaged: {error}")

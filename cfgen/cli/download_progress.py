@@ -5,10 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from cfgen.cli.progress import clock
 from cfgen.hub.listing import Listing
 from cfgen.hub.pull import Step
-from cfgen.units import bytes_words
+from cfgen.units import bytes_words, clock
 
 _PARTS = 10
 _SOONEST_S, _LATEST_S = 2.0, 30.0

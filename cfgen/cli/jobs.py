@@ -14,16 +14,14 @@ import typer
 from cfgen.cli import options
 from cfgen.cli.columns import aligned, cells, cut
 from cfgen.cli.console import Console
-from cfgen.cli.plan import plan_of
-from cfgen.cli.progress import clock
 from cfgen.config.values import parse_bytes
 from cfgen.errors import CfgenError, OutputRefused, UsageError
 from cfgen.files.writing import disk_errors
-from cfgen.pipeline.run_configs import config_of, run_folder
+from cfgen.pipeline.runs import config_of, run_folder
 from cfgen.runs.folder import LOCK, RunFolder, is_run, remove, require_own
 from cfgen.runs.journal import ChunkLine, VideoLine
 from cfgen.runs.lock import Lock, owner_of
-from cfgen.units import bytes_words
+from cfgen.units import bytes_words, clock
 from cfgen.video.output import resume_command
 
 app = options.command_app("List, show and clear away renders.")
@@ -204,10 +202,12 @@ def jobs_under(root: Path) -> Iterator[Job]:
 
 def job_of(path: Path) -> Job:
     """One render; a damaged one says what is wrong."""
+    from cfgen.pipeline.job import RenderJob
+
     try:
         folder = RunFolder(path)
         config = config_of(folder)
-        plan = plan_of(config)
+        plan = RenderJob(config).plan
     except CfgenError as error:
         return Job(path=path, state="damaged", detail=str(error), nbytes=_size(path))
     lines, owner = folder.journal.of(ChunkLine), owner_of(path / LOCK)

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 import typer
 
 from cfgen.cli import options
 from cfgen.cli.console import Console
-from cfgen.cli.progress import clock
 from cfgen.config.loader import load
 from cfgen.config.schema import PlacementConfig, RenderConfig
 from cfgen.config.values import RawValue, size_text
 from cfgen.errors import BudgetError, CheckpointError
 from cfgen.pipeline.model_preset import recipe_of
 from cfgen.pipeline.offload_plan import LEVELS, MemoryEstimate, choose, table
-from cfgen.timeline import Estimate, KvSize, Plan, VideoShape, estimate, make_plan
-from cfgen.units import bytes_words, count
+from cfgen.timeline import Plan
+from cfgen.units import bytes_words, clock, count
+
+if TYPE_CHECKING:
+    from cfgen.pipeline.job import RenderJob
+    from cfgen.pipeline.plan import Estimate
 
 _ROWS_SHOWN = 12
 GROWTH_TOLD = 1.5
@@ -81,76 +85,32 @@ def plan(
         "memory.kv_cache": kv_cache,
     }
     resolved = load(flags, assignments=assignments or (), run_file=config_file, recipe=recipe_of)
-    show_plan(console, resolved.config, plan_of(resolved.config), every_chunk=verbose)
+    from cfgen.pipeline.job import RenderJob
+
+    show_plan(console, RenderJob(resolved.config), every_chunk=verbose)
 
 
-def plan_of(config: RenderConfig) -> Plan:
-    """Plan the clip that `config` asks for."""
-    from cfgen.pipeline.models import latents_of
-
-    width, height = config.frame_size
-    channels, stride = latents_of(config.model)
-    geometry = VideoShape(
-        width=width,
-        height=height,
-        channels=channels,
-        spatial_stride=stride,
-        chunk_latent_frames=config.model.chunk_latent_frames,
-        fps=config.playback_fps,
-    )
-    return make_plan(config.duration_s, geometry)
-
-
-def estimate_disk(config: RenderConfig, planned: Plan) -> Estimate:
-    """Estimate what `planned` needs with the model and memory of `config`."""
-    return estimate(
-        planned,
-        quality=config.encode.quality,
-        kv=_kv_size(config, planned),
-        frames_per_s=config.model.cpu_frames_per_s,
-        snapshot=config.snapshot.mode,
-        budget_nbytes=config.snapshot.disk_budget,
-    )
-
-
-def _kv_size(config: RenderConfig, planned: Plan) -> KvSize | None:
-    """The KV cache by the sizes of the model, or None where that cannot be read."""
-    from cfgen.memory.policy import pages_of
-    from cfgen.pipeline.device import dtype_of
-    from cfgen.pipeline.memory_estimate import attention_share, pool_nbytes
-    from cfgen.pipeline.models import geometry_of
-
-    try:
-        sizes = geometry_of(config.model)
-    except CheckpointError:
-        return None
-    grid = sizes.grid(planned.geometry.latent_height, planned.geometry.latent_width)
-    pages = pages_of(config.memory, planned.latent_frames)
-    nbytes = pool_nbytes(config.memory.kv_cache, sizes, grid, pages, dtype_of(config))
-    return KvSize(nbytes=nbytes, pages=pages, attention=attention_share(sizes, grid))
-
-
-def memory_of(config: RenderConfig, planned: Plan) -> MemoryEstimate | str:
+def memory_of(job: RenderJob) -> MemoryEstimate | str:
     """What the parts of a render take of memory, or why that cannot be told."""
     from cfgen.pipeline.memory_estimate import estimate_memory
 
     try:
-        return estimate_memory(config, planned)
+        return estimate_memory(job)
     except CheckpointError as error:
         return f"unknown: {error}" + (f"; {error.hint}" if error.hint else "")
 
 
-def show_plan(
-    console: Console, config: RenderConfig, planned: Plan, *, every_chunk: bool = False
-) -> None:
+def show_plan(console: Console, job: RenderJob, *, every_chunk: bool = False) -> None:
     """Show a plan as the result of a command."""
-    needs = estimate_disk(config, planned)
+    from cfgen.pipeline.plan import estimate_of
+
+    needs, planned = estimate_of(job), job.plan
     if console.json:
         rows = [asdict(chunk) for chunk in planned]
-        memory = _memory_data(memory_of(config, planned))
+        memory = _memory_data(memory_of(job))
         console.result("", {**plan_data(planned, needs), **memory, "table": rows})
     else:
-        console.result("\n".join(_text(config, planned, needs, every_chunk)), {})
+        console.result("\n".join(_text(job, needs, every_chunk)), {})
 
 
 def plan_data(planned: Plan, needs: Estimate) -> dict[str, object]:
@@ -168,7 +128,8 @@ def plan_data(planned: Plan, needs: Estimate) -> dict[str, object]:
     }
 
 
-def _text(config: RenderConfig, planned: Plan, needs: Estimate, every_chunk: bool) -> Iterator[str]:
+def _text(job: RenderJob, needs: Estimate, every_chunk: bool) -> Iterator[str]:
+    config, planned = job.config, job.plan
     size = size_text(config.frame_size)
     yield f"preset    {config.preset}, {size}, memory {config.memory.policy}"
     yield f"video     {count(planned.frames, 'frame')}, {planned.seconds:.3f} s"
@@ -177,7 +138,7 @@ def _text(config: RenderConfig, planned: Plan, needs: Estimate, every_chunk: boo
         yield f"{'':10}longer than the {longest:g} s that it was trained for: pictures may drift"
     for number, line in enumerate([*planned.lines(), *_speed(config)]):
         yield f"{'rounding' if number == 0 else '':10}{line}"
-    yield from _memory_words(memory_of(config, planned), config.placement)
+    yield from _memory_words(memory_of(job), config.placement)
     yield (
         f"disk      {bytes_words(needs.output_nbytes)} for the video, "
         f"{bytes_words(needs.disk_nbytes)} while it is made (estimates):"

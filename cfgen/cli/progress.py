@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import deque
 
-from cfgen.render.events import ChunkDone
+from cfgen.renderer.events import ChunkDone
+from cfgen.units import clock
 
 WINDOW_CHUNKS = 20
 """Chunks that the steady rate looks back over."""
@@ -50,10 +51,3 @@ def chunk_words(event: ChunkDone, fps: float, pace: Pace) -> str:
     if eta_s is not None:
         parts.append(f"ETA {clock(eta_s)}")
     return ", ".join(parts)
-
-
-def clock(seconds: float) -> str:
-    """Return ``0:07``, ``12:30`` or ``1:02:03``."""
-    minutes, second = divmod(round(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"

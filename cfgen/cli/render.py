@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
-import dataclasses
-import secrets
-import shutil
 import sys
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
 from cfgen.cli import options
 from cfgen.cli.console import Console
-from cfgen.cli.naming import default_name
-from cfgen.cli.plan import estimate_disk, plan_of, show_plan
-from cfgen.cli.resume import go_on
-from cfgen.cli.run_render import run_render, tell_result
+from cfgen.cli.plan import show_plan
+from cfgen.cli.run_render import run_render
 from cfgen.config.loader import Resolved, load
 from cfgen.config.schema import RenderConfig
 from cfgen.config.values import RawValue
-from cfgen.errors import BudgetError, UsageError
+from cfgen.errors import UsageError
 from cfgen.files.reading import read_stream
-from cfgen.files.writing import disk_errors
 from cfgen.pipeline.model_preset import recipe_of
-from cfgen.runs.folder import is_run, require_own
-from cfgen.timeline import Plan
-from cfgen.units import bytes_words
-from cfgen.video.output import check_output, refuse_existing, run_of, target_of
+from cfgen.pipeline.naming import completed
+from cfgen.runs.folder import is_run
+from cfgen.video.output import run_of
 
-_SPARE_DISK_NBYTES = 16_000_000
+if TYPE_CHECKING:
+    from cfgen.pipeline.job import RenderJob
 
 app = options.command_app()
 
@@ -109,8 +103,7 @@ def render(
         "snapshot.clean": "true" if clean else None,
     }
     resolved = load(flags, assignments=assignments or (), run_file=config_file, recipe=recipe_of)
-    config = _completed(resolved.config)
-    assert config.output is not None
+    config = completed(resolved.config)
     if allow_changed and not resume:
         raise UsageError("--allow-changed goes with --resume", "add --resume, or leave it out")
     if resume and resolved.config.output is None and resolved.config.seed is None:
@@ -118,25 +111,36 @@ def render(
             "--resume must know which render is meant",
             "name its video with -o, or give its --seed; `cfgen resume` finds the one in a folder",
         )
-    if resume and is_run(run_of(config.output)) and not dry_run:
-        allowed = frozenset(allow_changed or ())
-        go_on(console, run_of(config.output), asked=resolved.config, allow_changed=allowed)
-        return
-    plan = plan_of(config)
-    if not (resume and is_run(run_of(config.output))):
-        check_place(config, plan, overwrite=overwrite)
-    _tell_values(console, resolved, config)
-    if dry_run:
-        from cfgen.pipeline.memory_estimate import check
-        from cfgen.pipeline.preflight import warnings_of
+    from cfgen.pipeline import rendering
+    from cfgen.pipeline.job import RenderJob
 
-        check(config, plan)
-        for warning in warnings_of(config):
-            console.show(warning)
-        show_plan(console, config, plan, every_chunk=verbose)
+    job = RenderJob(config)
+    begun = resume and is_run(run_of(job.output))
+    if begun and not dry_run:
+        allowed = frozenset(allow_changed or ())
+        path = run_of(job.output)
+        run_render(console, rendering.go_on(path, asked=resolved.config, allow_changed=allowed))
+        return
+    if begun:
+        _tell_values(console, resolved, config)
     else:
-        finished = run_render(console, config, plan, overwrite=overwrite)
-        tell_result(console, finished, config)
+        new = rendering.begin(job, overwrite=overwrite)
+        _tell_values(console, resolved, config)
+        if not dry_run:
+            run_render(console, new)
+            return
+    _dry_run(console, job, every_chunk=verbose)
+
+
+def _dry_run(console: Console, job: RenderJob, *, every_chunk: bool) -> None:
+    """Look at everything that the render needs, and show its plan."""
+    from cfgen.pipeline.memory_estimate import check
+    from cfgen.pipeline.preflight import warnings_of
+
+    check(job)
+    for warning in warnings_of(job.config):
+        console.show(warning)
+    show_plan(console, job, every_chunk=every_chunk)
 
 
 def _prompt_text(prompt: str | None) -> str | None:
@@ -145,51 +149,6 @@ def _prompt_text(prompt: str | None) -> str | None:
         return None
     text = read_stream(sys.stdin) if prompt == "-" else prompt
     return " ".join(text.split())
-
-
-def _completed(config: RenderConfig) -> RenderConfig:
-    """Return `config` with a prompt, a seed and an output.
-
-    Raises:
-        UsageError: There is no prompt.
-    """
-    if not config.prompt.strip():
-        raise UsageError(
-            "the prompt is empty",
-            hint='say what the video shows: cfgen render "a red balloon drifts over snowy hills"',
-        )
-    seed = secrets.randbelow(2**31) if config.seed is None else config.seed
-    output = config.output or Path(default_name(config.prompt, seed))
-    if output.is_symlink():  # what it leads to is meant, and stands beside its own run folder
-        output = target_of(output)
-    return dataclasses.replace(config, seed=seed, output=output)
-
-
-def check_place(config: RenderConfig, plan: Plan, *, overwrite: bool) -> None:
-    """Refuse, before anything is loaded, an output that cannot or must not be written.
-
-    Raises:
-        UsageError: The output is no .mp4.
-        OutputRefused: It exists, or its folder is missing or not writable.
-        BudgetError: The disk is too small.
-    """
-    output = config.output
-    assert output is not None
-    check_output(output)
-    if not overwrite:
-        refuse_existing(output, run_of(output))
-    elif run_of(output).is_dir():
-        with disk_errors(run_of(output)):
-            require_own(run_of(output))
-    needed = estimate_disk(config, plan).disk_nbytes + _SPARE_DISK_NBYTES
-    free = shutil.disk_usage(output.absolute().parent).free
-    if free < needed:
-        raise BudgetError(
-            f"the disk of {output} has {bytes_words(free)} free and the render needs about "
-            f"{bytes_words(needed)}, of which {bytes_words(_SPARE_DISK_NBYTES)} are to spare",
-            hint="free some space, choose another disk with -o, or shorten --duration; a smaller "
-            "--disk-budget or --snapshot latents keeps less",
-        )
 
 
 def _tell_values(console: Console, resolved: Resolved, config: RenderConfig) -> None:

@@ -9,17 +9,13 @@ from typing import Annotated
 import typer
 
 from cfgen.cli import options
-from cfgen.cli.console import Console
-from cfgen.cli.plan import plan_of
-from cfgen.cli.run_render import run_render, tell_result
-from cfgen.config.schema import RenderConfig
-from cfgen.errors import LockHeld, SnapshotError, UsageError
-from cfgen.pipeline.run_configs import go_on_with, run_folder
-from cfgen.render.events import Finished
-from cfgen.runs.folder import LOCK, RunFolder, is_run, require_harmless
+from cfgen.cli.run_render import run_render
+from cfgen.errors import SnapshotError, UsageError
+from cfgen.pipeline.runs import run_folder
+from cfgen.runs.folder import LOCK, RunFolder, is_run
 from cfgen.runs.journal import VideoLine
 from cfgen.runs.lock import owner_of
-from cfgen.video.output import resume_command, sidecar_of
+from cfgen.video.output import resume_command
 
 app = options.command_app()
 
@@ -57,49 +53,10 @@ def resume(
     """
     console = options.console_of(ctx)
     console.configure(json=json_lines, quiet=quiet, verbose=verbose, debug=debug)
+    from cfgen.pipeline.rendering import go_on
+
     path = _the_one_here() if run is None else run_folder(run)
-    go_on(console, path, allow_changed=frozenset(allow_changed or ()))
-
-
-def go_on(
-    console: Console,
-    path: Path,
-    *,
-    asked: RenderConfig | None = None,
-    allow_changed: frozenset[str] = frozenset(),
-) -> None:
-    """Go on with the render in a run folder and show the video.
-
-    Args:
-        console: Where to show it.
-        path: The run folder.
-        asked: What the command line asks for, if it may differ from what the run is.
-        allow_changed: Names in the fingerprint that may differ.
-
-    Raises:
-        SnapshotMismatch: `asked` is another render; tells every difference.
-        CfgenError: It cannot go on.
-    """
-    require_harmless(allow_changed)
-    folder = RunFolder(path)
-    config = go_on_with(folder, asked)
-    owner = owner_of(path / LOCK)
-    if owner is not None and owner.here:
-        raise LockHeld(f"{path} is in use by {owner}", "wait until it is done, or stop it")
-    console.note(f"{path} is for {config.prompt!r}, seed {config.seed}")
-    plan, video = plan_of(config), folder.finished
-    if video is not None:
-        console.note(f"{folder.output} is finished, and whole: {video.frames} frames")
-        finished = Finished(
-            output=folder.output,
-            frames=video.frames,
-            seconds=plan.seconds,
-            elapsed_s=0.0,
-            sidecar=sidecar_of(folder.output),
-        )
-    else:
-        finished = run_render(console, config, plan, resume=True, allow_changed=allow_changed)
-    tell_result(console, finished, config)
+    run_render(console, go_on(path, allow_changed=frozenset(allow_changed or ())))
 
 
 def _the_one_here() -> Path:

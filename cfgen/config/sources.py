@@ -285,7 +285,9 @@ def read_flags(
             origin = Origin(kind="flag", where=f"--set {key}")
             entries[key] = Entry(tree=value.strip(), origin=origin)
     for key, flag_text in flags.items():
-        if flag_text is not None:
+        if flag_text is not None and key not in known:
+            problems.append(Problem(key=key, reason=unknown_key(key, known)))
+        elif flag_text is not None:
             origin = Origin(kind="flag", where=_flag_name(key))
             entries[key] = Entry(tree=flag_text, origin=origin)
     return entries

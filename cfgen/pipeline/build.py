@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from cfgen.config.schema import (
-    ModelConfig,
     RenderConfig,
     ScheduleConfig,
     digest,
@@ -24,16 +23,17 @@ from cfgen.memory.paged import PagedMemory
 from cfgen.memory.policy import Policy, pages_of
 from cfgen.model.generator import Conditioning, Generator
 from cfgen.ops.select import Ops, build_ops
-from cfgen.pipeline.device import device_of, dtype_of, resolve_auto, threads_of
+from cfgen.pipeline.device import Runtime, resolve_auto
 from cfgen.pipeline.fingerprint import arithmetic, processor, prompt_digest, versions
+from cfgen.pipeline.job import RenderJob
 from cfgen.pipeline.memory_estimate import place, wanted_of
-from cfgen.pipeline.models import LoadedModels, digests_of, encoded, load_models, text_digest
+from cfgen.pipeline.models import LoadedModels, OpenedModel
 from cfgen.pipeline.offload_plan import Offload
 from cfgen.pipeline.preflight import licence_of, warnings_of
 from cfgen.pipeline.torch_compile import compile_blocks
-from cfgen.render.events import Loaded
-from cfgen.render.run import Render
-from cfgen.render.source import FrameSource
+from cfgen.renderer.events import Loaded
+from cfgen.renderer.run import Render
+from cfgen.renderer.source import FrameSource
 from cfgen.rollout.cuda_graph import ChunkGraph
 from cfgen.rollout.loop import Guidance
 from cfgen.rollout.schedule import FewStepSchedule, KeyedNoise, Noise, ReferenceNoise
@@ -59,19 +59,20 @@ class Models:
         return 0 if self.loaded is None else self.loaded.nbytes
 
     def load(
-        self,
-        model: ModelConfig,
-        *,
-        dtype: torch.dtype,
-        device: torch.device,
-        offload: Offload,
-        compiled: bool = False,
+        self, model: OpenedModel, runtime: Runtime, *, offload: Offload, compiled: bool = False
     ) -> LoadedModels:
         """Those of a model, read again only if another was asked for before."""
-        key = (model, dtype, device, offload, compiled, *digests_of(model).items())
+        key = (
+            model.config,
+            runtime.dtype,
+            runtime.device,
+            offload,
+            compiled,
+            *model.digests.items(),
+        )
         if self.loaded is None or self.key != key:
             self.loaded = None  # both at once may be more than fits
-            loaded = load_models(model, dtype=dtype, device=device, offload=offload)
+            loaded = model.load(dtype=runtime.dtype, device=runtime.device, offload=offload)
             if compiled:
                 compile_blocks(loaded.generator)
             self.key, self.loaded = key, loaded
@@ -79,27 +80,26 @@ class Models:
 
 
 def build_render(
-    config: RenderConfig, plan: Plan, *, overwrite: bool = False, models: Models | None = None
+    job: RenderJob, *, overwrite: bool = False, models: Models | None = None
 ) -> Render:
     """Build a render: the writer first, so that a missing ffmpeg is found before any model loads.
 
     Args:
-        config: What to render.
-        plan: Its plan.
+        job: What to render.
         overwrite: Whether the video may replace a file.
         models: Where loaded models are kept from one render to the next.
 
     Raises:
         CfgenError: Something that the configuration names is missing, damaged or cannot run here.
     """
+    config, plan = job.config, job.plan
     ffmpeg = find_ffmpeg(ENCODER)
     graph_module()
     began = time.monotonic()
-    recorded = resolve_auto(config)
+    recorded = resolve_auto(config, job.runtime)
     if config.output is None or config.seed is None:
         raise ValueError("a render needs an output and a seed")
-    digests = digests_of(config.model)
-    facts = {**digests, **versions()}
+    facts = {**job.model.digests, **versions()}
     path = run_of(config.output)
     writer = VideoWriter(
         config.output,
@@ -112,12 +112,8 @@ def build_render(
         parts=path / "segments",
         replaces=overwrite,
     )
-    source = build_source(config, plan, models)
-    if digests_of(config.model) != digests:
-        raise CheckpointError(
-            f"the weights of {config.model.path} changed while they were loaded",
-            "wait until they are written, then run the command again",
-        )
+    source = build_source(job, models)
+    job.model.require_unchanged()
     writer.add_metadata({"backend": source.backend})
     return Render(
         source=source,
@@ -127,11 +123,7 @@ def build_render(
             output=config.output.name,
             overwrite=overwrite,
             config=to_mapping(recorded),
-            fingerprint={
-                **facts,
-                **_fingerprint(config, source),
-                "ffmpeg_version": ffmpeg.version,
-            },
+            fingerprint={**facts, **_fingerprint(job, source), "ffmpeg_version": ffmpeg.version},
             created=datetime.now(UTC).isoformat(timespec="seconds"),
         ),
         mode=config.snapshot.mode,
@@ -139,52 +131,46 @@ def build_render(
         clean=config.snapshot.clean,
         loaded=Loaded(
             model=config.model.path,
-            backend=_computing(config, source),
+            backend=_computing(job, source),
             seconds=time.monotonic() - began,
-            details=(*filter(None, [ffmpeg.note]), *licence_of(config), *source.told),
+            details=(*filter(None, [ffmpeg.note]), *licence_of(config), *source.notes),
         ),
         warnings=warnings_of(config),
     )
 
 
-def _computing(config: RenderConfig, source: FrameSource) -> str:
+def _computing(job: RenderJob, source: FrameSource) -> str:
     """What frames are computed with, for the line that tells of the loaded model."""
-    dtype, kept = str(dtype_of(config)).removeprefix("torch."), config.memory.kv_cache
+    dtype = str(job.runtime.dtype).removeprefix("torch.")
+    kept = job.config.memory.kv_cache
     cache = "" if kept == "auto" else f", KV cache in {kept}"
-    return f"{source.backend} on {device_of(config)}, {dtype}{cache}"
+    return f"{source.backend} on {job.runtime.device}, {dtype}{cache}"
 
 
-def _fingerprint(config: RenderConfig, source: FrameSource) -> dict[str, str]:
+def _fingerprint(job: RenderJob, source: FrameSource) -> dict[str, str]:
     """What fixes the frames besides weights and versions, by name."""
-    device = device_of(config)
     return {
-        "text_sha256": text_digest(config.model),
+        "text_sha256": job.model.text_digest,
         "prompt_sha256": prompt_digest(source.conditioning, source.guidance),
-        "processor": processor(device),
-        "arithmetic": arithmetic(device, dtype_of(config)),
+        "processor": processor(job.runtime.device),
+        "arithmetic": arithmetic(job.runtime.device, job.runtime.dtype),
         "backend": source.backend,
     }
 
 
-def build_source(config: RenderConfig, plan: Plan, models: Models | None = None) -> FrameSource:
+def build_source(job: RenderJob, models: Models | None = None) -> FrameSource:
     """Load a model and put together all that makes frames. Pins the threads of this process.
 
     Raises:
         CfgenError: The model is missing, damaged or of other sizes, or the memory does not fit.
     """
-    torch.set_num_threads(threads_of(config))
-    device, dtype = device_of(config), dtype_of(config)
+    config, runtime, plan = job.config, job.runtime, job.plan
+    torch.set_num_threads(runtime.threads)
     models = models or Models()
-    placement = place(config, plan, held=models.nbytes)
+    placement = place(job, held=models.nbytes)
     # first: the encoder is freed before the model comes
-    text = encoded(config.model, prompts_of(config))
-    loaded = models.load(
-        config.model,
-        dtype=dtype,
-        device=device,
-        offload=placement.offload,
-        compiled=config.compile,
-    )
+    text = job.model.embed(prompts_of(config))
+    loaded = models.load(job.model, runtime, offload=placement.offload, compiled=config.compile)
     generator, vae = loaded.generator, loaded.decoder
     if (width := text[config.prompt].shape[-1]) != generator.geometry.text_dim:
         raise CheckpointError(
@@ -192,7 +178,7 @@ def build_source(config: RenderConfig, plan: Plan, models: Models | None = None)
             f"{generator.geometry.text_dim}",
             "use files that belong together",
         )
-    ops = build_ops(config.backend, wanted_of(config, generator.geometry))
+    ops = build_ops(config.backend, wanted_of(config, runtime, generator.geometry))
     generator.compute_with(ops)
     conditioning, guidance = read_prompt(config, generator, text)
     return FrameSource(
@@ -202,7 +188,7 @@ def build_source(config: RenderConfig, plan: Plan, models: Models | None = None)
             generator,
             plan,
             ops,
-            dtype=dtype,
+            dtype=runtime.dtype,
             offload=placement.offload,
         ),
         schedule=build_schedule(config.schedule),
@@ -212,14 +198,14 @@ def build_source(config: RenderConfig, plan: Plan, models: Models | None = None)
         plan=plan,
         guidance=guidance,
         backend=f"{ops.name}, compiled" if config.compile else ops.name,
-        capture=ChunkGraph if captures(config, ops, placement.offload) else None,
-        told=(*loaded.told, placement.why),
+        capture=ChunkGraph if captures(config, runtime, ops, placement.offload) else None,
+        notes=(*loaded.notes, placement.why),
     )
 
 
-def captures(config: RenderConfig, ops: Ops, offload: Offload) -> bool:
+def captures(config: RenderConfig, runtime: Runtime, ops: Ops, offload: Offload) -> bool:
     """Whether a chunk can be one CUDA graph: on a GPU, where nothing waits for the host."""
-    on_gpu = device_of(config).type == "cuda" and ops.name == "triton"
+    on_gpu = runtime.device.type == "cuda" and ops.name == "triton"
     return config.cuda_graph and on_gpu and offload == "none"
 
 
@@ -229,16 +215,15 @@ def prompts_of(config: RenderConfig) -> list[str]:
 
 
 def read_prompt(
-    config: RenderConfig, generator: Generator, text: Mapping[str, Tensor] | None = None
+    config: RenderConfig, generator: Generator, text: Mapping[str, Tensor]
 ) -> tuple[Conditioning, Guidance | None]:
     """A render's prompt as the layers of a generator read it, and without it for guidance.
 
     Args:
         config: The render.
         generator: Its generator.
-        text: What `encoded` gives; worked out if None.
+        text: What `OpenedModel.embed` gives.
     """
-    text = text or encoded(config.model, prompts_of(config))
     with torch.inference_mode():
         read = {p: generator.condition(text[p].to(generator.device)) for p in prompts_of(config)}
     scale = config.schedule.guidance

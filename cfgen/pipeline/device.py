@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -15,40 +16,57 @@ MOST_THREADS = 8
 """CPU threads by default, at most: what fixes the pixels should differ little between machines."""
 
 
-def resolve_auto(config: RenderConfig) -> RenderConfig:
-    """The configuration with what `auto` and None mean on this machine, its device by kind."""
-    dtype: Literal["float32", "bfloat16"] = (
-        "bfloat16" if dtype_of(config) is torch.bfloat16 else "float32"
-    )
-    kind = device_of(config).type
-    return dataclasses.replace(config, device=kind, dtype=dtype, threads=threads_of(config))
+@dataclass(frozen=True, slots=True)
+class Runtime:
+    """What computes a render.
 
-
-def device_of(config: RenderConfig) -> torch.device:
-    """The device of a render.
-
-    Raises:
-        SetupError: A CUDA device is asked for and there is none.
+    Attributes:
+        device: Where.
+        dtype: Number type of matrices.
+        threads: CPU threads.
     """
-    if config.device == "auto":
+
+    device: torch.device
+    dtype: torch.dtype
+    threads: int
+
+    @classmethod
+    def of(cls, config: RenderConfig) -> Runtime:
+        """What a configuration asks for; `auto` and None are settled for this machine.
+
+        Raises:
+            SetupError: A CUDA device is asked for and there is none.
+        """
+        device = _device(config.device)
+        threads = config.threads or min(MOST_THREADS, usable_cores())
+        return cls(device, _dtype(config.dtype, device), threads)
+
+
+def resolve_auto(config: RenderConfig, runtime: Runtime) -> RenderConfig:
+    """The configuration with what it came to on this machine, the device by its kind."""
+    dtype: Literal["float32", "bfloat16"] = (
+        "bfloat16" if runtime.dtype is torch.bfloat16 else "float32"
+    )
+    return dataclasses.replace(
+        config, device=runtime.device.type, dtype=dtype, threads=runtime.threads
+    )
+
+
+def _device(asked: str) -> torch.device:
+    if asked == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if config.device != "cpu" and not torch.cuda.is_available():
+    if asked != "cpu" and not torch.cuda.is_available():
         raise SetupError(
-            f"device {config.device} is not there: torch sees no CUDA GPU", "use --set device=cpu"
+            f"device {asked} is not there: torch sees no CUDA GPU", "use --set device=cpu"
         )
-    return torch.device(config.device)
+    return torch.device(asked)
 
 
-def threads_of(config: RenderConfig) -> int:
-    """CPU threads of a render: what is asked for, else one a usable core, up to `MOST_THREADS`."""
-    return config.threads or min(MOST_THREADS, usable_cores())
-
-
-def dtype_of(config: RenderConfig) -> torch.dtype:
-    """The number type of matrices: what is asked for, else bfloat16 where the device has it."""
-    if config.dtype == "auto":
-        native = device_of(config).type == "cuda" or (
+def _dtype(asked: str, device: torch.device) -> torch.dtype:
+    """What is asked for, else bfloat16 where the device has it."""
+    if asked == "auto":
+        native = device.type == "cuda" or (
             torch._C._has_mkldnn and torch.ops.mkldnn._is_mkldnn_bf16_supported()
         )
         return torch.bfloat16 if native else torch.float32
-    return torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
+    return torch.bfloat16 if asked == "bfloat16" else torch.float32

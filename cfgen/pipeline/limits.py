@@ -11,6 +11,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from cfgen.config.schema import RenderConfig
+from cfgen.config.values import size_text
 from cfgen.files.reading import read_text
 
 CGROUPS = Path("/sys/fs/cgroup")
@@ -83,3 +85,18 @@ def _words(file: Path, count: int) -> list[int | None]:
         words = []
     found = [int(word) if word.lstrip("-").isdigit() else None for word in words[:count]]
     return found + [None] * (count - len(found))
+
+
+def what_fits(config: RenderConfig) -> str:
+    """What a render takes less memory with, of what it does not do already, as a hint."""
+    ways = []
+    if config.device != "cpu" and config.placement.offload in ("auto", "none"):
+        ways.append("--offload all (on a GPU)")
+    if config.memory.GROWS:
+        ways.append("--memory slow_fast, whose cache does not grow")
+    if config.memory.kv_cache == "auto":
+        ways.append("--kv-cache int8")
+    smallest = min(config.model.sizes, key=math.prod)
+    if math.prod(smallest) < math.prod(config.frame_size):
+        ways.append(f"--size {size_text(smallest)}")
+    return f"close other programs, or choose {', '.join(ways) or 'smaller weights'}"

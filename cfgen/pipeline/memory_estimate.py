@@ -11,12 +11,10 @@ import math
 import torch
 
 from cfgen.checkpoint.formats.open import open_container
-from cfgen.checkpoint.lora.apply import open_lora
 from cfgen.checkpoint.networks.fill import MATRICES, config_of, held_nbytes
 from cfgen.checkpoint.networks.geometry import vae_stride
 from cfgen.checkpoint.networks.network import Network
-from cfgen.checkpoint.networks.text_encoder import find_text_encoder, open_text_encoder
-from cfgen.checkpoint.networks.vae import open_vae, tiny_sizes
+from cfgen.checkpoint.networks.vae import tiny_sizes
 from cfgen.config.schema import ModelConfig, RenderConfig
 from cfgen.errors import BudgetError, CheckpointError, SetupError, UsageError
 from cfgen.memory.page_pool import page_dtypes
@@ -25,9 +23,10 @@ from cfgen.model.generator import WanConfig
 from cfgen.model.vae import LATENT_MEAN, SPATIAL_STRIDE
 from cfgen.ops.select import build_ops
 from cfgen.ops.triton_backend import Request
-from cfgen.pipeline.device import device_of, dtype_of
+from cfgen.pipeline.device import Runtime
+from cfgen.pipeline.job import RenderJob
 from cfgen.pipeline.limits import free_memory
-from cfgen.pipeline.models import files_of, generator_of, loras_of, sizes_in
+from cfgen.pipeline.models import OpenedModel
 from cfgen.pipeline.offload_plan import PROGRAM, MemoryEstimate, Placement, choose, table
 from cfgen.timeline import Plan
 
@@ -73,34 +72,32 @@ def pool_nbytes(
     return numbers + sizes.num_layers * pages * beside * torch.float32.itemsize
 
 
-def wanted_of(config: RenderConfig, sizes: WanConfig) -> Request:
+def wanted_of(config: RenderConfig, runtime: Runtime, sizes: WanConfig) -> Request:
     """What a render asks of a backend."""
-    dtype = dtype_of(config)
-    keys, values = page_dtypes(config.memory.kv_cache, dtype)
-    return Request(device_of(config), dtype, sizes.head_dim, keys, values)
+    keys, values = page_dtypes(config.memory.kv_cache, runtime.dtype)
+    return Request(runtime.device, runtime.dtype, sizes.head_dim, keys, values)
 
 
-def estimate_memory(config: RenderConfig, plan: Plan) -> MemoryEstimate:
+def estimate_memory(job: RenderJob) -> MemoryEstimate:
     """What each part of a render takes.
 
     Raises:
         CheckpointError: A file is nowhere, damaged or not what it should be.
     """
-    model, dtype = config.model, dtype_of(config)
-    network = generator_of(model)
-    sizes = sizes_in(network)
+    config, plan, model, dtype = job.config, job.plan, job.model, job.runtime.dtype
+    network, sizes = model.generator, model.geometry
     geometry = plan.geometry
     grid = sizes.grid(geometry.latent_height, geometry.latent_width)
     _require_same_latents(network, sizes, plan)
     _require_patches(sizes, plan)
     pages = pages_of(config.memory, plan.latent_frames)
-    weights = _generator(network, model, dtype)
+    weights = _generator(network, config.model, dtype)
     blocks = {name: n for name, n in weights.items() if MATRICES.fullmatch(name)}
-    text, widest = _text_encoder(model)
-    vae, decode = _vae(model, dtype, geometry.width * geometry.height, config)
+    text, widest = _text_encoder(model.text_encoder)
+    vae, decode = _vae(model.vae, dtype, plan)
     full = kv_nbytes(sizes, grid, pages, dtype)
     kv = pool_nbytes(config.memory.kv_cache, sizes, grid, pages, dtype)
-    rotates = build_ops(config.backend, wanted_of(config, sizes)).pages is None
+    rotates = build_ops(config.backend, wanted_of(config, job.runtime, sizes)).pages is None
     held = kv_nbytes(sizes, grid, config.memory.capacity(plan.latent_frames), dtype)
     held = held if kv == full else held // sizes.num_layers
     return MemoryEstimate(
@@ -116,7 +113,7 @@ def estimate_memory(config: RenderConfig, plan: Plan) -> MemoryEstimate:
         decode=decode,
         text=text,
         encode=4 * widest,
-        adapters=_adapters(network, model, dtype),
+        adapters=_adapters(model, dtype),
     )
 
 
@@ -163,23 +160,22 @@ def _require_patches(sizes: WanConfig, plan: Plan) -> None:
         )
 
 
-def place(config: RenderConfig, plan: Plan, *, held: int = 0) -> Placement:
+def place(job: RenderJob, *, held: int = 0) -> Placement:
     """Where the weights of a render wait.
 
     Args:
-        config: The render.
-        plan: Its plan.
+        job: The render.
         held: Bytes of weights of the render before, which go or are used again.
 
     Raises:
         BudgetError: It does not fit.
         SetupError: There is no GPU that weights could wait for.
     """
-    device, asked = device_of(config), config.placement
+    device, asked = job.runtime.device, job.config.placement
     if device.type == "cuda":
         free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
         budget = free if asked.vram is None else min(asked.vram, free)
-        sizes = estimate_memory(config, plan)
+        sizes = estimate_memory(job)
         chosen = choose(sizes, asked=asked.offload, budget=budget)
         _require_main_memory(sizes.ram_beside_gpu(chosen.offload), sizes, held)
         return chosen
@@ -189,22 +185,19 @@ def place(config: RenderConfig, plan: Plan, *, held: int = 0) -> Placement:
             "to be gained by them",
             "leave them out; `cfgen plan` tells how much memory the render takes",
         )
-    sizes = estimate_memory(config, plan)
+    sizes = estimate_memory(job)
     _require_main_memory(sizes.ram_on_cpu, sizes, held)
     return Placement("none", f"about {sizes.ram_on_cpu / 1e9:.1f} GB of memory at most")
 
 
-def check(config: RenderConfig, plan: Plan) -> None:
+def check(job: RenderJob) -> None:
     """Look at everything that a render needs of its model, without reading weights.
 
     Raises:
         CfgenError: Something stands in the way of it.
     """
-    place(config, plan)
-    files = files_of(config.model)
-    find_text_encoder(files.text_encoder, files.tokenizer)
-    for lora in loras_of(config.model):
-        open_lora(lora.path, alpha=config.model.lora_alpha, prefer=config.model.prefer)
+    place(job)
+    _ = job.model.text_files, job.model.loras  # which opens them
 
 
 def _require_main_memory(needed: int, sizes: MemoryEstimate, held: int) -> None:
@@ -235,12 +228,12 @@ def _generator(network: Network, model: ModelConfig, dtype: torch.dtype) -> dict
     )
 
 
-def _adapters(network: Network, model: ModelConfig, dtype: torch.dtype) -> int:
+def _adapters(model: OpenedModel, dtype: torch.dtype) -> int:
     """Bytes of the LoRAs that cannot be merged, because the weights stay quantized."""
-    quantized = any(layer.is_quantized for layer in network.layers.values())
-    if model.quantized == "expand" or not quantized:
+    quantized = any(layer.is_quantized for layer in model.generator.layers.values())
+    if model.config.quantized == "expand" or not quantized:
         return 0
-    files = [open_container(lora.path) for lora in loras_of(model)]
+    files = [open_container(lora.path) for lora in model.lora_files]
     shapes = [entry.shape for file in files for entry in file.entries.values()]
     return sum(math.prod(shape) for shape in shapes) * dtype.itemsize
 
@@ -255,23 +248,20 @@ def _forward(sizes: WanConfig, tokens: int, frames: int, dtype: torch.dtype) -> 
     return stream + max(attention, inner) + weight
 
 
-def _text_encoder(model: ModelConfig) -> tuple[int, int]:
+def _text_encoder(network: Network) -> tuple[int, int]:
     """Bytes of the text encoder as it is held, and of its largest matrix in float32."""
-    network = open_text_encoder(files_of(model).text_encoder)
     held = held_nbytes(network, dtype_of=lambda _name: torch.bfloat16, expand=False)
     tables = [math.prod(s) for n, s in network.shapes.items() if "block" in n]
     return sum(held.values()), 4 * max(tables, default=0)
 
 
-def _vae(
-    model: ModelConfig, dtype: torch.dtype, pixels: int, config: RenderConfig
-) -> tuple[int, int]:
+def _vae(network: Network, dtype: torch.dtype, plan: Plan) -> tuple[int, int]:
     """Bytes of the autoencoder's weights, and the most that decoding a chunk takes."""
-    network = open_vae(files_of(model).vae)
+    pixels = plan.geometry.width * plan.geometry.height
     weights = sum(math.prod(shape) for shape in network.shapes.values()) * dtype.itemsize
     if "decoder.22.bias" in network.shapes:
         width = network.shapes["decoder.22.weight"][1]
-        frames = 4 * config.model.chunk_latent_frames
+        frames = 4 * plan.geometry.chunk_latent_frames
         points = pixels // tiny_sizes(network)[1] ** 2
         return weights, TINY_MAPS * frames * width * points * dtype.itemsize
     share = network.shapes["decoder.conv_out.weight"][1] / 96

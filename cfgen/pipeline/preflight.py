@@ -1,14 +1,24 @@
-"""What a user should know of a render before it begins: licences, limits, unknown words."""
+"""Before a render begins: what cannot be is refused; licences, limits, unknown words are told."""
 
 from __future__ import annotations
 
 import re
+import shutil
 
 from cfgen.checkpoint.formats.base import read_json
 from cfgen.config.presets import locate_model
 from cfgen.config.schema import RenderConfig
-from cfgen.errors import CheckpointError
-from cfgen.render.events import Warned
+from cfgen.errors import BudgetError, CheckpointError
+from cfgen.files.writing import disk_errors
+from cfgen.pipeline.job import RenderJob
+from cfgen.pipeline.plan import estimate_of
+from cfgen.renderer.events import Warned
+from cfgen.runs.folder import require_own
+from cfgen.units import bytes_words
+from cfgen.video.output import check_output, refuse_existing, run_of
+
+SPARE_DISK_NBYTES = 16_000_000
+"""Bytes of disk that must be left over."""
 
 _WORD = re.compile(r"[^\W\d_]+")
 _WORDS_NAMED = 8
@@ -78,3 +88,29 @@ def _understood(prompt: str, strange: set[str]) -> str:
     kept = _WORD.sub(lambda found: "…" if found[0].lower() in strange else found[0], prompt)
     kept = re.sub(r"…(?:[\s\W]*…)+", "…", kept).strip()
     return kept if len(kept) <= _LONGEST else f"{kept[:_LONGEST].rsplit(maxsplit=1)[0]} …"
+
+
+def check_place(job: RenderJob, *, overwrite: bool) -> None:
+    """Refuse, before anything is loaded, an output that cannot or must not be written.
+
+    Raises:
+        UsageError: The output is no .mp4.
+        OutputRefused: It exists, or its folder is missing or not writable.
+        BudgetError: The disk is too small.
+    """
+    output = job.output
+    check_output(output)
+    if not overwrite:
+        refuse_existing(output, run_of(output))
+    elif run_of(output).is_dir():
+        with disk_errors(run_of(output)):
+            require_own(run_of(output))
+    needed = estimate_of(job).disk_nbytes + SPARE_DISK_NBYTES
+    free = shutil.disk_usage(output.absolute().parent).free
+    if free < needed:
+        raise BudgetError(
+            f"the disk of {output} has {bytes_words(free)} free and the render needs about "
+            f"{bytes_words(needed)}, of which {bytes_words(SPARE_DISK_NBYTES)} are to spare",
+            hint="free some space, choose another disk with -o, or shorten --duration; a smaller "
+            "--disk-budget or --snapshot latents keeps less",
+        )

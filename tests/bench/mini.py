@@ -85,10 +85,10 @@ class Source:
 
 def model_source(preset: str, assignments: list[str]) -> Source:
     """cfgen's own pipeline, without the video file."""
-    from cfgen.cli.plan import plan_of
     from cfgen.config.loader import load
     from cfgen.config.schema import RenderConfig, digest
     from cfgen.pipeline.build import build_source
+    from cfgen.pipeline.job import RenderJob
     from cfgen.pipeline.models import digests_of, files_of, text_digest
 
     def configured(prompt: str, duration_s: float, seed: int) -> RenderConfig:
@@ -103,7 +103,7 @@ def model_source(preset: str, assignments: list[str]) -> Source:
 
     def frames(clip: Clip, duration_s: float) -> Iterator[Frames]:
         config = configured(clip.prompt, duration_s, clip.seed)
-        for _, _, made in build_source(config, plan_of(config)).chunks():
+        for _, _, made in build_source(RenderJob(config)).chunks():
             yield made
 
     config = configured("a prompt", 1, 0)

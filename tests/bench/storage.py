@@ -34,11 +34,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from cfgen.cli.plan import plan_of
 from cfgen.config.loader import load
 from cfgen.config.schema import RenderConfig
 from cfgen.pipeline.build import Models, build_source
-from cfgen.render.source import FrameSource
+from cfgen.pipeline.job import RenderJob
+from cfgen.renderer.source import FrameSource
 from cfgen.rollout.loop import Chunk
 from cfgen.timeline import ChunkPlan
 
@@ -83,7 +83,7 @@ def configured(seed: int, **values: object) -> RenderConfig:
 
 def render(config: RenderConfig, models: Models, before: list[Tensor] | None = None) -> Clip:
     """Make a film, without the video file; each chunk after the chunks `before`, if given."""
-    source = build_source(config, plan_of(config), models)
+    source = build_source(config, RenderJob(config).plan, models)
     began = time.perf_counter()
     chunks = source.chunks() if before is None else forced(source, before)
     parts = [(plan.frame_start, chunk.latents, frames) for plan, chunk, frames in chunks]

@@ -18,11 +18,11 @@ from pathlib import Path
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from cfgen.cli.plan import plan_of
 from cfgen.config.loader import load
 from cfgen.config.schema import SlowFastMemory
 from cfgen.kernels.pages import ADMITTED_NOW, CAN_ADMIT
 from cfgen.pipeline.build import build_source
+from cfgen.pipeline.job import RenderJob
 from cfgen.train.captions import caption
 from cfgen.train.world import sample_film
 
@@ -66,7 +66,7 @@ def note_film(seed: int, duration: str, assignments: list[str]) -> tuple[Notes, 
     memory = config.memory
     if not isinstance(memory, SlowFastMemory) or memory.variant != "cfgen":
         sys.exit("only variant cfgen of slow_fast compares with the last admitted key frame")
-    film = build_source(config, plan_of(config))
+    film = build_source(RenderJob(config))
     notes = Notes(film.memory.admit, film.generator.geometry.num_layers)
     film.memory.admit = notes
     for _ in film.make(range(film.plan.chunks)):

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import sys
-import types
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,8 +13,8 @@ from typer.testing import CliRunner, Result
 from cfgen.cli.app import app
 from cfgen.config import presets as catalog
 from cfgen.config.schema import RenderConfig
-from cfgen.render.events import ChunkDone, Encoded, Event, Finished, Loaded, Warned
-from cfgen.timeline import Plan
+from cfgen.pipeline.job import RenderJob
+from cfgen.renderer.events import ChunkDone, Encoded, Event, Finished, Loaded, Warned
 from cfgen.video.output import sidecar_of
 
 PRESET = """\
@@ -47,11 +45,9 @@ class FakeBuild:
     fails_with: BaseException | None = None
     warns: bool = False
 
-    def build_render(
-        self, config: RenderConfig, plan: Plan, *, overwrite: bool = False
-    ) -> FakeBuild:
-        self.configs.append(config)
-        self._plan = plan
+    def build_render(self, job: RenderJob, **_: object) -> FakeBuild:
+        self.configs.append(job.config)
+        self._plan = job.plan
         return self
 
     def stop(self, why: str, *, exit_code: int) -> None:
@@ -88,11 +84,9 @@ class FakeBuild:
 
 @pytest.fixture
 def build(monkeypatch: pytest.MonkeyPatch) -> FakeBuild:
-    """Put a `FakeBuild` in the place of `cfgen.pipeline.build`."""
+    """Put a `FakeBuild` in the place of what loads models."""
     fake = FakeBuild()
-    module = types.ModuleType("cfgen.pipeline.build")
-    vars(module)["build_render"] = fake.build_render
-    monkeypatch.setitem(sys.modules, "cfgen.pipeline.build", module)
+    monkeypatch.setattr("cfgen.pipeline.rendering.build_render", fake.build_render)
     return fake
 
 

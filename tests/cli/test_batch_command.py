@@ -16,7 +16,7 @@ NAMES = [f"clip-{i}" for i in range(10)]
 CLUMSY = """\
 import os, sys
 from pathlib import Path
-from cfgen.render.source import FrameSource
+from cfgen.renderer.source import FrameSource
 from cfgen.cli.app import main
 
 decoding = FrameSource.decoding

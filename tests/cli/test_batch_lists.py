@@ -15,9 +15,7 @@ from tests.config.test_queues import FORMS, PROMPTS
 def test_a_list_of_another_project_passes_a_dry_run(
     cfgen: Callable[..., Result], monkeypatch: pytest.MonkeyPatch, label: str
 ) -> None:
-    monkeypatch.setattr(
-        "cfgen.pipeline.memory_estimate.check", lambda config, plan: None
-    )  # the model is not at issue
+    monkeypatch.setattr("cfgen.pipeline.batch.check", lambda job: None)  # the model is not at issue
     Path(label).write_bytes(FORMS[label].encode())
     result = cfgen("batch", label, "--dry-run")
     assert result.exit_code == 0, result.output[-2000:]

@@ -26,7 +26,7 @@ from cfgen.errors import NotFinite
 from cfgen.model.generator import WanConfig
 from cfgen.model.wan_vae import WanAutoencoder
 from cfgen.ops import select
-from cfgen.render.source import FrameSource
+from cfgen.renderer.source import FrameSource
 from tests.conftest import ROOT
 
 Run = Callable[..., Result]

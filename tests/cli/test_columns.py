@@ -8,7 +8,7 @@ import pytest
 from rich.cells import cell_len
 
 from cfgen.cli.columns import aligned, cells, cut, labelled, padded, wrapped
-from cfgen.cli.naming import slug
+from cfgen.pipeline.naming import slug
 
 TEXTS = {
     "plain": ("kite", 4),

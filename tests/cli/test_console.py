@@ -8,7 +8,7 @@ import pytest
 
 from cfgen.cli.console import Console
 from cfgen.errors import UsageError
-from cfgen.render.events import ChunkDone, Finished, Warned
+from cfgen.renderer.events import ChunkDone, Finished, Warned
 
 
 class Terminal(io.StringIO):

@@ -14,7 +14,7 @@ from cfgen.cli.app import app
 from cfgen.cli.console import Console
 from cfgen.errors import UsageError
 from cfgen.plain_text import printable
-from cfgen.render.events import ChunkDone, Loaded, Warned
+from cfgen.renderer.events import ChunkDone, Loaded, Warned
 
 ORDERS = {
     "colour": "\x1b[35m",

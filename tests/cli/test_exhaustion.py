@@ -110,7 +110,7 @@ def test_every_command_ends_with_it(
     def fails(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr("cfgen.cli.plan.plan_of", fails)
+    monkeypatch.setattr("cfgen.pipeline.job.plan_of", fails)
     result = cfgen("plan", "--duration", "3s")
     assert result.exit_code == 3
     assert "memory ran out" in result.stderr

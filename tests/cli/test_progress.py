@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cfgen.cli.naming import MAX_SLUG_BYTES, default_name, slug
 from cfgen.cli.progress import WINDOW_CHUNKS, Pace, clock
+from cfgen.pipeline.naming import MAX_SLUG_BYTES, default_name, slug
 from cfgen.units import bytes_words
 
 

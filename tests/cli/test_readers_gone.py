@@ -14,7 +14,7 @@ from typer.testing import Result
 from cfgen.cli.console import Console, write
 from cfgen.errors import PrintError, UsageError
 from cfgen.files.writing import json_bytes
-from cfgen.render.events import ChunkDone, Warned
+from cfgen.renderer.events import ChunkDone, Warned
 from cfgen.runs.records import read_mapping
 from tests.cli.conftest import FakeBuild
 

@@ -69,7 +69,7 @@ def test_a_signal_while_loading_is_told_whatever_it_became(
             raise becomes
         raise AssertionError("no signal came")
 
-    monkeypatch.setattr(sys.modules["cfgen.pipeline.build"], "build_render", loads)
+    monkeypatch.setattr("cfgen.pipeline.rendering.build_render", loads)
     signals.heed()
     result = cfgen(*RENDER)
     assert result.exit_code == exit_code, result.output
@@ -93,7 +93,7 @@ def test_a_signal_that_a_library_swallowed_stops_before_the_first_chunk(
             send(number)
         return built(*given, **named)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(sys.modules["cfgen.pipeline.build"], "build_render", loads)
+    monkeypatch.setattr("cfgen.pipeline.rendering.build_render", loads)
     signals.heed()
     result = cfgen(*RENDER)
     assert (result.exit_code, Path("a.mp4").exists()) == (exit_code, False)

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cfgen.cli.naming import slug
 from cfgen.config.batch_list import Clip, clip_seed, read_list
 from cfgen.errors import CheckpointError, PresetError
+from cfgen.pipeline.naming import slug
 
 FOLDER = Path("videos")
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from cfgen.cli.naming import slug
 from cfgen.config.batch_list import NAME_NBYTES, Clip, read_list
 from cfgen.errors import PresetError
+from cfgen.pipeline.naming import slug
 
 LONG = [
     "A stylish woman walks down a Tokyo street filled with warm glowing neon and animated city "

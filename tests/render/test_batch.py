@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from cfgen.errors import BudgetError, CheckpointError, Halt, Interrupted, WriterError
-from cfgen.render.batch import Batch, ClipBegun, ClipEnded, Item, Waiting
-from cfgen.render.events import Event, Finished
+from cfgen.renderer.batch import Batch, ClipBegun, ClipEnded, Item, Waiting
+from cfgen.renderer.events import Event, Finished
 from cfgen.runs.lock import Lock
 from tests.render.test_lock import elsewhere
 
@@ -201,7 +201,7 @@ def test_a_clip_is_done_as_soon_as_its_video_is(fake: Fake) -> None:
 def test_a_clip_whose_run_somebody_works_on_by_hand_is_left_to_them(
     fake: Fake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cfgen.render.batch.POLL_S", 0.1)
+    monkeypatch.setattr("cfgen.renderer.batch.POLL_S", 0.1)
     (fake.folder / "a.cfgen").mkdir()
     held = Lock(fake.folder / "a.cfgen" / "lock")
     held.acquire()
@@ -218,8 +218,8 @@ def test_a_clip_whose_run_somebody_works_on_by_hand_is_left_to_them(
 def test_a_lock_that_cannot_be_read_is_taken_after_a_while(
     fake: Fake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cfgen.render.batch.PATIENCE_S", 0.3)
-    monkeypatch.setattr("cfgen.render.batch.POLL_S", 0.1)
+    monkeypatch.setattr("cfgen.renderer.batch.PATIENCE_S", 0.3)
+    monkeypatch.setattr("cfgen.renderer.batch.POLL_S", 0.1)
     (fake.folder / "state").mkdir()
     (fake.folder / "state" / "a.lock").write_bytes(b"")
     list(fake.batch("a").run())
@@ -266,8 +266,8 @@ def test_a_damaged_state_counts_as_none(fake: Fake, content: str) -> None:
 def test_a_clip_of_a_living_process_is_left_alone_and_waited_for(
     fake: Fake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cfgen.render.batch.PATIENCE_S", 0.5)
-    monkeypatch.setattr("cfgen.render.batch.POLL_S", 0.1)
+    monkeypatch.setattr("cfgen.renderer.batch.PATIENCE_S", 0.5)
+    monkeypatch.setattr("cfgen.renderer.batch.POLL_S", 0.1)
     (fake.folder / "state").mkdir()
     lock = fake.folder / "state" / "a.lock"
     elsewhere(lock)
@@ -302,8 +302,8 @@ def test_a_suspended_owner_of_this_machine_keeps_its_clip(
     fake: Fake, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
     """Its process is there, so that no silence makes it dead; nothing is begun beside it."""
-    monkeypatch.setattr("cfgen.render.batch.PATIENCE_S", 0.05)
-    monkeypatch.setattr("cfgen.render.batch.POLL_S", 0.02)
+    monkeypatch.setattr("cfgen.renderer.batch.PATIENCE_S", 0.05)
+    monkeypatch.setattr("cfgen.renderer.batch.POLL_S", 0.02)
     (fake.folder / place).parent.mkdir(parents=True)
     held = Lock(fake.folder / place, beat_s=999.0)
     held.acquire()

@@ -13,9 +13,9 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from cfgen.cli.app import app
-from cfgen.cli.plan import plan_of
 from cfgen.config.loader import from_mapping, load
 from cfgen.pipeline.build import build_source
+from cfgen.pipeline.job import RenderJob
 from cfgen.runs.folder import RunFolder
 from cfgen.runs.journal import ChunkLine
 from cfgen.timeline import KEPT_SNAPSHOTS, Plan
@@ -46,7 +46,7 @@ def spliced(
     def source(prompt: str, seed: str):
         values = {"prompt": prompt, "seed": seed, "duration": duration, "output": "x.mp4"}
         config = load(values, assignments=settings).config
-        return build_source(config, plan_of(config))
+        return build_source(RenderJob(config))
 
     first, second = source(PROMPT, "3"), source(prompt, seed)
     second = replace(second, memory=first.memory)
@@ -67,7 +67,7 @@ def digest_of(video: Path) -> str:
 
 
 def plan_of_film(made: Film) -> Plan:
-    return plan_of(from_mapping(RunFolder(made.run).record.config, label="run"))
+    return RenderJob(from_mapping(RunFolder(made.run).record.config, label="run")).plan
 
 
 @pytest.mark.parametrize("memory", ["full", "window-relative", "release", "cfgen"])
@@ -149,7 +149,7 @@ def test_a_branch_of_the_same_settings_is_the_same_film_and_may_be_longer(
     assert result.exit_code == 0, result.stderr
     values = {"prompt": PROMPT, "seed": "3", "duration": "8s", "output": "x.mp4"}
     config = load(values, assignments=parent.settings).config
-    frames = [frames for _, _, frames in build_source(config, plan_of(config)).chunks()]
+    frames = [frames for _, _, frames in build_source(RenderJob(config)).chunks()]
     assert digest_of(Path("l.mp4")) == chain_frames(np.concatenate(frames))
     assert "parts" not in sidecar(Path("l.mp4"))["metadata"]
 
@@ -282,9 +282,9 @@ def test_a_branch_does_not_replace_a_render_that_began_meanwhile(
     parent, other = film(), film()
     parent.whole()
     other.until(5)
-    import cfgen.cli.branch as module
-
-    monkeypatch.setattr(module, "check_place", lambda *_, **__: None)  # it was free then
+    monkeypatch.setattr(
+        "cfgen.pipeline.branch.check_place", lambda *_, **__: None
+    )  # it was free then
     target = str(other.output)
     refused = command("branch", str(parent.run), "--at", "3s", "--seed", "9", "-o", target)
     assert refused.exit_code == 3

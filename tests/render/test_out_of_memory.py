@@ -12,8 +12,8 @@ from torch import Tensor
 from cfgen.errors import BudgetError
 from cfgen.model.tiled import SMALLEST
 from cfgen.model.vae import State, TinyAutoencoder
-from cfgen.render.events import Event, Warned
-from cfgen.render.source import FrameSource, PendingFrames
+from cfgen.renderer.events import Event, Warned
+from cfgen.renderer.source import FrameSource, PendingFrames
 from cfgen.rollout.loop import Chunk
 from cfgen.runs.folder import RunFolder
 from cfgen.runs.journal import ChunkLine

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cfgen.errors import UsageError
-from cfgen.timeline import TIMED_PAGES, KvSize, VideoShape, estimate, make_plan
+from cfgen.pipeline.plan import TIMED_PAGES, KvSize, estimate
+from cfgen.timeline import VideoShape, make_plan
 
 MINI = VideoShape(width=160, height=96)
 

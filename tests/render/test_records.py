@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cfgen.render.batch import ItemStatus
+from cfgen.renderer.batch import ItemStatus
 from cfgen.runs.folder import RunRecord
 from cfgen.runs.journal import ChunkLine, SegmentLine, SessionLine, VideoLine
 from cfgen.runs.records import parse_as, read_mapping, verify, with_checksum

@@ -13,14 +13,14 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from cfgen.cli.app import app
-from cfgen.cli.plan import plan_of
 from cfgen.config.loader import load
 from cfgen.errors import CfgenError, Interrupted, PresetError, SnapshotMismatch
 from cfgen.files.writing import sha256_of
 from cfgen.pipeline.build import build_render
-from cfgen.render.events import ChunkDone, Event, Finished, Resumed, Saved, Warned
-from cfgen.render.recorder import RunRecorder
-from cfgen.render.source import FrameSource
+from cfgen.pipeline.job import RenderJob
+from cfgen.renderer.events import ChunkDone, Event, Finished, Resumed, Saved, Warned
+from cfgen.renderer.recorder import RunRecorder
+from cfgen.renderer.source import FrameSource
 from cfgen.runs.folder import RunFolder
 from cfgen.runs.journal import ChunkLine, SegmentLine
 from cfgen.video.output import described, sidecar_of
@@ -49,7 +49,7 @@ class Film:
         self.folder.mkdir(exist_ok=True)
         values = {"prompt": PROMPT, "seed": "3", "duration": EIGHT_CHUNKS}
         config = load(values | {"output": str(self.output)}, assignments=self.settings).config
-        render = build_render(config, plan_of(config))
+        render = build_render(RenderJob(config))
         if resume:
             render.resume()
         yield from render.run()
@@ -324,7 +324,7 @@ def test_a_gentle_stop_snapshots_and_goes_on(film: Callable[..., Film]) -> None:
     values = {"prompt": PROMPT, "seed": "3", "duration": EIGHT_CHUNKS}
     cut.folder.mkdir()
     config = load(values | {"output": str(cut.output)}, assignments=cut.settings).config
-    render = build_render(config, plan_of(config))
+    render = build_render(RenderJob(config))
     events = []
 
     def work() -> None:
@@ -485,7 +485,8 @@ def test_what_is_finished_and_whole_is_so_after_an_upgrade(
 ) -> None:
     """In a batch too, for which nothing is loaded or made."""
     import cfgen.pipeline.build as build_module
-    from cfgen.cli.batch import _whole
+    from cfgen.pipeline.rendering import whole_video
+    from cfgen.pipeline.runs import config_of
 
     cut, half = film(), film()
     video = cut.whole()
@@ -494,11 +495,11 @@ def test_what_is_finished_and_whole_is_so_after_an_upgrade(
     changed = dict.fromkeys(before, "of another day")
     monkeypatch.setattr(build_module, "versions", lambda: changed)
     assert isinstance(cut.go_on()[-1], Finished)
-    told = _whole(cut.run)
-    assert told is not None
-    (finished,) = told.run()
+    folder = RunFolder(cut.run)
+    finished = whole_video(folder, RenderJob(config_of(folder)))
+    assert finished is not None
     assert (finished.output, finished.frames) == (cut.output, RunFolder(cut.run).finished.frames)
     assert cut.output.read_bytes() == video
-    assert _whole(half.run) is None
+    assert whole_video(RunFolder(half.run), RenderJob(config_of(RunFolder(half.run)))) is None
     with pytest.raises(SnapshotMismatch):
         half.go_on()

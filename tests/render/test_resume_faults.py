@@ -37,9 +37,9 @@ from cfgen.errors import (
 from cfgen.model.prompts import embeddings
 from cfgen.model.vae import State
 from cfgen.pipeline.fingerprint import arithmetic
-from cfgen.pipeline.run_configs import config_of, go_on_with, require_same_render
-from cfgen.render.events import ChunkDone, Event
-from cfgen.render.source import Frames, FrameSource
+from cfgen.pipeline.runs import config_of, go_on_with, require_same_render
+from cfgen.renderer.events import ChunkDone, Event
+from cfgen.renderer.source import Frames, FrameSource
 from cfgen.rollout.loop import Chunk
 from cfgen.runs.folder import RunFolder, RunRecord, write_record
 from cfgen.runs.journal import ChunkLine, SegmentLine

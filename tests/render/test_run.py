@@ -18,12 +18,12 @@ from typer.testing import CliRunner, Result
 
 from cfgen.cli.app import app
 from cfgen.cli.console import Console
-from cfgen.cli.plan import plan_of
 from cfgen.config.loader import load
 from cfgen.model.vae import TinyAutoencoder
 from cfgen.pipeline.build import build_render, build_source
-from cfgen.render.events import ChunkDone, Encoded, Finished, Loaded
-from cfgen.render.source import to_levels
+from cfgen.pipeline.job import RenderJob
+from cfgen.renderer.events import ChunkDone, Encoded, Finished, Loaded
+from cfgen.renderer.source import to_levels
 from cfgen.video.ffmpeg import Ffmpeg, Measured, measure
 from cfgen.video.writer import chain_frames
 
@@ -83,7 +83,7 @@ def _chunks(settings: Sequence[str], **flags: str) -> Iterator[Frames]:
     """The frames of each chunk, before encoding."""
     values = {"prompt": PROMPT, "seed": "3", "output": "unused.mp4", **flags}
     config = load(values, assignments=settings).config
-    for planned, chunk, frames in build_source(config, plan_of(config)).chunks():
+    for planned, chunk, frames in build_source(RenderJob(config)).chunks():
         assert planned.index == chunk.index
         assert len(frames) == planned.frames
         yield frames
@@ -210,7 +210,7 @@ def test_events_tell_the_render_from_start_to_end(tiny_settings: list[str], tmp_
     output = tmp_path / "clip.mp4"
     flags = {"prompt": PROMPT, "seed": "3", "duration": "13s", "output": str(output)}
     config = load(flags, assignments=tiny_settings).config
-    plan = plan_of(config)
+    plan = RenderJob(config).plan
     events = list(build_render(config, plan).run())
     assert isinstance(events[0], Loaded)
     assert isinstance(events[-1], Finished)

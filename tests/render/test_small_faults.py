@@ -9,7 +9,7 @@ import pytest
 
 from cfgen.errors import OutputRefused
 from cfgen.files.writing import part_of, sha256_of
-from cfgen.render.branch import retry_from
+from cfgen.renderer.branch import retry_from
 from cfgen.runs.folder import JOURNAL, RunFolder, RunRecord, clear, make_empty, write_record
 from cfgen.runs.journal import ChunkLine, Journal, VideoLine
 from cfgen.runs.recovery import audit

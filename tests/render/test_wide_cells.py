@@ -14,14 +14,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from cfgen.cli.plan import plan_of
 from cfgen.config.loader import load
 from cfgen.config.schema import RenderConfig
 from cfgen.errors import CfgenError
 from cfgen.model.tiled import SMALLEST
 from cfgen.model.vae import TinyAutoencoder
 from cfgen.pipeline.build import build_source
+from cfgen.pipeline.job import RenderJob
 from cfgen.pipeline.memory_estimate import estimate_memory
+from cfgen.pipeline.models import OpenedModel
 from cfgen.runs.folder import RunFolder
 from cfgen.runs.journal import ChunkLine
 from cfgen.train.export import Exporter
@@ -86,22 +87,22 @@ def config_of(settings: list[str], *more: str) -> RenderConfig:
 
 
 def test_the_plan_is_that_of_the_autoencoder(settings: list[str], tiny_settings: list[str]) -> None:
-    wide = plan_of(config_of(settings)).geometry
+    wide = RenderJob(config_of(settings)).plan.geometry
     assert (wide.channels, wide.spatial_stride) == (32, 16)
     assert (wide.latent_width, wide.latent_height) == (20, 12)
-    narrow = plan_of(config_of(tiny_settings)).geometry
+    narrow = RenderJob(config_of(tiny_settings)).plan.geometry
     assert (narrow.channels, narrow.spatial_stride) == (16, 8)
 
 
 def test_a_model_that_is_nowhere_is_planned_as_the_published_ones() -> None:
     config = load({"preset": "longlive", "prompt": PROMPT, "duration": "5s"}).config
-    geometry = plan_of(config).geometry
+    geometry = RenderJob(config).plan.geometry
     assert (geometry.channels, geometry.spatial_stride) == (16, 8)
 
 
 def test_pictures_have_the_size_that_was_asked_for(settings: list[str]) -> None:
     config = config_of(settings, "size=96x64")
-    source = build_source(config, plan_of(config))
+    source = build_source(RenderJob(config))
     frames = [frames for _, _, frames in source.chunks()]
     assert sum(map(len, frames)) == 16
     assert frames[0].shape[1:] == (64, 96, 3)
@@ -173,12 +174,12 @@ def test_parts_of_different_strides_are_refused_before_weights_are_read(
     folder = tmp_path / "model"
     shutil.copytree(wide_model, folder)
     spoil(folder)
-    monkeypatch.setattr("cfgen.pipeline.build.load_models", None)
-    monkeypatch.setattr("cfgen.pipeline.build.encoded", None)
+    monkeypatch.setattr(OpenedModel, "load", None)
+    monkeypatch.setattr(OpenedModel, "embed", None)
     settings = [*tiny_settings, f"model.path={folder}", f"model.sizes=[{size}]", *SETTINGS]
     config = config_of(settings)
     with pytest.raises(CfgenError) as refused:
-        build_source(config, plan_of(config))
+        build_source(RenderJob(config))
     assert re.search(sentence, str(refused.value))
 
 
@@ -195,7 +196,7 @@ def test_an_autoencoder_of_wan21s_channels_in_patches_is_none_for_its_generators
     settings = [*tiny_settings, f"model.path={folder}", "model.sizes=[96x64]"]
     told = "latents is 8 pixels wide, and one of the autoencoder's 16"
     with pytest.raises(CfgenError, match=told):
-        build_source(config_of(settings), plan_of(config_of(settings)))
+        build_source(RenderJob(config_of(settings)))
 
 
 def test_maps_of_a_point_take_less_than_those_of_a_pixel(
@@ -205,4 +206,4 @@ def test_maps_of_a_point_take_less_than_those_of_a_pixel(
     config = config_of(settings)
     vae = TinyAutoencoder(32, 8, (16, 8, 8, 8))
     widest = vae.decoder[-1].weight.shape[1]
-    assert estimate_memory(config, plan_of(config)).decode < 12 * 320 * 192 * widest * 5 * 4 / 3
+    assert estimate_memory(RenderJob(config)).decode < 12 * 320 * 192 * widest * 5 * 4 / 3

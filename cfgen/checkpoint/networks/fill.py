@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -21,8 +22,6 @@ from cfgen.errors import BackendUnavailable, CheckpointError
 from cfgen.model.generator import Generator
 from cfgen.model.quantized import QuantizedEmbedding, QuantizedLinear
 from cfgen.ops.quant.int8_matmul import unsupported
-
-__all__ = ["fill", "load_generator", "open_generator", "text_len_of"]
 
 CONFIG_FILE = "config.json"
 
@@ -50,28 +49,49 @@ def open_generator(path: Path, *, prefer: str = EMA) -> Network:
     return open_network(generator_file(path), WAN, what="Wan generator", prefer=prefer)
 
 
-def load_generator(
-    path: Path,
+def load_generator(path: Path, *, prefer: str = EMA, **how: Unpack[Loading]) -> Generator:
+    """Open a file of weights, or a folder of a model, and load the generator in it.
+
+    Args:
+        path: where it lies; config.json is read where it lies beside the weights.
+        prefer: `generator_ema` or `generator`: which to take where a file holds both.
+        how: as of `build_generator`.
+
+    Raises:
+        BackendUnavailable, CheckpointError: as of `open_generator` and `build_generator`.
+    """
+    return build_generator(open_generator(path, prefer=prefer), **how)
+
+
+class Loading(TypedDict, total=False):
+    """How weights become a generator; see `build_generator`."""
+
+    dtype: torch.dtype
+    device: torch.device
+    expand: bool
+    native: bool
+    untrained: bool
+
+
+def build_generator(
+    network: Network,
     *,
     dtype: torch.dtype = torch.float32,
     device: torch.device = CPU,
     expand: bool = False,
     native: bool = False,
-    prefer: str = EMA,
     untrained: bool = False,
 ) -> Generator:
     """A Wan generator in evaluation mode, its weights frozen.
 
     Args:
-        path: a file of weights, or a folder of a model; config.json is read where it lies beside
-            the weights.
+        network: its weights, opened; config.json is read where it lies beside them.
         dtype: of the linear layers inside the blocks, weights and biases; norms, modulations,
             embeddings and head are computed in float32 (float64 where `dtype` is float64).
         device: where it goes.
         expand: dequantize all weights now, which takes more memory, instead of on every use.
         native: multiply by quantized weights as they are stored, where the device can and the
             file does not ask for high precision.
-        prefer: `generator_ema` or `generator`: which to take where a file holds both.
         untrained: whether layers may still be zero that begin so, as a training needs it.
 
     Raises:
@@ -79,7 +99,6 @@ def load_generator(
         CheckpointError: a file is missing or damaged, the config contradicts the weights, or the
             tensors are not exactly those of the generator.
     """
-    network = open_generator(path, prefer=prefer)
     weights = network.file.path
     geometry = read_geometry(network.shapes, config_of(weights), weights=weights)
     with torch.device("meta"):

@@ -39,9 +39,10 @@ from cfgen.out_of_memory import is_out_of_memory
 __all__ = [
     "UMT5",
     "TextFiles",
-    "find_text_encoder",
+    "build_text_encoder",
     "load_text_encoder",
     "open_text_encoder",
+    "text_files",
     "settings_of",
 ]
 
@@ -86,10 +87,10 @@ class TextFiles:
         return tuple(dict.fromkeys((*self.weights, *config, self.tokenizer)))
 
 
-def find_text_encoder(path: Path, tokenizer: Path | None = None) -> TextFiles:
-    """The files of an encoder; arguments and errors as of `load_text_encoder`."""
+def text_files(network: Network, path: Path, tokenizer: Path | None = None) -> TextFiles:
+    """The files of an encoder that was opened; arguments and errors as of `build_text_encoder`."""
     weights, config = _locate(path)
-    return TextFiles(open_container(weights).files, config, find_tokenizer(weights, tokenizer))
+    return TextFiles(network.file.files, config, find_tokenizer(weights, tokenizer))
 
 
 def open_text_encoder(path: Path) -> Network:
@@ -132,14 +133,33 @@ def load_text_encoder(
     device: torch.device = CPU,
     expand: bool = False,
 ) -> TextEncoder:
+    """The encoder in a file or folder; see `open_text_encoder` and `build_text_encoder`."""
+    network = open_text_encoder(path)
+    return build_text_encoder(
+        network, path, tokenizer, text_len=text_len, dtype=dtype, device=device, expand=expand
+    )
+
+
+def build_text_encoder(
+    network: Network,
+    path: Path,
+    tokenizer: Path | None = None,
+    *,
+    text_len: int,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device = CPU,
+    expand: bool = False,
+) -> TextEncoder:
     """A UMT5 encoder with its tokenizer, in evaluation mode, its weights frozen.
 
     Weights that the file holds in fewer bits than `dtype` stay as they are and are widened each
     time they are used, the table row by row: no copy of all of them is ever made.
 
     Args:
-        path: a file of weights, a folder as Hugging Face lays it out (`config.json` beside
-            `model.safetensors` or its shards), or a model folder with such a folder `text_encoder`.
+        network: its weights, opened.
+        path: where it was found: a file of weights, a folder as Hugging Face lays it out
+            (`config.json` beside `model.safetensors` or its shards), or a model folder with such a
+            folder `text_encoder`.
         tokenizer: its tokenizer's file or folder; looked for if None, see `find_tokenizer`.
         text_len: positions of an embedded prompt.
         dtype: what is computed with.
@@ -151,7 +171,7 @@ def load_text_encoder(
             weights and tokenizer do not belong together.
     """
     weights, config = _locate(path)
-    network = _with_one_table(open_text_encoder(weights))
+    network = _with_one_table(network)
     settings = settings_of(network, config)
     place = find_tokenizer(weights, tokenizer)
     words = open_tokenizer(place)

@@ -124,10 +124,24 @@ def load_vae(
     device: torch.device = CPU,
     raw_latents: bool | None = None,
 ) -> TinyAutoencoder | WanAutoencoder:
-    """The autoencoder in a file or folder, channels last, in evaluation mode, its weights frozen.
+    """The autoencoder in a file or folder; see `open_vae` and `build_vae`."""
+    network = open_vae(path)
+    return build_vae(network, path, dtype=dtype, device=device, raw_latents=raw_latents)
+
+
+def build_vae(
+    network: Network,
+    path: Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device = CPU,
+    raw_latents: bool | None = None,
+) -> TinyAutoencoder | WanAutoencoder:
+    """An autoencoder, channels last, in evaluation mode, its weights frozen.
 
     Args:
-        path: a file, a folder as diffusers writes one, or a model folder with such a folder `vae`.
+        network: its weights, opened.
+        path: where it was found: a folder may hold its config.
         dtype: of all weights.
         device: where it goes.
         raw_latents: whether a TAEHV takes Wan2.1's raw latents (`lighttaew2_1`) or normalised ones
@@ -138,8 +152,7 @@ def load_vae(
         CheckpointError: the file is missing, damaged or of an unknown layout, holds another kind
             of network or not exactly the tensors of one, or nothing says which latents it takes.
     """
-    weights, config = _files(path)
-    network = open_vae(weights)
+    config = _files(path)[1]
     tiny = network.naming.layout is TINY
     vae = _tiny(network, raw_latents) if tiny else _wan(network, config)
     module = vae.network if isinstance(vae, WanAutoencoder) else vae
@@ -173,7 +186,10 @@ def _files(path: Path) -> tuple[Path, Path | None]:
 
 
 def open_vae(path: Path) -> Network:
-    """Open the file or folder of an autoencoder and describe it; no weight is read.
+    """Open the file of an autoencoder and describe it; no weight is read.
+
+    Args:
+        path: a file, a folder as diffusers writes one, or a model folder with such a folder `vae`.
 
     Raises:
         CheckpointError: it holds none that cfgen decodes with, or is damaged.

@@ -12,13 +12,13 @@ from torch import Tensor
 
 from cfgen.errors import UsageError
 from cfgen.model.generator import Conditioning, Generator, WanConfig
+from cfgen.pipeline.job import RenderJob
 from cfgen.rollout.schedule import FewStepSchedule
 from cfgen.train.film_world.return_memory import POLICIES, SlowFastSizes, may_batch, memory_of
 from cfgen.train.film_world.return_probe import (
     ProbeSettings,
     asked_of,
     digest_of,
-    plan_of,
     rows_of,
     scores,
     table_of,
@@ -279,7 +279,7 @@ def true_frames(_policy: str, cases: list[Case]) -> list[np.ndarray]:
 
 
 def test_a_probe_plays_what_it_may_together() -> None:
-    played = [(batch.policy, batch.keys) for batch in plan_of(PROBE, PROBE.policies)]
+    played = [(batch.policy, batch.keys) for batch in RenderJob(PROBE, PROBE.policies).plan]
     assert played == [
         ("full", ["cut/2/full/0", "cut/2/full/1"]),
         ("slow_fast-cfgen", ["cut/2/slow_fast-cfgen/0"]),

@@ -17,7 +17,7 @@ from cfgen.errors import LockHeld
 from cfgen.files.writing import disk_errors, sync_file, sync_folder
 from cfgen.memory.paged import PagedMemory
 from cfgen.model.vae import Mode
-from cfgen.render.events import Saved
+from cfgen.renderer.events import Saved
 from cfgen.runs.folder import RunFolder
 from cfgen.runs.journal import ChunkLine, SegmentLine, SessionLine, VideoLine
 from cfgen.runs.lock import Lock

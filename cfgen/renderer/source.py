@@ -37,7 +37,7 @@ class FrameSource:
         guidance: How strongly the prompt is followed, None for as it stands.
         backend: What it is computed with.
         capture: Makes the passes of a chunk one piece, None to run them one by one.
-        told: What is worth knowing of how it was put together, a line each.
+        notes: What is worth knowing of how it was put together, a line each.
     """
 
     generator: Generator
@@ -50,7 +50,7 @@ class FrameSource:
     guidance: Guidance | None = None
     backend: str = "torch"
     capture: Callable[[ChunkFn], ChunkFn] | None = None
-    told: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def shape(self) -> tuple[int, ...]:

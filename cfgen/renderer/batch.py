@@ -8,16 +8,16 @@ from being made. A clip that a dead process left is taken over and resumed.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 from cfgen.errors import BudgetError, CfgenError, Halt, Interrupted, LockHeld, WriterError
 from cfgen.files.reading import read_bytes
 from cfgen.files.writing import disk_errors, json_bytes, write_file
 from cfgen.out_of_memory import exhausted, is_out_of_memory
-from cfgen.render.events import Event, Finished
+from cfgen.renderer.events import Event, Finished
 from cfgen.runs.folder import LOCK
 from cfgen.runs.lock import PATIENCE_S, Lock, Owner, may_live, read_owner
 from cfgen.runs.records import parse_as, read_mapping
@@ -25,13 +25,6 @@ from cfgen.video.output import run_of
 
 POLL_S = 1.0
 """Seconds between two looks at clips that other processes work on."""
-
-
-class Rendering(Protocol):
-    """What the batch needs of a `Render`."""
-
-    def run(self) -> Iterator[Event]:
-        """Render, yielding what happens."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,13 +91,16 @@ class Waiting:
     names: tuple[str, ...]
 
 
+BatchEvent = Event | ClipBegun | ClipEnded | Waiting
+
+
 class Batch:
     """The clips of one list.
 
     Args:
         items: The clips, in order.
         folder: Where their fates and locks stand; it is made if need be.
-        make: Builds the render of a clip, resuming what is there of it.
+        make: Makes a clip, resuming what is there of it, and yields what happens.
         progress: Tells how many chunks of a clip are made.
         verified: Tells whether a clip's video is there and what was written.
         attempts: How often a clip is begun without getting any further; one that is refused before
@@ -117,7 +113,7 @@ class Batch:
         items: Sequence[Item],
         folder: Path,
         *,
-        make: Callable[[Item], Rendering],
+        make: Callable[[Item], Iterable[Event]],
         progress: Callable[[Item], int],
         verified: Callable[[Item], bool],
         attempts: int = 2,
@@ -149,7 +145,7 @@ class Batch:
             if fate.state == "failed":
                 self._write(item, replace(fate, state="waiting", attempts=0))
 
-    def run(self) -> Iterator[Event | ClipBegun | ClipEnded | Waiting]:
+    def run(self) -> Iterator[BatchEvent]:
         """Make every clip that is not made, yielding what happens.
 
         Raises:
@@ -277,7 +273,7 @@ class Batch:
         render = self._make(item)
         if self._stopped is not None:
             raise self._stopped
-        for event in render.run():
+        for event in render:
             if isinstance(event, Finished):
                 # At once: what follows may clear away the run folder, the other proof of it.
                 fate = replace(started, state="done", frames=event.frames)

@@ -16,8 +16,8 @@ from pathlib import Path
 from cfgen.errors import UsageError
 from cfgen.files.reading import open_binary
 from cfgen.files.writing import create, disk_errors, part_of, sync_file, sync_folder
-from cfgen.render.replay import replay
-from cfgen.render.source import FrameSource
+from cfgen.renderer.replay import replay
+from cfgen.renderer.source import FrameSource
 from cfgen.runs.folder import (
     JOURNAL,
     LOCK,

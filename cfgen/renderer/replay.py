@@ -11,7 +11,7 @@ from torch import Tensor
 from cfgen.errors import SnapshotCorrupt, SnapshotMismatch
 from cfgen.files.reading import read_bytes
 from cfgen.files.writing import sha256_of_blocks
-from cfgen.render.source import FrameSource
+from cfgen.renderer.source import FrameSource
 from cfgen.rollout.loop import Chunk
 from cfgen.runs.folder import RunFolder
 from cfgen.runs.recovery import RecoveryPlan, RunAudit

@@ -116,6 +116,17 @@ class Warned:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Noted:
+    """Something worth knowing that nobody has to do anything about.
+
+    Attributes:
+        message: What it is, in one sentence.
+    """
+
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Finished:
     """The video is verified and in place.
 
@@ -139,4 +150,4 @@ class Finished:
     snapshots_nbytes: int = 0
 
 
-Event = Loaded | Resumed | ChunkDone | Encoded | Saved | Warned | Finished
+Event = Loaded | Resumed | ChunkDone | Encoded | Saved | Warned | Noted | Finished

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cfgen.errors import OutputRefused
 from cfgen.files.writing import create_exclusive, disk_errors, sync_folder
-from cfgen.render.events import Warned
+from cfgen.renderer.events import Warned
 
 
 def try_place(folder: Path) -> tuple[Warned, ...]:

@@ -1,8 +1,15 @@
-"""File names made from prompts, safe on every file system."""
+"""What is chosen where nothing is said: a seed, and a file name made from the prompt."""
 
 from __future__ import annotations
 
+import dataclasses
+import secrets
 import unicodedata
+from pathlib import Path
+
+from cfgen.config.schema import RenderConfig
+from cfgen.errors import UsageError
+from cfgen.video.output import target_of
 
 MAX_SLUG_BYTES = 80
 
@@ -33,3 +40,26 @@ def _marks(word: str) -> str:
 def default_name(prompt: str, seed: int) -> str:
     """Return the output file name for a prompt and a seed."""
     return f"{slug(prompt)}-{seed}.mp4"
+
+
+def completed(config: RenderConfig) -> RenderConfig:
+    """The configuration with a prompt, a seed and an output; seed and name are chosen if need be.
+
+    Raises:
+        UsageError: There is no prompt.
+    """
+    if not config.prompt.strip():
+        raise UsageError(
+            "the prompt is empty",
+            hint='say what the video shows: cfgen render "a red balloon drifts over snowy hills"',
+        )
+    seed = random_seed() if config.seed is None else config.seed
+    output = config.output or Path(default_name(config.prompt, seed))
+    if output.is_symlink():  # what it leads to is meant, and stands beside its own run folder
+        output = target_of(output)
+    return dataclasses.replace(config, seed=seed, output=output)
+
+
+def random_seed() -> int:
+    """A seed chosen at random."""
+    return secrets.randbelow(2**31)

@@ -22,7 +22,7 @@ from cfgen.errors import (
 )
 from cfgen.files.writing import disk_errors
 from cfgen.model.vae import Mode, State
-from cfgen.render.events import (
+from cfgen.renderer.events import (
     ChunkDone,
     Encoded,
     Event,
@@ -31,9 +31,9 @@ from cfgen.render.events import (
     Resumed,
     Warned,
 )
-from cfgen.render.recorder import RunRecorder
-from cfgen.render.replay import replay, require_same
-from cfgen.render.source import Frames, FrameSource
+from cfgen.renderer.recorder import RunRecorder
+from cfgen.renderer.replay import replay, require_same
+from cfgen.renderer.source import Frames, FrameSource
 from cfgen.runs.folder import LOCK, RunFolder, RunRecord, remove
 from cfgen.runs.journal import ChunkLine, VideoLine
 from cfgen.runs.lock import PATIENCE_S, Lock, must_watch, read_owner

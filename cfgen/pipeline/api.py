@@ -1,0 +1,182 @@
+"""What a Python program asks of cfgen; the command line asks it with more flags.
+
+    import cfgen
+
+    film = cfgen.render("a red balloon drifts over snowy hills", output="a.mp4", duration="30s")
+    for event in film:
+        print(event)
+
+Values are written as in a preset or on the command line, so `duration` may be 30, "30s" or "2m30s".
+Whatever cannot be done raises a `cfgen.CfgenError`, which has a message, a hint and a code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cfgen.config.loader import load
+from cfgen.config.presets import locate_model
+from cfgen.config.values import RawValue
+from cfgen.pipeline.batch import BatchRunner, ClipList
+from cfgen.pipeline.branch import plan_branch, plan_retry
+from cfgen.pipeline.job import RenderJob
+from cfgen.pipeline.model_preset import recipe_of
+from cfgen.pipeline.naming import completed
+from cfgen.pipeline.rendering import Rendering, begin, go_on
+from cfgen.pipeline.runs import run_folder
+
+if TYPE_CHECKING:
+    from cfgen.checkpoint.inspect.report import Report
+
+Value = str | int | float | bool | Path | None | Iterable[object]
+
+
+def plan(
+    prompt: str = "", *, settings: Mapping[str, Value] | None = None, **values: Value
+) -> RenderJob:
+    """What a render will make and need; nothing is loaded.
+
+    Args:
+        prompt: What the video shows.
+        settings: Values by dotted key, such as `{"memory.tau": 0.9}`; `cfgen presets show` lists
+            the keys.
+        values: Values at the top of a preset: `preset`, `output`, `duration`, `seed`, `size`,
+            `fps`, `rng`, `device`, `dtype`, `threads`, `backend`.
+
+    Returns:
+        The job: its `config`, its `plan`, its `model`; `pipeline.plan.estimate_of` and
+        `pipeline.memory_estimate.estimate_memory` tell what it takes.
+
+    Raises:
+        PresetError: A key is unknown or a value cannot be used.
+    """
+    given = {"prompt": " ".join(prompt.split()) or None, **values, **(settings or {})}
+    flags = {key: _written(value) for key, value in given.items() if value is not None}
+    return RenderJob(load(flags, recipe=recipe_of).config)
+
+
+def render(
+    prompt: str,
+    *,
+    overwrite: bool = False,
+    settings: Mapping[str, Value] | None = None,
+    **values: Value,
+) -> Rendering:
+    """Render a video from a prompt. Iterating over what is returned does it.
+
+    Args:
+        prompt: What the video shows.
+        overwrite: Whether the video may replace a file.
+        settings: As for `plan`.
+        values: As for `plan`; without `output` a name is made from prompt and seed, in the current
+            folder.
+
+    Raises:
+        CfgenError: A value cannot be used, or the video cannot be written there.
+    """
+    job = plan(prompt, settings=settings, **values)
+    return begin(RenderJob(completed(job.config), job.model), overwrite=overwrite)
+
+
+def resume(run: Path | str, *, allow_changed: Iterable[str] = ()) -> Rendering:
+    """Go on with a render that was interrupted, or verify one that is finished.
+
+    Args:
+        run: Its run folder or its video.
+        allow_changed: `cfgen_version` or `ffmpeg_version`, if another may go on with it.
+    """
+    return go_on(run_folder(Path(run)), allow_changed=frozenset(allow_changed))
+
+
+def branch(
+    run: Path | str,
+    *,
+    at: float | str,
+    output: Path | str,
+    prompt: str | None = None,
+    seed: int | None = None,
+    duration: float | str | None = None,
+    overwrite: bool = False,
+) -> Rendering:
+    """Render another continuation of a video, from a moment of it, as a video of its own.
+
+    Args:
+        run: The run folder or the video that it starts from.
+        at: The moment, in seconds or as a person writes it; the chunk that plays then is the first
+            to be other.
+        output: The new video.
+        prompt: What it shows from there on.
+        seed: Another seed from there on; one is chosen if nothing else is new.
+        duration: Its playing time.
+        overwrite: Whether it may replace a file.
+    """
+    changes = {"prompt": prompt, "seed": _text(seed), "duration": _text(duration)}
+    return plan_branch(
+        run_folder(Path(run)),
+        at=str(at),
+        output=Path(output),
+        changes=changes,
+        overwrite=overwrite,
+    ).make()
+
+
+def retry(
+    run: Path | str, *, begin: float | str, prompt: str | None = None, seed: int | None = None
+) -> Rendering:
+    """Do a video over from a moment on; what comes after is replaced once the new one is finished.
+
+    Args:
+        run: The run folder or the video.
+        begin: The moment; the chunk that plays then is the first to be made anew.
+        prompt: What it shows from there on.
+        seed: Another seed; one is chosen without it.
+    """
+    changes = {"prompt": prompt, "seed": _text(seed)}
+    return plan_retry(run_folder(Path(run)), begin=str(begin), changes=changes).make()
+
+
+def batch(
+    clips: Path | str, *, overwrite: bool = False, attempts: int = 2, fail_fast: bool = False
+) -> BatchRunner:
+    """Render a list of clips; iterating over what is returned does it.
+
+    Args:
+        clips: A YAML list, a text with a prompt a line, JSON or CSV.
+        overwrite: Whether videos may replace files.
+        attempts: How often a clip is tried without getting any further.
+        fail_fast: Whether the first clip that fails ends the list.
+    """
+    listed = ClipList.read(Path(clips))
+    return BatchRunner(listed, overwrite=overwrite, attempts=attempts, fail_fast=fail_fast)
+
+
+def inspect(path: Path | str, *, digests: bool = True, values: bool = False) -> list[Report]:
+    """What files of weights are, and whether cfgen loads them; see `Report`.
+
+    Args:
+        path: A file, the index of its shards, a folder, or owner/name[/file] in the cache of
+            Hugging Face.
+        digests: Whether the files are hashed, which reads them whole.
+        values: Whether all weights are read and looked at.
+    """
+    from cfgen.checkpoint.inspect.inspect import inspect as look
+    from cfgen.checkpoint.inspect.inspect import weights_in
+
+    place = locate_model(str(path))
+    paths = weights_in(place) if place.is_dir() else [place]
+    return [look(each, digests=digests, values=values) for each in paths]
+
+
+def _written(value: Value) -> RawValue:
+    """A value as a preset holds it: text, or a list of it."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str | int | float | Path):
+        return str(value)
+    return [str(each) for each in value or ()]
+
+
+def _text(value: float | str | None) -> str | None:
+    return None if value is None else str(value)

@@ -1,0 +1,76 @@
+"""A render as it stands before it: what is asked for, what computes it, its model and its plan."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+
+from cfgen.config.schema import RenderConfig
+from cfgen.pipeline.device import Runtime
+from cfgen.pipeline.models import OpenedModel
+from cfgen.timeline import Plan, VideoShape, make_plan
+
+
+class RenderJob:
+    """One render, whose files are opened once for everything that is asked of them.
+
+    Args:
+        config: What is asked for.
+        model: Its model, if the same files were opened already.
+    """
+
+    def __init__(self, config: RenderConfig, model: OpenedModel | None = None) -> None:
+        self.config, self.model = config, model or OpenedModel(config.model)
+
+    @property
+    def output(self) -> Path:
+        """The video that it makes.
+
+        Raises:
+            ValueError: None is named.
+        """
+        if self.config.output is None:
+            raise ValueError("a render needs an output")
+        return self.config.output
+
+    @cached_property
+    def runtime(self) -> Runtime:
+        """What computes it.
+
+        Raises:
+            SetupError: The device is not there.
+        """
+        return Runtime.of(self.config)
+
+    @cached_property
+    def plan(self) -> Plan:
+        """What will be made.
+
+        Raises:
+            CheckpointError: The autoencoder is damaged, or none that cfgen decodes with.
+            UsageError: Size or duration cannot be made.
+        """
+        return plan_of(self.config, self.model.latents)
+
+
+def plan_of(config: RenderConfig, latents: tuple[int, int]) -> Plan:
+    """Plan the clip that a configuration asks for.
+
+    Args:
+        config: The render.
+        latents: Channels of the model's latents and pixels along a cell.
+
+    Raises:
+        UsageError: Size or duration cannot be made.
+    """
+    width, height = config.frame_size
+    channels, stride = latents
+    shape = VideoShape(
+        width=width,
+        height=height,
+        channels=channels,
+        spatial_stride=stride,
+        chunk_latent_frames=config.model.chunk_latent_frames,
+        fps=config.playback_fps,
+    )
+    return make_plan(config.duration_s, shape)

@@ -1,0 +1,162 @@
+"""A render that is ready to begin: iterate over it, and it makes the film, event by event."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from cfgen.checkpoint.identify.digests import read_anew
+from cfgen.config.schema import RenderConfig
+from cfgen.errors import LockHeld
+from cfgen.out_of_memory import told
+from cfgen.pipeline.build import Models, build_render
+from cfgen.pipeline.job import RenderJob
+from cfgen.pipeline.limits import what_fits
+from cfgen.pipeline.preflight import check_place
+from cfgen.pipeline.runs import go_on_with
+from cfgen.renderer.events import Event, Finished, Noted
+from cfgen.renderer.place import try_place
+from cfgen.renderer.run import Render
+from cfgen.runs.folder import LOCK, RunFolder, require_harmless
+from cfgen.runs.lock import owner_of
+from cfgen.video.output import sidecar_of
+
+
+class Rendering:
+    """One render of a job, from loading its model to the finished video.
+
+    Iterating over it yields what happens and raises a CfgenError where it cannot go on; nothing
+    that is finished is lost, and `cfgen.resume` goes on from there.
+
+    Args:
+        job: What is rendered.
+        overwrite: Whether the video may replace a file.
+        resume: Whether what is in the run folder is gone on with.
+        allow_changed: Names in the fingerprint that may differ then.
+        models: Where loaded models are kept from one render to the next.
+        tried: Whether the file system of its place was tried out already.
+        opening: What is told first.
+    """
+
+    def __init__(
+        self,
+        job: RenderJob,
+        *,
+        overwrite: bool = False,
+        resume: bool = False,
+        allow_changed: frozenset[str] = frozenset(),
+        models: Models | None = None,
+        tried: bool = False,
+        opening: tuple[Event, ...] = (),
+    ) -> None:
+        self.job, self._opening = job, opening
+        self.resumes = resume
+        self._overwrite, self._allow_changed, self._models = overwrite, allow_changed, models
+        self._render: Render | None = None
+        self._tried = tried
+        self._stopped: tuple[str, int] | None = None
+        self._video: Finished | None = None
+
+    @classmethod
+    def finished(cls, job: RenderJob, video: Finished, *opening: Event) -> Rendering:
+        """One of which nothing is left to do, as its video is in its place and whole."""
+        done = cls(job, resume=True, opening=opening)
+        done._video = video
+        return done
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether nothing is left to do."""
+        return self._video is not None
+
+    def load(self) -> Render:
+        """Try out the place and load the model; iterating does so too.
+
+        Raises:
+            CfgenError: It is missing, damaged or does not fit.
+        """
+        if self._render is None:
+            if not self._tried:
+                self._opening += try_place(self.job.output.absolute().parent)
+            with told(what_fits(self.job.config)):
+                if self.resumes:
+                    read_anew()
+                self._render = build_render(
+                    self.job, overwrite=self._overwrite, models=self._models
+                )
+            if self.resumes:
+                self._render.resume(self._allow_changed)
+            if self._stopped is not None:
+                self._render.stop(self._stopped[0], exit_code=self._stopped[1])
+        return self._render
+
+    def stop(self, why: str, *, exit_code: int = 130) -> None:
+        """Stop after the chunk that is being made; `Interrupted` is raised then."""
+        self._stopped = (why, exit_code)
+        if self._render is not None:
+            self._render.stop(why, exit_code=exit_code)
+
+    def __iter__(self) -> Iterator[Event]:
+        """Render, yielding what happens; `Finished` comes last."""
+        if self._video is not None:
+            yield from (*self._opening, self._video)
+            return
+        render = self.load()
+        yield from self._opening
+        with told(what_fits(self.job.config)):
+            yield from render.run()
+
+
+def begin(job: RenderJob, *, overwrite: bool = False) -> Rendering:
+    """A new render, once its place is found good.
+
+    Raises:
+        UsageError, OutputRefused, BudgetError: The video cannot or must not be written there.
+    """
+    check_place(job, overwrite=overwrite)
+    return Rendering(job, overwrite=overwrite)
+
+
+def go_on(
+    path: Path,
+    *,
+    asked: RenderConfig | None = None,
+    allow_changed: frozenset[str] = frozenset(),
+) -> Rendering:
+    """Go on with the render in a run folder.
+
+    Args:
+        path: The run folder.
+        asked: What a command line asks for, if it may differ from what the run is.
+        allow_changed: Names in the fingerprint that may differ.
+
+    Raises:
+        SnapshotMismatch: `asked` is another render; tells every difference.
+        LockHeld: Another process is at work on it.
+        SnapshotError: Its record is damaged.
+    """
+    require_harmless(allow_changed)
+    folder = RunFolder(path)
+    job = RenderJob(go_on_with(folder, asked))
+    owner = owner_of(path / LOCK)
+    if owner is not None and owner.here:
+        raise LockHeld(f"{path} is in use by {owner}", "wait until it is done, or stop it")
+    what = Noted(message=f"{path} is for {job.config.prompt!r}, seed {job.config.seed}")
+    if (video := whole_video(folder, job)) is not None:
+        whole = f"{folder.output} is finished, and whole: {video.frames} frames"
+        return Rendering.finished(job, video, what, Noted(message=whole))
+    return Rendering(job, resume=True, allow_changed=allow_changed, opening=(what,))
+
+
+def whole_video(folder: RunFolder, job: RenderJob) -> Finished | None:
+    """What there is to tell of a run whose video is in its place and whole; None if it is not."""
+    line = folder.finished
+    if line is None:
+        return None
+    return Finished(
+        output=folder.output,
+        frames=line.frames,
+        seconds=job.plan.seconds,
+        elapsed_s=0.0,
+        sidecar=sidecar_of(folder.output),
+    )
