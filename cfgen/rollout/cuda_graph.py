@@ -29,13 +29,14 @@ class ChunkGraph:
 
     def __init__(self, passes: ChunkFn, capture: Capture | None = None) -> None:
         self._passes, self._capture = passes, capture or capture_cuda
-        self._warm = False
+        self._shapes: list[torch.Size] = []
         self._noise: Tensor | None = None
 
     def __call__(self, noise: Tensor, view: View, conditioning: Conditioning) -> Tensor:
-        """See `rollout.loop.ChunkDenoiser`; every chunk and prompt has the same shape."""
-        if not self._warm:
-            self._warm = True
+        """See `rollout.loop.ChunkDenoiser`; a prompt of another length is captured anew."""
+        shapes = [tensor.shape for tensor in _tensors(conditioning)]
+        if shapes != self._shapes:
+            self._shapes, self._noise = shapes, None
             return self._passes(noise, view, conditioning)
         if self._noise is None:
             place = self._noise = noise.clone()

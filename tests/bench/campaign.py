@@ -79,6 +79,8 @@ def _wrong_end(rc: int, said: str, which: signal.Signals) -> str:
     """What is wrong with the end of an interrupted render; empty if nothing."""
     if which == signal.SIGKILL and rc in (0, -which):
         return ""
+    if rc == -which and not said:  # it came before the first line of Python was read
+        return ""
     if rc not in (0, 128 + which):
         return f"ended with {rc}: {said}"
     if "Traceback" in said:

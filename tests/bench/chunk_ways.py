@@ -26,7 +26,7 @@ from cfgen.model.vae import SPATIAL_STRIDE
 from cfgen.ops.reference import Rope
 from cfgen.ops.select import TORCH
 from cfgen.pipeline.build import build_memory
-from cfgen.pipeline.models import encoded, load_models
+from cfgen.pipeline.models import OpenedModel
 from cfgen.rollout.schedule import FewStepSchedule
 from cfgen.timeline import VideoShape, make_plan
 
@@ -280,8 +280,9 @@ def in_bfloat16(generator: Generator) -> Generator:
 def mini(passes: int) -> BenchSetup:
     """The model in the box."""
     config = storage.configured(7)
-    loaded = load_models(config.model, dtype=torch.float32, device=torch.device("cpu"))
-    text = encoded(config.model, [storage.PROMPT])[storage.PROMPT]
+    model = OpenedModel(config.model)
+    loaded = model.load(dtype=torch.float32, device=torch.device("cpu"))
+    text = model.embed([storage.PROMPT])[storage.PROMPT]
     return BenchSetup(loaded.generator, text, *config.frame_size, passes)
 
 

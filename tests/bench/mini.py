@@ -89,7 +89,7 @@ def model_source(preset: str, assignments: list[str]) -> Source:
     from cfgen.config.schema import RenderConfig, digest
     from cfgen.pipeline.build import build_source
     from cfgen.pipeline.job import RenderJob
-    from cfgen.pipeline.models import digests_of, files_of, text_digest
+    from cfgen.pipeline.models import OpenedModel
 
     def configured(prompt: str, duration_s: float, seed: int) -> RenderConfig:
         flags = {
@@ -107,8 +107,9 @@ def model_source(preset: str, assignments: list[str]) -> Source:
             yield made
 
     config = configured("a prompt", 1, 0)
-    weights = json.dumps([digests_of(config.model), text_digest(config.model)])
-    beside = files_of(config.model).generator.with_name("config.json")
+    model = OpenedModel(config.model)
+    weights = json.dumps([model.digests, model.text_digest])
+    beside = model.files.generator.with_name("config.json")
     files = [beside] if beside.is_file() else []
     return Source(preset, digest_of(files, digest(config) + weights), frames)
 

@@ -83,7 +83,7 @@ def configured(seed: int, **values: object) -> RenderConfig:
 
 def render(config: RenderConfig, models: Models, before: list[Tensor] | None = None) -> Clip:
     """Make a film, without the video file; each chunk after the chunks `before`, if given."""
-    source = build_source(config, RenderJob(config).plan, models)
+    source = build_source(RenderJob(config), models)
     began = time.perf_counter()
     chunks = source.chunks() if before is None else forced(source, before)
     parts = [(plan.frame_start, chunk.latents, frames) for plan, chunk, frames in chunks]

@@ -10,15 +10,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from cfgen.errors import UsageError
+from cfgen.errors import PresetError, UsageError
 from cfgen.model.generator import Conditioning, Generator, WanConfig
-from cfgen.pipeline.job import RenderJob
 from cfgen.rollout.schedule import FewStepSchedule
 from cfgen.train.film_world.return_memory import POLICIES, SlowFastSizes, may_batch, memory_of
 from cfgen.train.film_world.return_probe import (
     ProbeSettings,
     asked_of,
     digest_of,
+    plan_of,
     rows_of,
     scores,
     table_of,
@@ -161,13 +161,13 @@ def test_a_generator_that_copies_a_world_scores_as_that_world(number: int) -> No
     video = torch.from_numpy(render(film, 0, film.frames)).permute(0, 3, 1, 2)[None].float() / 255
     generator = Copying(vae.encode(video), case.first)
     player = Player(Model(generator, vae, text, ONE_STEP), "full", [case], truth, SIZES)
-    passes = player._passes
+    noise = player._noise
 
     def counted(chunk: int) -> object:
         generator.at = chunk
-        return passes(chunk)
+        return noise(chunk)
 
-    player._passes = counted  # type: ignore[method-assign, assignment]
+    player._noise = counted  # type: ignore[method-assign, assignment]
     (frames,) = primed_return(player)
     score = score_return(case, frames)
     assert (score.hit_rate == 1.0) == (number == 0)
@@ -202,7 +202,7 @@ def test_every_policy_plays_a_film(tiny: Model, policy: str) -> None:
 def test_layers_decide_together_where_that_is_asked_for(tiny: Model) -> None:
     case = make_case("cut", 4, 0)
     truths = torch.randn(1, 3 * case.film.chunks, 4, 4, 6)
-    sizes = SlowFastSizes(tau=1.1, admission_layers=(0,))
+    sizes = SlowFastSizes(tau=1.0, admission_layers=(0,))
     player = Player(tiny, "slow_fast-cfgen", [case], truths, sizes)
     player.prime(case.first)
     held = [player.run.memory.frames(layer) for layer in range(GEOMETRY.num_layers)]
@@ -265,7 +265,7 @@ def test_what_cannot_be_played_is_refused(tiny: Model) -> None:
     with pytest.raises(ValueError, match="policy"):
         memory_of("least recent", cut, tiny.generator, (4, 6), SIZES)
     far = SlowFastSizes(admission_layers=(0, 7))
-    with pytest.raises(ValueError, match="admission layers"):
+    with pytest.raises(PresetError, match="admission_layers"):
         memory_of("slow_fast-cfgen", cut, tiny.generator, (4, 6), far)
 
 
@@ -279,7 +279,7 @@ def true_frames(_policy: str, cases: list[Case]) -> list[np.ndarray]:
 
 
 def test_a_probe_plays_what_it_may_together() -> None:
-    played = [(batch.policy, batch.keys) for batch in RenderJob(PROBE, PROBE.policies).plan]
+    played = [(batch.policy, batch.keys) for batch in plan_of(PROBE, PROBE.policies)]
     assert played == [
         ("full", ["cut/2/full/0", "cut/2/full/1"]),
         ("slow_fast-cfgen", ["cut/2/slow_fast-cfgen/0"]),
