@@ -101,7 +101,8 @@ def test_a_list(settings: dict[str, str], tmp_path: Path) -> None:
     path = tmp_path / "list.yaml"
     model = settings["model.path"]
     path.write_text(
-        f"version: 1\ndefaults: {{duration: 1s, seed: 1, size: 48x32, model: {{path: {model}, sizes: [48x32]}},"
+        "version: 1\n"
+        f"defaults: {{duration: 1s, seed: 1, size: 48x32, model: {{path: {model}, sizes: [48x32]}},"
         " schedule: {timesteps: [1000, 500], guidance: 1}, threads: 1}\n"
         f"clips: [{PROMPT}, {{name: bad, prompt: a kite, memory: {{admission_layers: [99]}}}}]\n"
     )

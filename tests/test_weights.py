@@ -267,7 +267,7 @@ def test_a_prompt_is_encoded_once(
 ) -> None:
     first = OpenedModel(config_of(model)).embed([PROMPT])[PROMPT]
     assert len(list(cache.iterdir())) == 1
-    monkeypatch.setattr(weights, "load_text_encoder", _no_encoder)
+    monkeypatch.setattr(weights, "build_text_encoder", _no_encoder)
     assert torch.equal(OpenedModel(config_of(model)).embed([PROMPT])[PROMPT], first)
     with pytest.raises(AssertionError, match="the text encoder was loaded"):
         OpenedModel(config_of(model)).embed(["another prompt"])
@@ -284,7 +284,7 @@ def test_another_encoder_does_not_take_the_cached_prompt(
     content = (model / part).read_bytes()
     other = content + b" " if part.endswith(".json") else content[:-1] + bytes([content[-1] ^ 1])
     (model / part).write_bytes(other)
-    monkeypatch.setattr(weights, "load_text_encoder", _no_encoder)
+    monkeypatch.setattr(weights, "build_text_encoder", _no_encoder)
     with pytest.raises(AssertionError, match="the text encoder was loaded"):
         OpenedModel(config_of(model)).embed([PROMPT])
 

@@ -49,7 +49,7 @@ class Fake:
         item: Item
         fails: tuple[int, BaseException] | None
 
-        def run(self) -> Iterator[Event]:
+        def __iter__(self) -> Iterator[Event]:
             name = self.item.name
             for chunk in range(self.fake.chunks.get(name, 0), 3):
                 if self.fails is not None and self.fails[0] == chunk:

@@ -90,7 +90,7 @@ class Film:
 @pytest.fixture(autouse=True)
 def small_segments(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three chunks a segment, and a snapshot after every second chunk."""
-    import cfgen.cli.plan as plan_module
+    import cfgen.pipeline.job as plan_module
     from cfgen.timeline import make_plan
 
     monkeypatch.setattr(

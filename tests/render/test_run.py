@@ -211,7 +211,7 @@ def test_events_tell_the_render_from_start_to_end(tiny_settings: list[str], tmp_
     flags = {"prompt": PROMPT, "seed": "3", "duration": "13s", "output": str(output)}
     config = load(flags, assignments=tiny_settings).config
     plan = RenderJob(config).plan
-    events = list(build_render(config, plan).run())
+    events = list(build_render(RenderJob(config)).run())
     assert isinstance(events[0], Loaded)
     assert isinstance(events[-1], Finished)
     assert (events[-1].frames, events[-1].output) == (208, output)
