@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cfgen.cli import options
+from cfgen.cli.command import FILM, OUTPUT
 from cfgen.cli.console import Console
 from cfgen.cli.plan import plan_of
 from cfgen.cli.progress import clock
@@ -32,26 +33,50 @@ if TYPE_CHECKING:
 app = options.command_app()
 
 At = Annotated[
-    str, typer.Option("--at", metavar="TIME", help="Where the new continuation begins: 40s, 1:12.")
+    str,
+    typer.Option(
+        "--at",
+        metavar="TIME",
+        help="Where the new continuation begins: 40s, 1:12.",
+        rich_help_panel=FILM,
+    ),
 ]
 NewPrompt = Annotated[
-    str | None, typer.Option("--prompt", metavar="TEXT", help="What the video shows from there on.")
+    str | None,
+    typer.Option(
+        "--prompt",
+        metavar="TEXT",
+        help="What the video shows from there on, in quotes.  [default: the old prompt]",
+        rich_help_panel=FILM,
+    ),
 ]
 NewOutput = Annotated[
-    Path, typer.Option("-o", "--output", metavar="FILE", help="The new video, an .mp4.")
+    Path,
+    typer.Option(
+        "-o",
+        "--output",
+        metavar="FILE",
+        help="The new video, an .mp4.",
+        rich_help_panel=OUTPUT,
+    ),
 ]
 NewSeed = Annotated[
     str | None,
     typer.Option(
         "--seed",
         metavar="N",
-        help="Another seed from there on. [that of the run, if anything else is new]",
+        help="The seed from there on.  [default: the old seed if anything else is new, else a "
+        "random one]",
+        rich_help_panel=FILM,
     ),
 ]
 NewDuration = Annotated[
     str | None,
     typer.Option(
-        "--duration", metavar="TIME", help="Playing time of the new video. [that of the run]"
+        "--duration",
+        metavar="TIME",
+        help="Playing time of the new video.  [default: that of the old one]",
+        rich_help_panel=FILM,
     ),
 ]
 Parent = Annotated[
@@ -76,9 +101,9 @@ def branch(
 ) -> None:
     """Render another continuation of a video, from a moment of it.
 
-    The chunk that is playing at that moment is the first to be other; the frames before it are
-    those of the old video, as they were before encoding. The old video stays as it is. With nothing
-    but a longer duration it is extended, and with nothing else given another seed is chosen.
+    The new continuation begins with the chunk that plays at that moment. All earlier frames are
+    those of the old video, before encoding. The old video stays as it is. A longer --duration
+    alone extends it. Without --prompt, --seed and --duration, cfgen chooses another seed.
 
     \b
     Examples:

@@ -32,15 +32,17 @@ _COLUMNS = 43
 """Width of the columns of `jobs list` that are not the run or its prompt."""
 
 Root = Annotated[
-    Path, typer.Argument(metavar="FOLDER", help="Where to look, with all folders below it.")
+    Path, typer.Argument(metavar="FOLDER", help="Where to look, including all folders below it.")
 ]
 Budget = Annotated[
     str,
     typer.Option(
-        "--budget", metavar="BYTES", help="What all run folders may take together: 500MB, 2GB."
+        "--budget", metavar="BYTES", help="Disk for all run folders together: 500MB, 2GB."
     ),
 ]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Only tell what would be removed.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Show what would be removed; remove nothing.")
+]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -144,12 +146,12 @@ def gc(
     json_lines: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
-    """Clear away what finished renders keep, the oldest first, until a budget holds.
+    """Remove what finished renders keep, the oldest first, until it fits a budget.
 
-    First go their snapshots, which only speed up `cfgen branch`, then their latents and journals.
-    Videos stay, and so does everything of renders that are not finished. What is cleared away
-    cannot be branched off or done over any more; of what branched off itself, nothing goes before
-    its whole run folder.
+    cfgen first removes their snapshots, which only speed up `cfgen branch`, then their run folders
+    with latents and journal. Videos stay, and everything of unfinished renders stays. A render
+    without its run folder can no longer be branched or retried. A branch keeps its snapshots until
+    its whole run folder goes.
     """
     console = options.console_of(ctx)
     console.configure(json=json_lines, debug=debug)

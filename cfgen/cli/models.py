@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 import typer
 
-from cfgen.cli import options
+from cfgen.cli import completion, options
 from cfgen.cli.columns import cells, widths_of
 from cfgen.cli.console import Console
 from cfgen.cli.download_progress import Fetching
@@ -34,18 +34,28 @@ app = options.command_app(
 )
 
 _Ref = Annotated[
-    str, typer.Argument(metavar="REF", help="owner/name, owner/name@revision or owner/name/file.")
+    str,
+    typer.Argument(
+        metavar="REF",
+        help="owner/name, owner/name@revision or owner/name/file.",
+        autocompletion=completion.models,
+    ),
 ]
 _PullRef = Annotated[
     str,
     typer.Argument(
         metavar="REF",
         help="owner/name, owner/name@revision, owner/name/file, or a preset for all its parts.",
+        autocompletion=completion.presets,
     ),
 ]
 _OptionalRef = Annotated[
     str | None,
-    typer.Argument(metavar="REF", help="What to check. Without it, everything that is listed."),
+    typer.Argument(
+        metavar="REF",
+        help="What to check. Without it, everything that `cfgen models list` lists.",
+        autocompletion=completion.models,
+    ),
 ]
 _Include = Annotated[
     list[str] | None,
@@ -57,12 +67,16 @@ _Exclude = Annotated[
 ]
 _Revision = Annotated[
     str | None,
-    typer.Option("--revision", metavar="R", help="Branch, tag or commit; as REF@R. [main]"),
+    typer.Option(
+        "--revision", metavar="R", help="Branch, tag or commit; the same as REF@R.  [default: main]"
+    ),
 ]
 _Offline = Annotated[
     bool, typer.Option("--offline", help="Never use the network: refuse instead of fetching.")
 ]
-_DryRun = Annotated[bool, typer.Option("--dry-run", help="Only tell what would be fetched.")]
+_DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Show what would be fetched; fetch nothing.")
+]
 _Yes = Annotated[bool, typer.Option("-y", "--yes", help="Remove without asking.")]
 
 

@@ -17,6 +17,7 @@ from cfgen.cli.branch import (
     prepare,
     with_config,
 )
+from cfgen.cli.command import FILM
 from cfgen.cli.plan import plan_of
 from cfgen.cli.run_render import run_render, tell_result
 from cfgen.pipeline.run_configs import config_of, run_folder
@@ -26,7 +27,19 @@ from cfgen.runs.lock import Lock
 app = options.command_app()
 
 From = Annotated[
-    str, typer.Option("--from", metavar="TIME", help="Where to begin anew: 40s, 1:12.")
+    str,
+    typer.Option(
+        "--from", metavar="TIME", help="Where to begin anew: 40s, 1:12.", rich_help_panel=FILM
+    ),
+]
+RetrySeed = Annotated[
+    str | None,
+    typer.Option(
+        "--seed",
+        metavar="N",
+        help="The seed from there on.  [default: a random one]",
+        rich_help_panel=FILM,
+    ),
 ]
 
 
@@ -35,7 +48,7 @@ def retry(
     ctx: typer.Context,
     run: Parent,
     begin: From,
-    seed: options.Seed = None,
+    seed: RetrySeed = None,
     prompt: NewPrompt = None,
     json_lines: options.Json = False,
     quiet: options.Quiet = False,
@@ -44,9 +57,8 @@ def retry(
 ) -> None:
     """Do a video over from a moment on, with another seed or prompt.
 
-    The chunk that is playing at that moment is the first to be made anew. What comes before stays;
-    what comes after is replaced, and the video with it once the new one is finished. `cfgen branch`
-    keeps both.
+    cfgen renders the chunk that plays at that moment, and everything after it, anew. What comes
+    before stays. The video is replaced once the new one is finished; `cfgen branch` keeps both.
 
     \b
     Examples:

@@ -55,7 +55,14 @@ def train(
             help="Begin from the weights of this model folder; a run under way goes on as it is.",
         ),
     ] = None,
-    assignments: options.Set = None,
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Set any value of presets/train.mini.yaml, such as base.dim=256; may be repeated.",
+        ),
+    ] = None,
     json_lines: options.Json = False,
     quiet: options.Quiet = False,
     debug: options.Debug = False,
