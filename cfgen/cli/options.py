@@ -268,7 +268,7 @@ DiskBudget = Annotated[
     ),
 ]
 Clean = Annotated[
-    bool, value("--clean", panel=RESUME, about="Remove the run folder once the video is finished.")
+    bool, _value("--clean", panel=RESUME, about="Remove the run folder once the video is finished.")
 ]
 Output = Annotated[
     str | None,
@@ -282,7 +282,7 @@ Output = Annotated[
     ),
 ]
 Yes = Annotated[
-    bool, value("-y", "--yes", panel=OUTPUT, about="Overwrite the output if it exists.")
+    bool, _value("-y", "--yes", panel=OUTPUT, about="Overwrite the output if it exists.")
 ]
 DryRun = Annotated[
     bool,
@@ -295,7 +295,7 @@ Json = Annotated[
     ),
 ]
 Quiet = Annotated[
-    bool, value("-q", "--quiet", panel=OUTPUT, about="Print only results, warnings and errors.")
+    bool, _value("-q", "--quiet", panel=OUTPUT, about="Print only results, warnings and errors.")
 ]
 Verbose = Annotated[
     bool,
@@ -344,4 +344,4 @@ AllowChanged = Annotated[
         offered=completion.harmless,
     ),
 ]
-Debug = Annotated[bool, value("--debug", panel=RARE, about="Show the traceback of every error.")]
+Debug = Annotated[bool, _value("--debug", panel=RARE, about="Show the traceback of every error.")]
