@@ -109,7 +109,7 @@ def branch(
     Examples:
       cfgen branch a.mp4 --at 1:12 --prompt "a red kite at night" -o b.mp4
       cfgen branch a.cfgen --at 40s --seed 8 -o c.mp4
-      cfgen branch a.mp4 --at 2m --duration 3m -o longer.mp4   # a.mp4 plays 2 minutes
+      cfgen branch a.mp4 --at 2m --duration 3m -o longer.mp4
     """
     console = options.console_of(ctx)
     console.configure(json=json_lines, quiet=quiet, verbose=verbose, debug=debug)

@@ -1,6 +1,6 @@
 """The keys that presets, `--config` and `--set` know: what each is, its values, and its flag.
 
-Descriptions are those of the schema classes' docstrings, so that they are written once. Python
+Descriptions come from the docstrings of the schema classes, so that they are written once. Python
 without docstrings (`-OO`) knows keys, values and flags, and no descriptions.
 """
 
@@ -128,7 +128,11 @@ def _described(cls: type) -> dict[str, str]:
     """What a class's docstring says of its attributes."""
     text = inspect.getdoc(cls) or ""
     _, _, listed = text.partition("Attributes:\n")
-    return {name: " ".join(about.split()) for name, about in _ENTRY.findall(listed)}
+    # What Python calls None, a person writes as null.
+    return {
+        name: re.sub(r"\bNone\b", "null", " ".join(about.split()))
+        for name, about in _ENTRY.findall(listed)
+    }
 
 
 def _values(hint: object) -> tuple[str, ...]:

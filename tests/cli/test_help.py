@@ -28,7 +28,7 @@ def _params(command: str) -> Sequence[object]:
 
 
 def _sections(page: str) -> list[str]:
-    return [name for name in re.findall(r"^([A-Z][\w ]+):$", page, re.MULTILINE)]
+    return re.findall(r"^([A-Z][\w ]+):$", page, re.MULTILINE)
 
 
 @pytest.mark.parametrize("command", RELATIVES)
