@@ -129,8 +129,8 @@ def pull(
 ) -> None:
     """Fetch a model into the cache and check it.
 
-    Prints where it is. What is there already is checked and not fetched again, unless it is
-    damaged. A download that was broken off goes on where it stopped.
+    It prints where the model is. It checks the files that are there already, and fetches only
+    missing and damaged ones. An interrupted download goes on where it stopped.
 
     \b
     Examples:
@@ -212,8 +212,8 @@ def remove_model(
 ) -> None:
     """Remove a model from the cache.
 
-    REF is a repository with all its revisions, a revision or a file. Asks first, and says what it
-    frees.
+    REF is a repository with all its revisions, one revision or one file. cfgen asks first, and
+    says how much disk that frees.
     """
     console = options.console_of(ctx)
     console.configure(json=json_lines, debug=debug)
