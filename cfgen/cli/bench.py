@@ -119,7 +119,7 @@ def bench(
     console.note(f"loading {resolved.config.preset}")
     setting = prepare(resolved.config, may_stand_in=_is_published(resolved))
     if setting.absent:
-        console.note("it is not on this machine: random weights of its size stand in for it")
+        console.note("it is not on this machine; random weights of its size replace it")
     work = Bench(setting, ways)
     for words in work.prepare():
         console.note(words)

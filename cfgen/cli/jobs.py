@@ -179,9 +179,7 @@ def gc(
     if total > allowed:
         why = "what is left belongs to unfinished renders"
         if kept:
-            why = (
-                "some of what is left stays for the reasons told, the rest is of unfinished renders"
-            )
+            why = "some of it stays for the reasons above, the rest belongs to unfinished renders"
         text.append(f"more than {bytes_words(allowed)}: {why}")
     listed = [{"path": str(target), "nbytes": nbytes} for target, nbytes in removed]
     data = {"removed": listed, "nbytes_before": before, "nbytes": total, "dry_run": dry_run}
@@ -266,7 +264,7 @@ def _clear_away(target: Path, console: Console, *, dry_run: bool) -> bool:
             with Lock(run / LOCK):
                 if RunFolder(run).finished is None:
                     raise OutputRefused(
-                        "its video is not whole any more", f"`{resume_command(run)}` mends it"
+                        "its video is no longer whole", f"`{resume_command(run)}` mends it"
                     )
                 if target == run:
                     remove(run)

@@ -223,7 +223,8 @@ def remove_model(
     if not yes:
         if json_lines or not sys.stdin.isatty():
             raise SetupError(
-                f"not removed, since nobody can be asked: {what}", "give -y to remove it unasked"
+                f"cfgen cannot ask, so it removed nothing: {what}",
+                "add -y to remove it without asking",
             )
         if not typer.confirm(f"remove {what}?", err=True):
             console.result("nothing was removed", {"removed": [], "nbytes": 0})
@@ -252,7 +253,7 @@ def _reference(ref: str, revision: str | None) -> Reference:
     if reference is None:
         raise UsageError(
             f"{ref!r} is no name on the hub; it must be owner/name[@revision][/file]",
-            "for example Wan-AI/Wan2.1-T2V-1.3B; what is on disk already needs no pull",
+            "for example Wan-AI/Wan2.1-T2V-1.3B; a model that is on your disk needs no pull",
         )
     if revision is None:
         return reference
@@ -276,7 +277,7 @@ def _follow(listing: Listing, console: Console) -> None:
                 console.event("fetch", fetching.data())
     except KeyboardInterrupt:
         raise Interrupted(
-            f"interrupted; what came of {listing.reference} is kept",
+            f"interrupted; the part of {listing.reference} that is here stays",
             "run the same command again: it goes on from there",
         ) from None
     console.note(f"{count(len(listing.files), 'file')} checked, all whole")

@@ -86,7 +86,7 @@ def go_on(
     owner = owner_of(path / LOCK)
     if owner is not None and owner.here:
         raise LockHeld(f"{path} is in use by {owner}", "wait until it is done, or stop it")
-    console.note(f"{path} is for {config.prompt!r}, seed {config.seed}")
+    console.note(f"{path} renders {config.prompt!r}, seed {config.seed}")
     plan, video = plan_of(config), folder.finished
     if video is not None:
         console.note(f"{folder.output} is finished, and whole: {video.frames} frames")
