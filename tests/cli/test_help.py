@@ -49,7 +49,7 @@ def test_flags_stand_in_sections_in_one_order_and_the_rare_ones_last(
 def test_the_film_comes_first_in_the_help_of_render(cfgen: Run) -> None:
     page = cfgen("render", "--help").stdout
     assert _sections(page)[-6:] == list(SECTIONS[1:])
-    assert page.index("\nFilm:") < page.index("--duration") < page.index("\nModel:")
+    assert page.index("\nFilm:") < page.index("\n  --duration") < page.index("\nModel:")
 
 
 def test_a_value_has_one_flag_and_one_key_told_in_both_places() -> None:
