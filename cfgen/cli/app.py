@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Annotated, cast
@@ -13,7 +14,9 @@ from typer.core import TyperCommand, TyperGroup
 
 from cfgen import __version__
 from cfgen.cli import signals
+from cfgen.cli.command import built
 from cfgen.cli.console import Console
+from cfgen.cli.suggestions import no_such_command
 from cfgen.errors import CfgenError, Halt, Interrupted
 from cfgen.out_of_memory import exhausted, is_out_of_memory
 from cfgen.plain_text import printable
@@ -76,10 +79,22 @@ class _Commands(TyperGroup):
     def get_command(self, ctx: object, cmd_name: str) -> TyperCommand | TyperGroup | None:
         if cmd_name not in self.list_commands(ctx):
             return None
-        app = import_module(_COMMANDS[cmd_name]).app
-        command = typer.main.get_command(app)
+        command = built(import_module(_COMMANDS[cmd_name]).app)
         command.name = cmd_name
-        return cast(TyperCommand | TyperGroup, command)
+        return command
+
+    def resolve_command(self, ctx: object, args: list[str]) -> object:  # type: ignore[override]
+        context, known = cast(typer.Context, ctx), self.list_commands(ctx)
+        if args[0] not in known and not context.resilient_parsing:
+            context.fail(no_such_command(args[0], known, self._inner(ctx)))
+        return super().resolve_command(context, args)
+
+    def _inner(self, ctx: object) -> Iterator[tuple[str, str]]:
+        """The commands within groups, each after its group."""
+        for name in self.list_commands(ctx):
+            command = self.get_command(ctx, name)
+            for inner in getattr(command, "commands", {}):
+                yield name, inner
 
     def parse_args(self, ctx: object, args: list[str]) -> list[str]:
         before = args[: args.index("--")] if "--" in args else args

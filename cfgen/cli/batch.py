@@ -11,6 +11,7 @@ import typer
 
 from cfgen.cli import options
 from cfgen.cli.columns import cells, padded
+from cfgen.cli.command import RESUME
 from cfgen.cli.console import Console
 from cfgen.cli.run_render import graceful_signals
 from cfgen.errors import CfgenError, Interrupted
@@ -28,22 +29,31 @@ List = Annotated[
     Path,
     typer.Argument(
         metavar="LIST",
-        help="A YAML list, a text with a prompt a line, JSON or CSV; - reads it from stdin.",
+        help="A YAML list, a text with one prompt per line, JSON or CSV; - reads it from stdin.",
         allow_dash=True,
     ),
 ]
-FailFast = Annotated[bool, typer.Option("--fail-fast", help="Stop at the first clip that fails.")]
+FailFast = Annotated[
+    bool,
+    typer.Option("--fail-fast", help="Stop at the first clip that fails.", rich_help_panel=RESUME),
+]
 Attempts = Annotated[
     int,
     typer.Option(
         "--attempts",
         metavar="N",
         min=1,
-        help="How often a clip is tried without getting any further; a crash counts.",
+        help="How often cfgen tries a clip that gets no further; a crash counts as a try.",
+        rich_help_panel=RESUME,
     ),
 ]
 RetryFailed = Annotated[
-    bool, typer.Option("--retry-failed", help="Try clips again that failed in an earlier run.")
+    bool,
+    typer.Option(
+        "--retry-failed",
+        help="Try clips again that failed in an earlier run.",
+        rich_help_panel=RESUME,
+    ),
 ]
 
 
@@ -63,10 +73,10 @@ def batch(
 ) -> None:
     """Render a list of clips.
 
-    The videos go beside the list. The same command goes on after any interruption: finished clips
-    are verified and skipped, interrupted ones resumed, failed ones left alone unless --retry-failed
-    is given. Any number of processes may work on one list, on one machine or on several that share
-    the folder.
+    The videos go beside the list. After any interruption, the same command goes on: it verifies
+    and skips finished clips, resumes interrupted ones, and leaves failed ones alone unless you give
+    --retry-failed. Any number of processes may work on one list, on one machine or on several that
+    share the folder.
 
     \b
     A list:

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, TypeVar, get_args, get_type_hints
 
 import typer
 
-from cfgen.cli import options
+from cfgen.cli import completion, options
 from cfgen.cli.columns import aligned, labelled
+from cfgen.cli.command import SPEED
 from cfgen.config.loader import Resolved, load
 from cfgen.config.schema import RenderConfig
 from cfgen.config.values import nearest, size_text
@@ -41,8 +42,10 @@ def bench(
         typer.Option(
             "--backend",
             metavar="NAME",
-            help="Measure auto, torch, triton or reference, which is slow; may be repeated. "
-            "[torch and triton]",
+            help="The backend to measure: auto, torch, triton or reference (slow); may be "
+            "repeated.  [default: torch and triton]",
+            autocompletion=completion.values_of("backend"),
+            rich_help_panel=SPEED,
         ),
     ] = None,
     storages: Annotated[
@@ -50,13 +53,20 @@ def bench(
         typer.Option(
             "--kv-cache",
             metavar="HOW",
-            help="Keep the KV cache auto, bf16, int8 or fp8; may be repeated. [each that differs]",
+            help="How the KV cache is stored: auto, bf16, int8 or fp8; may be repeated.  "
+            "[default: each that differs]",
+            autocompletion=completion.values_of("memory.kv_cache"),
+            rich_help_panel=SPEED,
         ),
     ] = None,
     dtype: Annotated[
         str | None,
         typer.Option(
-            "--dtype", metavar="TYPE", help="What to compute in: float32, bfloat16 or auto. [auto]"
+            "--dtype",
+            metavar="TYPE",
+            help="What to compute in: float32, bfloat16 or auto.  [default: auto; key: dtype]",
+            autocompletion=completion.values_of("dtype"),
+            rich_help_panel=SPEED,
         ),
     ] = None,
     size: options.Size = None,
@@ -67,7 +77,8 @@ def bench(
             min=0,
             max=86400,
             metavar="S",
-            help="How long to make chunks once all is warm; one by each way at least.",
+            help="How many seconds to make chunks after the warm-up; each way makes at least one.",
+            rich_help_panel=SPEED,
         ),
     ] = 20,
     assignments: options.Set = None,
@@ -76,18 +87,18 @@ def bench(
     quiet: options.Quiet = False,
     debug: options.Debug = False,
 ) -> None:
-    """Tell how fast a preset renders on this machine, and by which backend.
+    """Measure how fast a preset renders here, by backend and KV cache.
 
-    Makes chunks as they are late in a long clip, with a full memory, by every
-    backend that can run here and with every way to keep the KV cache, and says
-    why others cannot. A speed is compared with that of the torch backend only
-    if both make the same chunk. A model that is not on this machine is stood in
-    for by random weights of its size. Nothing is written to disk.
+    cfgen makes chunks with a full memory, as late in a long clip, with every
+    backend that can run here and every way to store the KV cache. It says why
+    others cannot run. It compares a speed with that of the torch backend only
+    if both make the same chunk. Random weights of the same size replace a model
+    that is not on this machine. Nothing is written to disk.
 
     \b
-    s/chunk   seconds to denoise a chunk and to commit it
-    frames/s  so many frames a second; decoded: their decoding included
-    cache     the KV cache, and what the backend holds of it besides
+    s/chunk   seconds to denoise and commit a chunk
+    frames/s  frames per second; decoded: including their decoding
+    cache     the KV cache, and what else the backend holds of it
 
     \b
     Examples:
@@ -109,7 +120,7 @@ def bench(
     console.note(f"loading {resolved.config.preset}")
     setting = prepare(resolved.config, may_stand_in=_is_published(resolved))
     if setting.absent:
-        console.note("it is not on this machine: random weights of its size stand in for it")
+        console.note("it is not on this machine; random weights of its size replace it")
     work = Bench(setting, ways)
     for words in work.prepare():
         console.note(words)

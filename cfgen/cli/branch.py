@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cfgen.cli import options
+from cfgen.cli.command import FILM, OUTPUT
 from cfgen.cli.console import Console
 from cfgen.cli.run_render import run_render
 from cfgen.pipeline.runs import run_folder
@@ -18,26 +19,50 @@ if TYPE_CHECKING:
 app = options.command_app()
 
 At = Annotated[
-    str, typer.Option("--at", metavar="TIME", help="Where the new continuation begins: 40s, 1:12.")
+    str,
+    typer.Option(
+        "--at",
+        metavar="TIME",
+        help="Where the new continuation begins: 40s, 1:12.",
+        rich_help_panel=FILM,
+    ),
 ]
 NewPrompt = Annotated[
-    str | None, typer.Option("--prompt", metavar="TEXT", help="What the video shows from there on.")
+    str | None,
+    typer.Option(
+        "--prompt",
+        metavar="TEXT",
+        help="What the video shows from there on, in quotes.  [default: the old prompt]",
+        rich_help_panel=FILM,
+    ),
 ]
 NewOutput = Annotated[
-    Path, typer.Option("-o", "--output", metavar="FILE", help="The new video, an .mp4.")
+    Path,
+    typer.Option(
+        "-o",
+        "--output",
+        metavar="FILE",
+        help="The new video, an .mp4.",
+        rich_help_panel=OUTPUT,
+    ),
 ]
 NewSeed = Annotated[
     str | None,
     typer.Option(
         "--seed",
         metavar="N",
-        help="Another seed from there on. [that of the run, if anything else is new]",
+        help="The seed from there on.  [default: the old seed if anything else is new, else a "
+        "random one]",
+        rich_help_panel=FILM,
     ),
 ]
 NewDuration = Annotated[
     str | None,
     typer.Option(
-        "--duration", metavar="TIME", help="Playing time of the new video. [that of the run]"
+        "--duration",
+        metavar="TIME",
+        help="Playing time of the new video.  [default: that of the old one]",
+        rich_help_panel=FILM,
     ),
 ]
 Parent = Annotated[
@@ -62,15 +87,15 @@ def branch(
 ) -> None:
     """Render another continuation of a video, from a moment of it.
 
-    The chunk that is playing at that moment is the first to be other; the frames before it are
-    those of the old video, as they were before encoding. The old video stays as it is. With nothing
-    but a longer duration it is extended, and with nothing else given another seed is chosen.
+    The new continuation begins with the chunk that plays at that moment. All earlier frames are
+    those of the old video, before encoding. The old video stays as it is. A longer --duration
+    alone extends it. Without --prompt, --seed and --duration, cfgen chooses another seed.
 
     \b
     Examples:
       cfgen branch a.mp4 --at 1:12 --prompt "a red kite at night" -o b.mp4
       cfgen branch a.cfgen --at 40s --seed 8 -o c.mp4
-      cfgen branch a.mp4 --at 2m --duration 3m -o longer.mp4   # a.mp4 plays 2 minutes
+      cfgen branch a.mp4 --at 2m --duration 3m -o longer.mp4
     """
     console = options.console_of(ctx)
     console.configure(json=json_lines, quiet=quiet, verbose=verbose, debug=debug)

@@ -35,7 +35,9 @@ Target = Annotated[
 ]
 Which = Annotated[
     Weights | None,
-    typer.Option("--weights", help="Which weights of a training state that holds both. [ema]"),
+    typer.Option(
+        "--weights", help="Which weights to take if a training state holds both.  [default: ema]"
+    ),
 ]
 
 DTYPES: dict[Dtype, str] = {"bf16": "bfloat16", "f16": "float16", "f32": "float32"}

@@ -19,11 +19,14 @@ def convert(
     target: rewriting.Target,
     to: Annotated[
         Literal["wan", "diffusers"] | None,
-        typer.Option("--to", help="Whose names a generator's tensors get. [wan]"),
+        typer.Option("--to", help="Whose names a generator's tensors get.  [default: wan]"),
     ] = None,
     dtype: Annotated[
         rewriting.Dtype | None,
-        typer.Option("--dtype", help="Store everything in this, dequantized; else as it is."),
+        typer.Option(
+            "--dtype",
+            help="Dequantize, and store everything in this number type.  [default: as it is]",
+        ),
     ] = None,
     weights: rewriting.Which = None,
     yes: options.Yes = False,
@@ -33,14 +36,14 @@ def convert(
 ) -> None:
     """Write a model as one clean safetensors file.
 
-    Any generator or text encoder that cfgen reads will do: GGUF, training
+    It takes any generator or text encoder that cfgen reads: GGUF, training
     states (.pt), shards, prefixes, diffusers' names, quantized files. Values
-    stay as they are, bit by bit: plain tensors keep their dtype, and quantized
-    layers stay quantized, in ComfyUI's native layout. What cannot be stored so
-    (GGUF's blocks, musubi's scales) needs --dtype.
+    stay the same, bit by bit: plain tensors keep their dtype, and quantized
+    layers stay quantized, in ComfyUI's native layout. Layers that this layout
+    cannot store (GGUF's blocks, musubi's scales) need --dtype.
 
-    A text encoder gets Hugging Face's names. A model whose heads are not those
-    of Wan's published ones needs its config.json: it is put beside DST.
+    A text encoder gets Hugging Face's names. A model with other heads than
+    Wan's published ones needs its config.json; cfgen puts it beside DST.
 
     \b
     Examples:

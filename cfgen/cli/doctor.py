@@ -50,9 +50,9 @@ def doctor(
 ) -> None:
     """Tell whether this machine can render, and what to do if not.
 
-    Looks at Python, torch, threads, Triton, GPU, ffmpeg, models and disk, and says of each what is
-    there, what it means and what to do. Exits with 0 if a render can run here, with 3 if something
-    is missing.
+    It looks at Python, torch, threads, Triton, GPU, ffmpeg, models and disk. For each it says what
+    is there, what that means and what to do. The exit code is 0 if a render can run here, and 3 if
+    something is missing.
     """
     console = options.console_of(ctx)
     console.configure(json=json_lines, debug=debug)

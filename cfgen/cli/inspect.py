@@ -53,16 +53,16 @@ def inspect(
         bool, typer.Option("--values", help="Read all weights and look for NaN and infinity.")
     ] = False,
     no_sha256: Annotated[
-        bool, typer.Option("--no-sha256", help="Leave out digests, which read the whole file.")
+        bool, typer.Option("--no-sha256", help="Skip the SHA-256, which reads the whole file.")
     ] = False,
     json_lines: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
     """Tell what a file of weights is, and whether cfgen loads it.
 
-    Says which network is in it and under what names, how its layers are quantized, which tensors
-    are missing or unused, which preset it seems to be made for, and its licence. Exits with 3 for a
-    file that cfgen would refuse.
+    It says which network the file holds, under what names, how the layers are quantized, which
+    tensors are missing or unused, which preset fits, and the licence. The exit code is 3 for a file
+    that cfgen refuses.
 
     \b
     Examples:

@@ -30,15 +30,17 @@ _COLUMNS = 43
 """Width of the columns of `jobs list` that are not the run or its prompt."""
 
 Root = Annotated[
-    Path, typer.Argument(metavar="FOLDER", help="Where to look, with all folders below it.")
+    Path, typer.Argument(metavar="FOLDER", help="Where to look, including all folders below it.")
 ]
 Budget = Annotated[
     str,
     typer.Option(
-        "--budget", metavar="BYTES", help="What all run folders may take together: 500MB, 2GB."
+        "--budget", metavar="BYTES", help="Disk for all run folders together: 500MB, 2GB."
     ),
 ]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Only tell what would be removed.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Show what would be removed; remove nothing.")
+]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -142,12 +144,12 @@ def gc(
     json_lines: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
-    """Clear away what finished renders keep, the oldest first, until a budget holds.
+    """Remove what finished renders keep, the oldest first, until it fits a budget.
 
-    First go their snapshots, which only speed up `cfgen branch`, then their latents and journals.
-    Videos stay, and so does everything of renders that are not finished. What is cleared away
-    cannot be branched off or done over any more; of what branched off itself, nothing goes before
-    its whole run folder.
+    cfgen first removes their snapshots, which only speed up `cfgen branch`, then their run folders
+    with latents and journal. Videos stay, and everything of unfinished renders stays. A render
+    without its run folder can no longer be branched or retried. A branch keeps its snapshots until
+    its whole run folder goes.
     """
     console = options.console_of(ctx)
     console.configure(json=json_lines, debug=debug)
@@ -175,9 +177,7 @@ def gc(
     if total > allowed:
         why = "what is left belongs to unfinished renders"
         if kept:
-            why = (
-                "some of what is left stays for the reasons told, the rest is of unfinished renders"
-            )
+            why = "some of it stays for the reasons above, the rest belongs to unfinished renders"
         text.append(f"more than {bytes_words(allowed)}: {why}")
     listed = [{"path": str(target), "nbytes": nbytes} for target, nbytes in removed]
     data = {"removed": listed, "nbytes_before": before, "nbytes": total, "dry_run": dry_run}
@@ -264,7 +264,7 @@ def _clear_away(target: Path, console: Console, *, dry_run: bool) -> bool:
             with Lock(run / LOCK):
                 if RunFolder(run).finished is None:
                     raise OutputRefused(
-                        "its video is not whole any more", f"`{resume_command(run)}` mends it"
+                        "its video is no longer whole", f"`{resume_command(run)}` mends it"
                     )
                 if target == run:
                     remove(run)

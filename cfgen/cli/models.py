@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 import typer
 
-from cfgen.cli import options
+from cfgen.cli import completion, options
 from cfgen.cli.columns import cells, widths_of
 from cfgen.cli.console import Console
 from cfgen.cli.download_progress import Fetching
@@ -34,18 +34,28 @@ app = options.command_app(
 )
 
 _Ref = Annotated[
-    str, typer.Argument(metavar="REF", help="owner/name, owner/name@revision or owner/name/file.")
+    str,
+    typer.Argument(
+        metavar="REF",
+        help="owner/name, owner/name@revision or owner/name/file.",
+        autocompletion=completion.models,
+    ),
 ]
 _PullRef = Annotated[
     str,
     typer.Argument(
         metavar="REF",
         help="owner/name, owner/name@revision, owner/name/file, or a preset for all its parts.",
+        autocompletion=completion.presets,
     ),
 ]
 _OptionalRef = Annotated[
     str | None,
-    typer.Argument(metavar="REF", help="What to check. Without it, everything that is listed."),
+    typer.Argument(
+        metavar="REF",
+        help="What to check. Without it, everything that `cfgen models list` lists.",
+        autocompletion=completion.models,
+    ),
 ]
 _Include = Annotated[
     list[str] | None,
@@ -57,12 +67,16 @@ _Exclude = Annotated[
 ]
 _Revision = Annotated[
     str | None,
-    typer.Option("--revision", metavar="R", help="Branch, tag or commit; as REF@R. [main]"),
+    typer.Option(
+        "--revision", metavar="R", help="Branch, tag or commit; the same as REF@R.  [default: main]"
+    ),
 ]
 _Offline = Annotated[
     bool, typer.Option("--offline", help="Never use the network: refuse instead of fetching.")
 ]
-_DryRun = Annotated[bool, typer.Option("--dry-run", help="Only tell what would be fetched.")]
+_DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Show what would be fetched; fetch nothing.")
+]
 _Yes = Annotated[bool, typer.Option("-y", "--yes", help="Remove without asking.")]
 
 
@@ -115,8 +129,8 @@ def pull(
 ) -> None:
     """Fetch a model into the cache and check it.
 
-    Prints where it is. What is there already is checked and not fetched again, unless it is
-    damaged. A download that was broken off goes on where it stopped.
+    It prints where the model is. It checks the files that are there already, and fetches only
+    missing and damaged ones. An interrupted download goes on where it stopped.
 
     \b
     Examples:
@@ -198,8 +212,8 @@ def remove_model(
 ) -> None:
     """Remove a model from the cache.
 
-    REF is a repository with all its revisions, a revision or a file. Asks first, and says what it
-    frees.
+    REF is a repository with all its revisions, one revision or one file. cfgen asks first, and
+    says how much disk that frees.
     """
     console = options.console_of(ctx)
     console.configure(json=json_lines, debug=debug)
@@ -209,7 +223,8 @@ def remove_model(
     if not yes:
         if json_lines or not sys.stdin.isatty():
             raise SetupError(
-                f"not removed, since nobody can be asked: {what}", "give -y to remove it unasked"
+                f"cfgen cannot ask, so it removed nothing: {what}",
+                "add -y to remove it without asking",
             )
         if not typer.confirm(f"remove {what}?", err=True):
             console.result("nothing was removed", {"removed": [], "nbytes": 0})
@@ -238,7 +253,7 @@ def _reference(ref: str, revision: str | None) -> Reference:
     if reference is None:
         raise UsageError(
             f"{ref!r} is no name on the hub; it must be owner/name[@revision][/file]",
-            "for example Wan-AI/Wan2.1-T2V-1.3B; what is on disk already needs no pull",
+            "for example Wan-AI/Wan2.1-T2V-1.3B; a model that is on your disk needs no pull",
         )
     if revision is None:
         return reference
@@ -262,7 +277,7 @@ def _follow(listing: Listing, console: Console) -> None:
                 console.event("fetch", fetching.data())
     except KeyboardInterrupt:
         raise Interrupted(
-            f"interrupted; what came of {listing.reference} is kept",
+            f"interrupted; the part of {listing.reference} that is here stays",
             "run the same command again: it goes on from there",
         ) from None
     console.note(f"{count(len(listing.files), 'file')} checked, all whole")

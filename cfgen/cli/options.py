@@ -6,13 +6,19 @@ by the same rules and refused in the same words.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated, Any, cast
 
 import typer
 
+from cfgen.cli import completion
+from cfgen.cli.command import FILM, MODEL, OUTPUT, RARE, RESUME, SPEED
 from cfgen.cli.console import Console
+from cfgen.config.keys import FLAGS
 from cfgen.config.values import RawValue
+
+_KEYS = {flag: key for key, flag in FLAGS.items()}
 
 
 def command_app(help_text: str | None = None) -> typer.Typer:
@@ -39,196 +45,303 @@ def console_of(ctx: typer.Context) -> Console:
     return cast(Console, ctx.obj)
 
 
+def _value(
+    *flags: str,
+    panel: str,
+    about: str,
+    metavar: str | None = None,
+    default: str = "",
+    offered: Callable[..., object] | None = None,
+) -> Any:
+    """An option whose help tells its default and the key that sets the same value."""
+    facts = [f"default: {default}"] if default else []
+    facts += [f"key: {_KEYS[flags[-1]]}"] if flags[-1] in _KEYS else []
+    return typer.Option(
+        *flags,
+        metavar=metavar,
+        help=f"{about}  [{'; '.join(facts)}]" if facts else about,
+        autocompletion=offered,
+        rich_help_panel=panel,
+    )
+
+
 Prompt = Annotated[
     str | None,
-    typer.Argument(metavar="PROMPT", help="What the video shows; - reads it from stdin."),
-]
-Output = Annotated[
-    str | None,
-    typer.Option(
-        "-o",
-        "--output",
-        metavar="FILE",
-        help="The video, an .mp4. Without it, a name made from prompt and seed, here.",
+    typer.Argument(
+        metavar="PROMPT", help="What the video shows, in quotes; - reads it from stdin."
     ),
-]
-Yes = Annotated[bool, typer.Option("-y", "--yes", help="Overwrite the output if it exists.")]
-Resume = Annotated[
-    bool,
-    typer.Option("--resume", help="Go on with this render if it was interrupted, else begin it."),
-]
-AllowChanged = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--allow-changed",
-        metavar="NAME",
-        help="Resume although cfgen_version or ffmpeg_version is another; may be repeated.",
-    ),
-]
-Snapshot = Annotated[
-    str | None,
-    typer.Option(
-        "--snapshot",
-        metavar="MODE",
-        help="What is kept to resume with: latents and the memory (full), latents alone, from "
-        "which the memory is worked out again (latents), or nothing (off). [full]",
-    ),
-]
-DiskBudget = Annotated[
-    str | None,
-    typer.Option("--disk-budget", metavar="BYTES", help="Disk for snapshots of the memory. [2GB]"),
-]
-Clean = Annotated[
-    bool, typer.Option("--clean", help="Remove the run folder once the video is finished.")
-]
-DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Check everything and show the plan; render nothing.")
-]
-Preset = Annotated[
-    str | None,
-    typer.Option(
-        "--preset", metavar="NAME", help="Preset to start from; see `cfgen presets list`. [mini]"
-    ),
-]
-Model = Annotated[
-    str | None,
-    typer.Option(
-        "-m",
-        "--model",
-        metavar="PATH",
-        help="Weights of the generator: a file, a folder, or owner/name[/file] in the cache of "
-        "Hugging Face.",
-    ),
-]
-Loras = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--lora",
-        metavar="PATH[:STRENGTH]",
-        help="A LoRA, such as style.safetensors:0.8; may be repeated. They stand in place of the "
-        "preset's own; none takes those away.",
-    ),
-]
-Vae = Annotated[
-    str | None, typer.Option("--vae", metavar="PATH", help="The video autoencoder's weights.")
-]
-TextEncoder = Annotated[
-    str | None,
-    typer.Option("--text-encoder", metavar="PATH", help="The UMT5 encoder: a file or a folder."),
-]
-Tokenizer = Annotated[
-    str | None,
-    typer.Option(
-        "--tokenizer", metavar="PATH", help="Its tokenizer, where its own file holds none."
-    ),
-]
-CommitReads = Annotated[
-    str | None,
-    typer.Option(
-        "--commit-reads",
-        metavar="WHAT",
-        help="What a finished chunk is written into memory with: all of it, or the fast part.",
-    ),
-]
-Offload = Annotated[
-    str | None,
-    typer.Option(
-        "--offload",
-        metavar="WHAT",
-        help="What waits in main memory while a GPU renders: none, blocks, all, or auto, which "
-        "takes what --vram makes necessary. [auto]",
-    ),
-]
-Backend = Annotated[
-    str | None,
-    typer.Option(
-        "--backend",
-        metavar="NAME",
-        help="auto, torch, triton or reference: what computes attention and the rest. [auto]",
-    ),
-]
-KvCache = Annotated[
-    str | None,
-    typer.Option(
-        "--kv-cache",
-        metavar="HOW",
-        help="How the KV cache is kept: auto (as computed), bf16, int8 (keys in 8 bits) or fp8 "
-        "(keys and values in 8 bits). [auto]",
-    ),
-]
-Compile = Annotated[
-    bool,
-    typer.Option("--compile", help="Let torch.compile fuse what it can; begins a minute later."),
-]
-Vram = Annotated[
-    str | None,
-    typer.Option("--vram", metavar="BYTES", help="GPU memory to stay within, such as 12G."),
 ]
 Duration = Annotated[
     str | None,
-    typer.Option(
-        "--duration", metavar="TIME", help="Playing time: 12.5, 30s, 2m30s, 1h5m or 1:05. [10s]"
+    _value(
+        "--duration",
+        metavar="TIME",
+        panel=FILM,
+        about="Playing time: 12.5, 30s, 2m30s, 1h5m or 1:05.",
+        default="10s",
     ),
 ]
 Seed = Annotated[
     str | None,
-    typer.Option(
+    _value(
         "--seed",
         metavar="N",
-        help="Whole number that fixes all noise. Without it one is chosen at random and told.",
+        panel=FILM,
+        about="A whole number that fixes all noise. Without it, cfgen chooses one at random and "
+        "tells which.",
     ),
 ]
 Size = Annotated[
     str | None,
-    typer.Option(
-        "--size", metavar="WxH", help="Frame size in pixels, one that the model was trained for."
+    _value(
+        "--size",
+        metavar="WxH",
+        panel=FILM,
+        about="Frame size in pixels, one that the model was trained for.",
     ),
 ]
 Fps = Annotated[
     str | None,
-    typer.Option(
+    _value(
         "--fps",
         metavar="RATE",
-        help="Playback rate only: another rate than the model's own makes motion faster or slower.",
-    ),
-]
-Memory = Annotated[
-    str | None,
-    typer.Option(
-        "--memory",
-        metavar="POLICY",
-        help="What is kept of earlier chunks: full, window or slow_fast.",
-    ),
-]
-Rng = Annotated[
-    str | None,
-    typer.Option(
-        "--rng",
-        metavar="ORDER",
-        help="Noise keyed by seed, chunk and step (keyed), or in the order of the reference "
-        "repositories (reference). [keyed]",
-    ),
-]
-Set = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="KEY=VALUE",
-        help="Set any key, such as memory.tau=0.9; may be repeated. `cfgen presets show` lists "
-        "the keys.",
+        panel=FILM,
+        about="Playback rate. Another rate than the model's own makes motion faster or slower.",
     ),
 ]
 Config = Annotated[
     Path | None,
-    typer.Option("--config", metavar="FILE", help="YAML file with values for this run."),
+    _value("--config", metavar="FILE", panel=FILM, about="A YAML file with values for this run."),
+]
+Set = Annotated[
+    list[str] | None,
+    _value(
+        "--set",
+        metavar="KEY=VALUE",
+        panel=FILM,
+        about="Set any key, such as memory.tau=0.9; may be repeated. `cfgen presets keys` lists "
+        "the keys.",
+        offered=completion.assignments,
+    ),
+]
+Preset = Annotated[
+    str | None,
+    _value(
+        "--preset",
+        metavar="NAME",
+        panel=MODEL,
+        about="The preset to start from; `cfgen presets list` lists them.",
+        default="mini",
+        offered=completion.presets,
+    ),
+]
+Model = Annotated[
+    str | None,
+    _value(
+        "-m",
+        "--model",
+        metavar="PATH",
+        panel=MODEL,
+        about="Weights of the generator: a file, a folder, or owner/name[/file] in the cache of "
+        "Hugging Face.",
+        offered=completion.models,
+    ),
+]
+Loras = Annotated[
+    list[str] | None,
+    _value(
+        "--lora",
+        metavar="PATH[:STRENGTH]",
+        panel=MODEL,
+        about="A LoRA, such as style.safetensors:0.8; may be repeated. These replace the preset's "
+        "own LoRAs; none removes them.",
+        offered=completion.models,
+    ),
+]
+TextEncoder = Annotated[
+    str | None,
+    _value(
+        "--text-encoder",
+        metavar="PATH",
+        panel=MODEL,
+        about="The UMT5 text encoder: a file or a folder.",
+        offered=completion.models,
+    ),
+]
+Tokenizer = Annotated[
+    str | None,
+    _value(
+        "--tokenizer",
+        metavar="PATH",
+        panel=MODEL,
+        about="The text encoder's tokenizer, if its own file holds none.",
+        offered=completion.models,
+    ),
+]
+Vae = Annotated[
+    str | None,
+    _value(
+        "--vae",
+        metavar="PATH",
+        panel=MODEL,
+        about="Weights of the video autoencoder (VAE).",
+        offered=completion.models,
+    ),
+]
+Memory = Annotated[
+    str | None,
+    _value(
+        "--memory",
+        metavar="POLICY",
+        panel=SPEED,
+        about="What the model keeps of earlier chunks: full, window or slow_fast.",
+        offered=completion.values_of("memory.policy"),
+    ),
+]
+KvCache = Annotated[
+    str | None,
+    _value(
+        "--kv-cache",
+        metavar="HOW",
+        panel=SPEED,
+        about="How the KV cache is stored: auto (as computed), bf16, int8 (keys in 8 bits) or fp8 "
+        "(keys and values in 8 bits).",
+        default="auto",
+        offered=completion.values_of("memory.kv_cache"),
+    ),
+]
+Backend = Annotated[
+    str | None,
+    _value(
+        "--backend",
+        metavar="NAME",
+        panel=SPEED,
+        about="What computes attention and the rest: auto, torch, triton or reference.",
+        default="auto",
+        offered=completion.values_of("backend"),
+    ),
+]
+Vram = Annotated[
+    str | None,
+    _value("--vram", metavar="BYTES", panel=SPEED, about="GPU memory to stay within, such as 12G."),
+]
+Offload = Annotated[
+    str | None,
+    _value(
+        "--offload",
+        metavar="WHAT",
+        panel=SPEED,
+        about="What waits in main memory while a GPU renders: none, blocks, all, or auto (as "
+        "little as --vram allows).",
+        default="auto",
+        offered=completion.values_of("placement.offload"),
+    ),
+]
+Resume = Annotated[
+    bool,
+    _value(
+        "--resume",
+        panel=RESUME,
+        about="Go on with this render if it was interrupted, else begin it.",
+    ),
+]
+Snapshot = Annotated[
+    str | None,
+    _value(
+        "--snapshot",
+        metavar="MODE",
+        panel=RESUME,
+        about="What is kept so that the render can be resumed: full (latents and memory), latents "
+        "(the memory is worked out again from them) or off (nothing).",
+        default="full",
+        offered=completion.values_of("snapshot.mode"),
+    ),
+]
+DiskBudget = Annotated[
+    str | None,
+    _value(
+        "--disk-budget",
+        metavar="BYTES",
+        panel=RESUME,
+        about="Disk space for snapshots of the memory.",
+        default="2GB",
+    ),
+]
+Clean = Annotated[
+    bool, _value("--clean", panel=RESUME, about="Remove the run folder once the video is finished.")
+]
+Output = Annotated[
+    str | None,
+    _value(
+        "-o",
+        "--output",
+        metavar="FILE",
+        panel=OUTPUT,
+        about="The video, an .mp4. Without it, the name is made from prompt and seed, in this "
+        "folder.",
+    ),
+]
+Yes = Annotated[
+    bool, _value("-y", "--yes", panel=OUTPUT, about="Overwrite the output if it exists.")
+]
+DryRun = Annotated[
+    bool,
+    _value("--dry-run", panel=OUTPUT, about="Check everything and show the plan; render nothing."),
 ]
 Json = Annotated[
-    bool, typer.Option("--json", help="One JSON object a line on stdout, the result last.")
+    bool,
+    _value(
+        "--json", panel=OUTPUT, about="Print one JSON object per line to stdout, the result last."
+    ),
 ]
 Quiet = Annotated[
-    bool, typer.Option("-q", "--quiet", help="Nothing but results, warnings and errors.")
+    bool, _value("-q", "--quiet", panel=OUTPUT, about="Print only results, warnings and errors.")
 ]
 Verbose = Annotated[
-    bool, typer.Option("-v", "--verbose", help="Say more, the origin of every value included.")
+    bool,
+    _value(
+        "-v", "--verbose", panel=OUTPUT, about="Print more, such as where every value comes from."
+    ),
 ]
-Debug = Annotated[bool, typer.Option("--debug", help="Keep the traceback of every error.")]
+Rng = Annotated[
+    str | None,
+    _value(
+        "--rng",
+        metavar="ORDER",
+        panel=RARE,
+        about="How noise is drawn: keyed (by seed, chunk and step) or reference (in the order of "
+        "the published code).",
+        default="keyed",
+        offered=completion.values_of("rng"),
+    ),
+]
+CommitReads = Annotated[
+    str | None,
+    _value(
+        "--commit-reads",
+        metavar="WHAT",
+        panel=RARE,
+        about="What a finished chunk attends to while it is written into memory: all of it, or "
+        "fast, its newest part.",
+        offered=completion.values_of("memory.commit_reads"),
+    ),
+]
+Compile = Annotated[
+    bool,
+    _value(
+        "--compile",
+        panel=RARE,
+        about="Let torch.compile fuse what it can; the render begins a minute later.",
+    ),
+]
+AllowChanged = Annotated[
+    list[str] | None,
+    _value(
+        "--allow-changed",
+        metavar="NAME",
+        panel=RARE,
+        about="Resume although cfgen_version or ffmpeg_version has changed; may be repeated.",
+        offered=completion.harmless,
+    ),
+]
+Debug = Annotated[bool, _value("--debug", panel=RARE, about="Show the traceback of every error.")]

@@ -57,8 +57,8 @@ def plan(
 ) -> None:
     """Show what a render will make and need, and every rounding.
 
-    Lists chunks, frames, memory, disk and time. Nothing is loaded and nothing is written; figures
-    that can only be guessed are called estimates.
+    It lists chunks, frames, memory, disk and time. It loads nothing and writes nothing; figures
+    that cfgen can only guess are called estimates.
 
     \b
     Examples:

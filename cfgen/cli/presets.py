@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import Annotated
 
 import typer
 
-from cfgen.cli import options
-from cfgen.cli.columns import aligned, cells, padded
+from cfgen.cli import completion, options
+from cfgen.cli.columns import WIDTH, aligned, cells, padded, wrapped
+from cfgen.config.keys import Key, keys
 from cfgen.config.loader import load
 from cfgen.config.presets import preset_description, preset_names
 
@@ -30,7 +32,10 @@ def list_presets(
 @app.command("show")
 def show_preset(
     ctx: typer.Context,
-    name: Annotated[str, typer.Argument(metavar="NAME", help="The preset.")],
+    name: Annotated[
+        str,
+        typer.Argument(metavar="NAME", help="The preset.", autocompletion=completion.presets),
+    ],
     assignments: options.Set = None,
     config_file: options.Config = None,
     json_lines: options.Json = False,
@@ -38,7 +43,7 @@ def show_preset(
 ) -> None:
     """Show a preset's values and where each comes from.
 
-    Your own configuration and CFGEN_* variables take part, just as they do in a render.
+    Your own configuration and CFGEN_* variables count, as they do in a render.
 
     \b
     Example:
@@ -56,6 +61,36 @@ def show_preset(
     data = {key: {"value": value, "origin": origin} for key, value, origin in rows}
     text = "\n".join([*lines, f"digest {resolved.digest}"])
     console.result(text, {"values": data, "digest": resolved.digest})
+
+
+@app.command("keys")
+def list_keys(
+    ctx: typer.Context, json_lines: options.Json = False, debug: options.Debug = False
+) -> None:
+    """List every key that a preset, --config or --set can set.
+
+    A key has its flag of `cfgen render`, if any, behind it.
+
+    \b
+    Example:
+      cfgen render "a red kite" --set schedule.guidance=2 --set encode.quality=best
+    """
+    console = options.console_of(ctx)
+    console.configure(json=json_lines, debug=debug)
+    lines = []
+    for key in keys().values():
+        lines.append(f"{key.name}  {key.flag}".rstrip())
+        lines += [f"    {line}" for line in wrapped(told(key), WIDTH - 4)]
+    data = {key.name: dataclasses.asdict(key) for key in keys().values()}
+    console.result("\n".join(lines), {"keys": data})
+
+
+def told(key: Key) -> str:
+    """What there is to say of a key: what it is, its values, its default, who knows it."""
+    facts = [f"values: {', '.join(key.values)}"] if key.values else []
+    facts += [f"default: {key.default}"] if key.default else []
+    facts += [f"only: {', '.join(key.policies)}"] if key.policies else []
+    return f"{key.about} [{'; '.join(facts)}]" if facts else key.about
 
 
 def _shown(value: object) -> str:

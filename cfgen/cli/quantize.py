@@ -37,19 +37,23 @@ def quantize(
         typer.Option(
             "--keep",
             metavar="REGEX",
-            help="Leave layers as they are whose name has this in it; may be repeated.",
+            help="Leave layers whose name matches this as they are; may be repeated.",
         ),
     ] = None,
     only: Annotated[
         list[str] | None,
-        typer.Option("--only", metavar="REGEX", help="Quantize no others; may be repeated."),
+        typer.Option(
+            "--only",
+            metavar="REGEX",
+            help="Quantize only layers whose name matches this; may be repeated.",
+        ),
     ] = None,
     dtype: Annotated[
         rewriting.Dtype | None,
-        typer.Option("--dtype", help="Store what is not quantized in this; else as it is."),
+        typer.Option("--dtype", help="Number type of what is not quantized.  [default: as it is]"),
     ] = None,
     requantize: Annotated[
-        bool, typer.Option("--requantize", help="Quantize layers again that already are.")
+        bool, typer.Option("--requantize", help="Also quantize layers that are quantized already.")
     ] = False,
     report: Annotated[
         Path | None,
@@ -64,9 +68,9 @@ def quantize(
     """Quantize a model, and tell what each layer loses.
 
     Writes a safetensors file in ComfyUI's native layout and Wan's own names.
-    Quantized are the matrices of the blocks (self_attn and cross_attn q, k, v,
-    o; ffn 0, 2); embeddings, norms, modulations and head stay as they are. Of a
-    UMT5 text encoder it is the same; a VAE is refused.
+    It quantizes the matrices of the blocks (self_attn and cross_attn q, k, v, o;
+    ffn 0, 2). Embeddings, norms, modulations and head stay as they are. The
+    same holds for a UMT5 text encoder; cfgen refuses a VAE.
 
     \b
     int8          8 bits, a scale for each row: the smallest error of 8 bits
@@ -76,8 +80,8 @@ def quantize(
     mxfp8         float8_e4m3fn, a power of two for each 32 columns
     nvfp4         4 bits, a scale for each 16 columns: about half the size
 
-    A model whose heads are not those of Wan's published ones needs its
-    config.json: it is put beside DST.
+    A model with other heads than Wan's published ones needs its config.json;
+    cfgen puts it beside DST.
 
     \b
     Examples:

@@ -66,8 +66,8 @@ def render(
 ) -> None:
     """Render a video from a prompt.
 
-    The path of the video goes to stdout, progress to stderr. Beside the video a .json file tells
-    how it was made; the same command with the same seed makes the same frames again.
+    The path of the video goes to stdout, progress to stderr. A .json file beside the video tells
+    how it was made. The same command with the same seed makes the same frames again.
 
     \b
     Examples:

@@ -42,8 +42,8 @@ def resume(
 ) -> None:
     """Go on with an interrupted render.
 
-    The film is the one that would have been: what is on the disk is verified first, and what is
-    damaged is made again. A render that was finished is verified.
+    cfgen first verifies what is on the disk and makes again what is damaged. The finished film is
+    the one that an uninterrupted render makes. A render that is finished already is only verified.
 
     \b
     Examples:

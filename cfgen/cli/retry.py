@@ -8,12 +8,25 @@ import typer
 
 from cfgen.cli import options
 from cfgen.cli.branch import NewPrompt, Parent, make_branch
+from cfgen.cli.command import FILM
 from cfgen.pipeline.runs import run_folder
 
 app = options.command_app()
 
 From = Annotated[
-    str, typer.Option("--from", metavar="TIME", help="Where to begin anew: 40s, 1:12.")
+    str,
+    typer.Option(
+        "--from", metavar="TIME", help="Where to begin anew: 40s, 1:12.", rich_help_panel=FILM
+    ),
+]
+RetrySeed = Annotated[
+    str | None,
+    typer.Option(
+        "--seed",
+        metavar="N",
+        help="The seed from there on.  [default: a random one]",
+        rich_help_panel=FILM,
+    ),
 ]
 
 
@@ -22,7 +35,7 @@ def retry(
     ctx: typer.Context,
     run: Parent,
     begin: From,
-    seed: options.Seed = None,
+    seed: RetrySeed = None,
     prompt: NewPrompt = None,
     json_lines: options.Json = False,
     quiet: options.Quiet = False,
@@ -31,9 +44,8 @@ def retry(
 ) -> None:
     """Do a video over from a moment on, with another seed or prompt.
 
-    The chunk that is playing at that moment is the first to be made anew. What comes before stays;
-    what comes after is replaced, and the video with it once the new one is finished. `cfgen branch`
-    keeps both.
+    cfgen renders the chunk that plays at that moment, and everything after it, anew. What comes
+    before stays. The video is replaced once the new one is finished; `cfgen branch` keeps both.
 
     \b
     Examples:

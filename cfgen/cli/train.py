@@ -39,10 +39,15 @@ def train(
     name: Annotated[str, typer.Argument(metavar="NAME", help="What to train: mini.")],
     stage: Annotated[
         Literal["tokenizer", "vae", "base", "probe"],
-        typer.Option("--stage", help="The stage; each needs those before it. probe: measure."),
+        typer.Option(
+            "--stage", help="The stage; each needs the ones before it. probe only measures."
+        ),
     ],
     minutes: Annotated[
-        float, typer.Option("--minutes", min=0.01, help="Stop after this long, state saved.")
+        float,
+        typer.Option(
+            "--minutes", min=0.01, help="Save the state and stop after this many minutes."
+        ),
     ] = 60.0,
     work: Annotated[
         Path, typer.Option("--work", metavar="FOLDER", help="Where state and model are kept.")
@@ -52,10 +57,17 @@ def train(
         typer.Option(
             "--start",
             metavar="FOLDER",
-            help="Begin from the weights of this model folder; a run under way goes on as it is.",
+            help="Begin from the weights of this model folder; a run that has begun ignores it.",
         ),
     ] = None,
-    assignments: options.Set = None,
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Set any value of presets/train.mini.yaml, such as base.dim=256; may be repeated.",
+        ),
+    ] = None,
     json_lines: options.Json = False,
     quiet: options.Quiet = False,
     debug: options.Debug = False,

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import get_args, get_type_hints
 
 from cfgen.config import sources
+from cfgen.config.keys import keys, members_of
 from cfgen.config.presets import preset_file, user_config_file
 from cfgen.config.schema import (
     RenderConfig,
@@ -61,29 +62,13 @@ class Resolved:
 
 def known_keys() -> frozenset[str]:
     """Every dotted key that may be set, those of all memory policies included."""
-    return frozenset(_keys(RenderConfig, ""))
-
-
-def _keys(cls: type, prefix: str) -> Iterable[str]:
-    for item, hint in _typed_fields(cls):
-        key = prefix + key_of(item.name)
-        members = _members(hint)
-        if not members:
-            yield key
-        for member in members:
-            yield from _keys(member, f"{key}.")
+    return frozenset(keys())
 
 
 def _typed_fields(cls: type) -> list[tuple[Field[object], object]]:
     assert is_dataclass(cls)
     hints = get_type_hints(cls, include_extras=True)
     return [(item, hints[item.name]) for item in fields(cls)]
-
-
-def _members(hint: object) -> tuple[type, ...]:
-    """The schema classes that a field may hold; none for a plain value."""
-    options = (hint,) if isinstance(hint, type) else get_args(hint)
-    return tuple(option for option in options if isinstance(option, type) and is_dataclass(option))
 
 
 def load(
@@ -261,7 +246,7 @@ def _build(
     for item, hint in _typed_fields(cls):
         key = prefix + key_of(item.name)
         before = len(problems)
-        members = _members(hint)
+        members = members_of(hint)
         if members:
             value = _build_section(members, key, entries, origins, problems)
         elif key in entries:

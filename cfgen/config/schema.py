@@ -41,25 +41,25 @@ class ModelConfig:
 
     Attributes:
         path: The generator: an installed model, a folder, or a file of weights.
-        text_encoder: A UMT5 encoder: a folder or a file.
-        tokenizer: Its tokenizer, where its own file has none.
+        text_encoder: The UMT5 text encoder: a folder or a file.
+        tokenizer: The text encoder's tokenizer, where its own file has none.
         vae: The video autoencoder: a folder or a file.
         loras: LoRAs as `PATH` or `PATH:strength`, applied in order.
         lora_alpha: Alpha of LoRAs whose files do not tell it, or None for their rank.
         prefer: Which weights to take of a training state that holds both.
-        quantized: Whether quantized weights stay so in memory and are dequantized on every use,
-            or are expanded when they are loaded.
+        quantized: Whether quantized weights stay quantized in memory (keep) and are dequantized on
+            every use, or are dequantized once, when they are loaded (expand).
         raw_latents: Whether a tiny autoencoder (TAEHV) takes Wan's raw latents, as `lighttaew2_1`
             does, or normalised ones, as `taew2_1`; None where its file settles it.
         vae_tile: Latent cells on the side of the tiles that frames are decoded in, None for whole
             frames as long as memory lasts.
         matmul: Whether inputs are multiplied by dequantized weights, or (native) quantized too and
             multiplied by the stored numbers where the device can: faster, less exact.
-        sizes: The sizes it was trained for; the first is the default.
-        fps: The rate that its motion was trained at, in frames per second.
+        sizes: The sizes that the model was trained for; the first is the default.
+        fps: The rate that the model's motion was trained at, in frames per second.
         chunk_latent_frames: Latent frames denoised together.
-        longest_s: Playing time that it was trained to keep up, in seconds, if it has one.
-        licence: What its licence does not allow, in a sentence.
+        longest_s: Playing time that the model was trained for, in seconds, if there is a limit.
+        licence: What the model's licence does not allow, in a sentence.
         cpu_frames_per_s: Frames rendered a second on two CPU cores, if measured; for estimates.
     """
 
@@ -100,7 +100,7 @@ class ScheduleConfig:
     """How a chunk is denoised.
 
     Attributes:
-        timesteps: Falling timesteps in (0, 1000], the first 1000; one forward pass each.
+        timesteps: Falling timesteps in (0, 1000], the first 1000; each is one forward pass.
         shift: Shift of the flow-matching schedule that `warp` applies.
         warp: Whether `timesteps` index the shifted schedule instead of being taken as they stand.
         renoise: Noise between steps: drawn afresh, or the noise that the prediction implies.
@@ -133,7 +133,7 @@ class EncodeConfig:
     """How the video is encoded.
 
     Attributes:
-        quality: A named quality; the writer knows the encoder's settings for each.
+        quality: How good the encoded video is; better is larger.
     """
 
     quality: Literal["draft", "good", "best"] = "good"
@@ -150,7 +150,7 @@ class SnapshotConfig:
         mode: Latents and, now and then, the memory (full); latents alone, from which the memory is
             worked out again (latents); or nothing, so that the render cannot be resumed (off).
         disk_budget: Bytes of disk for snapshots of the memory; the last two stay in any case.
-        clean: Whether everything but the video goes once it is finished.
+        clean: Whether the run folder is removed once the video is finished.
     """
 
     mode: Literal["full", "latents", "off"] = "full"
@@ -194,7 +194,7 @@ class RenderConfig:
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         dtype: Number type of the generator.
         threads: CPU threads, or None for a number that suits the machine.
-        backend: Implementation of the ops.
+        backend: What computes attention and the other ops.
         compile: Whether torch.compile fuses what lies between the ops; takes a minute to begin.
         cuda_graph: Whether the passes of a chunk are one CUDA graph where they can be.
         model: The model.

@@ -13,6 +13,7 @@ from typing import Literal
 
 import yaml
 
+from cfgen.config.keys import flag_of
 from cfgen.config.values import RawValue, nearest
 from cfgen.errors import Problem
 from cfgen.files.reading import read_text
@@ -288,15 +289,6 @@ def read_flags(
         if flag_text is not None and key not in known:
             problems.append(Problem(key=key, reason=unknown_key(key, known)))
         elif flag_text is not None:
-            origin = Origin(kind="flag", where=_flag_name(key))
+            origin = Origin(kind="flag", where=flag_of(key))
             entries[key] = Entry(tree=flag_text, origin=origin)
     return entries
-
-
-def _flag_name(key: str) -> str:
-    if key == "prompt":
-        return "PROMPT"
-    section, _, name = key.rpartition(".")
-    flag = section if name in ("policy", "quality", "mode", "path") else name
-    flag = "lora" if flag == "loras" else flag
-    return f"--{flag.replace('_', '-')}"

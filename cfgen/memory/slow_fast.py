@@ -44,7 +44,7 @@ class SlowFastMemory:
         admission_layers: Layers that decide together for all layers, by the mean of their cosines;
             with none, each layer decides for itself.
         commit_reads: What the commit pass may attend to.
-        kv_cache: How it is stored.
+        kv_cache: How the KV cache is stored.
     """
 
     # The release decides in bfloat16, where 0.95 acts as 0.947 does in float32.

@@ -23,7 +23,7 @@ class FullMemory:
 
     Attributes:
         commit_reads: What the commit pass may attend to.
-        kv_cache: How it is stored.
+        kv_cache: How the KV cache is stored.
     """
 
     VARIANTS: ClassVar[Mapping[str, Mapping[str, str]]] = {}
@@ -62,7 +62,7 @@ class WindowMemory:
         size: Latent frames kept, the sink and the current chunk included.
         positions: Temporal positions: of the clip, or of the slot in the window.
         commit_reads: What the commit pass may attend to.
-        kv_cache: How it is stored.
+        kv_cache: How the KV cache is stored.
     """
 
     VARIANTS: ClassVar[Mapping[str, Mapping[str, str]]] = {}

@@ -110,7 +110,7 @@ def check_place(job: RenderJob, *, overwrite: bool) -> None:
     if free < needed:
         raise BudgetError(
             f"the disk of {output} has {bytes_words(free)} free and the render needs about "
-            f"{bytes_words(needed)}, of which {bytes_words(SPARE_DISK_NBYTES)} are to spare",
+            f"{bytes_words(needed)}, of which {bytes_words(SPARE_DISK_NBYTES)} are a reserve",
             hint="free some space, choose another disk with -o, or shorten --duration; a smaller "
             "--disk-budget or --snapshot latents keeps less",
         )

@@ -141,7 +141,7 @@ def go_on(
     owner = owner_of(path / LOCK)
     if owner is not None and owner.here:
         raise LockHeld(f"{path} is in use by {owner}", "wait until it is done, or stop it")
-    what = Noted(message=f"{path} is for {job.config.prompt!r}, seed {job.config.seed}")
+    what = Noted(message=f"{path} renders {job.config.prompt!r}, seed {job.config.seed}")
     if (video := whole_video(folder, job)) is not None:
         whole = f"{folder.output} is finished, and whole: {video.frames} frames"
         return Rendering.finished(job, video, what, Noted(message=whole))

@@ -243,7 +243,7 @@ def published(presets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_random_weights_stand_in_for_a_published_model(cfgen: Run) -> None:
     result = cfgen("bench", "--preset", "big", *QUICK, *TWO)
     assert result.exit_code == 0, result.stderr
-    assert "random weights of its size stand in for it" in result.stderr
+    assert "random weights of its size replace it" in result.stderr
     told = " ".join(result.stdout.split())
     assert "weights random ones of its size: 2 parts of the model are neither on disk" in told
     assert "model (owner/name/wan.pt), video autoencoder (owner/vae/vae.pth)" in told

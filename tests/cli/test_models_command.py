@@ -177,7 +177,7 @@ def test_an_interrupt_says_that_what_came_is_kept(
     monkeypatch.setattr(Fetching, "words", interrupted)
     result = cfgen("models", "pull", "owner/model")
     assert result.exit_code == 130
-    assert "interrupted; what came of owner/model is kept" in result.stderr
+    assert "interrupted; the part of owner/model that is here stays" in result.stderr
     monkeypatch.undo()
 
 
@@ -268,7 +268,9 @@ def test_remove_says_what_it_frees_and_asks(
     cfgen("models", "pull", "owner/model")
     alone = cfgen("models", "remove", "owner/model")
     assert alone.exit_code == 3
-    assert f"nobody can be asked: owner/model, 300.0 kB in {cache}" in alone.stderr
+    assert (
+        f"cfgen cannot ask, so it removed nothing: owner/model, 300.0 kB in {cache}" in alone.stderr
+    )
 
     class Terminal:
         isatty = staticmethod(lambda: True)

@@ -163,7 +163,7 @@ def test_dry_run_checks_and_plans_and_builds_nothing(cfgen: Run, build) -> None:
         (["a", "--rng", "dice"], 2, "--rng: must be keyed or reference, got 'dice'"),
         (["a", "--config", "no.yaml"], 2, "no.yaml: there is no such file"),
         (["a", "--bogus"], 2, "No such option"),
-        (["a", "b"], 2, "unexpected extra argument"),
+        (["a", "b"], 2, "Put the prompt in quotes"),
         (["a", "-o", "a.mkv"], 2, "must end in .mp4"),
         (["a", "-o", "no/a.mp4"], 3, "does not exist"),
         (["a", "--set", "model.path=nowhere"], 3, "the model 'nowhere' is not on disk"),
