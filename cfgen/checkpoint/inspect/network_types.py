@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -205,12 +205,3 @@ def without_place(lora: Lora) -> list[str]:
         if re.sub(r"^blocks_\d+_", "blocks_0_", key) not in known
         for raw in change.parts.values()
     ]
-
-
-def stranger(names: Iterable[str]) -> str | None:
-    """What names of tensors look like that no kind has; None if like nothing that is known."""
-    listed = list(names)
-    for pattern, what in KNOWN_OTHER_FILES:
-        if any(re.search(pattern, name) for name in listed):
-            return what
-    return None

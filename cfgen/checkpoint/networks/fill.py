@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypedDict, Unpack
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from cfgen.checkpoint.formats.base import read_json
-from cfgen.checkpoint.naming import EMA, WAN
+from cfgen.checkpoint.naming import EMA, WAN, some
 from cfgen.checkpoint.networks.blank import INCOMPLETE, blank
 from cfgen.checkpoint.networks.geometry import read_geometry
 from cfgen.checkpoint.networks.model_files import generator_file
@@ -292,7 +292,7 @@ def compare(
         if name in found and found[name] != shape
     ]
     problems = [
-        f"{what} {_some(names)}"
+        f"{what} {some(names, NAMED)}"
         for what, names in (("lacks", missing), ("has unknown", unused), ("has", other))
         if names
     ]
@@ -301,10 +301,3 @@ def compare(
             f"{path} does not fit: it {'; it '.join(problems)}",
             "take a complete file of this very model",
         )
-
-
-def _some(names: Iterable[str]) -> str:
-    """The first names of a list, and how many more there are."""
-    listed = sorted(names)
-    more = f" and {len(listed) - NAMED} more" if len(listed) > NAMED else ""
-    return ", ".join(listed[:NAMED]) + more
