@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Annotated, TypeVar, get_args, get_type_hints
 import typer
 
 from cfgen.cli import options
-from cfgen.cli.columns import aligned, labelled
+from cfgen.cli.columns import labelled
 from cfgen.config.loader import Resolved, load
 from cfgen.config.schema import RenderConfig
 from cfgen.config.values import nearest, size_text
 from cfgen.errors import UsageError
 from cfgen.hub import parse_reference
 from cfgen.memory.policy import Storage
+from cfgen.plain_text import aligned
 from cfgen.units import bytes_words, count
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ from typing import Annotated
 import typer
 
 from cfgen.cli import options
-from cfgen.cli.columns import aligned, cells, padded
 from cfgen.config.loader import load
 from cfgen.config.presets import preset_description, preset_names
+from cfgen.plain_text import aligned, cells, padded
 
 app = options.command_app("List presets, or show one with the origin of every value.")
 
