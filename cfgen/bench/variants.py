@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from cfgen.bench.random_weights import absence, stand_in
+from cfgen.bench.random_weights import missing_files, random_weights
 from cfgen.config.schema import RenderConfig
 from cfgen.errors import BackendUnavailable
 from cfgen.memory.page_pool import page_dtypes
@@ -189,7 +189,7 @@ def prepare(config: RenderConfig, *, may_stand_in: bool) -> BenchSetup:
     runtime, plan = job.runtime, job.plan
     torch.set_num_threads(runtime.threads)
     lasting = RenderJob(config, job.model) if config.memory.GROWS else job
-    absent = absence(job.model) if may_stand_in else None
+    absent = missing_files(job.model) if may_stand_in else None
     asked = config.placement.offload
     offload: Offload
     if absent is None:
@@ -197,7 +197,9 @@ def prepare(config: RenderConfig, *, may_stand_in: bool) -> BenchSetup:
         models = job.model.load(dtype=runtime.dtype, device=runtime.device, offload=offload)
     else:
         offload = "none" if asked == "auto" else asked
-        models = stand_in(config.model, dtype=runtime.dtype, device=runtime.device, offload=offload)
+        models = random_weights(
+            config.model, dtype=runtime.dtype, device=runtime.device, offload=offload
+        )
     if config.compile:
         compile_blocks(models.generator)
     scale = config.schedule.guidance

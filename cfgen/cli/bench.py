@@ -118,7 +118,7 @@ def bench(
     for words in work.run(seconds):
         console.note(words)
     report = work.report()
-    console.result("\n".join(_text(setting, report)), _data(setting, report))
+    console.result("\n".join(lines_on(setting, report)), facts_on(setting, report))
 
 
 def _is_published(resolved: Resolved) -> bool:
@@ -161,7 +161,7 @@ def _one_of(allowed: Sequence[Name], given: str, flag: str) -> Name:
     )
 
 
-def _text(setting: BenchSetup, report: Report) -> Iterator[str]:
+def lines_on(setting: BenchSetup, report: Report) -> Iterator[str]:
     """The report for people."""
     yield from _about(setting, report)
     yield ""
@@ -264,7 +264,7 @@ def _closing(report: Report) -> Iterator[str]:
     )
 
 
-def _data(setting: BenchSetup, report: Report) -> dict[str, object]:
+def facts_on(setting: BenchSetup, report: Report) -> dict[str, object]:
     """The same for programs."""
     import torch
 

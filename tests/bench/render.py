@@ -11,18 +11,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).parent / "results"
-PROMPT = "a red balloon drifts over snowy hills at sunset, the camera pans right"
+from kept import PROMPT, RESULTS, keep
 
 
 def run(*arguments: str) -> tuple[list[dict[str, Any]], float, int]:
@@ -88,14 +85,7 @@ def main() -> None:
     parser.add_argument("name", choices=("speed", "memory"))
     name = parser.parse_args().name
     figures = {"speed": speed, "memory": memory}[name]()
-    figures["machine"] = f"{platform.machine()}, {os.cpu_count()} cores"
-    figures["versions"] = {p: version(p) for p in ("cfgen", "torch")} | {
-        "python": platform.python_version()
-    }
-    RESULTS.mkdir(exist_ok=True)
-    text = json.dumps(figures, indent=1)
-    (RESULTS / f"render-{name}.json").write_text(text + "\n")
-    sys.stdout.write(text + "\n")
+    keep(RESULTS / f"render-{name}.json", f"render.py {name}", figures)
 
 
 if __name__ == "__main__":

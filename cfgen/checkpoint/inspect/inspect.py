@@ -21,7 +21,6 @@ from cfgen.checkpoint.inspect.network_types import (
     KINDS,
     KNOWN_OTHER_FILES,
     NetworkType,
-    Shapes,
     is_lora,
     without_place,
 )
@@ -37,7 +36,7 @@ from cfgen.checkpoint.inspect.storage import (
 from cfgen.checkpoint.lora.apply import SIZES, open_lora
 from cfgen.checkpoint.lora.read import Lora
 from cfgen.checkpoint.naming import EMA, RESIDUE, Naming, find_network, first_names, looks_like
-from cfgen.checkpoint.networks.fill import compare, open_generator
+from cfgen.checkpoint.networks.fill import Shapes, compare, open_generator
 from cfgen.checkpoint.networks.model_files import INDEX, WEIGHTS
 from cfgen.checkpoint.networks.network import FOREIGN_HEADERS, UNSUPPORTED_QUANT
 from cfgen.errors import CheckpointError
