@@ -128,10 +128,10 @@ class VariantRunner:
         way: The way.
 
     Attributes:
-        seconds: See `Figures`, as the others.
-        beside_s: See there.
-        cache_nbytes: See there.
-        gpu_nbytes: See there.
+        seconds: Of each chunk so far.
+        beside_s: Of each that was made while another was decoded.
+        cache_nbytes: The KV cache, and what the backend holds of it besides.
+        gpu_nbytes: Most memory of a GPU so far, with the weights; None on a CPU.
         slots: Latent frames in memory.
 
     Raises:
