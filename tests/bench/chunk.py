@@ -32,7 +32,7 @@ from cfgen.memory.protocols import Norms, Pass
 from cfgen.model.generator import Generator
 from cfgen.ops.reference import Rope
 from cfgen.ops.select import TORCH, Ops
-from cfgen.render.source import FrameSource
+from cfgen.renderer.source import FrameSource
 
 PUBLISHED = "published"
 WINDOW, SINK = 21, 3
