@@ -43,8 +43,8 @@ SHEET_CLIPS, SHEET_FRAMES = 6, 5
 #: What decides a clip's pixels or their reading, besides the configuration and the model's files.
 SOURCES = (
     *("train/world.py", "train/drawing.py", "train/captions.py", "train/probes*.py"),
-    *("rollout.py", "schedule.py", "model/*.py", "memory/*.py", "ops/*.py"),
-    *("checkpoint/*.py", "render/source.py", "build.py", "weights.py"),
+    *("rollout/*.py", "model/*.py", "memory/*.py", "ops/**/*.py", "checkpoint/**/*.py"),
+    *("renderer/source.py", "pipeline/build.py", "pipeline/models.py"),
 )
 
 Frames = np.ndarray
