@@ -1,10 +1,11 @@
-"""Figures of a benchmark, kept as JSON with the command that makes them and the machine."""
+"""What benchmarks share: cfgen in a process of its own, and figures kept as JSON."""
 
 from __future__ import annotations
 
 import json
 import os
 import platform
+import subprocess
 import sys
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -27,6 +28,18 @@ def keep(file: Path, command: str, figures: dict[str, Any]) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(text, encoding="utf-8")
     sys.stdout.write(text)
+
+
+def cfgen(*arguments: str, cwd: Path | None = None, **environ: str) -> subprocess.Popen[str]:
+    """Start cfgen in a process of its own, with these variables besides."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "cfgen", *arguments],
+        cwd=cwd,
+        env={**os.environ, **environ},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def machine() -> dict[str, Any]:

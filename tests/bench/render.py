@@ -12,25 +12,19 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-from kept import PROMPT, RESULTS, keep
+from kept import PROMPT, RESULTS, cfgen, keep
 
 
 def run(*arguments: str) -> tuple[list[dict[str, Any]], float, int]:
     """Run cfgen; its JSON events, the seconds it took, and its peak resident memory in bytes."""
     began = time.monotonic()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "cfgen", *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = cfgen(*arguments)
     assert process.stdout is not None
     lines = process.stdout.read().splitlines()
     _, status, usage = os.wait4(process.pid, 0)

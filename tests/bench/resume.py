@@ -23,7 +23,7 @@ import sys
 import time
 from pathlib import Path
 
-from kept import PROMPT, RESULTS, keep
+from kept import PROMPT, RESULTS, cfgen, keep
 from rich.console import Console
 
 from cfgen.video.ffmpeg import find_ffmpeg
@@ -39,16 +39,6 @@ POLICIES = {
 AIMS = ("time", "latents", "pages", "time", "snapshot")
 """What kills aim at while the film is made: a moment, or a file that appears."""
 shown = Console(stderr=True, highlight=False, soft_wrap=True)
-
-
-def cfgen(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "cfgen", *arguments],
-        cwd=cwd,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
 
 
 def render_arguments(name: str, policy: str, duration_s: float) -> list[str]:
