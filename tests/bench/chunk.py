@@ -210,7 +210,7 @@ def main() -> None:
             report = work.report()
             sys.stderr.write("\n".join(lines_on(setting, report)) + "\n\n")
             runs.append(facts_on(setting, report))
-    keep(told.results / "chunk-cpu.json", "chunk.py", {"runs": runs})
+    keep(told.results / "chunk-cpu.json", {"runs": runs})
 
 
 if __name__ == "__main__":

@@ -223,7 +223,7 @@ def main() -> None:
         sys.stdout.write(json.dumps(rows[-1]) + "\n")
         sys.stdout.flush()
     if chosen.results:
-        keep(chosen.results, "full_size.py render", {"rows": rows})
+        keep(chosen.results, {"rows": rows})
 
 
 if __name__ == "__main__":

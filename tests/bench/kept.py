@@ -16,11 +16,12 @@ RESULTS = Path(__file__).parent / "results"
 PROMPT = "a red balloon drifts over snowy hills at sunset, the camera pans right"
 
 
-def keep(file: Path, command: str, figures: dict[str, Any]) -> None:
-    """Write figures to a file and to standard output."""
+def keep(file: Path, figures: dict[str, Any]) -> None:
+    """Write figures to a file and to standard output, with the command that made them."""
+    script, *arguments = sys.argv
     told = {
         "measured": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": f"python tests/bench/{command}",
+        "command": " ".join(["python", f"tests/bench/{Path(script).name}", *arguments]),
         **figures,
         "machine": machine(),
     }

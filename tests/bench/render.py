@@ -79,7 +79,7 @@ def main() -> None:
     parser.add_argument("name", choices=("speed", "memory"))
     name = parser.parse_args().name
     figures = {"speed": speed, "memory": memory}[name]()
-    keep(RESULTS / f"render-{name}.json", f"render.py {name}", figures)
+    keep(RESULTS / f"render-{name}.json", figures)
 
 
 if __name__ == "__main__":

@@ -235,13 +235,12 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/bench-resume"))
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args(arguments)
-    command = f"resume.py {' '.join(arguments)}"
     if options.what == "cost":
-        keep(options.results / "resume-cost.json", command, cost(options.duration, options.work))
+        keep(options.results / "resume-cost.json", cost(options.duration, options.work))
         return
     for name in [options.policy] if options.policy else POLICIES:
         facts = killed(name, options.kills, options.duration, options.work)
-        keep(options.results / f"resume-kill-{name}.json", command, facts)
+        keep(options.results / f"resume-kill-{name}.json", facts)
 
 
 if __name__ == "__main__":

@@ -203,7 +203,7 @@ def main() -> None:
             told.seeds, truths["bfloat16"], truths["float32"]
         )
     figures["threads"] = told.threads
-    keep(told.results / "storage.json", "storage.py", figures)
+    keep(told.results / "storage.json", figures)
 
 
 if __name__ == "__main__":

@@ -120,7 +120,7 @@ def main() -> None:
         "clips": arguments.clips,
         "duration": arguments.duration,
     }
-    keep(RESULTS / "tau.json", "tau.py", figures)
+    keep(RESULTS / "tau.json", figures)
 
 
 if __name__ == "__main__":

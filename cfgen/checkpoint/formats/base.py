@@ -123,7 +123,7 @@ class Outline:
         return cls(file.path, file.kind, file.files, file.metadata, file.entries, file, hidden)
 
     def read(self, name: str) -> Tensor:
-        """A tensor, see `Container`; blocks of GGML without data are uint8."""
+        """A tensor in memory of its own; of the hidden one only shape and dtype."""
         if name != self.hidden:
             return self.file.read(name)
         found = self.entries[name]
