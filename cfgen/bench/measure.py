@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cfgen.bench.variants import BenchSetup, Variant, fill, held, least_s, now
+from cfgen.bench.clock import allocated_nbytes, distance, now
+from cfgen.bench.variants import BenchSetup, Variant, fill, least_s
 from cfgen.errors import BackendUnavailable, BudgetError, NotFinite
 from cfgen.model.vae import State
 from cfgen.out_of_memory import is_out_of_memory
@@ -128,10 +129,10 @@ class VariantRunner:
         way: The way.
 
     Attributes:
-        seconds: See `Figures`, as the others.
-        beside_s: See there.
-        cache_nbytes: See there.
-        gpu_nbytes: See there.
+        seconds: Of each chunk so far.
+        beside_s: Of each that was made while another was decoded.
+        cache_nbytes: The KV cache, and what the backend holds of it besides.
+        gpu_nbytes: Most memory of a GPU so far, with the weights; None on a CPU.
         slots: Latent frames in memory.
 
     Raises:
@@ -151,12 +152,12 @@ class VariantRunner:
         if needed > (free := _free(self._device)):
             need, have = (f"{nbytes / 1e9:.1f} GB" for nbytes in (needed, free))
             raise BudgetError(f"its KV cache takes {need}, and beside the others {have} are free")
-        before = held(self._device)
+        before = allocated_nbytes(self._device)
         self.source = setting.source(way, self._ops)
         self._next = fill(self.source)
         self.slots = round(self.source.memory.figures()["slots"])
         self._making = self.source.making()
-        self._alone = setting.held + held(self._device) - before
+        self._alone = setting.weights_nbytes + allocated_nbytes(self._device) - before
 
     def make(self) -> tuple[Chunk, float]:
         """The next chunk, and how long it took in seconds."""
@@ -184,7 +185,7 @@ class VariantRunner:
         on_gpu = self._device.type == "cuda"
         if on_gpu:
             torch.cuda.reset_peak_memory_stats(self._device)
-            before = held(self._device)
+            before = allocated_nbytes(self._device)
         began = now(self._device)
         chunk = work()
         took = now(self._device) - began
@@ -319,12 +320,6 @@ class Bench:
             error=distance(self._latents[way], self._latents[base]) if base and compared else None,
             tolerance=max(tolerance(setting, each) for each in (way, base or way)),
         )
-
-
-def distance(latents: Tensor, others: Tensor) -> float:
-    """Norm of the difference over that of the others."""
-    wide, true = latents.double(), others.double()
-    return float((wide - true).norm() / true.norm())
 
 
 def tolerance(setting: BenchSetup, way: Variant) -> float:

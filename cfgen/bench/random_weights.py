@@ -23,7 +23,7 @@ PUBLISHED = WanConfig(dim=1536, ffn_dim=8960, num_heads=12, num_layers=30)
 """Sizes of Wan2.1-T2V-1.3B, which every published model that has a preset was made from."""
 
 
-def absence(model: OpenedModel) -> str | None:
+def missing_files(model: OpenedModel) -> str | None:
     """Why a model cannot be loaded, in a sentence, if a file of it is nowhere; None if all are."""
     try:
         _ = model.files, model.lora_files
@@ -32,7 +32,7 @@ def absence(model: OpenedModel) -> str | None:
     return None
 
 
-def stand_in(
+def random_weights(
     model: ModelConfig,
     *,
     dtype: torch.dtype,

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from cfgen.bench.random_weights import absence, stand_in
+from cfgen.bench.clock import allocated_nbytes, now
+from cfgen.bench.random_weights import missing_files, random_weights
 from cfgen.config.schema import RenderConfig
 from cfgen.errors import BackendUnavailable
 from cfgen.memory.page_pool import page_dtypes
@@ -66,7 +66,7 @@ class BenchSetup:
         models: The generator and decoder.
         absent: Why their weights are random; None where they are the model's own.
         offload: What of them waits in main memory.
-        held: Bytes of GPU memory that they take.
+        weights_nbytes: Bytes of GPU memory that they take.
         runtime: What computes.
         plan: A clip without an end.
         kept: The clip that memory is made for.
@@ -78,7 +78,7 @@ class BenchSetup:
     models: LoadedModels
     absent: str | None
     offload: Offload
-    held: int
+    weights_nbytes: int
     runtime: Runtime
     plan: Plan
     kept: Plan
@@ -189,7 +189,7 @@ def prepare(config: RenderConfig, *, may_stand_in: bool) -> BenchSetup:
     runtime, plan = job.runtime, job.plan
     torch.set_num_threads(runtime.threads)
     lasting = RenderJob(config, job.model) if config.memory.GROWS else job
-    absent = absence(job.model) if may_stand_in else None
+    absent = missing_files(job.model) if may_stand_in else None
     asked = config.placement.offload
     offload: Offload
     if absent is None:
@@ -197,7 +197,9 @@ def prepare(config: RenderConfig, *, may_stand_in: bool) -> BenchSetup:
         models = job.model.load(dtype=runtime.dtype, device=runtime.device, offload=offload)
     else:
         offload = "none" if asked == "auto" else asked
-        models = stand_in(config.model, dtype=runtime.dtype, device=runtime.device, offload=offload)
+        models = random_weights(
+            config.model, dtype=runtime.dtype, device=runtime.device, offload=offload
+        )
     if config.compile:
         compile_blocks(models.generator)
     scale = config.schedule.guidance
@@ -206,7 +208,7 @@ def prepare(config: RenderConfig, *, may_stand_in: bool) -> BenchSetup:
         models=models,
         absent=absent,
         offload=offload,
-        held=held(runtime.device),
+        weights_nbytes=allocated_nbytes(runtime.device),
         runtime=runtime,
         plan=plan,
         kept=lasting.plan,
@@ -271,15 +273,3 @@ def least_s(setting: BenchSetup) -> float:
     read = setting.slots * setting.tokens
     all_of_layer = 2 * one + 6 * sizes.dim**2 + 2 * read * sizes.dim
     return min(times) * all_of_layer / one * sizes.num_layers * setting.passes
-
-
-def now(device: torch.device) -> float:
-    """Seconds, when the device has done what it was asked to."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
-
-
-def held(device: torch.device) -> int:
-    """Bytes of a GPU's memory that tensors take; 0 of any other device."""
-    return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0

@@ -8,7 +8,7 @@ Source: diffusers loaders/single_file_utils.py @ 58eb52c, turned around.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -262,3 +262,48 @@ WAN = (
     NamingScheme("diffusers'", "condition_embedder.time_embedder.linear_1.bias", from_diffusers),
 )
 """How a Wan generator is named."""
+
+
+def some(names: Iterable[str], limit: int = 5) -> str:
+    """The first names of a list, and how many more there are."""
+    listed = sorted(names)
+    more = f" and {len(listed) - limit} more" if len(listed) > limit else ""
+    return ", ".join(listed[:limit]) + more
+
+
+def first_names(names: Iterable[str]) -> str:
+    """The first names of a file, for a message that says what is in it."""
+    return f"{', '.join(sorted(names)[:3]) or 'nothing'}, ..."
+
+
+def looks_like(
+    names: Collection[str], table: Iterable[tuple[str, str]], *, whole: bool = True
+) -> str | None:
+    """What the names in a file look like: the first entry of `table` that fits one of them.
+
+    Args:
+        names: names of all tensors of the file.
+        table: patterns, and what a file with such a name is.
+        whole: whether a pattern fits a whole name but for its prefix, or any part of one.
+    """
+    for pattern, what in table:
+        wanted = re.compile(rf"(^|[./])({pattern})$" if whole else pattern)
+        if any(wanted.search(name) for name in names):
+            return what
+    return None
+
+
+def holds_no(what: str, path: Path, names: Collection[str], hint: str) -> CheckpointError:
+    """The error for a file none of whose tensors is named like those of a network.
+
+    Args:
+        what: the network that was looked for.
+        path: the file.
+        names: names of all its tensors.
+        hint: what to do.
+    """
+    return CheckpointError(
+        f"{path} holds no {what}: none of its {len(names)} tensors ({first_names(names)}) is named "
+        "as one",
+        hint,
+    )

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from cfgen.cli import options
-from cfgen.cli.columns import cells, padded
 from cfgen.cli.command import RESUME
 from cfgen.cli.console import Console
 from cfgen.cli.run_render import graceful_signals
 from cfgen.errors import CfgenError, Interrupted
+from cfgen.plain_text import cells, padded
 from cfgen.renderer.batch import BatchEvent, ClipBegun, ClipEnded, Waiting
 from cfgen.units import clock
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar, get_args, get_type_hints
 import typer
 
 from cfgen.cli import completion, options
-from cfgen.cli.columns import aligned, labelled
+from cfgen.cli.columns import labelled
 from cfgen.cli.command import SPEED
 from cfgen.config.loader import Resolved, load
 from cfgen.config.schema import RenderConfig
@@ -16,6 +16,7 @@ from cfgen.config.values import nearest, size_text
 from cfgen.errors import UsageError
 from cfgen.hub import parse_reference
 from cfgen.memory.policy import Storage
+from cfgen.plain_text import aligned
 from cfgen.units import bytes_words, count
 
 if TYPE_CHECKING:
@@ -128,7 +129,7 @@ def bench(
     for words in work.run(seconds):
         console.note(words)
     report = work.report()
-    console.result("\n".join(_text(setting, report)), _data(setting, report))
+    console.result("\n".join(lines_on(setting, report)), facts_on(setting, report))
 
 
 def _is_published(resolved: Resolved) -> bool:
@@ -171,7 +172,7 @@ def _one_of(allowed: Sequence[Name], given: str, flag: str) -> Name:
     )
 
 
-def _text(setting: BenchSetup, report: Report) -> Iterator[str]:
+def lines_on(setting: BenchSetup, report: Report) -> Iterator[str]:
     """The report for people."""
     yield from _about(setting, report)
     yield ""
@@ -274,7 +275,7 @@ def _closing(report: Report) -> Iterator[str]:
     )
 
 
-def _data(setting: BenchSetup, report: Report) -> dict[str, object]:
+def facts_on(setting: BenchSetup, report: Report) -> dict[str, object]:
     """The same for programs."""
     import torch
 

@@ -12,12 +12,13 @@ from typing import Annotated
 import typer
 
 from cfgen.cli import options
-from cfgen.cli.columns import aligned, cells, cut
+from cfgen.cli.columns import cut
 from cfgen.cli.console import Console
 from cfgen.config.values import parse_bytes
 from cfgen.errors import CfgenError, OutputRefused, UsageError
 from cfgen.files.writing import disk_errors
 from cfgen.pipeline.runs import config_of, run_folder
+from cfgen.plain_text import aligned, cells
 from cfgen.runs.folder import LOCK, RunFolder, is_run, remove, require_own
 from cfgen.runs.journal import ChunkLine, VideoLine
 from cfgen.runs.lock import Lock, owner_of

@@ -13,18 +13,26 @@ from urllib.parse import quote
 import typer
 
 from cfgen.cli import completion, options
-from cfgen.cli.columns import cells, widths_of
 from cfgen.cli.console import Console
 from cfgen.cli.download_progress import Fetching
 from cfgen.config import presets as catalog
 from cfgen.config.loader import load
 from cfgen.config.values import parse_lora
 from cfgen.errors import Interrupted, SetupError, UsageError
-from cfgen.hub.cache import Snapshot, choose, in_cache, snapshots, unfinished, verify
+from cfgen.hub.cache import (
+    Snapshot,
+    choose,
+    in_cache,
+    plan_removal,
+    remove,
+    snapshots,
+    unfinished,
+    verify,
+)
 from cfgen.hub.listing import Listing, check_room, hub_from, list_files
 from cfgen.hub.pull import pull as pull_files
 from cfgen.hub.reference import Reference, cache_folder, parse_reference
-from cfgen.hub.removal import plan_removal, remove
+from cfgen.plain_text import cells, widths_of
 from cfgen.units import bytes_words, count
 
 app = options.command_app(

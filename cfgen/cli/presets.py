@@ -9,10 +9,11 @@ from typing import Annotated
 import typer
 
 from cfgen.cli import completion, options
-from cfgen.cli.columns import WIDTH, aligned, cells, padded, wrapped
+from cfgen.cli.columns import WIDTH, wrapped
 from cfgen.config.keys import Key, keys
 from cfgen.config.loader import load
 from cfgen.config.presets import preset_description, preset_names
+from cfgen.plain_text import aligned, cells, padded
 
 app = options.command_app("List presets, or show one with the origin of every value.")
 

@@ -11,9 +11,9 @@ import typer
 
 from cfgen.cli import conversion_options as rewriting
 from cfgen.cli import options
-from cfgen.cli.columns import cells, padded
 from cfgen.errors import OutputRefused
 from cfgen.files.writing import disk_errors, write_file
+from cfgen.plain_text import cells, padded
 from cfgen.units import bytes_words, count
 
 if TYPE_CHECKING:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from cfgen.cli.columns import LABEL, WIDTH, aligned, labelled, padded, widths_of
+from cfgen.cli.columns import LABEL, WIDTH, labelled
+from cfgen.plain_text import aligned, padded, widths_of
 from cfgen.units import bytes_words, count
 
 if TYPE_CHECKING:

@@ -2,7 +2,7 @@
 
 `cfgen.hub.reference` finds a model there and never touches the network; `cfgen.hub.listing` asks
 the hub what a model consists of and `cfgen.hub.pull` fetches it, and nothing else of cfgen does;
-`cfgen.hub.cache` lists and checks what was fetched, and `cfgen.hub.removal` frees its room.
+`cfgen.hub.cache` lists, checks and removes what was fetched.
 """
 
 from cfgen.hub.reference import Reference, locate, parse_reference

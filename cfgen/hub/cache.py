@@ -1,21 +1,25 @@
-"""The Hugging Face cache as it lies on the disk: what is there, and whether it is whole.
+"""The Hugging Face cache as it lies on the disk: what is there, whether it is whole, what can go.
 
-It is read here and not by huggingface_hub, which leaves out a repository as soon as one link or
-one branch in it is broken, and those are the ones to be told of.
+It is read here and not by huggingface_hub's `scan_cache_dir`, which leaves out a repository as soon
+as one link or one branch in it is broken: those are the ones to be told of. Nor does its own
+verification do, which asks the hub. It removes files, since it knows which ones revisions share.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 import re
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from cfgen.errors import CheckpointError, UsageError
+from cfgen.errors import CfgenError, CheckpointError, UsageError
 from cfgen.files.reading import open_binary, read_text
 from cfgen.hub.digest import is_digest, is_whole
+from cfgen.hub.failures import disk_errors
 from cfgen.hub.reference import (
     MAIN,
     Reference,
@@ -26,6 +30,9 @@ from cfgen.hub.reference import (
     repo_folder,
     size_of,
 )
+
+if TYPE_CHECKING:
+    from huggingface_hub import DeleteCacheStrategy, HFCacheInfo
 
 WEIGHTS = (".safetensors", ".gguf", ".pt", ".pth", ".ckpt", ".bin")
 
@@ -38,6 +45,8 @@ _MARKS = {
 """What only the names in the header of such a file have; of all layouts that carry names."""
 
 _HEAD = 1 << 20
+
+State = Literal["ok", "damaged", "missing", "unknown"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -108,13 +117,30 @@ class Verdict:
 
     snapshot: Snapshot
     file: CachedFile
-    state: Literal["ok", "damaged", "missing", "unknown"]
+    state: State
 
     @property
     def repair_command(self) -> str:
         """The command that fetches exactly this file again."""
         snapshot = self.snapshot
         return Reference(snapshot.repo, snapshot.commit, self.file.path).pull_command
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Removal:
+    """What is to go, and how.
+
+    Attributes:
+        reference: What was named.
+        nbytes: Bytes that this frees.
+        paths: What will be gone afterwards.
+        strategy: How huggingface_hub does it, or None if the folder goes as it is.
+    """
+
+    reference: Reference
+    nbytes: int
+    paths: tuple[Path, ...]
+    strategy: DeleteCacheStrategy | None
 
 
 def snapshots(cache: Path, repo: str | None = None) -> list[Snapshot]:
@@ -189,19 +215,62 @@ def verify(chosen: Sequence[Snapshot]) -> Iterator[Verdict]:
     Yields:
         A verdict for each file; content that several snapshots share is read once.
     """
-    whole: dict[Path, bool] = {}
+    whole = functools.cache(is_whole)
     for snapshot in chosen:
         for file in snapshot.files:
-            blob = file.place.resolve()
-            if file.nbytes is None:
-                yield Verdict(snapshot=snapshot, file=file, state="missing")
-            elif file.digest is None:
-                yield Verdict(snapshot=snapshot, file=file, state="unknown")
-            else:
-                if blob not in whole:
-                    whole[blob] = is_whole(blob, file.digest)
-                state: Literal["ok", "damaged"] = "ok" if whole[blob] else "damaged"
-                yield Verdict(snapshot=snapshot, file=file, state=state)
+            state: State = "missing" if file.nbytes is None else "unknown"
+            if file.nbytes is not None and file.digest is not None:
+                state = "ok" if whole(file.place.resolve(), file.digest) else "damaged"
+            yield Verdict(snapshot=snapshot, file=file, state=state)
+
+
+def plan_removal(reference: Reference, cache: Path) -> Removal:
+    """Work out what removing a repository, a revision or single files frees; nothing is removed.
+
+    A repository that huggingface_hub cannot read, such as one whose download was broken off, can
+    only go as a whole.
+
+    Raises:
+        CheckpointError: The cache holds nothing of it, or it can only go as a whole.
+    """
+    cache = cache.resolve()  # as huggingface_hub names files
+    folder, info = repo_folder(reference.repo, cache), _scanned(reference.repo, cache)
+    is_whole = reference.revision is None and reference.file is None
+    if info is None and folder.is_dir() and is_whole:
+        nbytes = _bytes_under(folder)
+        return Removal(reference=reference, nbytes=nbytes, paths=(folder,), strategy=None)
+    chosen = choose(reference, cache)
+    if info is None:
+        raise CheckpointError(
+            f"{reference.repo} is damaged in the cache, so no part of it can be told apart",
+            f"`cfgen models remove {reference.repo}` removes all of it",
+        )
+    kept = {snapshot.commit: len(snapshot.files) for snapshot in snapshots(cache, reference.repo)}
+    if all(len(snapshot.files) == kept[snapshot.commit] for snapshot in chosen):
+        reference = replace(reference, file=None)  # an empty snapshot would be left otherwise
+    strategy = _strategy(reference, info, chosen)
+    parts = unfinished(cache).get(reference.repo, 0) if strategy.repos else 0
+    paths = [snapshot.folder for snapshot in chosen]
+    if reference.file is not None:
+        paths = [file.place for snapshot in chosen for file in snapshot.files]
+    nbytes = int(strategy.expected_freed_size) + parts
+    return Removal(reference=reference, nbytes=nbytes, paths=tuple(paths), strategy=strategy)
+
+
+def remove(removal: Removal) -> None:
+    """Remove what was planned.
+
+    Raises:
+        CfgenError: Something is still there.
+        SetupError: The disk refused.
+    """
+    with disk_errors(removal.paths[0]):
+        if removal.strategy is None:
+            shutil.rmtree(removal.paths[0])
+        else:
+            removal.strategy.execute()
+    if left := [path for path in removal.paths if os.path.lexists(path)]:
+        raise CfgenError(f"{left[0]} could not be removed", "check who owns it, and try again")
 
 
 def _snapshots_in(folder: Path, cache: Path) -> Iterator[Snapshot]:
@@ -249,3 +318,29 @@ def _head(path: Path) -> bytes:
             return file.read(_HEAD)
     except OSError:
         return b""
+
+
+def _scanned(repo: str, cache: Path) -> HFCacheInfo | None:
+    """What huggingface_hub finds of this one repository; a fork has commits of the same name."""
+    from huggingface_hub import scan_cache_dir
+
+    if not cache.is_dir():
+        return None
+    info = scan_cache_dir(cache)
+    found = [it for it in info.repos if (it.repo_type, it.repo_id) == ("model", repo)]
+    return replace(info, repos=frozenset(found)) if found else None
+
+
+def _strategy(
+    reference: Reference, info: HFCacheInfo, chosen: Sequence[Snapshot]
+) -> DeleteCacheStrategy:
+    if reference.file is None:
+        return info.delete_revisions(*(snapshot.commit for snapshot in chosen))
+    places = {file.place for snapshot in chosen for file in snapshot.files}
+    known = (file for repo in info.repos for each in repo.revisions for file in each.files)
+    return info.delete_files(*(file for file in known if file.file_path in places))
+
+
+def _bytes_under(folder: Path) -> int:
+    paths = (Path(place) / name for place, _, names in os.walk(folder) for name in names)
+    return sum(path.lstat().st_size for path in paths)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from pathlib import Path
 
 from cfgen.files.reading import open_binary
 
-_BLOCK = 1 << 20
+_GIT_DIGITS = 40
 _DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
 
@@ -28,14 +29,12 @@ def digest_of(path: Path, *, like: str) -> str:
     Raises:
         OSError: The file cannot be read.
     """
-    if len(like) == hashlib.sha256().digest_size * 2:
-        digest = hashlib.sha256()
-    else:
-        digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
     with open_binary(path) as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
+        found = hashlib.sha256()
+        if len(like) == _GIT_DIGITS:
+            nbytes = os.fstat(file.fileno()).st_size
+            found = hashlib.sha1(b"blob %d\0" % nbytes, usedforsecurity=False)
+        return hashlib.file_digest(file, lambda: found).hexdigest()
 
 
 def is_whole(path: Path, digest: str, *, nbytes: int | None = None) -> bool:

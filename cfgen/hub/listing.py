@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from cfgen import __version__
@@ -180,23 +182,29 @@ def check_room(listing: Listing) -> None:
         )
 
 
-def keep_quiet() -> None:
-    """Let huggingface_hub send no more than a request needs, and leave fetching to cfgen.
+@contextlib.contextmanager
+def get(url: str, **headers: str) -> Iterator[Any]:
+    """Ask for a URL as huggingface_hub does: its session, its credentials, its timeout.
 
-    With telemetry on, it asks its hub for a list of programs, and tells which of them started it;
-    hf_xet has connections and a cache of its own, which can neither be resumed nor checked here.
+    It then sends no more than a request needs: with telemetry on, it asks its hub for a list of
+    programs, and tells which of them started it. hf_xet has connections and a cache of its own,
+    which can neither be resumed nor checked here.
+
+    Args:
+        url: The address.
+        headers: More headers, by name with `_` for `-`.
     """
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = os.environ["HF_HUB_DISABLE_XET"] = "1"
     from huggingface_hub import constants
+    from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
     constants.HF_HUB_DISABLE_TELEMETRY = constants.HF_HUB_DISABLE_XET = True
-
-
-def timeout_s() -> float:
-    """Seconds to wait for the hub's next byte, as HF_HUB_DOWNLOAD_TIMEOUT says."""
-    from huggingface_hub import constants
-
-    return constants.HF_HUB_DOWNLOAD_TIMEOUT
+    sent = build_hf_headers(library_name="cfgen", library_version=__version__)
+    sent |= {name.replace("_", "-"): value for name, value in headers.items()}
+    timeout_s = constants.HF_HUB_DOWNLOAD_TIMEOUT
+    with get_session().stream("GET", url, headers=sent, timeout=timeout_s) as response:
+        hf_raise_for_status(response)
+        yield response
 
 
 def _ask(reference: Reference, hub: Hub) -> tuple[str, list[RemoteFile]]:
@@ -206,7 +214,6 @@ def _ask(reference: Reference, hub: Hub) -> tuple[str, list[RemoteFile]]:
             f"{reference} was not fetched: --offline or HF_HUB_OFFLINE forbids the network",
             "leave it out to fetch; what is in the cache renders without the network",
         )
-    keep_quiet()
     with hub_errors(reference, hub.endpoint):
         try:
             info = json.loads(_answer(reference, hub))
@@ -223,24 +230,13 @@ def _answer(reference: Reference, hub: Hub) -> bytes:
 
     Source: huggingface_hub 2.4.0, HfApi.model_info, which would read an answer without an end.
     """
-    from huggingface_hub.utils import (
-        build_hf_headers,
-        get_session,
-        hf_raise_for_status,
-        validate_repo_id,
-    )
+    from huggingface_hub.utils import validate_repo_id
 
     validate_repo_id(reference.repo)
     revision = quote(reference.revision or MAIN, safe="")
     content = bytearray()
-    with get_session().stream(
-        "GET",
-        f"{hub.endpoint}/api/models/{reference.repo}/revision/{revision}",
-        params={"blobs": "true"},
-        headers=build_hf_headers(library_name="cfgen", library_version=__version__),
-        timeout=timeout_s(),
-    ) as response:
-        hf_raise_for_status(response)
+    url = f"{hub.endpoint}/api/models/{reference.repo}/revision/{revision}?blobs=true"
+    with get(url) as response:
         for block in response.iter_bytes():
             content += block
             if len(content) > LISTING_LIMIT:

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from cfgen import __version__
 from cfgen.errors import CheckpointError, LockHeld
 from cfgen.files.writing import append, open_update, require_own_folders, sync_file, write_file
 from cfgen.hub.digest import digest_of, is_whole
@@ -30,7 +29,7 @@ from cfgen.hub.failures import (
     refusal_of,
     transport_errors,
 )
-from cfgen.hub.listing import Listing, RemoteFile, keep_quiet, timeout_s
+from cfgen.hub.listing import Listing, RemoteFile, get
 from cfgen.hub.reference import MAIN, size_of
 
 RETRIES = 5
@@ -74,7 +73,6 @@ def pull(listing: Listing) -> Iterator[Step]:
         BudgetError: The disk is full.
         LockHeld: Another process fetches one of the files.
     """
-    keep_quiet()
     with disk_errors(listing.folder):
         for file in listing.files:
             for path in (listing.blob(file), listing.pointer(file)):
@@ -149,21 +147,16 @@ def _stream(listing: Listing, file: RemoteFile, part: Path) -> Iterator[Step]:
     something only if more of the file is kept than before. The digest judges the whole.
     """
     from huggingface_hub import hf_hub_url
-    from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
-    headers = build_hf_headers(library_name="cfgen", library_version=__version__)
-    headers["Accept-Encoding"] = "identity"  # ranges count the bytes of the file
     start = size_of(part) or 0
-    if start:
-        headers["Range"] = f"bytes={start}-"
+    headers = {"Accept_Encoding": "identity"}  # ranges count the bytes of the file
     url = hf_hub_url(
         listing.reference.repo,
         file.path,
         revision=listing.commit,
         endpoint=listing.hub.endpoint,
     )
-    with get_session().stream("GET", url, headers=headers, timeout=timeout_s()) as response:
-        hf_raise_for_status(response)
+    with get(url, **headers | ({"Range": f"bytes={start}-"} if start else {})) as response:
         goes_on = response.status_code == 206
         with append(part) if goes_on else open_update(part) as out:
             for block in response.iter_bytes():

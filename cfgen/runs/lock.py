@@ -4,6 +4,11 @@ The owner writes a new count into the file every few seconds. Who finds the file
 count change, by a clock of its own, so clocks that differ or are set back do no harm. A process of
 the same running system that is dead is told at once. An owner writes to the file that it made and
 never by name, so one that slept too long cannot push out its successor.
+
+The package filelock (4.3) does not do all of that: its lease goes to another while its owner is
+suspended, a killed process that nobody buried keeps it, so does an empty file for ever, and a file
+that a network file system numbers anew counts as lost. Its flock tells of none of this, and clients
+of shared folders do not see it everywhere.
 """
 
 from __future__ import annotations

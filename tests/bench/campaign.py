@@ -17,7 +17,6 @@ import argparse
 import collections
 import hashlib
 import json
-import os
 import random
 import signal
 import subprocess
@@ -25,6 +24,8 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+
+from kept import cfgen
 
 PROMPT = "a red balloon drifts over a meadow at noon"
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL)
@@ -99,14 +100,7 @@ def _start(place: Path, duration: str) -> subprocess.Popen[str]:
 
 
 def _process(place: Path, arguments: list[str]) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "cfgen", *arguments],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=place,
-        env={**os.environ, "XDG_CACHE_HOME": str(place / "cache")},
-    )
+    return cfgen(*arguments, cwd=place, XDG_CACHE_HOME=str(place / "cache"))
 
 
 def _end(process: subprocess.Popen[str]) -> tuple[int, str]:

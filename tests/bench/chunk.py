@@ -1,236 +1,216 @@
-"""A chunk on a CPU: cfgen's torch backend beside the published way, in pairs, on the same weights.
+"""A chunk on a CPU: the torch backend beside the published way, by turns, on the same weights.
 
-    python tests/bench/chunk.py                              every setting with one thread and two
-    python tests/bench/chunk.py --settings mini --threads 1 --pairs 7 --no-clip
+    python tests/bench/chunk.py               one thread and two, float32 and bfloat16
+    python tests/bench/chunk.py --threads 1 --dtypes bfloat16 --set model.sizes=[160x96]
 
-A chunk is its denoising passes and the commit pass. The memory is a window of 21 latent frames at
-relative positions, of which 3 are sink, and it is full: so every frame behind the sink moves with
-every chunk, which is the worst case for a cache of rotated keys. The published way, in
-`chunk_ways.py`, rotates all of them in every layer and pass. Both ways must give the same flows, or
-there are no figures.
+It is `cfgen bench` with one variant more. The memory is a window of 21 latent frames at relative
+positions, of which 3 are sink, and it is full: every frame behind the sink moves with every chunk,
+which is the worst case for a cache of rotated keys. The published way keeps keys without rotation,
+joins them with the chunk's own in every layer and pass and rotates all of them. A ratio is told
+only if both make the same chunk; embedding of time and of the prompt is the same in both.
 
-`mini` is the model in the box with its prompt. In `wan` one layer with random weights in the sizes
-of Wan2.1-1.3B stands for one among thirty, so there the commit pass is whole in both ways; and one
-denoising pass beside it, of which there would be four, makes moving the context count more.
+Axis letters: B batch, L tokens of a chunk, N heads, D head dim, E model width.
 """
 
 from __future__ import annotations
 
 import argparse
-import ctypes
 import dataclasses
-import json
-import resource
-import statistics
+import os
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
-from unittest.mock import patch
 
-import storage
 import torch
-from chunk_ways import FRAMES, WINDOW, BenchSetup, Variant, mini, wan
+from torch import Tensor
+from torch.nn import functional as F
 
-from cfgen.memory import pre_rotated as rotated
-from cfgen.model.vae import SPATIAL_STRIDE
-from cfgen.pipeline.build import Models
+from cfgen.bench.measure import Bench
+from cfgen.bench.variants import BenchSetup, Variant, prepare
+from cfgen.cli.bench import facts_on, lines_on
+from cfgen.config.loader import load
+from cfgen.memory.protocols import Norms, Pass
+from cfgen.model.generator import Generator
+from cfgen.ops.reference import Rope
+from cfgen.ops.select import TORCH, Ops
+from cfgen.renderer.source import FrameSource
 
-RESULTS = Path(__file__).parent / "results"
-FILLING = 8
-"""Chunks before the first that is looked at: then the window is full and has moved once."""
-ALLOWED = {"float32": 2e-5, "bfloat16": 3e-2}
-"""Relative distance from the flows of the published way in float32."""
-SETTINGS = {"mini": (mini, 4, 7), "wan": (wan, 1, 2)}
-"""How one is made, its denoising passes, and how many chunks are timed and looked into."""
-BOTH = ("published", "cfgen")
-VERSUS = (
-    ("published float32", "cfgen float32"),
-    ("published float32", "cfgen bfloat16"),
-    ("published bfloat16", "cfgen bfloat16"),
+PUBLISHED = "published"
+WINDOW, SINK = 21, 3
+MEMORY = tuple(
+    f"memory.{name}={value}"
+    for name, value in {
+        "policy": "window",
+        "size": WINDOW,
+        "sink": SINK,
+        "positions": "relative",
+    }.items()
 )
 
-Figures = dict[str, Any]
 
+class PublishedMemory:
+    """Memory and view as published code has them: keys are kept without any rotation.
 
-def check(setting: BenchSetup, ways: dict[str, Variant]) -> Figures:
-    """Fill all memories alike, then compare the flows of a chunk; exit if they are not equal."""
-    for way in ways.values():
-        for index in range(FILLING):
-            way.remember(setting.keys_values(index))
-    made = {name: way.chunk(setting.noise(100)) for name, way in ways.items()}
-    truth = made["published float32"]
-    found: Figures = {}
-    for name, flows in made.items():
-        pairs = zip(flows, truth, strict=True)
-        found[name] = max(float((x - y).norm() / y.norm()) for x, y in pairs)
-        allowed = ALLOWED["bfloat16" if "bfloat16" in name else "float32"]
-        if not found[name] <= allowed:
-            sys.exit(f"{name}: flows are {found[name]:.1e} from the baseline's, not {allowed:.0e}")
-    return {name: float(f"{x:.2g}") for name, x in found.items()}
+    Rotation is in complex float64; the angles are known beforehand, unlike there.
+    Source: the method of arXiv 2602.06028 and its released code; what it does is described there,
+    the code is ours.
 
-
-def paired(setting: BenchSetup, ways: dict[str, Variant], pairs: int) -> Figures:
-    """Seconds of chunks, the ways taking turns, and how many times faster ours is."""
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    faults: dict[str, list[float]] = {name: [] for name in ways}
-    for pair in range(pairs):
-        noise = setting.noise(1000 + pair)
-        for name, way in ways.items():
-            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-            began = time.perf_counter()
-            way.chunk(noise)
-            seconds[name].append(time.perf_counter() - began)
-            faults[name].append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-    ratios = {
-        f"{ours} than {other}": [b / a for a, b in zip(seconds[ours], seconds[other], strict=True)]
-        for other, ours in VERSUS
-    }
-    return {
-        "chunk_s": {name: spread(each) for name, each in seconds.items()},
-        "times_faster": {name: spread(each) for name, each in ratios.items()},
-        "page_faults": {name: statistics.median(each) for name, each in faults.items()},
-    }
-
-
-def spread(numbers: list[float]) -> Figures:
-    """Median and extremes."""
-    named = {"median": statistics.median(numbers), "least": min(numbers), "most": max(numbers)}
-    return {name: float(f"{x:.4g}") for name, x in named.items()}
-
-
-def shares(setting: BenchSetup, way: Variant, chunks: int) -> Figures:
-    """Shares of a chunk's time that go into rotation and gathering, measured inside of chunks.
-
-    What the clocks take, and what Python takes between two of them, counts as rotation or copying.
+    Args:
+        generator: Whose layers attend.
+        grid: Tokens of a latent frame as (rows, columns).
+        window: Latent frames that are read, the chunk's own included.
+        sink: Those kept from the start.
     """
-    found: dict[str, list[float]] = {}
-    for index in range(chunks):
-        with clocks(way) as spent:
-            began = time.perf_counter()
-            way.chunk(setting.noise(2000 + index))
-            total = time.perf_counter() - began
-        parts = {
-            "rotating_what_is_stored": spent["prepare"] - spent["norm"],
-            "bringing_context": spent["hold"],
-            "rotating_into_place": spent["attend"] - spent["hold"] - spent["attention"],
-        }
-        parts["rotation_and_gathering"] = sum(parts.values())
-        for name, seconds in (parts | {"writing_pages": spent["write"]}).items():
-            found.setdefault(name, []).append(seconds / total)
-    return {name: spread(each) for name, each in found.items()}
+
+    def __init__(
+        self, generator: Generator, grid: tuple[int, int], *, window: int, sink: int
+    ) -> None:
+        sizes = generator.geometry
+        rope = Rope(sizes.head_dim)
+        angles = (rope.temporal(range(window))[:, None] + rope.spatial(grid)).flatten(0, 1)
+        self._turns = torch.polar(torch.ones_like(angles), angles)[:, None]
+        self._heads, self._tokens, self._sink = sizes.num_heads, grid[0] * grid[1], sink
+        dtype = generator.blocks[0].self_attn.q.dtype
+        nothing = torch.zeros(1, 0, sizes.num_heads, sizes.head_dim, dtype=dtype)
+        self._kept = [(nothing, nothing)] * sizes.num_layers
+        self._made: dict[int, tuple[Tensor, Tensor]] = {}
+        self.capacity, self._committed = window, 0
+        self.tables = (self,)
+
+    def slots(self) -> range:
+        """A slot for each latent frame that is remembered, as the tables of cfgen tell them."""
+        return range(min(self._committed, self.capacity))
+
+    def figures(self) -> dict[str, float]:
+        """How many those are."""
+        return {"slots": len(self.slots())}
+
+    def begin(self, frames: int) -> PublishedMemory:
+        """The next chunk; the oldest frames behind the sink make room."""
+        sink, most = self._sink * self._tokens, (self.capacity - frames) * self._tokens
+        for layer, kept in enumerate(self._kept):
+            start = sink + max(0, kept[0].shape[1] - most)
+            k, v = (torch.cat([x[:, :sink], x[:, start:]], 1) for x in kept)
+            self._kept[layer] = k, v
+        return self
+
+    def at(self, pass_: Pass) -> PublishedMemory:
+        """The same chunk in another pass: the last one, which commits, is what will be kept."""
+        return self
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, norms: Norms) -> Tensor:
+        """Rotate everything, then attend to it: [B, L, E]."""
+        self.write(layer, k, v, norms)
+        q = plain_norm(q, norms.q, norms.eps).unflatten(-1, (self._heads, -1))
+        keys, values = (
+            torch.cat(pair, 1) for pair in zip(self._kept[layer], self._made[layer], strict=True)
+        )
+        end = keys.shape[1]
+        q, keys = self._rotate(q, slice(end - q.shape[1], end)), self._rotate(keys, slice(0, end))
+        heads = (x.transpose(1, 2) for x in (q, keys, values))
+        return F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
+
+    def write(self, layer: int, k: Tensor, v: Tensor, norms: Norms) -> None:
+        """What a pass leaves."""
+        k = plain_norm(k, norms.k, norms.eps)
+        heads = (x.unflatten(-1, (self._heads, -1)) for x in (k, v))
+        self._made[layer] = next(heads), next(heads)
+
+    def commit(self, view: PublishedMemory) -> None:
+        """Keep the chunk's keys and values."""
+        for layer, new in self._made.items():
+            k, v = (torch.cat(pair, 1) for pair in zip(self._kept[layer], new, strict=True))
+            self._kept[layer] = k, v
+        self._committed += self._made[0][0].shape[1] // self._tokens
+
+    def _rotate(self, x_BLND: Tensor, where: slice) -> Tensor:
+        pairs = torch.view_as_complex(x_BLND.double().unflatten(-1, (-1, 2)))
+        return torch.view_as_real(pairs * self._turns[where]).flatten(-2).to(x_BLND.dtype)
 
 
-@contextmanager
-def clocks(way: Variant) -> Iterator[dict[str, float]]:
-    """Time what a rotated reader does, by the names of its parts; parts lie within others."""
-    spent: dict[str, float] = {}
-
-    def clocked(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
-        spent[name] = 0.0
-
-        def timed(*given: Any, **named: Any) -> Any:
-            began = time.perf_counter()
-            found = call(*given, **named)
-            spent[name] += time.perf_counter() - began
-            return found
-
-        return timed
-
-    reader, pool = way.memory.reader, way.memory.pool
-    attention = dataclasses.replace(reader._ops, attend=clocked("attention", reader._ops.attend))
-    with ExitStack() as stack:
-        for owner, name, call in (
-            (rotated, "norm", clocked("norm", rotated.norm)),
-            (reader, "_ops", attention),
-            (reader, "prepare", clocked("prepare", reader.prepare)),
-            (reader, "attend", clocked("attend", reader.attend)),
-            (reader, "_hold", clocked("hold", reader._hold)),
-            (pool, "write", clocked("write", pool.write)),
-        ):
-            stack.enter_context(patch.object(owner, name, call))
-        yield spent
+def plain_norm(x: Tensor, gain: Tensor, eps: float) -> Tensor:
+    """Root-mean-square norm over the full width."""
+    wide = x.float()
+    normed = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
+    return normed.type_as(x) * gain.type_as(x)
 
 
-def keep_memory() -> None:
-    """Have glibc keep what is freed, whatever its size.
-
-    By default it is luck, which changes from run to run, whether the large intermediates of the
-    published way come from the operating system anew each time; that would cost it a third more.
-    """
-    library = ctypes.CDLL(None)
-    if hasattr(library, "mallopt"):
-        m_trim_threshold, m_mmap_max = -1, -4
-        library.mallopt(m_mmap_max, 0)
-        library.mallopt(m_trim_threshold, -1)
+def plain_modulate(
+    x: Tensor, shift: Tensor, scale: Tensor, *, eps: float, dtype: torch.dtype
+) -> Tensor:
+    """Layer norm, then a shift and a scale, [B, 1 or frames, E]."""
+    normed = F.layer_norm(x.float(), x.shape[-1:], eps=eps).type_as(x)
+    frames = normed.unflatten(1, (shift.shape[1], -1))
+    return (frames * (1 + scale[:, :, None]) + shift[:, :, None]).flatten(1, 2).to(dtype)
 
 
-def clip(threads: int) -> Figures:
-    """A film by `mini` in bfloat16 beside float32."""
-    models = Models()
-    films = [
-        storage.render(storage.configured(7, dtype=dtype, threads=threads), models)
-        for dtype in ("float32", "bfloat16")
-    ]
-    seconds = [round(film.seconds, 2) for film in films]
-    return {"render_s": seconds, **storage.compared(films[1], films[0])}
+def plain_add_gated(x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
+    """The sum of x and y gate."""
+    return x + (y.unflatten(1, (gate.shape[1], -1)) * gate[:, :, None]).flatten(1, 2)
 
 
-def measure(name: str, threads: int, told: argparse.Namespace) -> Figures:
-    """One setting with a number of threads."""
-    torch.set_num_threads(threads)
-    make, passes, times = SETTINGS[name]
-    pairs = told.pairs or times
-    setting = make(told.passes or passes)
-    ways = setting.ways()
-    sizes = setting.generator.geometry
-    grid = sizes.grid(setting.height // SPATIAL_STRIDE, setting.width // SPATIAL_STRIDE)
-    return {
-        "setting": name,
-        "threads": threads,
-        "shapes": {
-            "layers": sizes.num_layers,
-            "heads": [sizes.num_heads, sizes.head_dim],
-            "tokens": [FRAMES * grid[0] * grid[1], WINDOW * grid[0] * grid[1]],
-            "passes": [setting.passes, 1],
-            "prompt_tokens": [ways[f"{w} float32"].text.keys_values[0][0].shape[1] for w in BOTH],
-        },
-        "flows_relative_to_published_float32": check(setting, ways),
-        "pairs": pairs,
-        **paired(setting, ways, pairs),
-        "shares": {
-            name: shares(setting, ways[name], times) for name in ways if name.startswith("cfgen")
-        },
-    }
+PLAIN = dataclasses.replace(
+    TORCH, name=PUBLISHED, modulate=plain_modulate, add_gated=plain_add_gated
+)
+
+
+class PublishedBeside(BenchSetup):
+    """A setting of `cfgen bench` that also knows the backend `published`."""
+
+    def ops(self, way: Variant) -> Ops:
+        """As there."""
+        return PLAIN if way.backend == PUBLISHED else super().ops(way)
+
+    def rotated_nbytes(self, way: Variant, ops: Ops) -> int:
+        """As there."""
+        return 0 if way.backend == PUBLISHED else super().rotated_nbytes(way, ops)
+
+    def source(self, way: Variant, ops: Ops) -> FrameSource:
+        """As there."""
+        source = super().source(way, ops)
+        if way.backend != PUBLISHED:
+            return source
+        clip, memory = source.plan.geometry, self.config.memory
+        grid = self.generator.geometry.grid(clip.latent_height, clip.latent_width)
+        kept = PublishedMemory(self.generator, grid, window=self.slots, sink=memory.sink)
+        return dataclasses.replace(source, memory=kept)
+
+
+def bench_of(assignments: list[str], **flags: str) -> tuple[BenchSetup, Bench]:
+    """Both ways with a full window: a setting, and what measures it."""
+    config = load(flags, assignments=[*MEMORY, *assignments], environ=ALONE).config
+    setting = PublishedBeside(**vars(prepare(config, may_stand_in=False)))
+    return setting, Bench(setting, [Variant("torch", "auto"), Variant(PUBLISHED, "auto")])
+
+
+ALONE = {"XDG_CONFIG_HOME": os.devnull}
+"""No settings of the user's own."""
 
 
 def main() -> None:
+    """Measure every number of threads and type, print and keep what was found."""
+    from kept import RESULTS, keep  # beside this file, when it is the script that runs
+
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--settings", nargs="+", choices=list(SETTINGS), default=list(SETTINGS))
+    parser.add_argument("--preset", default="mini")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--pairs", type=int, help="7 of mini, 2 of wan")
-    parser.add_argument("--passes", type=int, choices=range(1, 5), help="denoising passes")
-    parser.add_argument("--no-clip", action="store_true", help="leave out the film in bfloat16")
+    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
+    parser.add_argument("--seconds", type=float, default=20, help="of each setting")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="values")
     parser.add_argument("--results", type=Path, default=RESULTS)
-    told = parser.parse_args()
-    keep_memory()
-    figures: Figures = {"command": "python tests/bench/chunk.py", "runs": []}
-    with torch.inference_mode():
-        for name in told.settings:
-            for threads in told.threads:
-                figures["runs"].append(measure(name, threads, told))
-                sys.stderr.write(json.dumps(figures["runs"][-1], indent=1) + "\n")
-    if not told.no_clip:
-        figures["film_in_bfloat16_beside_float32"] = clip(told.threads[-1])
-    figures["machine"] = storage.machine()
-    text = json.dumps(figures, indent=1)
-    told.results.mkdir(parents=True, exist_ok=True)
-    (told.results / "chunk-cpu.json").write_text(text + "\n", encoding="utf-8")
-    sys.stdout.write(text + "\n")
+    told, runs = parser.parse_args(), []
+    for threads in told.threads:
+        for dtype in told.dtypes:
+            setting, work = bench_of(
+                [f"threads={threads}", *told.values], preset=told.preset, dtype=dtype
+            )
+            for line in (*work.prepare(), *work.run(told.seconds)):
+                sys.stderr.write(f"{line}\n")
+            report = work.report()
+            sys.stderr.write("\n".join(lines_on(setting, report)) + "\n\n")
+            runs.append(facts_on(setting, report))
+    keep(told.results / "chunk-cpu.json", {"runs": runs})
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ import argparse
 import json
 import math
 import os
-import platform
 import re
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from kept import keep
 from torch import Tensor
 
 from cfgen.checkpoint.formats.base import Entry
@@ -34,10 +34,6 @@ MATRIX = re.compile(r"blocks\.\d+\.((self|cross)_attn\.[qkvo]|ffn\.[02])\.weight
 KINDS = ("bf16", "fp8_scaled", "int8", "Q4_K")
 FRAMES_S = 21 / 16
 """Seconds of two chunks: 9 frames and 12."""
-
-
-def entry(tensor: Tensor) -> Entry:
-    return Entry(str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), tensor.nbytes)
 
 
 def shapes() -> dict[str, tuple[int, ...]]:
@@ -226,14 +222,8 @@ def main() -> None:
         rows.append(render(chosen.folder, kind, more))
         sys.stdout.write(json.dumps(rows[-1]) + "\n")
         sys.stdout.flush()
-    facts = {
-        "command": "python tests/bench/full_size.py render",
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "torch": torch.__version__,
-        "rows": rows,
-    }
     if chosen.results:
-        chosen.results.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        keep(chosen.results, {"rows": rows})
 
 
 if __name__ == "__main__":

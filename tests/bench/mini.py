@@ -15,7 +15,6 @@ import argparse
 import hashlib
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -23,11 +22,11 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from kept import RESULTS, machine
 from rich.console import Console
 from rich.table import Table
 
@@ -41,12 +40,11 @@ FIRST_SEED = 7_000_000
 TARGETS = {"sky": 0.95, "ground": 0.95, "colour": 0.85, "camera": 0.85}
 WINDOW_S = 10
 SHEET_CLIPS, SHEET_FRAMES = 6, 5
-RESULTS = Path(__file__).parent / "results"
 #: What decides a clip's pixels or their reading, besides the configuration and the model's files.
 SOURCES = (
     *("train/world.py", "train/drawing.py", "train/captions.py", "train/probes*.py"),
-    *("rollout.py", "schedule.py", "model/*.py", "memory/*.py", "ops/*.py"),
-    *("checkpoint/*.py", "render/source.py", "build.py", "weights.py"),
+    *("rollout/*.py", "model/*.py", "memory/*.py", "ops/**/*.py", "checkpoint/**/*.py"),
+    *("renderer/source.py", "pipeline/build.py", "pipeline/models.py"),
 )
 
 Frames = np.ndarray
@@ -270,12 +268,11 @@ def table_of(figures: Line, title: str) -> Table:
 
 def report_of(settings: Line, figures: Line, lines: list[Line]) -> Line:
     missed = [line for line in lines if not all(line["right"].values())]
-    packages, kept = ("cfgen", "numpy", "torch"), ("seed", "prompt", "right", "read")
+    kept = ("seed", "prompt", "right", "read")
     return {
         "measured": datetime.now(UTC).isoformat(timespec="seconds"),
         "settings": settings,
-        "versions": {"python": platform.python_version(), **{p: version(p) for p in packages}},
-        "machine": {"system": platform.system(), "cpus": os.cpu_count()},
+        "machine": machine(),
         "figures": figures,
         "wrong": [{key: line[key] for key in kept} for line in missed],
     }

@@ -11,29 +11,20 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).parent / "results"
-PROMPT = "a red balloon drifts over snowy hills at sunset, the camera pans right"
+from kept import PROMPT, RESULTS, cfgen, keep
 
 
 def run(*arguments: str) -> tuple[list[dict[str, Any]], float, int]:
     """Run cfgen; its JSON events, the seconds it took, and its peak resident memory in bytes."""
     began = time.monotonic()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "cfgen", *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = cfgen(*arguments)
     assert process.stdout is not None
     lines = process.stdout.read().splitlines()
     _, status, usage = os.wait4(process.pid, 0)
@@ -88,14 +79,7 @@ def main() -> None:
     parser.add_argument("name", choices=("speed", "memory"))
     name = parser.parse_args().name
     figures = {"speed": speed, "memory": memory}[name]()
-    figures["machine"] = f"{platform.machine()}, {os.cpu_count()} cores"
-    figures["versions"] = {p: version(p) for p in ("cfgen", "torch")} | {
-        "python": platform.python_version()
-    }
-    RESULTS.mkdir(exist_ok=True)
-    text = json.dumps(figures, indent=1)
-    (RESULTS / f"render-{name}.json").write_text(text + "\n")
-    sys.stdout.write(text + "\n")
+    keep(RESULTS / f"render-{name}.json", figures)
 
 
 if __name__ == "__main__":

@@ -15,22 +15,19 @@ import contextlib
 import hashlib
 import json
 import os
-import platform
 import random
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 
+from kept import PROMPT, RESULTS, cfgen, keep
 from rich.console import Console
 
 from cfgen.video.ffmpeg import find_ffmpeg
 
-PROMPT = "a red balloon drifts over snowy hills at sunset, the camera pans right"
 POLICIES = {
     "full": ["memory.policy=full"],
     "window-absolute": ["memory.policy=window", "memory.positions=absolute"],
@@ -41,18 +38,7 @@ POLICIES = {
 }
 AIMS = ("time", "latents", "pages", "time", "snapshot")
 """What kills aim at while the film is made: a moment, or a file that appears."""
-RESULTS = Path(__file__).parent / "results"
 shown = Console(stderr=True, highlight=False, soft_wrap=True)
-
-
-def cfgen(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "cfgen", *arguments],
-        cwd=cwd,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
 
 
 def render_arguments(name: str, policy: str, duration_s: float) -> list[str]:
@@ -249,25 +235,12 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/bench-resume"))
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args(arguments)
-    options.results.mkdir(parents=True, exist_ok=True)
     if options.what == "cost":
-        keep(options.results / "resume-cost.json", arguments, cost(options.duration, options.work))
+        keep(options.results / "resume-cost.json", cost(options.duration, options.work))
         return
     for name in [options.policy] if options.policy else POLICIES:
         facts = killed(name, options.kills, options.duration, options.work)
-        keep(options.results / f"resume-kill-{name}.json", arguments, facts)
-
-
-def keep(file: Path, arguments: list[str], facts: dict[str, object]) -> None:
-    report = {
-        "measured": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": f"python tests/bench/resume.py {' '.join(arguments)}",
-        "versions": {"python": platform.python_version(), "torch": version("torch")},
-        "machine": {"system": platform.system(), "cpus": os.cpu_count()},
-        "facts": facts,
-    }
-    file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    Console(highlight=False).print_json(data=facts)
+        keep(options.results / f"resume-kill-{name}.json", facts)
 
 
 if __name__ == "__main__":

@@ -16,22 +16,19 @@ from __future__ import annotations
 import argparse
 import copy
 import dataclasses
-import json
 import math
 import os
-import platform
 import statistics
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
+from kept import PROMPT, RESULTS, keep
 from torch import Tensor
 
 from cfgen.config.loader import load
@@ -42,8 +39,6 @@ from cfgen.renderer.source import FrameSource
 from cfgen.rollout.loop import Chunk
 from cfgen.timeline import ChunkPlan
 
-RESULTS = Path(__file__).parent / "results"
-PROMPT = "a red balloon drifts over snowy hills at sunset, the camera pans right"
 STORAGES = ("auto", "bf16", "int8", "fp8")
 DTYPES = ("float32", "bfloat16")
 SECONDS = 10
@@ -200,7 +195,6 @@ def main() -> None:
     for dtype in told.dtypes:
         rows[dtype], truths[dtype] = measure(dtype, told.seeds, told.threads, models)
     figures: Figures = {
-        "command": "python tests/bench/storage.py",
         "film": {"prompt": PROMPT, "seconds": SECONDS, "seeds": told.seeds},
         "storage": rows,
     }
@@ -208,31 +202,8 @@ def main() -> None:
         figures["bfloat16_beside_float32"] = summary(
             told.seeds, truths["bfloat16"], truths["float32"]
         )
-    figures["machine"] = machine() | {"threads": told.threads}
-    text = json.dumps(figures, indent=1)
-    told.results.mkdir(parents=True, exist_ok=True)
-    (told.results / "storage.json").write_text(text + "\n", encoding="utf-8")
-    sys.stdout.write(text + "\n")
-
-
-def machine() -> Figures:
-    """What it ran on."""
-    cpu = Path("/proc/cpuinfo")
-    names = [
-        line.partition(":")[2].strip()
-        for line in (cpu.read_text(encoding="utf-8").splitlines() if cpu.exists() else [])
-        if line.startswith("model name")
-    ]
-    return {
-        "cpu": names[0] if names else platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "bf16_instructions": bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()),
-        "load_average": [round(load, 1) for load in os.getloadavg()],
-        "versions": {
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("cfgen", "torch", "numpy")},
-        },
-    }
+    figures["threads"] = told.threads
+    keep(told.results / "storage.json", figures)
 
 
 if __name__ == "__main__":

@@ -10,11 +10,10 @@ command also prints the share admitted while noting: run it again with the tau i
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
+from kept import RESULTS, keep
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
@@ -25,8 +24,6 @@ from cfgen.pipeline.build import build_source
 from cfgen.pipeline.job import RenderJob
 from cfgen.train.captions import caption
 from cfgen.train.world import sample_film
-
-RESULTS = Path(__file__).parent / "results"
 
 
 class Notes:
@@ -123,10 +120,7 @@ def main() -> None:
         "clips": arguments.clips,
         "duration": arguments.duration,
     }
-    text = json.dumps(figures, indent=1)
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "tau.json").write_text(text + "\n", encoding="utf-8")
-    sys.stdout.write(text + "\n")
+    keep(RESULTS / "tau.json", figures)
 
 
 if __name__ == "__main__":

@@ -313,6 +313,7 @@ def test_a_slice_goes_on_where_it_stopped_and_stops_before_time_is_over(bench: B
     soon = time.monotonic() + 100
     assert work.measure(bench, order, "k3", units[:1], soon) == []
     first = bench.store.cases["k3/a"]
+    assert work.measure(bench, order, "k3", units[:2], soon) == []
     assert work.measure(bench, order, "k3", units, soon) == ["k3/c"]
     assert bench.store.cases["k3/a"] is first
     assert bench.store.done("k3/b", first["code"])

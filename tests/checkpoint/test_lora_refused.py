@@ -74,7 +74,7 @@ REFUSED_FILES = {
     ),
     "model": (
         {"blocks.0.self_attn.q.weight": torch.ones(3), "head.modulation": torch.ones(3)},
-        "holds no LoRA: none of its 2 tensors (blocks.0.self_attn.q.weight, head.modulation)",
+        "holds no LoRA: none of its 2 tensors (blocks.0.self_attn.q.weight, head.modulation, ...)",
     ),
 }
 

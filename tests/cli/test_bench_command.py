@@ -17,8 +17,8 @@ import yaml
 from typer.testing import Result
 
 from cfgen.bench import measure as bench_module
-from cfgen.bench import random_weights as stand_in_module
-from cfgen.bench import variants as ways_module
+from cfgen.bench import random_weights as weights_module
+from cfgen.bench import variants as variants_module
 from cfgen.bench.measure import Bench, VariantRunner, distance, tolerance
 from cfgen.bench.variants import BenchSetup, Variant, fill, prepare
 from cfgen.config.loader import load
@@ -104,6 +104,20 @@ def test_the_ratio_is_withheld_where_results_differ(
     (_, reference) = data_of(cfgen("bench", *QUICK, *TWO, "--json"))["ways"]
     assert reference["error"] > reference["tolerance"]
     assert reference["ratio"] is None
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_published_way_makes_the_same_chunk(dtype: str) -> None:
+    """What `tests/bench/chunk.py` compares with."""
+    from tests.bench.chunk import bench_of
+
+    setting, work = bench_of(SHORT[1:4:2], dtype=dtype)
+    for _ in (*work.prepare(), *work.run(0)):
+        pass
+    torch, published = work.report().ways
+    assert published.way.backend == "published"
+    assert published.agrees, published.error
+    assert published.error > 0
 
 
 def test_without_torch_there_is_nothing_to_compare_with(cfgen: Run) -> None:
@@ -233,10 +247,10 @@ def published(presets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     memory = "{policy: window, sink: 0, size: 6}"
     (presets / "big.yaml").write_text(f"description: big\nmodel: {model}\nmemory: {memory}\n")
     sizes = WanConfig(dim=32, ffn_dim=48, num_heads=2, num_layers=2, text_dim=16)
-    small = functools.partial(stand_in_module.stand_in, sizes=sizes)
-    monkeypatch.setattr(ways_module, "stand_in", small)
+    small = functools.partial(weights_module.random_weights, sizes=sizes)
+    monkeypatch.setattr(variants_module, "random_weights", small)
     tiny_vae = functools.partial(WanAutoencoder, 8, 8)
-    monkeypatch.setattr(stand_in_module, "WanAutoencoder", tiny_vae)
+    monkeypatch.setattr(weights_module, "WanAutoencoder", tiny_vae)
 
 
 @pytest.mark.usefixtures("published")

@@ -7,8 +7,9 @@ import itertools
 import pytest
 from rich.cells import cell_len
 
-from cfgen.cli.columns import aligned, cells, cut, labelled, padded, wrapped
+from cfgen.cli.columns import cut, labelled, wrapped
 from cfgen.pipeline.naming import slug
+from cfgen.plain_text import aligned, cells, padded
 
 TEXTS = {
     "plain": ("kite", 4),

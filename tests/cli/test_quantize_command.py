@@ -222,7 +222,7 @@ def test_a_signal_leaves_no_half_file(number: int, plain: Path) -> None:
     """It comes while a layer is encoded, after others were written."""
     program = (
         "import sys, time\n"
-        "from cfgen.checkpoint import quantize\n"
+        "from cfgen.checkpoint.convert import quantize\n"
         "from cfgen.cli import app\n"
         "def slow(weight):\n"
         "    sys.stderr.write('begun\\n')\n"

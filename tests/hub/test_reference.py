@@ -179,7 +179,7 @@ def test_finding_needs_neither_huggingface_hub_nor_torch_nor_the_network(tmp_pat
     code = (
         "import socket, sys\n"
         "socket.socket.connect = None\n"
-        "import cfgen.hub.pull, cfgen.hub.removal\n"
+        "import cfgen.hub.pull, cfgen.hub.cache\n"
         "from cfgen.hub import locate\n"
         "locate('owner/model/w.pt', what='model')\n"
         "heavy = ('torch', 'numpy', 'huggingface_hub', 'httpx', 'httpx2', 'requests')\n"

@@ -10,10 +10,9 @@ from cfgen.errors import (
     CheckpointError,
 )
 from cfgen.hub import Reference
-from cfgen.hub.cache import in_cache, snapshots, unfinished, verify
+from cfgen.hub.cache import in_cache, plan_removal, remove, snapshots, unfinished, verify
 from cfgen.hub.listing import Hub, list_files
 from cfgen.hub.pull import pull
-from cfgen.hub.removal import plan_removal, remove
 from tests.hub.conftest import (
     COMMIT,
     FILES,

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cfgen.checkpoint.convert.input import Source
 from cfgen.checkpoint.convert.output import config_beside
-from cfgen.checkpoint.formats.base import Container, Entry
+from cfgen.checkpoint.formats.base import Container, Entry, Outline
 from cfgen.checkpoint.formats.safetensors import write_stream
 from cfgen.checkpoint.networks.network import Network
 from cfgen.checkpoint.networks.tokenizer import EMBEDDED, has_tokenizer
@@ -213,7 +213,7 @@ def _plain(source: Source, layer: Layer, dtype: torch.dtype, rename: Rename) -> 
         return {here: made.view(layer.shape)}
 
     outline = torch.empty(layer.shape, dtype=dtype, device="meta")
-    return OutputTensor(layer.name, layer.parts.values(), {here: entry_of(outline)}, make)
+    return OutputTensor(layer.name, layer.parts.values(), {here: Entry.of(outline)}, make)
 
 
 def _cast(stored: Tensor | AnyQuantized, dtype: torch.dtype) -> tuple[Tensor, bool]:
@@ -238,7 +238,7 @@ def _declared(source: Source, layer: Layer, rename: Rename) -> OutputTensor:
     """A quantized layer with its very values, in ComfyUI's native layout."""
     module = rename(layer.name).removesuffix(".weight")
     file = source.network.file
-    without_data = _Outline.of(file, layer.parts["values"])
+    without_data = Outline.of(file, layer.parts["values"])
     outline = read_layer(layer, without_data)
     assert not isinstance(outline, Tensor)
     settings = comfy.settings_of(outline, full_precision=layer.full_precision)
@@ -252,7 +252,7 @@ def _declared(source: Source, layer: Layer, rename: Rename) -> OutputTensor:
         parts = {**comfy.parts_of(weight, settings), **{p: file.read(r).float() for p, r in more}}
         return {f"{module}.{part}": tensor for part, tensor in parts.items()}
 
-    entries = {name: entry_of(tensor) for name, tensor in tensors(without_data).items()}
+    entries = {name: Entry.of(tensor) for name, tensor in tensors(without_data).items()}
     used = [*layer.parts.values(), *(raw for _, raw in more)]
     return OutputTensor(layer.name, used, entries, lambda: tensors(file), module, settings)
 
@@ -269,33 +269,3 @@ def _unsaid(source: Source, layer: Layer, weight: object) -> str:
     if isinstance(weight, GgmlWeight):
         return f"{what}, and safetensors has no type for GGML's blocks"
     return f"{what} with scales as {layer.layout} has them, which ComfyUI's layout cannot say"
-
-
-def entry_of(tensor: Tensor) -> Entry:
-    """What a header says of a tensor."""
-    return Entry(str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), tensor.nbytes)
-
-
-@dataclass(frozen=True, slots=True)
-class _Outline:
-    """A file of which one tensor comes without its data; see `Container`."""
-
-    path: Path
-    kind: str
-    files: tuple[Path, ...]
-    metadata: Mapping[str, object]
-    entries: Mapping[str, Entry]
-    file: Container
-    hidden: str
-
-    @classmethod
-    def of(cls, file: Container, hidden: str) -> _Outline:
-        """The file, of which the tensor `hidden` is not read."""
-        return cls(file.path, file.kind, file.files, file.metadata, file.entries, file, hidden)
-
-    def read(self, name: str) -> Tensor:
-        """See `Container`."""
-        if name != self.hidden:
-            return self.file.read(name)
-        found = self.entries[name]
-        return torch.empty(found.shape, dtype=found.dtype or torch.uint8, device="meta")

@@ -7,15 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from cfgen.checkpoint.formats.base import Container
 from cfgen.checkpoint.formats.open import open_container
 from cfgen.checkpoint.identify.digests import digest
 from cfgen.checkpoint.identify.preset_guess import CERTAIN, HEADER_KEY, cached_digest, guess
 from cfgen.checkpoint.naming import EMA, LIVE, WAN, NamingScheme
 from cfgen.checkpoint.networks import vae
-from cfgen.checkpoint.networks.fill import MATRICES, compare, config_of, open_generator
+from cfgen.checkpoint.networks.fill import MATRICES, compare, config_of, open_generator, shapes_of
 from cfgen.checkpoint.networks.geometry import read_geometry
 from cfgen.checkpoint.networks.model_files import generator_file
 from cfgen.checkpoint.networks.network import Network
@@ -108,9 +106,7 @@ def open_source(path: Path, *, weights: str | None = None) -> Source:
     network = open_generator(file.path, prefer=weights or EMA)
     _check_choice(network, weights)
     geometry = read_geometry(network.shapes, config_of(file.path), weights=file.path)
-    with torch.device("meta"):
-        expected = Generator(geometry).state_dict()
-    compare({n: tuple(t.shape) for n, t in expected.items()}, network.shapes, file.path)
+    compare(shapes_of(Generator, geometry), network.shapes, file.path)
     return Source(network, geometry)
 
 

@@ -14,10 +14,10 @@ from cfgen.checkpoint.convert.conversion_plan import (
     ConversionPlan,
     OutputTensor,
     carried,
-    entry_of,
     in_file_order,
 )
 from cfgen.checkpoint.convert.input import Source
+from cfgen.checkpoint.formats.base import Entry
 from cfgen.checkpoint.formats.safetensors import write
 from cfgen.checkpoint.naming import unchanged
 from cfgen.checkpoint.quant import comfy
@@ -144,7 +144,7 @@ def _encoded(source: Source, layer: Layer, format: str, losses: list[LayerLoss])
         losses.append(LayerLoss(layer=module, format=format, shape=layer.shape, loss=loss))
         return tensors(encoded)
 
-    entries = {name: entry_of(tensor) for name, tensor in tensors(outline).items()}
+    entries = {name: Entry.of(tensor) for name, tensor in tensors(outline).items()}
     return OutputTensor(layer.name, layer.parts.values(), entries, make, module, settings)
 
 

@@ -57,6 +57,11 @@ class Entry:
     shape: tuple[int, ...]
     nbytes: int
 
+    @classmethod
+    def of(cls, tensor: Tensor) -> Entry:
+        """What a header says of a tensor."""
+        return cls(str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), tensor.nbytes)
+
     @property
     def dtype(self) -> torch.dtype | None:
         """Its dtype; None for GGML's block formats."""
@@ -98,6 +103,31 @@ class Container(Protocol):
         Raises:
             CheckpointError: the file changed or cannot be read.
         """
+
+
+@dataclass(frozen=True, slots=True)
+class Outline:
+    """A file whose tensor `hidden` comes without data, on the meta device; else as it is."""
+
+    path: Path
+    kind: str
+    files: tuple[Path, ...]
+    metadata: Mapping[str, object]
+    entries: Mapping[str, Entry]
+    file: Container
+    hidden: str
+
+    @classmethod
+    def of(cls, file: Container, hidden: str) -> Outline:
+        """The file, of which the tensor `hidden` is not read."""
+        return cls(file.path, file.kind, file.files, file.metadata, file.entries, file, hidden)
+
+    def read(self, name: str) -> Tensor:
+        """A tensor in memory of its own; of the hidden one only shape and dtype."""
+        if name != self.hidden:
+            return self.file.read(name)
+        found = self.entries[name]
+        return torch.empty(found.shape, dtype=found.dtype or torch.uint8, device="meta")
 
 
 def refuse_stranger(path: Path) -> None:

@@ -243,10 +243,7 @@ def _joined(index: Path, shards: Sequence[SafetensorsFile]) -> dict[str, object]
 
 def write(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
     """Write a safetensors file so that `path` never holds half of one; see `write_stream`."""
-    entries = {
-        name: Entry(str(t.dtype).removeprefix("torch."), tuple(t.shape), t.nbytes)
-        for name, t in tensors.items()
-    }
+    entries = {name: Entry.of(t) for name, t in tensors.items()}
     write_stream(entries, tensors.__getitem__, path, metadata)
 
 

@@ -84,10 +84,7 @@ def open_torch(path: Path) -> TorchFile:
         raise CheckpointError(f"{path} holds no tensors by name", "check the path of the model")
     if sizes is not None:
         _compare_sizes(path, tensors.values(), sizes)
-    entries = {
-        name: Entry(str(t.dtype).removeprefix("torch."), tuple(t.shape), t.nbytes)
-        for name, t in tensors.items()
-    }
+    entries = {name: Entry.of(t) for name, t in tensors.items()}
     return TorchFile(path, tensors, entries)
 
 

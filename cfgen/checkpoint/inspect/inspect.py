@@ -19,10 +19,9 @@ from cfgen.checkpoint.identify.digests import digest
 from cfgen.checkpoint.identify.preset_guess import cached_digest, guess
 from cfgen.checkpoint.inspect.network_types import (
     KINDS,
+    KNOWN_OTHER_FILES,
     NetworkType,
-    Shapes,
     is_lora,
-    stranger,
     without_place,
 )
 from cfgen.checkpoint.inspect.report import FileFacts, NetworkFacts, Refusal, Report
@@ -36,8 +35,8 @@ from cfgen.checkpoint.inspect.storage import (
 )
 from cfgen.checkpoint.lora.apply import SIZES, open_lora
 from cfgen.checkpoint.lora.read import Lora
-from cfgen.checkpoint.naming import EMA, RESIDUE, Naming, find_network
-from cfgen.checkpoint.networks.fill import compare, open_generator
+from cfgen.checkpoint.naming import EMA, RESIDUE, Naming, find_network, first_names, looks_like
+from cfgen.checkpoint.networks.fill import Shapes, compare, open_generator
 from cfgen.checkpoint.networks.model_files import INDEX, WEIGHTS
 from cfgen.checkpoint.networks.network import FOREIGN_HEADERS, UNSUPPORTED_QUANT
 from cfgen.errors import CheckpointError
@@ -268,9 +267,8 @@ def _unknown(file: Container) -> CheckpointError:
             open_generator(file.path)
         except CheckpointError as error:
             return error
-    some = ", ".join(sorted(file.entries)[:3]) or "nothing"
-    seems = stranger(file.entries)
-    looks = f"it looks like {seems}" if seems else f"its tensors are {some}, ..."
+    seems = looks_like(file.entries, KNOWN_OTHER_FILES, whole=False)
+    looks = f"it looks like {seems}" if seems else f"its tensors are {first_names(file.entries)}"
     return CheckpointError(f"{file.path} holds no network that cfgen knows; {looks}", WANTED)
 
 

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import nn
 
 from cfgen.checkpoint.formats.base import Container, read_json
 from cfgen.checkpoint.lora.read import Lora, normalized
 from cfgen.checkpoint.naming import WAN, NamingScheme, to_diffusers
 from cfgen.checkpoint.networks import vae
-from cfgen.checkpoint.networks.fill import config_of, open_generator
+from cfgen.checkpoint.networks.fill import Shapes, config_of, open_generator, shapes_in, shapes_of
 from cfgen.checkpoint.networks.geometry import read_geometry, vae_stride
 from cfgen.checkpoint.networks.network import Network
 from cfgen.checkpoint.networks.umt5_names import SHARED, TWIN, UMT5
@@ -27,7 +26,10 @@ from cfgen.model.wan_vae import WanAutoencoder
 
 Word = Literal["generator", "text encoder", "vae", "lora"]
 
-Shapes = Mapping[str, tuple[int, ...]]
+GENERATOR_SIZES = (
+    *("dim", "ffn_dim", "num_heads", "head_dim", "num_layers", "in_dim", "out_dim"),
+    *("freq_dim", "text_len", "text_dim", "patch_size"),
+)
 
 TEXT_SIZES = ("d_model", "d_ff", "num_heads", "num_layers", "vocab_size")
 
@@ -71,36 +73,19 @@ class NetworkType:
     wanted: Callable[[Path, Shapes], Expected]
 
 
-def _open_generator(path: Path, prefer: str) -> Network:
-    return open_generator(path, prefer=prefer)
-
-
 def _wanted_generator(path: Path, shapes: Shapes) -> Expected:
     config = config_of(path)
     geometry = read_geometry(shapes, config, weights=path)
     stride = vae_stride(config)
-    with torch.device("meta"):
-        module = Generator(geometry)
     warnings: tuple[str, ...] = ()
     if geometry.in_dim != CHANNELS and stride is None:
         warnings = (
             f"{path} makes latents of {geometry.in_dim} channels; those of Wan2.1 have {CHANNELS}: "
             "it needs a TAEHV that reads as many",
         )
-    sizes: dict[str, object] = {
-        "dim": geometry.dim,
-        "ffn_dim": geometry.ffn_dim,
-        "num_heads": geometry.num_heads,
-        "head_dim": geometry.head_dim,
-        "num_layers": geometry.num_layers,
-        "in_dim": geometry.in_dim,
-        "out_dim": geometry.out_dim,
-        "freq_dim": geometry.freq_dim,
-        "text_len": geometry.text_len,
-        "text_dim": geometry.text_dim,
-        "patch_size": list(geometry.patch_size),
-    }
-    return Expected(sizes, _shapes(module), warnings=warnings)
+    sizes = {name: getattr(geometry, name) for name in GENERATOR_SIZES}
+    sizes["patch_size"] = list(geometry.patch_size)
+    return Expected(sizes, shapes_of(Generator, geometry), warnings=warnings)
 
 
 def _open_text_encoder(path: Path, prefer: str) -> Network:
@@ -119,9 +104,7 @@ def _wanted_text_encoder(path: Path, shapes: Shapes) -> Expected:
     beside = path.with_name(text_encoder.CONFIG_FILE)
     ours = beside.is_file() and read_json(beside).get("model_type") == "umt5"
     settings = text_encoder.settings_of(network, beside if ours else None)
-    with torch.device("meta"):
-        module = UMT5EncoderModel(UMT5Config.from_dict(settings))
-    wanted = dict(_shapes(module))
+    wanted = shapes_of(UMT5EncoderModel, UMT5Config.from_dict(settings))
     if not {SHARED, TWIN} <= set(shapes):
         del wanted[TWIN]
     sizes = {key: settings[key] for key in TEXT_SIZES}
@@ -132,41 +115,29 @@ def _wanted_text_encoder(path: Path, shapes: Shapes) -> Expected:
     return Expected(sizes, wanted)
 
 
-def _open_vae(path: Path, prefer: str) -> Network:
-    return vae.open_vae(path)
-
-
 def _wanted_vae(path: Path, shapes: Shapes) -> Expected:
     """Loads it onto no device at all, which reads it: an autoencoder has 0.5 GB at most."""
     found = vae.load_vae(path, device=torch.device("meta"))
+    sizes = {"latent_channels": found.latent_channels, "spatial_stride": found.spatial_stride}
     if isinstance(found, WanAutoencoder):
-        sizes: dict[str, object] = {
-            "latent_channels": found.latent_channels,
-            "spatial_stride": found.spatial_stride,
-        }
-        return Expected(sizes, _shapes(found.network))
-    sizes = {
-        "latent_channels": found.latent_channels,
-        "spatial_stride": found.spatial_stride,
-        "raw_latents": found.raw_latents,
-    }
-    return Expected(sizes, _shapes(found))
-
-
-def _shapes(module: nn.Module) -> Shapes:
-    return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+        return Expected(sizes, shapes_in(found.network))
+    return Expected(sizes | {"raw_latents": found.raw_latents}, shapes_in(found))
 
 
 KINDS = (
-    NetworkType("generator", "Wan generator", WAN, _open_generator, _wanted_generator),
     NetworkType(
-        "text encoder",
-        "UMT5 text encoder",
-        UMT5,
-        _open_text_encoder,
-        _wanted_text_encoder,
+        "generator",
+        "Wan generator",
+        WAN,
+        lambda path, prefer: open_generator(path, prefer=prefer),
+        _wanted_generator,
     ),
-    NetworkType("vae", "video autoencoder", vae.LAYOUTS, _open_vae, _wanted_vae),
+    NetworkType(
+        "text encoder", "UMT5 text encoder", UMT5, _open_text_encoder, _wanted_text_encoder
+    ),
+    NetworkType(
+        "vae", "video autoencoder", vae.LAYOUTS, lambda path, _: vae.open_vae(path), _wanted_vae
+    ),
 )
 """Kinds of networks that cfgen loads; a LoRA is none, and is told apart by `is_lora`."""
 
@@ -195,22 +166,12 @@ def is_lora(file: Container) -> bool:
 
 def without_place(lora: Lora) -> list[str]:
     """Tensors of a LoRA for layers that no text-to-video generator has, however many blocks."""
-    with torch.device("meta"):
-        names = Generator(ONE_BLOCK).state_dict()
-    known = {normalized(form.rpartition(".")[0]) for n in names for form in (n, to_diffusers(n))}
-    known |= {normalized(form) for n in names for form in (n, to_diffusers(n))}
+    names = shapes_of(Generator, ONE_BLOCK)
+    forms = [form for name in names for form in (name, to_diffusers(name))]
+    known = {normalized(each) for form in forms for each in (form, form.rpartition(".")[0])}
     return [
         raw
         for key, change in lora.changes.items()
         if re.sub(r"^blocks_\d+_", "blocks_0_", key) not in known
         for raw in change.parts.values()
     ]
-
-
-def stranger(names: Iterable[str]) -> str | None:
-    """What names of tensors look like that no kind has; None if like nothing that is known."""
-    listed = list(names)
-    for pattern, what in KNOWN_OTHER_FILES:
-        if any(re.search(pattern, name) for name in listed):
-            return what
-    return None

@@ -9,12 +9,11 @@ import math
 import statistics
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from cfgen.checkpoint.formats.base import Container, Entry
+from cfgen.checkpoint.formats.base import Container, Outline
 from cfgen.checkpoint.networks.blank import blank
 from cfgen.checkpoint.networks.network import Network
 from cfgen.checkpoint.quant.decode import read_layer
@@ -120,26 +119,6 @@ class Group:
     scales: Scales | None
 
 
-@dataclass(frozen=True, slots=True)
-class _Hollow:
-    """A file of which one tensor is read as a hollow one; see `Container`."""
-
-    path: Path
-    kind: str
-    files: tuple[Path, ...]
-    metadata: Mapping[str, object]
-    entries: Mapping[str, Entry]
-    inner: Container
-    hollow: str
-
-    def read(self, name: str) -> Tensor:
-        """See `Container`."""
-        if name != self.hollow:
-            return self.inner.read(name)
-        entry = self.entries[name]
-        return torch.empty(entry.shape, dtype=entry.dtype, device="meta")
-
-
 def stored(network: Network) -> tuple[list[Stored], CheckpointError | None]:
     """Every tensor of a network with its scales, and the first error that reading scales met."""
     found: list[Stored] = []
@@ -198,8 +177,7 @@ def count_not_finite(weight: Tensor | AnyQuantized) -> int:
 def _scales(layer: Layer, file: Container) -> Scales | None:
     if layer.store in ("plain", "ggml") or len(layer.parts) == 1:
         return None
-    facts = (file.path, file.kind, file.files, file.metadata, file.entries)
-    weight = read_layer(layer, _Hollow(*facts, file, layer.parts["values"]))
+    weight = read_layer(layer, Outline.of(file, layer.parts["values"]))
     if isinstance(weight, Fp4Weight):
         return _spread(weight.block_scale, float(weight.scale), max(E2M1))
     assert isinstance(weight, ScaledWeight)

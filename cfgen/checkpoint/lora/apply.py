@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from cfgen.checkpoint.lora.read import Change, Lora, normalized, open_lora, some
-from cfgen.checkpoint.naming import to_diffusers
+from cfgen.checkpoint.lora.read import Change, Lora, normalized, open_lora
+from cfgen.checkpoint.naming import some, to_diffusers
 from cfgen.checkpoint.networks.blank import INCOMPLETE
 from cfgen.checkpoint.networks.geometry import RELATIVES
 from cfgen.errors import CheckpointError, UsageError

@@ -19,7 +19,7 @@ from cfgen.checkpoint.formats.base import FETCH_AGAIN, Container
 from cfgen.checkpoint.formats.open import open_container
 from cfgen.checkpoint.lora.alpha import Alpha, find_alpha, read_number
 from cfgen.checkpoint.lora.settings import PLAIN_LORA
-from cfgen.checkpoint.naming import EMA, OTHERS, without_residue
+from cfgen.checkpoint.naming import EMA, OTHERS, holds_no, some, without_residue
 from cfgen.checkpoint.quant.layer import FLOAT8
 from cfgen.errors import CheckpointError
 
@@ -158,13 +158,6 @@ def open_lora(path: Path, *, alpha: float | None = None, prefer: str = EMA) -> L
     return Lora(file, kind, prefixes, changes, left)
 
 
-def some(names: Iterable[str], limit: int = 5) -> str:
-    """The first names of a list, and how many more there are."""
-    listed = sorted(names)
-    more = f" and {len(listed) - limit} more" if len(listed) > limit else ""
-    return ", ".join(listed[:limit]) + more
-
-
 def normalized(layer: str) -> str:
     """A layer's name with `_` for every point, so that kohya's and other names are the same."""
     return layer.replace(".", "_")
@@ -233,11 +226,8 @@ def _by_layer(
             )
         parts[part] = raw
     if not layers:
-        raise CheckpointError(
-            f"{file.path} holds no LoRA: none of its {len(file.entries)} tensors "
-            f"({some(file.entries, 3)}) is named as a part of one",
-            "check which file is which with cfgen inspect",
-        )
+        hint = "check which file is which with cfgen inspect"
+        raise holds_no("LoRA", file.path, file.entries, hint)
     if strange:
         raise CheckpointError(
             f"{file.path} holds tensors that mean nothing in a LoRA: {some(strange)}", PLAIN_LORA

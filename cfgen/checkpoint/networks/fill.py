@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TypedDict, Unpack
+from typing import Any, TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
 
 from cfgen.checkpoint.formats.base import read_json
-from cfgen.checkpoint.naming import EMA, WAN
+from cfgen.checkpoint.naming import EMA, WAN, some
 from cfgen.checkpoint.networks.blank import INCOMPLETE, blank
 from cfgen.checkpoint.networks.geometry import read_geometry
 from cfgen.checkpoint.networks.model_files import generator_file
@@ -35,6 +35,9 @@ NAMED = 5
 """Most tensors that one message names."""
 
 CPU = torch.device("cpu")
+
+Shapes = Mapping[str, tuple[int, ...]]
+"""The shape of every tensor of a network by its native name."""
 
 DtypeOf = Callable[[str], torch.dtype]
 """The dtype that a tensor is computed with, by its native name."""
@@ -203,7 +206,7 @@ def fill(
             cannot be (see `blank`).
     """
     tied = tied or {}
-    expected = {n: tuple(t.shape) for n, t in module.state_dict().items() if n not in tied}
+    expected = {name: shape for name, shape in shapes_in(module).items() if name not in tied}
     compare(expected, network.shapes, network.file.path)
     plain: dict[str, Tensor] = {}
     for name in expected:
@@ -275,9 +278,18 @@ def _assign(module: nn.Module, plain: Mapping[str, Tensor], tied: Mapping[str, s
         module.set_submodule(twin.rpartition(".")[0], module.get_submodule(name.rpartition(".")[0]))
 
 
-def compare(
-    expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], path: Path
-) -> None:
+def shapes_of(network: Callable[[Any], nn.Module], config: object) -> dict[str, tuple[int, ...]]:
+    """Shape of every tensor of a network by name; it is built on the meta device only."""
+    with torch.device("meta"):
+        return shapes_in(network(config))
+
+
+def shapes_in(network: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Shape of every tensor of a network by name."""
+    return {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+
+
+def compare(expected: Shapes, found: Shapes, path: Path) -> None:
     """Refuse weights whose names or shapes are not exactly the expected ones.
 
     Raises:
@@ -292,7 +304,7 @@ def compare(
         if name in found and found[name] != shape
     ]
     problems = [
-        f"{what} {_some(names)}"
+        f"{what} {some(names, NAMED)}"
         for what, names in (("lacks", missing), ("has unknown", unused), ("has", other))
         if names
     ]
@@ -301,10 +313,3 @@ def compare(
             f"{path} does not fit: it {'; it '.join(problems)}",
             "take a complete file of this very model",
         )
-
-
-def _some(names: Iterable[str]) -> str:
-    """The first names of a list, and how many more there are."""
-    listed = sorted(names)
-    more = f" and {len(listed) - NAMED} more" if len(listed) > NAMED else ""
-    return ", ".join(listed[:NAMED]) + more

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cfgen.checkpoint.formats.base import Container, each_once
 from cfgen.checkpoint.formats.open import open_container
-from cfgen.checkpoint.naming import EMA, Naming, NamingScheme, find_network
+from cfgen.checkpoint.naming import EMA, Naming, NamingScheme, find_network, holds_no
 from cfgen.checkpoint.quant.comfy import VERSION
 from cfgen.checkpoint.quant.declared import Quantizer, find_quantizer
 from cfgen.checkpoint.quant.decode import read_layer
@@ -122,12 +122,7 @@ def open_network(
                 f"{path} is one shard of several and holds no whole {what}",
                 "give the folder, or the .index.json beside it",
             )
-        some = ", ".join(sorted(file.entries)[:3]) or "nothing"
-        raise CheckpointError(
-            f"{path} holds no {what}: none of its {len(file.entries)} tensors ({some}, ...) is "
-            "named as one",
-            "check which file is which with cfgen inspect",
-        )
+        raise holds_no(what, path, file.entries, "check which file is which with cfgen inspect")
     return describe_network(file, naming, extras=extras)
 
 

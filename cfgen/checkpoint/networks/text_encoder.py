@@ -16,7 +16,7 @@ import torch
 
 from cfgen.checkpoint.formats.base import CHECK_PATH, Container, read_json
 from cfgen.checkpoint.formats.open import open_container
-from cfgen.checkpoint.naming import TEXT_PARTS, find_network
+from cfgen.checkpoint.naming import TEXT_PARTS, find_network, holds_no, looks_like
 from cfgen.checkpoint.networks.fill import CPU, fill
 from cfgen.checkpoint.networks.network import Network, describe_network
 from cfgen.checkpoint.networks.tokenizer import EMBEDDED, find_tokenizer, open_tokenizer
@@ -107,7 +107,9 @@ def open_text_encoder(path: Path) -> Network:
     file = open_container(weights)
     naming = find_network(file.entries, UMT5, weights, own=TEXT_PARTS)
     if naming is None:
-        raise _stranger(file)
+        if (other := looks_like(file.entries, KNOWN_OTHER_FILES)) is not None:
+            raise CheckpointError(f"{file.path} is {other}, not a UMT5 encoder", WANTED)
+        raise holds_no("UMT5 encoder", file.path, file.entries, WANTED)
     left = tuple(raw for name, raw in naming.names.items() if name.startswith(DECODER))
     naming = replace(naming, left_alone=(*naming.left_alone, *left))
     found = describe_network(file, naming, extras=(EMBEDDED,))
@@ -213,18 +215,6 @@ def _locate(path: Path) -> tuple[Path, Path | None]:
                 return folder / name, None if name.endswith(".pth") else folder / CONFIG_FILE
     raise CheckpointError(
         f"{path} holds no text encoder: none of {', '.join(WEIGHTS_FILES)} is there", CHECK_PATH
-    )
-
-
-def _stranger(file: Container) -> CheckpointError:
-    for pattern, what in KNOWN_OTHER_FILES:
-        if any(re.search(rf"(^|[./])({pattern})$", name) for name in file.entries):
-            return CheckpointError(f"{file.path} is {what}, not a UMT5 encoder", WANTED)
-    some = ", ".join(sorted(file.entries)[:3]) or "nothing"
-    return CheckpointError(
-        f"{file.path} holds no UMT5 encoder: none of its {len(file.entries)} tensors ({some}, ...) "
-        "is named as one",
-        WANTED,
     )
 
 

@@ -16,7 +16,15 @@ from torch import nn
 
 from cfgen.checkpoint.formats.base import CHECK_PATH, read_json
 from cfgen.checkpoint.formats.open import open_container
-from cfgen.checkpoint.naming import VAE_PARTS, WAN, NamingScheme, find_network, unchanged
+from cfgen.checkpoint.naming import (
+    VAE_PARTS,
+    WAN,
+    NamingScheme,
+    find_network,
+    holds_no,
+    looks_like,
+    unchanged,
+)
 from cfgen.checkpoint.networks.fill import CPU, fill
 from cfgen.checkpoint.networks.network import Network, describe_network
 from cfgen.errors import CheckpointError
@@ -199,15 +207,9 @@ def open_vae(path: Path) -> Network:
     naming = find_network(file.entries, LAYOUTS, path, own=VAE_PARTS)
     if naming is not None:
         return describe_network(file, naming)
-    for pattern, what in KNOWN_OTHER_FILES:
-        if any(re.search(rf"(^|[./])({pattern})$", name) for name in file.entries):
-            raise CheckpointError(f"{path} is {what}, not an autoencoder of Wan2.1", WANTED)
-    some = ", ".join(sorted(file.entries)[:3]) or "nothing"
-    raise CheckpointError(
-        f"{path} holds no autoencoder: none of its {len(file.entries)} tensors ({some}, ...) is "
-        "named as one",
-        WANTED,
-    )
+    if (other := looks_like(file.entries, KNOWN_OTHER_FILES)) is not None:
+        raise CheckpointError(f"{path} is {other}, not an autoencoder of Wan2.1", WANTED)
+    raise holds_no("autoencoder", path, file.entries, WANTED)
 
 
 def latent_sizes(network: Network) -> tuple[int, int]:

@@ -18,6 +18,7 @@ from torch import Tensor
 from cfgen.errors import UsageError
 from cfgen.files.reading import open_binary, read_text
 from cfgen.files.writing import append, write_file
+from cfgen.plain_text import aligned
 from cfgen.rollout.schedule import FewStepSchedule
 from cfgen.train.film_world.return_memory import POLICIES, Policy, SlowFastSizes, may_batch
 from cfgen.train.film_world.return_run import Model, Player, load_model, primed_return, truth_of
@@ -224,9 +225,4 @@ def cells_of(row: Line) -> tuple[str, ...]:
 
 def table_of(rows: Sequence[Line]) -> str:
     """Rows as a table of text, one line each."""
-    listed = [HEADS, *map(cells_of, rows)]
-    widths = [max(len(row[i]) for row in listed) for i in range(len(HEADS))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in listed
-    )
+    return "\n".join(aligned([HEADS, *map(cells_of, rows)]))

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import torch
 
+from cfgen.bench.clock import distance, synchronize
 from gpu_parts.meter import Meter
 from gpu_parts.sizes import Sizes
 from gpu_parts.store import Record, Store
@@ -250,8 +251,7 @@ class Bench:
 
     def synchronize(self) -> None:
         """Wait for the device, so that its errors show."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
+        synchronize(self.device)
 
     def guarded(
         self, unit: Unit, name: str, code: str, entry: Record, work: Callable[[], Record]
@@ -320,7 +320,6 @@ def relative(found: torch.Tensor, truth: torch.Tensor) -> float:
     """Relative L2 distance in float64; infinite if anything found is not finite."""
     if found.shape != truth.shape:
         raise Refused(f"wrong: shape {list(found.shape)}, not {list(truth.shape)}")
-    wide, true = found.double(), truth.double()
-    if not bool(torch.isfinite(wide).all()):
+    if not bool(torch.isfinite(found.double()).all()):
         return float("inf")
-    return float((wide - true).norm() / true.norm().clamp_min(1e-300))
+    return distance(found, truth)

@@ -37,12 +37,12 @@ def norm_rotate(
     eps: float,
     spatial: Tensor,
     slots: Slots,
-    parts: bool,
+    key_sums: bool,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Norms, then rotations in float32: of queries in space and time, of keys in space."""
     dim, time = 2 * spatial.shape[1], slots.turns[slots.here.long()]
     q, k = (F.rms_norm(x, x.shape[-1:], g, eps) for x, g in ((q, q_gain), (k, k_gain)))
-    sums = k.float().sum(1, keepdim=True) if parts else None
+    sums = k.float().sum(1, keepdim=True) if key_sums else None
     heads = [x.float().unflatten(1, (len(time), -1)).unflatten(-1, (-1, dim)) for x in (q, k)]
     turned_q, turned_k = (turned(x, spatial[None, None, :, None]) for x in heads)
     turned_q = turned(turned_q, time[None, :, None, None]) * (LOG2E / math.sqrt(dim))
