@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
@@ -17,9 +17,8 @@ from cfgen.renderer.source import FrameSource, PendingFrames
 from cfgen.rollout.loop import Chunk
 from cfgen.runs.folder import RunFolder
 from cfgen.runs.journal import ChunkLine
-from tests.render.test_resume import Film, film, small_segments  # noqa: F401 - fixtures
+from tests.render.film import Film, MakeFilm
 
-MakeFilm = Callable[..., Film]
 SETTINGS = ("size=160x96", "memory.policy=window", "memory.size=6")
 """20x12 latent cells: two of the smallest tiles, side by side."""
 
@@ -51,10 +50,9 @@ def tiles(made: Film) -> list[int]:
 
 
 def test_frames_are_decoded_in_tiles_from_the_chunk_on_where_memory_ran_out(
-    film: MakeFilm,  # noqa: F811
+    film: MakeFilm,
 ) -> None:
-    plenty, short = film(*SETTINGS), film(*SETTINGS)
-    plenty.whole()
+    plenty, short = film.whole(*SETTINGS), film(*SETTINGS)
     events: list[Event] = []
     with short_of_memory(3):
         events += short.events(resume=False)
@@ -77,7 +75,7 @@ def test_frames_are_decoded_in_tiles_from_the_chunk_on_where_memory_ran_out(
     ("chunks", "still_short"), [(2, True), (3, True), (4, True), (4, False), (6, False)]
 )
 def test_a_render_that_ran_out_of_memory_goes_on_to_the_same_file(
-    film: MakeFilm,  # noqa: F811
+    film: MakeFilm,
     chunks: int,
     still_short: bool,
 ) -> None:
@@ -93,9 +91,9 @@ def test_a_render_that_ran_out_of_memory_goes_on_to_the_same_file(
 
 
 def test_where_even_the_smallest_tiles_do_not_fit_the_render_stops_and_can_go_on(
-    film: MakeFilm,  # noqa: F811
+    film: MakeFilm,
 ) -> None:
-    expected = film(*SETTINGS).whole()
+    expected = film.expected(*SETTINGS)
     cut = film(*SETTINGS)
     with (
         short_of_memory(3, cells=SMALLEST - 1),
@@ -108,11 +106,9 @@ def test_where_even_the_smallest_tiles_do_not_fit_the_render_stops_and_can_go_on
     assert cut.output.read_bytes() == expected
 
 
-def test_tiles_that_were_asked_for_are_those_of_every_chunk(film: MakeFilm) -> None:  # noqa: F811
+def test_tiles_that_were_asked_for_are_those_of_every_chunk(film: MakeFilm) -> None:
     settings = (*SETTINGS, f"model.vae_tile={SMALLEST}")
-    expected = film(*settings).whole()
-    cut = film(*settings)
-    cut.until(5)
+    cut, expected = film.killed(5, *settings), film.expected(*settings)
     cut.go_on()
     assert cut.output.read_bytes() == expected
     assert tiles(cut) == [SMALLEST] * 8

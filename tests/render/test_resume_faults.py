@@ -46,26 +46,9 @@ from cfgen.runs.journal import ChunkLine, SegmentLine
 from cfgen.runs.lock import Lock
 from cfgen.runs.records import with_checksum
 from tests.render.crash import Crash, dying, full, read_only
-from tests.render.test_resume import Film, film, small_segments  # noqa: F401 - fixtures
-from tests.render.test_run import PROMPT
+from tests.render.film import PROMPT, MakeFilm
 
-MakeFilm = Callable[..., Film]
 POINTS = [i / 11 for i in range(12)]
-
-
-def changes_of(counted: Film) -> int:
-    with dying(counted.folder, None) as disk:
-        counted.whole()
-    return len(disk.changes)
-
-
-def gone_on_with(cut: Film) -> bytes:
-    """Go on, or begin again where nothing was kept; the video."""
-    if not (cut.run / "run.json").exists():
-        return cut.whole()
-    if RunFolder(cut.run).finished is None:
-        cut.go_on()
-    return cut.output.read_bytes()
 
 
 @pytest.mark.parametrize("share", POINTS)
@@ -77,14 +60,14 @@ def gone_on_with(cut: Film) -> bytes:
     ],
 )
 def test_a_disk_that_fails_stops_the_render_and_loses_nothing(
-    film: MakeFilm,  # noqa: F811
+    film: MakeFilm,
     share: float,
     fails: Callable[[str], BaseException | None],
     error: type[CfgenError] | tuple[type[CfgenError], ...],
     says: str,
 ) -> None:
-    counted, cut = film(), film()
-    at = round(share * (changes_of(counted) - 1))
+    counted, cut = film.undisturbed(), film()
+    at = round(share * (len(counted.changes) - 1))
     stopped: list[CfgenError] = []
     cut.folder.mkdir()
     with dying(cut.folder, at, fails):
@@ -96,7 +79,7 @@ def test_a_disk_that_fails_stops_the_render_and_loses_nothing(
         assert isinstance(each, error), each
         assert says in str(each)
     cut.bury()
-    assert gone_on_with(cut) == counted.output.read_bytes()
+    assert cut.gone_on_with() == counted.video
 
 
 ERRNOS = (
@@ -117,14 +100,14 @@ TRIED = ERRNOS if "ERRNO_MOMENTS" in os.environ else ERRNOS[::3]
 @pytest.mark.parametrize("moment", range(MOMENTS))
 @pytest.mark.parametrize("name", TRIED)
 def test_a_disk_fails_in_every_way_that_linux_knows(
-    film: MakeFilm,  # noqa: F811
+    film: MakeFilm,
     name: str,
     moment: int,
 ) -> None:
     """One sentence or none at all, never a defect; and going on gives the undisturbed video."""
-    counted, cut = film(), film()
+    counted, cut = film.undisturbed(), film()
     share = (ERRNOS.index(name) / len(ERRNOS) + moment / MOMENTS) % 1
-    at, number = round(share * (changes_of(counted) - 1)), getattr(errno, name)
+    at, number = round(share * (len(counted.changes) - 1)), getattr(errno, name)
     cut.folder.mkdir()
     with dying(cut.folder, at, lambda _what: OSError(number, os.strerror(number))):
         refusals = []
@@ -134,16 +117,16 @@ def test_a_disk_fails_in_every_way_that_linux_knows(
             refusals.append(error.message)
     assert all(message.isprintable() for message in refusals)
     cut.bury()
-    assert gone_on_with(cut) == counted.output.read_bytes()
+    assert cut.gone_on_with() == counted.video
 
 
 @pytest.mark.parametrize("share", POINTS)
 def test_a_power_failure_costs_no_more_than_what_was_not_on_the_disk(
-    film: MakeFilm,  # noqa: F811
+    film: MakeFilm,
     share: float,
 ) -> None:
-    counted, cut = film(), film()
-    at = round(share * (changes_of(counted) - 1))
+    counted, cut = film.undisturbed(), film()
+    at = round(share * (len(counted.changes) - 1))
     with dying(cut.folder, at) as disk, suppress(Crash):
         cut.whole()
     disk.lose_power()
@@ -153,11 +136,11 @@ def test_a_power_failure_costs_no_more_than_what_was_not_on_the_disk(
     except SnapshotError:
         assert share < 0.1, "the record is on the disk before anything is rendered"
         return
-    assert gone_on_with(cut) == counted.output.read_bytes()
+    assert cut.gone_on_with() == counted.video
 
 
 def test_a_run_folder_that_vanishes_ends_the_render_and_is_not_made_again(
-    film: MakeFilm,  # noqa: F811
+    film: MakeFilm,
 ) -> None:
     cut = film()
 
@@ -172,10 +155,8 @@ def test_a_run_folder_that_vanishes_ends_the_render_and_is_not_made_again(
     assert not cut.output.exists()
 
 
-def test_two_resumes_at_once_do_not_meet(film: MakeFilm) -> None:  # noqa: F811
-    expected = film().whole()
-    cut = film()
-    cut.until(3)
+def test_two_resumes_at_once_do_not_meet(film: MakeFilm) -> None:
+    cut, expected = film.killed(3), film.expected()
     begun, may_end = threading.Event(), threading.Event()
     first: list[Event] = []
 
@@ -198,7 +179,7 @@ def test_two_resumes_at_once_do_not_meet(film: MakeFilm) -> None:  # noqa: F811
     assert [line.index for line in lines] == list(range(8))
 
 
-def test_a_run_that_another_process_took_is_left_to_it(film: MakeFilm) -> None:  # noqa: F811
+def test_a_run_that_another_process_took_is_left_to_it(film: MakeFilm) -> None:
     """A process that slept for long finds its lock gone, and touches nothing any more."""
     cut = film()
     seen: dict[str, bytes] = {}
@@ -220,7 +201,7 @@ def test_a_run_that_another_process_took_is_left_to_it(film: MakeFilm) -> None: 
     assert not cut.output.exists()
 
 
-def test_a_process_that_lost_its_lock_and_is_then_stopped_leaves_the_files(film: MakeFilm) -> None:  # noqa: F811
+def test_a_process_that_lost_its_lock_and_is_then_stopped_leaves_the_files(film: MakeFilm) -> None:
     """As a laptop that slept while another machine took over, and is interrupted when it wakes."""
     cut = film()
 
@@ -237,10 +218,8 @@ def test_a_process_that_lost_its_lock_and_is_then_stopped_leaves_the_files(film:
     assert list((cut.run / "segments").glob("segment-000001*.part.mp4"))
 
 
-def test_a_render_that_is_refused_leaves_the_other_alone(film: MakeFilm) -> None:  # noqa: F811
-    expected = film().whole()
-    cut = film()
-    cut.until(4)
+def test_a_render_that_is_refused_leaves_the_other_alone(film: MakeFilm) -> None:
+    cut, expected = film.killed(4), film.expected()
     with pytest.raises(OutputRefused, match="holds an earlier render"):
         list(cut.events(resume=False))
     cut.bury()
@@ -249,13 +228,11 @@ def test_a_render_that_is_refused_leaves_the_other_alone(film: MakeFilm) -> None
 
 
 def test_frames_of_a_machine_that_computes_otherwise_get_into_no_segment(
-    film: MakeFilm,  # noqa: F811
+    film: MakeFilm,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """One chunk comes out otherwise, the last of its segment."""
-    expected = film().whole()
-    cut = film()
-    cut.until(6)
+    cut, expected = film.killed(6), film.expected()
     for path in (cut.run / "segments").iterdir():
         path.unlink()
     with monkeypatch.context() as patch:
@@ -273,10 +250,8 @@ def test_frames_of_a_machine_that_computes_otherwise_get_into_no_segment(
     assert cut.output.read_bytes() == expected
 
 
-def test_a_segment_of_other_frames_is_not_believed(film: MakeFilm) -> None:  # noqa: F811
-    expected = film().whole()
-    cut = film()
-    cut.until(7)
+def test_a_segment_of_other_frames_is_not_believed(film: MakeFilm) -> None:
+    cut, expected = film.killed(7), film.expected()
     folder = RunFolder(cut.run)
     lines = [
         replace(line, frames_sha256="0" * 64)
@@ -290,11 +265,10 @@ def test_a_segment_of_other_frames_is_not_believed(film: MakeFilm) -> None:  # n
 
 
 def test_what_fixes_the_frames_is_compared(
-    film: MakeFilm,  # noqa: F811
+    film: MakeFilm,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    cut = film()
-    cut.until(3)
+    cut = film.killed(3)
     with monkeypatch.context() as patch:
         patch.setattr("cfgen.pipeline.build.arithmetic", lambda *_: "other bits")
         with pytest.raises(SnapshotMismatch, match="arithmetic: began with [0-9a-f]+, now other"):
@@ -317,9 +291,8 @@ def test_arithmetic_is_the_same_each_time_and_another_with_another_dtype() -> No
     assert arithmetic(cpu, torch.bfloat16) != arithmetic(cpu, torch.float32)
 
 
-def test_a_copy_of_a_run_folder_is_not_taken_for_the_run(film: MakeFilm) -> None:  # noqa: F811
-    cut = film()
-    cut.until(3)
+def test_a_copy_of_a_run_folder_is_not_taken_for_the_run(film: MakeFilm) -> None:
+    cut = film.killed(3)
     copy = cut.folder / "copy.cfgen"
     shutil.copytree(cut.run, copy)
     with pytest.raises(SnapshotError, match=r"is the run folder of clip\.mp4, and must be called"):
@@ -328,12 +301,11 @@ def test_a_copy_of_a_run_folder_is_not_taken_for_the_run(film: MakeFilm) -> None
 
 @pytest.mark.parametrize("name", ["segments", "latents", "snapshots", "journal.jsonl", "log.txt"])
 def test_a_link_in_a_run_folder_is_not_followed(
-    film: MakeFilm,  # noqa: F811
+    film: MakeFilm,
     name: str,
     tmp_path: Path,
 ) -> None:
-    cut = film()
-    cut.until(4)
+    cut = film.killed(4)
     outside = tmp_path / "outside"
     shutil.move(cut.run / name, outside)
     (cut.run / name).symlink_to(outside)
@@ -343,12 +315,11 @@ def test_a_link_in_a_run_folder_is_not_followed(
 
 @pytest.mark.parametrize("name", ["segments", "latents", "snapshots-2", "journal-2.jsonl"])
 def test_a_link_is_not_followed_after_a_retry_either(
-    film: MakeFilm,  # noqa: F811
+    film: MakeFilm,
     name: str,
     tmp_path: Path,
 ) -> None:
-    done = film()
-    done.whole()
+    done = film.whole()
     result = CliRunner().invoke(app, ["retry", str(done.run), "--from", "2s", "--seed", "9"])
     assert result.exit_code == 0, result.stderr
     shutil.move(done.run / name, tmp_path / "outside")
@@ -358,7 +329,7 @@ def test_a_link_is_not_followed_after_a_retry_either(
 
 
 @pytest.mark.parametrize("name", ["logo.png", "running-notes.txt", "journal.docx", "latents.bak"])
-def test_files_of_somebody_else_in_a_run_folder_stay(film: MakeFilm, name: str) -> None:  # noqa: F811
+def test_files_of_somebody_else_in_a_run_folder_stay(film: MakeFilm, name: str) -> None:
     fresh = film()
     fresh.run.mkdir(parents=True)
     (fresh.run / name).write_text("precious")
@@ -472,9 +443,8 @@ def test_a_render_goes_on_with_another_gpu_of_the_same_kind() -> None:
         require_same_render(Path("a"), one, none)
 
 
-def test_a_render_goes_on_with_another_placement(film: MakeFilm) -> None:  # noqa: F811
-    cut = film()
-    cut.until(3)
+def test_a_render_goes_on_with_another_placement(film: MakeFilm) -> None:
+    cut = film.killed(3)
     folder = RunFolder(cut.run)
     began = config_of(folder)
     asked = replace(began, placement=PlacementConfig(offload="all", vram=10**10))
@@ -539,9 +509,8 @@ def test_a_record_cannot_lead_out_of_its_folder(tmp_path: Path, output: str) -> 
         RunFolder(path)
 
 
-def test_a_living_lock_refuses_every_command_that_would_write(film: MakeFilm) -> None:  # noqa: F811
-    cut = film()
-    cut.until(3)
+def test_a_living_lock_refuses_every_command_that_would_write(film: MakeFilm) -> None:
+    cut = film.killed(3)
     with Lock(cut.run / "lock"), pytest.raises(LockHeld):
         cut.go_on()
-    assert gone_on_with(cut) == film().whole()
+    assert cut.gone_on_with() == film.expected()

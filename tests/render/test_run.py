@@ -26,31 +26,10 @@ from cfgen.renderer.events import ChunkDone, Encoded, Finished, Loaded
 from cfgen.renderer.source import to_levels
 from cfgen.video.ffmpeg import Ffmpeg, Measured, measure
 from cfgen.video.writer import chain_frames
+from tests.render.film import EIGHT_CHUNKS, MEMORIES, PROMPT
 
 Frames = npt.NDArray[np.uint8]
 Render = Callable[..., Result]
-
-PROMPT = "a red balloon drifts over snowy hills at sunset, the camera pans right"
-
-MEMORIES = {
-    "full": ["memory.policy=full"],
-    "window-absolute": ["memory.policy=window", "memory.size=9", "memory.positions=absolute"],
-    "window-relative": ["memory.policy=window", "memory.size=9"],
-    "window-commit-fast": ["memory.policy=window", "memory.size=9", "memory.commit_reads=fast"],
-    "release": ["memory.variant=release", "memory.slow=2", "memory.tau=1"],
-    "paper": ["memory.variant=paper", "memory.slow=2", "memory.tau=1"],
-    "cfgen": ["memory.variant=cfgen", "memory.slow=2", "memory.tau=1"],
-    "cfgen-commit-fast": [
-        "memory.variant=cfgen",
-        "memory.slow=2",
-        "memory.tau=1",
-        "memory.commit_reads=fast",
-    ],
-}
-"""Every policy and variant, so small that a clip of six chunks is more than it keeps; with tau = 1
-every chunk that may be admitted is."""
-
-EIGHT_CHUNKS = "5.8s"
 
 
 @pytest.fixture
@@ -210,8 +189,9 @@ def test_events_tell_the_render_from_start_to_end(tiny_settings: list[str], tmp_
     output = tmp_path / "clip.mp4"
     flags = {"prompt": PROMPT, "seed": "3", "duration": "13s", "output": str(output)}
     config = load(flags, assignments=tiny_settings).config
-    plan = RenderJob(config).plan
-    events = list(build_render(config, plan).run())
+    job = RenderJob(config)
+    plan = job.plan
+    events = list(build_render(job).run())
     assert isinstance(events[0], Loaded)
     assert isinstance(events[-1], Finished)
     assert (events[-1].frames, events[-1].output) == (208, output)
