@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+import cfgen
 from cfgen.cli.app import app
 from cfgen.config.loader import load
 from cfgen.config.schema import PlacementConfig
@@ -383,11 +384,21 @@ def test_the_first_signal_stops_gently_and_tells_how_to_go_on(
 ) -> None:
     process = started(*RENDER)
     after_chunks(process, 2)
+    if hasattr(signal, "SIGUSR1"):  # it tells how far it is when asked, and renders on
+        process.send_signal(signal.SIGUSR1)
+        after_chunks(process, 1)
     process.send_signal(number)
-    _, stderr = process.communicate(timeout=60)
+    stdout, stderr = process.communicate(timeout=60)
     assert process.returncode == code
+    if hasattr(signal, "SIGUSR1"):
+        assert re.search(r"^chunk [0-9]+ of 401\b", stderr, re.MULTILINE), stderr
     assert f"{says} after chunk" in stderr
     assert "hint: go on with `cfgen resume clip.cfgen`" in stderr
+    assert "Traceback" not in stderr
+    envelope = json.loads(stdout.splitlines()[-1])
+    assert (envelope["ok"], envelope["error"]["code"]) == (False, "interrupted")
+    assert "go on with `cfgen resume" in envelope["error"]["hint"]
+    assert [path.name for path in tmp_path.iterdir()] == ["clip.cfgen"]
     done = len(RunFolder(tmp_path / "clip.cfgen").journal.of(ChunkLine))
     snapshots = sorted((tmp_path / "clip.cfgen" / "snapshots").glob("*.json"))
     assert snapshots[-1].stem == f"{done:06d}"
@@ -407,23 +418,8 @@ def test_the_second_signal_stops_at_once_and_the_render_can_be_resumed(
     _, stderr = process.communicate(timeout=60)
     assert process.returncode in (130, 143)
     assert "stopped at once" in stderr
-    again = started("resume", "clip.cfgen", "--json")
-    after_chunks(again, 1)
-    again.kill()
-    again.communicate()
-
-
-@pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="there is no SIGUSR1")
-def test_a_render_tells_how_far_it_is_when_asked(
-    started: Callable[..., subprocess.Popen[str]],
-) -> None:
-    process = started(*RENDER)
-    after_chunks(process, 2)
-    process.send_signal(signal.SIGUSR1)
-    after_chunks(process, 1)
-    process.terminate()
-    _, stderr = process.communicate(timeout=60)
-    assert re.search(r"^chunk [0-9]+ of 401\b", stderr, re.MULTILINE), stderr
+    with closing(iter(cfgen.resume(tmp_path / "clip.cfgen"))) as events:
+        assert any(isinstance(event, ChunkDone) for event in events)
 
 
 RECORD = RunRecord(

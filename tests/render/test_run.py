@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -268,33 +264,3 @@ def test_a_stopped_render_leaves_the_old_video_alone(
     monkeypatch.setattr(TinyAutoencoder, "decode", interrupted)
     assert render("--duration", "2s", "-y").exit_code == 130
     assert {path.name: path.read_bytes() for path in out.glob("clip.mp4*")} == before
-
-
-@pytest.mark.skipif(os.name != "posix", reason="sends POSIX signals")
-@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_ends_the_command_cleanly(
-    tiny_settings: list[str], tmp_path: Path, number: signal.Signals, exit_code: int
-) -> None:
-    out = tmp_path / "out"
-    out.mkdir()
-    sets = [part for value in tiny_settings for part in ("--set", value)]
-    command = [sys.executable, "-m", "cfgen", "render", PROMPT, "--duration", "2h", "--json"]
-    process = subprocess.Popen(
-        [*command, *sets, "-o", str(out / "clip.mp4")],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    with process:
-        assert process.stdout is not None
-        assert any('"type": "chunk"' in line for line in process.stdout)
-        process.send_signal(number)
-        stdout, stderr = process.communicate(timeout=30)
-    assert process.returncode == exit_code, stderr
-    envelope = json.loads(stdout.splitlines()[-1])
-    assert (envelope["ok"], envelope["error"]["code"]) == (False, "interrupted")
-    assert "Traceback" not in stderr
-    assert "go on with `cfgen resume" in envelope["error"]["hint"]
-    assert [path.name for path in out.iterdir()] == ["clip.cfgen"]
-    assert not (out / "clip.cfgen" / "lock").exists()
