@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cfgen.config.loader import load
-from cfgen.pipeline.build import build_render
+from cfgen.pipeline.build import Models, build_render
 from cfgen.pipeline.job import RenderJob
 from cfgen.renderer.events import ChunkDone, Event
 from cfgen.runs.folder import RunFolder
@@ -44,10 +44,15 @@ every chunk that may be admitted is."""
 
 @dataclass
 class Film:
-    """A render of the tiny model in a folder of its own."""
+    """A render of the tiny model in a folder of its own.
+
+    Attributes:
+        models: What was loaded for one film is there for the next, as in a batch.
+    """
 
     folder: Path
     settings: list[str]
+    models: Models = field(default_factory=Models)
 
     @property
     def run(self) -> Path:
@@ -61,7 +66,7 @@ class Film:
         self.folder.mkdir(exist_ok=True)
         values = {"prompt": PROMPT, "seed": "3", "duration": EIGHT_CHUNKS}
         config = load(values | {"output": str(self.output)}, assignments=self.settings).config
-        render = build_render(RenderJob(config))
+        render = build_render(RenderJob(config), models=self.models)
         if resume:
             render.resume()
         yield from render.run()
@@ -129,6 +134,7 @@ class Filmed:
     """
 
     folder: Path
+    models: Models = field(default_factory=Models)
     _undisturbed: dict[tuple[str, ...], Undisturbed] = field(default_factory=dict)
     _killed: dict[tuple[object, ...], Film] = field(default_factory=dict)
 
@@ -136,7 +142,7 @@ class Filmed:
         """The film of these settings, rendered without a break."""
         key = tuple(settings)
         if key not in self._undisturbed:
-            film = Film(self.folder / f"whole-{len(self._undisturbed)}", settings)
+            film = Film(self.folder / f"whole-{len(self._undisturbed)}", settings, self.models)
             with dying(film.folder, None) as disk:
                 video = film.whole()
             self._undisturbed[key] = Undisturbed(film, video, disk.changes)
@@ -146,7 +152,7 @@ class Filmed:
         """What a render of these settings leaves that is killed after some chunks."""
         key = (*settings, chunks)
         if key not in self._killed:
-            film = Film(self.folder / f"killed-{len(self._killed)}", settings)
+            film = Film(self.folder / f"killed-{len(self._killed)}", settings, self.models)
             film.until(chunks)
             self._killed[key] = film
         return self._killed[key]
@@ -169,7 +175,8 @@ class MakeFilm:
     def __call__(self, *settings: str) -> Film:
         """A film that is still to be rendered."""
         self._made += 1
-        return Film(self.folder / f"film-{self._made}", [*self.settings, *settings])
+        own = [*self.settings, *settings]
+        return Film(self.folder / f"film-{self._made}", own, self.filmed.models)
 
     def whole(self, *settings: str) -> Film:
         """A film that is finished."""
