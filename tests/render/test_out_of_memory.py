@@ -97,7 +97,7 @@ def test_where_even_the_smallest_tiles_do_not_fit_the_render_stops_and_can_go_on
     cut = film(*SETTINGS)
     with (
         short_of_memory(3, cells=SMALLEST - 1),
-        pytest.raises(BudgetError, match="memory ran out while decoding in tiles of 16x16 cells"),
+        pytest.raises(BudgetError, match="16x16"),
     ):
         cut.whole()
     assert tiles(cut) == [0, 0, 0]

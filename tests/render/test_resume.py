@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -57,7 +58,7 @@ def test_a_killed_render_goes_on_to_the_same_file(film: MakeFilm, chunks: int) -
 def test_every_memory_goes_on(film: MakeFilm, memory: str, mode: str) -> None:
     settings = [*MEMORIES[memory], f"snapshot.mode={mode}"]
     if (memory, mode) == ("release", "latents"):
-        with pytest.raises(PresetError, match=r"snapshot\.mode: must be full or off"):
+        with pytest.raises(PresetError, match=r"snapshot\.mode"):
             film(*settings).whole()
         return
     cut = film.killed(5, *settings)
@@ -216,7 +217,7 @@ def test_a_gentle_stop_snapshots_and_goes_on(film: MakeFilm) -> None:
             if isinstance(event, ChunkDone) and event.index == 2:
                 render.stop("interrupted", exit_code=130)
 
-    with pytest.raises(Interrupted, match="interrupted after chunk 3 of 8") as stopped:
+    with pytest.raises(Interrupted, match=r"\b3 of 8\b") as stopped:
         work()
     assert isinstance(events[-1], Saved)
     assert events[-1].chunk == 3
@@ -343,7 +344,7 @@ def test_several_interrupted_renders_are_listed(
 def test_a_video_of_somebody_else_is_not_overwritten(film: MakeFilm) -> None:
     cut = film.killed(5)
     cut.output.write_bytes(b"another film")
-    with pytest.raises(CfgenError, match="is not the video of this render"):
+    with pytest.raises(CfgenError, match=re.escape(str(cut.output))):
         cut.go_on()
     assert cut.output.read_bytes() == b"another film"
 

@@ -171,7 +171,7 @@ def test_two_resumes_at_once_do_not_meet(film: MakeFilm) -> None:
     thread = threading.Thread(target=work)
     thread.start()
     assert begun.wait(60)
-    with pytest.raises(LockHeld, match=rf"in use by process {os.getpid()}"):
+    with pytest.raises(LockHeld, match=rf"\b{os.getpid()}\b"):
         cut.go_on()
     may_end.set()
     thread.join(120)
@@ -196,7 +196,7 @@ def test_a_run_that_another_process_took_is_left_to_it(film: MakeFilm) -> None:
                 (cut.run / "lock").write_text("of another process")
                 seen.update(files())
 
-    with pytest.raises(LockHeld, match="taken over"):
+    with pytest.raises(LockHeld, match=re.escape(str(cut.run))):
         work()
     assert files() == seen
     assert not cut.output.exists()
@@ -221,7 +221,7 @@ def test_a_process_that_lost_its_lock_and_is_then_stopped_leaves_the_files(film:
 
 def test_a_render_that_is_refused_leaves_the_other_alone(film: MakeFilm) -> None:
     cut, expected = film.killed(4), film.expected()
-    with pytest.raises(OutputRefused, match="holds an earlier render"):
+    with pytest.raises(OutputRefused, match=re.escape(str(cut.run))):
         list(cut.events(resume=False))
     cut.bury()
     cut.go_on()
@@ -244,7 +244,7 @@ def test_frames_of_a_machine_that_computes_otherwise_get_into_no_segment(
             return frames ^ 1 if chunk.index == 5 else frames
 
         patch.setattr(FrameSource, "decode", other)
-        with pytest.raises(SnapshotMismatch, match="does not make the same frames again"):
+        with pytest.raises(SnapshotMismatch, match=re.escape(str(cut.run))):
             cut.go_on()
     cut.bury()
     cut.go_on()
@@ -272,7 +272,7 @@ def test_what_fixes_the_frames_is_compared(
     cut = film.killed(3)
     with monkeypatch.context() as patch:
         patch.setattr("cfgen.pipeline.build.arithmetic", lambda *_: "other bits")
-        with pytest.raises(SnapshotMismatch, match="arithmetic: began with [0-9a-f]+, now other"):
+        with pytest.raises(SnapshotMismatch, match=r"\barithmetic\b.* [0-9a-f]+, .*other bits"):
             cut.go_on()
     with monkeypatch.context() as patch:
         read = embeddings
@@ -281,7 +281,7 @@ def test_what_fixes_the_frames_is_compared(
             return {text: 1.001 * found for text, found in read(*arguments, **named).items()}
 
         patch.setattr("cfgen.pipeline.models.embeddings", flipped)
-        with pytest.raises(SnapshotMismatch, match="prompt_sha256: began with"):
+        with pytest.raises(SnapshotMismatch, match="prompt_sha256"):
             cut.go_on()
     cut.go_on()
 
@@ -296,7 +296,7 @@ def test_a_copy_of_a_run_folder_is_not_taken_for_the_run(film: MakeFilm) -> None
     cut = film.killed(3)
     copy = cut.folder / "copy.cfgen"
     shutil.copytree(cut.run, copy)
-    with pytest.raises(SnapshotError, match=r"is the run folder of clip\.mp4, and must be called"):
+    with pytest.raises(SnapshotError, match=r"clip\.cfgen"):
         RunFolder(copy)
 
 
@@ -310,7 +310,7 @@ def test_a_link_in_a_run_folder_is_not_followed(
     outside = tmp_path / "outside"
     shutil.move(cut.run / name, outside)
     (cut.run / name).symlink_to(outside)
-    with pytest.raises(SnapshotError, match="is a link"):
+    with pytest.raises(SnapshotError, match=re.escape(str(cut.run / name))):
         cut.go_on()
 
 
@@ -325,7 +325,7 @@ def test_a_link_is_not_followed_after_a_retry_either(
     assert result.exit_code == 0, result.stderr
     shutil.move(done.run / name, tmp_path / "outside")
     (done.run / name).symlink_to(tmp_path / "outside")
-    with pytest.raises(SnapshotError, match="is a link"):
+    with pytest.raises(SnapshotError, match=re.escape(str(done.run / name))):
         RunFolder(done.run)
 
 
@@ -334,7 +334,7 @@ def test_files_of_somebody_else_in_a_run_folder_stay(film: MakeFilm, name: str) 
     fresh = film()
     fresh.run.mkdir(parents=True)
     (fresh.run / name).write_text("precious")
-    with pytest.raises(OutputRefused, match=f"holds {name}, which is not of cfgen"):
+    with pytest.raises(OutputRefused, match=re.escape(name)):
         fresh.whole()
     assert (fresh.run / name).read_text() == "precious"
 
@@ -435,7 +435,7 @@ def test_a_render_goes_on_with_another_gpu_of_the_same_kind() -> None:
     config = load({"prompt": "a", "seed": "1", "output": "a.mp4"}).config
     one, two, none = (replace(config, device=name) for name in ("cuda", "cuda:1", "cpu"))
     require_same_render(Path("a"), one, two)
-    with pytest.raises(SnapshotMismatch, match="device: began with 'cuda', now 'cpu'"):
+    with pytest.raises(SnapshotMismatch, match=r"\bdevice\b.*'cuda'.*'cpu'"):
         require_same_render(Path("a"), one, none)
 
 
@@ -501,7 +501,7 @@ def test_a_record_cannot_lead_out_of_its_folder(tmp_path: Path, output: str) -> 
     path = tmp_path / "clip.cfgen"
     path.mkdir()
     write_record(path, replace(RECORD, output=output))
-    with pytest.raises(SnapshotError, match=r"output is not a plain file name"):
+    with pytest.raises(SnapshotError, match=r"\boutput\b"):
         RunFolder(path)
 
 
