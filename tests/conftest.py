@@ -9,12 +9,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import hypothesis
 import pytest
 
 if TYPE_CHECKING:
     from tests.checkpoint import tiny
 
 ROOT = Path(__file__).parent.parent
+
+# How long an example takes says more of what else runs on the machine than of cfgen.
+hypothesis.settings.register_profile("cfgen", deadline=None)
+hypothesis.settings.load_profile("cfgen")
 
 # `python -m pytest` puts the checkout first on the path, where the folder `kernels` would pass for
 # PyPI's `kernels`, which transformers looks for. Tests use the installed cfgen.
