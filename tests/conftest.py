@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import hypothesis
 import pytest
 
+if TYPE_CHECKING:
+    from tests.checkpoint import tiny
+
 ROOT = Path(__file__).parent.parent
+
+# How long an example takes says more of what else runs on the machine than of cfgen.
+hypothesis.settings.register_profile("cfgen", deadline=None)
+hypothesis.settings.load_profile("cfgen")
 
 # `python -m pytest` puts the checkout first on the path, where the folder `kernels` would pass for
 # PyPI's `kernels`, which transformers looks for. Tests use the installed cfgen.
@@ -88,6 +98,15 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 parameter.normal_(std=0.3)
     base.export(dict(base.modules.named_parameters()))
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_file(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tiny.Tiny]:
+    """One of the files in `tests.checkpoint.tiny.NAMES`, written when it is asked for first."""
+    from tests.checkpoint import tiny
+
+    place = tmp_path_factory.mktemp("tiny-files")
+    return functools.cache(lambda name: tiny.write(name, place))
 
 
 @pytest.fixture

@@ -18,7 +18,6 @@ from cfgen.model.quantized import QuantizedLinear
 from cfgen.ops.reference import Rope
 from cfgen.pipeline.cpu_offload import offload_blocks
 from tests.checkpoint import tiny
-from tests.checkpoint.conftest import tiny_file  # noqa: F401 - a fixture
 from tests.checkpoint.lora_files import PEFT, named, saved
 from tests.strategies import memory_of
 
@@ -73,7 +72,7 @@ def held(generator: Generator) -> dict[str, torch.device]:
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_blocks_that_wait_compute_the_same_bits(
-    tiny_file: Write,  # noqa: F811
+    tiny_file: Write,
     layout: str,
     dtype: torch.dtype,
 ) -> None:
@@ -89,7 +88,7 @@ def test_blocks_that_wait_compute_the_same_bits(
 
 @pytest.mark.parametrize("layout", ["native_bf16", "comfyquant_int8", "gguf_Q4_K"])
 def test_no_weight_of_a_block_stays_after_its_pass(
-    tiny_file: Write,  # noqa: F811
+    tiny_file: Write,
     layout: str,
 ) -> None:
     generator = load_generator(tiny_file(layout).path)
@@ -106,7 +105,7 @@ def test_no_weight_of_a_block_stays_after_its_pass(
 
 @pytest.mark.parametrize("layout", ["native_bf16", "comfyquant_int8"])
 def test_loras_wait_with_their_blocks(
-    tiny_file: Write,  # noqa: F811
+    tiny_file: Write,
     layout: str,
     tmp_path,
 ) -> None:
@@ -128,7 +127,7 @@ def test_loras_wait_with_their_blocks(
 @pytest.mark.gpu
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_blocks_that_wait_for_a_gpu_compute_the_same_bits(
-    tiny_file: Write,  # noqa: F811
+    tiny_file: Write,
     layout: str,
 ) -> None:
     path, gpu = tiny_file(layout).path, torch.device("cuda")

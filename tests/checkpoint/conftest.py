@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +13,6 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from cfgen.model.generator import Generator, WanConfig
-from tests.checkpoint import tiny
 from tests.strategies import random_generator
 
 SMALL = WanConfig(
@@ -44,13 +42,6 @@ def folder(tmp_path: Path) -> Callable[..., Path]:
         return tmp_path
 
     return make
-
-
-@pytest.fixture(scope="session")
-def tiny_file(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tiny.Tiny]:
-    """One of the files in `tiny.NAMES`, written when it is asked for first."""
-    place = tmp_path_factory.mktemp("tiny-files")
-    return functools.cache(lambda name: tiny.write(name, place))
 
 
 def marker(**settings: object) -> Tensor:

@@ -6,6 +6,7 @@ worked out by the formula.
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
@@ -90,9 +91,18 @@ def written(place: str, folder: Path, settings: dict[str, object], more: dict[st
 PLACES = ("beside", "header", "adapter")
 
 
-@pytest.mark.parametrize("place", PLACES)
+def own_folder(folder: Path, name: str) -> Path:
+    (folder / name).mkdir()
+    return folder / name
+
+
 @pytest.mark.parametrize("kind", ACCEPTED)
-def test_setting_that_is_known_gives_the_sum(kind: str, place: str, tmp_path: Path) -> None:
+def test_setting_that_is_known_gives_the_sum(kind: str, tmp_path: Path) -> None:
+    for place in PLACES:
+        gives_the_sum(kind, place, own_folder(tmp_path, place))
+
+
+def gives_the_sum(kind: str, place: str, tmp_path: Path) -> None:
     settings, scale = ACCEPTED[kind]
     bias = {"lora_B.bias": torch.ones(12)} if settings.get("lora_bias") else {}
     base = random_generator(SMALL)
@@ -104,12 +114,14 @@ def test_setting_that_is_known_gives_the_sum(kind: str, place: str, tmp_path: Pa
     torch.testing.assert_close(layer.bias, before)
 
 
-@pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("own", [False, True], ids=["", "with an alpha of its own"])
 @pytest.mark.parametrize("kind", REFUSED)
-def test_any_other_setting_is_refused_by_name(
-    kind: str, own: bool, place: str, tmp_path: Path
-) -> None:
+def test_any_other_setting_is_refused_by_name(kind: str, tmp_path: Path) -> None:
+    for place, own in itertools.product(PLACES, (False, True)):
+        is_refused_by_name(kind, own, place, own_folder(tmp_path, f"{place}-{own}"))
+
+
+def is_refused_by_name(kind: str, own: bool, place: str, tmp_path: Path) -> None:
+    """Whether or not its layers have an alpha of their own."""
     alpha = {"alpha": torch.tensor(3.0)} if own else {}
     path = written(place, tmp_path, REFUSED[kind], alpha)
     with pytest.raises(CheckpointError) as caught:

@@ -36,14 +36,14 @@ def test_a_text_takes_the_cells_that_it_is_shown_in(name: str) -> None:
         assert padded(text, 0, right=right) == padded(text, width, right=right)
 
 
-@pytest.mark.parametrize("width", [3, 4, 5, 9, 40])
 @pytest.mark.parametrize("name", TEXTS)
-def test_what_is_cut_fits(name: str, width: int) -> None:
+def test_what_is_cut_fits(name: str) -> None:
     text = TEXTS[name][0]
-    assert cell_len(cut(text, width)) <= width
-    long = cut(text * 30 + "x" * 50, width)
-    assert width - 8 < cell_len(long) <= width
-    assert long.endswith("...")
+    for width in (3, 4, 5, 9, 40):
+        assert cell_len(cut(text, width)) <= width
+        long = cut(text * 30 + "x" * 50, width)
+        assert width - 8 < cell_len(long) <= width
+        assert long.endswith("...")
 
 
 @pytest.mark.parametrize("name", TEXTS)

@@ -21,12 +21,9 @@ from cfgen.runs.journal import ChunkLine
 from cfgen.timeline import KEPT_SNAPSHOTS, Plan
 from cfgen.video.writer import chain_frames
 from tests.render.crash import Crash, dying
-from tests.render.test_resume import Film, film, small_segments  # noqa: F401 - fixtures
-from tests.render.test_run import MEMORIES, PROMPT
+from tests.render.film import MEMORIES, PROMPT, Film, MakeFilm
 
 OTHER = "a blue kite bobs over grassland at night, static camera"
-
-MakeFilm = Callable[..., Film]
 
 
 @pytest.fixture
@@ -70,17 +67,26 @@ def plan_of_film(made: Film) -> Plan:
     return RenderJob(from_mapping(RunFolder(made.run).record.config, label="run")).plan
 
 
-@pytest.mark.parametrize("memory", ["full", "window-relative", "release", "cfgen"])
-@pytest.mark.parametrize(("at", "chunk"), [("0.5s", 0), ("1.4s", 2), ("3s", 4), ("5.5s", 7)])
+PLACES = [("0.5s", 0), ("1.4s", 2), ("3s", 4), ("5.5s", 7)]
+POLICIES = ["full", "window-relative", "release", "cfgen"]
+
+
+@pytest.mark.parametrize(
+    ("memory", "at", "chunk"),
+    [
+        (POLICIES[policy], *PLACES[place])
+        for policy in range(4)
+        for place in (policy, (policy + 2) % 4)
+    ],
+)
 def test_a_branch_has_the_old_frames_and_then_its_own(
-    film: MakeFilm,  # noqa: F811
+    film: MakeFilm,
     command: Callable[..., Result],
+    memory: str,
     at: str,
     chunk: int,
-    memory: str,
 ) -> None:
-    parent = film(*MEMORIES[memory])
-    before = parent.whole()
+    parent, before = film.whole(*MEMORIES[memory]), film.expected(*MEMORIES[memory])
     result = command(
         "branch", str(parent.run), "--at", at, "--prompt", OTHER, "--seed", "9", "-o", "b.mp4"
     )
@@ -92,12 +98,11 @@ def test_a_branch_has_the_old_frames_and_then_its_own(
 
 
 def test_a_branch_may_branch_and_be_interrupted(
-    film: MakeFilm,  # noqa: F811
+    film: MakeFilm,
     command: Callable[..., Result],
     tmp_path: Path,
 ) -> None:
-    parent = film()
-    parent.whole()
+    parent = film.whole()
     command("branch", str(parent.run), "--at", "2s", "--seed", "9", "-o", "b.mp4")
     expected = Path("b.mp4").read_bytes()
     child = RunFolder(tmp_path / "b.cfgen")
@@ -123,18 +128,16 @@ def test_a_branch_may_branch_and_be_interrupted(
     assert "branched off after chunk 2, so that it cannot be worked out" in lost.stderr
 
 
-def test_a_finished_film_keeps_the_newest_snapshots(film: MakeFilm) -> None:  # noqa: F811
-    whole = film()
-    whole.whole()
+def test_a_finished_film_keeps_the_newest_snapshots(film: MakeFilm) -> None:
+    whole = film.whole()
     assert len(list((whole.run / "snapshots").glob("*.json"))) == KEPT_SNAPSHOTS
 
 
 def test_a_branch_of_the_same_settings_is_the_same_film_and_may_be_longer(
-    film: MakeFilm,  # noqa: F811
+    film: MakeFilm,
     command: Callable[..., Result],
 ) -> None:
-    parent = film()
-    parent.whole()
+    parent = film.whole()
     for asked in (["--seed", "3"], ["--prompt", PROMPT], ["--duration", "5s"]):
         same = command("branch", str(parent.run), "--at", "3s", "-o", "same.mp4", *asked)
         assert same.exit_code == 2, asked
@@ -154,16 +157,22 @@ def test_a_branch_of_the_same_settings_is_the_same_film_and_may_be_longer(
     assert "parts" not in sidecar(Path("l.mp4"))["metadata"]
 
 
-@pytest.mark.parametrize("memory", ["full", "window-relative", "release", "cfgen"])
-@pytest.mark.parametrize("duration", ["3.5s", "8s"])
+@pytest.mark.parametrize(
+    ("memory", "duration"),
+    [
+        *(("full", duration) for duration in ("3.5s", "8s")),
+        ("window-relative", "8s"),
+        ("release", "3.5s"),
+        ("cfgen", "8s"),
+    ],
+)
 def test_a_branch_of_another_length_holds_the_same_memory_in_another_pool(
-    film: MakeFilm,  # noqa: F811
+    film: MakeFilm,
     command: Callable[..., Result],
     memory: str,
     duration: str,
 ) -> None:
-    parent = film(*MEMORIES[memory])
-    parent.until(6)
+    parent = film.killed(6, *MEMORIES[memory])
     changes = ["--at", "3.2s", "--seed", "9", "--duration", duration]
     result = command("branch", str(parent.run), *changes, "-o", "b.mp4")
     assert result.exit_code == 0, result.stderr
@@ -173,41 +182,50 @@ def test_a_branch_of_another_length_holds_the_same_memory_in_another_pool(
 
 @pytest.mark.parametrize("interrupted", [False, True])
 def test_retry_replaces_what_comes_after(
-    film: MakeFilm,  # noqa: F811
+    film: MakeFilm,
     command: Callable[..., Result],
     interrupted: bool,
 ) -> None:
-    film_ = film()
-    if interrupted:
-        film_.until(6)
-    else:
-        film_.whole()
-    result = command("retry", str(film_.run), "--from", "2s", "--seed", "9")
+    old = film.killed(6) if interrupted else film.whole()
+    result = command("retry", str(old.run), "--from", "2s", "--seed", "9")
     assert result.exit_code == 0, result.stderr
-    assert digest_of(film_.output) == spliced(film_.settings, 2, prompt=PROMPT, seed="9")
-    folder = RunFolder(film_.run)
+    assert digest_of(old.output) == spliced(old.settings, 2, prompt=PROMPT, seed="9")
+    folder = RunFolder(old.run)
     assert (folder.record.base, folder.record.take) == (0, 2)
-    assert sorted(path.name for path in film_.run.glob("snap*")) == ["snapshots-2"]
-    again = command("retry", str(film_.run), "--from", "4s", "--seed", "11")
+    assert sorted(path.name for path in old.run.glob("snap*")) == ["snapshots-2"]
+    again = command("retry", str(old.run), "--from", "4s", "--seed", "11")
     assert again.exit_code == 0, again.stderr
     assert len(folder.journal.of(ChunkLine)) == 8
-    assert RunFolder(film_.run).record.take == 3
+    assert RunFolder(old.run).record.take == 3
+
+
+@pytest.fixture(scope="module")
+def seen() -> dict[str, tuple[bytes, int]]:
+    return {}
+
+
+@pytest.fixture
+def retried(
+    film: MakeFilm, command: Callable[..., Result], seen: dict[str, tuple[bytes, int]]
+) -> tuple[bytes, int]:
+    """The video of a retry that nothing disturbs, made once, and its changes to the disk."""
+    if "retry" not in seen:
+        counted = film.whole()
+        with dying(counted.folder, None) as disk:
+            assert command("retry", str(counted.run), "--from", "2s", "--seed", "9").exit_code == 0
+        seen["retry"] = counted.output.read_bytes(), len(disk.changes)
+    return seen["retry"]
 
 
 @pytest.mark.parametrize("share", [i / 11 for i in range(12)])
 def test_a_retry_that_dies_leaves_the_old_render_or_the_new(
-    film: MakeFilm,  # noqa: F811
+    film: MakeFilm,
     command: Callable[..., Result],
+    retried: tuple[bytes, int],
     share: float,
 ) -> None:
-    counted = film()
-    old = counted.whole()
-    with dying(counted.folder, None) as disk:
-        assert command("retry", str(counted.run), "--from", "2s", "--seed", "9").exit_code == 0
-    new = counted.output.read_bytes()
-    cut = film()
-    cut.whole()
-    with dying(cut.folder, round(share * (len(disk.changes) - 1))), suppress(Crash):
+    old, (new, changes), cut = film.expected(), retried, film.whole()
+    with dying(cut.folder, round(share * (changes - 1))), suppress(Crash):
         command("retry", str(cut.run), "--from", "2s", "--seed", "9")
     cut.bury()
     assert cut.output.read_bytes() in (old, new)
@@ -219,11 +237,10 @@ def test_a_retry_that_dies_leaves_the_old_render_or_the_new(
 
 
 def test_what_cannot_be_branched_is_refused(
-    film: MakeFilm,  # noqa: F811
+    film: MakeFilm,
     command: Callable[..., Result],
 ) -> None:
-    cut = film()
-    cut.until(4)
+    cut = film.killed(4)
     for arguments, code, said in [
         (
             ["--at", "9s", "--seed", "1", "-o", "b.mp4"],
@@ -252,11 +269,10 @@ def test_what_cannot_be_branched_is_refused(
 
 
 def test_what_the_parts_of_a_film_were_made_with_is_told(
-    film: MakeFilm,  # noqa: F811
+    film: MakeFilm,
     command: Callable[..., Result],
 ) -> None:
-    parent = film()
-    parent.whole()
+    parent = film.whole()
     command("branch", str(parent.run), "--at", "1.4s", "--prompt", OTHER, "-o", "b.mp4")
     assert command("retry", "b.mp4", "--from", "4s", "--seed", "9").exit_code == 0
     first = {"until_frame": 21, "prompt": PROMPT, "seed": 3}
@@ -274,17 +290,14 @@ def test_what_the_parts_of_a_film_were_made_with_is_told(
 
 
 def test_a_branch_does_not_replace_a_render_that_began_meanwhile(
-    film: MakeFilm,  # noqa: F811
+    film: MakeFilm,
     command: Callable[..., Result],
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    parent, other = film(), film()
-    parent.whole()
-    other.until(5)
-    monkeypatch.setattr(
-        "cfgen.pipeline.branch.check_place", lambda *_, **__: None
-    )  # it was free then
+    parent, other = film.whole(), film.killed(5)
+    it_was_free_then = "cfgen.pipeline.branch.check_place"
+    monkeypatch.setattr(it_was_free_then, lambda *_, **__: None)
     target = str(other.output)
     refused = command("branch", str(parent.run), "--at", "3s", "--seed", "9", "-o", target)
     assert refused.exit_code == 3
@@ -295,11 +308,10 @@ def test_a_branch_does_not_replace_a_render_that_began_meanwhile(
 
 
 def test_a_retry_does_not_replace_a_video_of_somebody_else(
-    film: MakeFilm,  # noqa: F811
+    film: MakeFilm,
     command: Callable[..., Result],
 ) -> None:
-    cut = film()
-    cut.until(4)
+    cut = film.killed(4)
     cut.output.write_bytes(b"of somebody else")
     refused = command("retry", str(cut.run), "--from", "1s", "--seed", "9")
     assert refused.exit_code == 3

@@ -14,12 +14,11 @@ from typer.testing import CliRunner
 from cfgen.cli.app import app
 from cfgen.cli.jobs import jobs_under
 from tests.render.crash import Crash, dying
-from tests.render.test_resume import Film, film, small_segments  # noqa: F401 - fixtures
-from tests.render.test_resume_faults import gone_on_with
+from tests.render.film import MakeFilm
 
-MakeFilm = Callable[..., Film]
 POINTS = [i / 3 for i in range(4)]
 DECADE_S = 3.2e8
+REMOVALS = ("unlink", "rmdir", "rmtree")
 
 
 def clear_away(folder: Path) -> None:
@@ -29,10 +28,8 @@ def clear_away(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("share", POINTS)
-def test_gc_may_be_killed_anywhere(film: MakeFilm, share: float) -> None:  # noqa: F811
-    counted, cut = film(), film()
-    expected = counted.whole()
-    cut.whole()
+def test_gc_may_be_killed_anywhere(film: MakeFilm, share: float) -> None:
+    counted, cut, expected = film.whole(), film.whole(), film.expected()
     with dying(counted.folder, None) as disk:
         clear_away(counted.folder)
     assert not counted.run.exists()
@@ -47,21 +44,19 @@ def test_gc_may_be_killed_anywhere(film: MakeFilm, share: float) -> None:  # noq
 
 
 @pytest.mark.parametrize("share", POINTS)
-def test_clean_may_be_killed_anywhere(film: MakeFilm, share: float) -> None:  # noqa: F811
-    counted, cut = (film("snapshot.clean=true") for _ in range(2))
-    with dying(counted.folder, None) as disk:
-        expected = counted.whole()
-    assert not counted.run.exists()
-    removals = [i for i, what in enumerate(disk.changes) if what in ("unlink", "rmdir", "rmtree")]
-    last = len(disk.changes) - 1
+def test_clean_may_be_killed_anywhere(film: MakeFilm, share: float) -> None:
+    counted, cut = film.undisturbed("snapshot.clean=true"), film("snapshot.clean=true")
+    assert not counted.film.run.exists()
+    removals = [i for i, what in enumerate(counted.changes) if what in REMOVALS]
+    last = len(counted.changes) - 1
     at = round(removals[-6] + share * (last - removals[-6]))
     cut.folder.mkdir()
     with dying(cut.folder, at), suppress(Crash):
         cut.whole()
     cut.bury()
     if (cut.run / "run.json").exists():
-        gone_on_with(cut)
-    assert cut.output.read_bytes() == expected
+        cut.gone_on_with()
+    assert cut.output.read_bytes() == counted.video
 
 
 @pytest.fixture
@@ -81,15 +76,14 @@ def moved_clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[float, st
 
 @pytest.mark.parametrize("seconds", [-DECADE_S, -3600.0, 3600.0, DECADE_S])
 def test_a_clock_that_jumps_changes_nothing(
-    film: MakeFilm,  # noqa: F811
+    film: MakeFilm,
     moved_clock: Callable[[float, str], None],
     seconds: float,
 ) -> None:
     """Files of the run lie in the future or long ago; time zones differ."""
-    expected, cut = film().whole(), film()
-    cut.until(3)
+    expected, cut = film.expected(), film.killed(3)
     moved_clock(seconds, "Pacific/Kiritimati" if seconds > 0 else "Pacific/Niue")
     for path in cut.run.rglob("*"):
         os.utime(path, (time.time() - 2 * seconds, time.time() - 2 * seconds))
     assert [job.state for job in jobs_under(cut.folder)] == ["interrupted"]
-    assert gone_on_with(cut) == expected
+    assert cut.gone_on_with() == expected

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+import cfgen
 from cfgen.cli.app import app
 from cfgen.config.loader import load
 from cfgen.config.schema import PlacementConfig
@@ -46,26 +47,9 @@ from cfgen.runs.journal import ChunkLine, SegmentLine
 from cfgen.runs.lock import Lock
 from cfgen.runs.records import with_checksum
 from tests.render.crash import Crash, dying, full, read_only
-from tests.render.test_resume import Film, film, small_segments  # noqa: F401 - fixtures
-from tests.render.test_run import PROMPT
+from tests.render.film import PROMPT, MakeFilm
 
-MakeFilm = Callable[..., Film]
 POINTS = [i / 11 for i in range(12)]
-
-
-def changes_of(counted: Film) -> int:
-    with dying(counted.folder, None) as disk:
-        counted.whole()
-    return len(disk.changes)
-
-
-def gone_on_with(cut: Film) -> bytes:
-    """Go on, or begin again where nothing was kept; the video."""
-    if not (cut.run / "run.json").exists():
-        return cut.whole()
-    if RunFolder(cut.run).finished is None:
-        cut.go_on()
-    return cut.output.read_bytes()
 
 
 @pytest.mark.parametrize("share", POINTS)
@@ -77,14 +61,14 @@ def gone_on_with(cut: Film) -> bytes:
     ],
 )
 def test_a_disk_that_fails_stops_the_render_and_loses_nothing(
-    film: MakeFilm,  # noqa: F811
+    film: MakeFilm,
     share: float,
     fails: Callable[[str], BaseException | None],
     error: type[CfgenError] | tuple[type[CfgenError], ...],
     says: str,
 ) -> None:
-    counted, cut = film(), film()
-    at = round(share * (changes_of(counted) - 1))
+    counted, cut = film.undisturbed(), film()
+    at = round(share * (len(counted.changes) - 1))
     stopped: list[CfgenError] = []
     cut.folder.mkdir()
     with dying(cut.folder, at, fails):
@@ -96,7 +80,7 @@ def test_a_disk_that_fails_stops_the_render_and_loses_nothing(
         assert isinstance(each, error), each
         assert says in str(each)
     cut.bury()
-    assert gone_on_with(cut) == counted.output.read_bytes()
+    assert cut.gone_on_with() == counted.video
 
 
 ERRNOS = (
@@ -117,14 +101,14 @@ TRIED = ERRNOS if "ERRNO_MOMENTS" in os.environ else ERRNOS[::3]
 @pytest.mark.parametrize("moment", range(MOMENTS))
 @pytest.mark.parametrize("name", TRIED)
 def test_a_disk_fails_in_every_way_that_linux_knows(
-    film: MakeFilm,  # noqa: F811
+    film: MakeFilm,
     name: str,
     moment: int,
 ) -> None:
     """One sentence or none at all, never a defect; and going on gives the undisturbed video."""
-    counted, cut = film(), film()
+    counted, cut = film.undisturbed(), film()
     share = (ERRNOS.index(name) / len(ERRNOS) + moment / MOMENTS) % 1
-    at, number = round(share * (changes_of(counted) - 1)), getattr(errno, name)
+    at, number = round(share * (len(counted.changes) - 1)), getattr(errno, name)
     cut.folder.mkdir()
     with dying(cut.folder, at, lambda _what: OSError(number, os.strerror(number))):
         refusals = []
@@ -134,16 +118,16 @@ def test_a_disk_fails_in_every_way_that_linux_knows(
             refusals.append(error.message)
     assert all(message.isprintable() for message in refusals)
     cut.bury()
-    assert gone_on_with(cut) == counted.output.read_bytes()
+    assert cut.gone_on_with() == counted.video
 
 
 @pytest.mark.parametrize("share", POINTS)
 def test_a_power_failure_costs_no_more_than_what_was_not_on_the_disk(
-    film: MakeFilm,  # noqa: F811
+    film: MakeFilm,
     share: float,
 ) -> None:
-    counted, cut = film(), film()
-    at = round(share * (changes_of(counted) - 1))
+    counted, cut = film.undisturbed(), film()
+    at = round(share * (len(counted.changes) - 1))
     with dying(cut.folder, at) as disk, suppress(Crash):
         cut.whole()
     disk.lose_power()
@@ -153,11 +137,11 @@ def test_a_power_failure_costs_no_more_than_what_was_not_on_the_disk(
     except SnapshotError:
         assert share < 0.1, "the record is on the disk before anything is rendered"
         return
-    assert gone_on_with(cut) == counted.output.read_bytes()
+    assert cut.gone_on_with() == counted.video
 
 
 def test_a_run_folder_that_vanishes_ends_the_render_and_is_not_made_again(
-    film: MakeFilm,  # noqa: F811
+    film: MakeFilm,
 ) -> None:
     cut = film()
 
@@ -172,10 +156,8 @@ def test_a_run_folder_that_vanishes_ends_the_render_and_is_not_made_again(
     assert not cut.output.exists()
 
 
-def test_two_resumes_at_once_do_not_meet(film: MakeFilm) -> None:  # noqa: F811
-    expected = film().whole()
-    cut = film()
-    cut.until(3)
+def test_two_resumes_at_once_do_not_meet(film: MakeFilm) -> None:
+    cut, expected = film.killed(3), film.expected()
     begun, may_end = threading.Event(), threading.Event()
     first: list[Event] = []
 
@@ -189,7 +171,7 @@ def test_two_resumes_at_once_do_not_meet(film: MakeFilm) -> None:  # noqa: F811
     thread = threading.Thread(target=work)
     thread.start()
     assert begun.wait(60)
-    with pytest.raises(LockHeld, match=rf"in use by process {os.getpid()}"):
+    with pytest.raises(LockHeld, match=rf"\b{os.getpid()}\b"):
         cut.go_on()
     may_end.set()
     thread.join(120)
@@ -198,7 +180,7 @@ def test_two_resumes_at_once_do_not_meet(film: MakeFilm) -> None:  # noqa: F811
     assert [line.index for line in lines] == list(range(8))
 
 
-def test_a_run_that_another_process_took_is_left_to_it(film: MakeFilm) -> None:  # noqa: F811
+def test_a_run_that_another_process_took_is_left_to_it(film: MakeFilm) -> None:
     """A process that slept for long finds its lock gone, and touches nothing any more."""
     cut = film()
     seen: dict[str, bytes] = {}
@@ -214,13 +196,13 @@ def test_a_run_that_another_process_took_is_left_to_it(film: MakeFilm) -> None: 
                 (cut.run / "lock").write_text("of another process")
                 seen.update(files())
 
-    with pytest.raises(LockHeld, match="taken over"):
+    with pytest.raises(LockHeld, match=re.escape(str(cut.run))):
         work()
     assert files() == seen
     assert not cut.output.exists()
 
 
-def test_a_process_that_lost_its_lock_and_is_then_stopped_leaves_the_files(film: MakeFilm) -> None:  # noqa: F811
+def test_a_process_that_lost_its_lock_and_is_then_stopped_leaves_the_files(film: MakeFilm) -> None:
     """As a laptop that slept while another machine took over, and is interrupted when it wakes."""
     cut = film()
 
@@ -237,11 +219,9 @@ def test_a_process_that_lost_its_lock_and_is_then_stopped_leaves_the_files(film:
     assert list((cut.run / "segments").glob("segment-000001*.part.mp4"))
 
 
-def test_a_render_that_is_refused_leaves_the_other_alone(film: MakeFilm) -> None:  # noqa: F811
-    expected = film().whole()
-    cut = film()
-    cut.until(4)
-    with pytest.raises(OutputRefused, match="holds an earlier render"):
+def test_a_render_that_is_refused_leaves_the_other_alone(film: MakeFilm) -> None:
+    cut, expected = film.killed(4), film.expected()
+    with pytest.raises(OutputRefused, match=re.escape(str(cut.run))):
         list(cut.events(resume=False))
     cut.bury()
     cut.go_on()
@@ -249,13 +229,11 @@ def test_a_render_that_is_refused_leaves_the_other_alone(film: MakeFilm) -> None
 
 
 def test_frames_of_a_machine_that_computes_otherwise_get_into_no_segment(
-    film: MakeFilm,  # noqa: F811
+    film: MakeFilm,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """One chunk comes out otherwise, the last of its segment."""
-    expected = film().whole()
-    cut = film()
-    cut.until(6)
+    cut, expected = film.killed(6), film.expected()
     for path in (cut.run / "segments").iterdir():
         path.unlink()
     with monkeypatch.context() as patch:
@@ -266,17 +244,15 @@ def test_frames_of_a_machine_that_computes_otherwise_get_into_no_segment(
             return frames ^ 1 if chunk.index == 5 else frames
 
         patch.setattr(FrameSource, "decode", other)
-        with pytest.raises(SnapshotMismatch, match="does not make the same frames again"):
+        with pytest.raises(SnapshotMismatch, match=re.escape(str(cut.run))):
             cut.go_on()
     cut.bury()
     cut.go_on()
     assert cut.output.read_bytes() == expected
 
 
-def test_a_segment_of_other_frames_is_not_believed(film: MakeFilm) -> None:  # noqa: F811
-    expected = film().whole()
-    cut = film()
-    cut.until(7)
+def test_a_segment_of_other_frames_is_not_believed(film: MakeFilm) -> None:
+    cut, expected = film.killed(7), film.expected()
     folder = RunFolder(cut.run)
     lines = [
         replace(line, frames_sha256="0" * 64)
@@ -290,14 +266,13 @@ def test_a_segment_of_other_frames_is_not_believed(film: MakeFilm) -> None:  # n
 
 
 def test_what_fixes_the_frames_is_compared(
-    film: MakeFilm,  # noqa: F811
+    film: MakeFilm,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    cut = film()
-    cut.until(3)
+    cut = film.killed(3)
     with monkeypatch.context() as patch:
         patch.setattr("cfgen.pipeline.build.arithmetic", lambda *_: "other bits")
-        with pytest.raises(SnapshotMismatch, match="arithmetic: began with [0-9a-f]+, now other"):
+        with pytest.raises(SnapshotMismatch, match=r"\barithmetic\b.* [0-9a-f]+, .*other bits"):
             cut.go_on()
     with monkeypatch.context() as patch:
         read = embeddings
@@ -306,7 +281,7 @@ def test_what_fixes_the_frames_is_compared(
             return {text: 1.001 * found for text, found in read(*arguments, **named).items()}
 
         patch.setattr("cfgen.pipeline.models.embeddings", flipped)
-        with pytest.raises(SnapshotMismatch, match="prompt_sha256: began with"):
+        with pytest.raises(SnapshotMismatch, match="prompt_sha256"):
             cut.go_on()
     cut.go_on()
 
@@ -317,52 +292,49 @@ def test_arithmetic_is_the_same_each_time_and_another_with_another_dtype() -> No
     assert arithmetic(cpu, torch.bfloat16) != arithmetic(cpu, torch.float32)
 
 
-def test_a_copy_of_a_run_folder_is_not_taken_for_the_run(film: MakeFilm) -> None:  # noqa: F811
-    cut = film()
-    cut.until(3)
+def test_a_copy_of_a_run_folder_is_not_taken_for_the_run(film: MakeFilm) -> None:
+    cut = film.killed(3)
     copy = cut.folder / "copy.cfgen"
     shutil.copytree(cut.run, copy)
-    with pytest.raises(SnapshotError, match=r"is the run folder of clip\.mp4, and must be called"):
+    with pytest.raises(SnapshotError, match=r"clip\.cfgen"):
         RunFolder(copy)
 
 
 @pytest.mark.parametrize("name", ["segments", "latents", "snapshots", "journal.jsonl", "log.txt"])
 def test_a_link_in_a_run_folder_is_not_followed(
-    film: MakeFilm,  # noqa: F811
+    film: MakeFilm,
     name: str,
     tmp_path: Path,
 ) -> None:
-    cut = film()
-    cut.until(4)
+    cut = film.killed(4)
     outside = tmp_path / "outside"
     shutil.move(cut.run / name, outside)
     (cut.run / name).symlink_to(outside)
-    with pytest.raises(SnapshotError, match="is a link"):
+    with pytest.raises(SnapshotError, match=re.escape(str(cut.run / name))):
         cut.go_on()
 
 
 @pytest.mark.parametrize("name", ["segments", "latents", "snapshots-2", "journal-2.jsonl"])
 def test_a_link_is_not_followed_after_a_retry_either(
-    film: MakeFilm,  # noqa: F811
+    film: MakeFilm,
     name: str,
     tmp_path: Path,
 ) -> None:
-    done = film()
-    done.whole()
+    done = film.whole()
     result = CliRunner().invoke(app, ["retry", str(done.run), "--from", "2s", "--seed", "9"])
     assert result.exit_code == 0, result.stderr
     shutil.move(done.run / name, tmp_path / "outside")
     (done.run / name).symlink_to(tmp_path / "outside")
-    with pytest.raises(SnapshotError, match="is a link"):
+    with pytest.raises(SnapshotError, match=re.escape(str(done.run / name))):
         RunFolder(done.run)
 
 
 @pytest.mark.parametrize("name", ["logo.png", "running-notes.txt", "journal.docx", "latents.bak"])
-def test_files_of_somebody_else_in_a_run_folder_stay(film: MakeFilm, name: str) -> None:  # noqa: F811
+def test_files_of_somebody_else_in_a_run_folder_stay(film: MakeFilm, name: str) -> None:
     fresh = film()
     fresh.run.mkdir(parents=True)
     (fresh.run / name).write_text("precious")
-    with pytest.raises(OutputRefused, match=f"holds {name}, which is not of cfgen"):
+    with pytest.raises(OutputRefused, match=re.escape(name)):
         fresh.whole()
     assert (fresh.run / name).read_text() == "precious"
 
@@ -412,11 +384,21 @@ def test_the_first_signal_stops_gently_and_tells_how_to_go_on(
 ) -> None:
     process = started(*RENDER)
     after_chunks(process, 2)
+    if hasattr(signal, "SIGUSR1"):  # it tells how far it is when asked, and renders on
+        process.send_signal(signal.SIGUSR1)
+        after_chunks(process, 1)
     process.send_signal(number)
-    _, stderr = process.communicate(timeout=60)
+    stdout, stderr = process.communicate(timeout=60)
     assert process.returncode == code
+    if hasattr(signal, "SIGUSR1"):
+        assert re.search(r"^chunk [0-9]+ of 401\b", stderr, re.MULTILINE), stderr
     assert f"{says} after chunk" in stderr
     assert "hint: go on with `cfgen resume clip.cfgen`" in stderr
+    assert "Traceback" not in stderr
+    envelope = json.loads(stdout.splitlines()[-1])
+    assert (envelope["ok"], envelope["error"]["code"]) == (False, "interrupted")
+    assert "go on with `cfgen resume" in envelope["error"]["hint"]
+    assert [path.name for path in tmp_path.iterdir()] == ["clip.cfgen"]
     done = len(RunFolder(tmp_path / "clip.cfgen").journal.of(ChunkLine))
     snapshots = sorted((tmp_path / "clip.cfgen" / "snapshots").glob("*.json"))
     assert snapshots[-1].stem == f"{done:06d}"
@@ -436,23 +418,8 @@ def test_the_second_signal_stops_at_once_and_the_render_can_be_resumed(
     _, stderr = process.communicate(timeout=60)
     assert process.returncode in (130, 143)
     assert "stopped at once" in stderr
-    again = started("resume", "clip.cfgen", "--json")
-    after_chunks(again, 1)
-    again.kill()
-    again.communicate()
-
-
-@pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="there is no SIGUSR1")
-def test_a_render_tells_how_far_it_is_when_asked(
-    started: Callable[..., subprocess.Popen[str]],
-) -> None:
-    process = started(*RENDER)
-    after_chunks(process, 2)
-    process.send_signal(signal.SIGUSR1)
-    after_chunks(process, 1)
-    process.terminate()
-    _, stderr = process.communicate(timeout=60)
-    assert re.search(r"^chunk [0-9]+ of 401\b", stderr, re.MULTILINE), stderr
+    with closing(iter(cfgen.resume(tmp_path / "clip.cfgen"))) as events:
+        assert any(isinstance(event, ChunkDone) for event in events)
 
 
 RECORD = RunRecord(
@@ -468,13 +435,12 @@ def test_a_render_goes_on_with_another_gpu_of_the_same_kind() -> None:
     config = load({"prompt": "a", "seed": "1", "output": "a.mp4"}).config
     one, two, none = (replace(config, device=name) for name in ("cuda", "cuda:1", "cpu"))
     require_same_render(Path("a"), one, two)
-    with pytest.raises(SnapshotMismatch, match="device: began with 'cuda', now 'cpu'"):
+    with pytest.raises(SnapshotMismatch, match=r"\bdevice\b.*'cuda'.*'cpu'"):
         require_same_render(Path("a"), one, none)
 
 
-def test_a_render_goes_on_with_another_placement(film: MakeFilm) -> None:  # noqa: F811
-    cut = film()
-    cut.until(3)
+def test_a_render_goes_on_with_another_placement(film: MakeFilm) -> None:
+    cut = film.killed(3)
     folder = RunFolder(cut.run)
     began = config_of(folder)
     asked = replace(began, placement=PlacementConfig(offload="all", vram=10**10))
@@ -535,13 +501,12 @@ def test_a_record_cannot_lead_out_of_its_folder(tmp_path: Path, output: str) -> 
     path = tmp_path / "clip.cfgen"
     path.mkdir()
     write_record(path, replace(RECORD, output=output))
-    with pytest.raises(SnapshotError, match=r"output is not a plain file name"):
+    with pytest.raises(SnapshotError, match=r"\boutput\b"):
         RunFolder(path)
 
 
-def test_a_living_lock_refuses_every_command_that_would_write(film: MakeFilm) -> None:  # noqa: F811
-    cut = film()
-    cut.until(3)
+def test_a_living_lock_refuses_every_command_that_would_write(film: MakeFilm) -> None:
+    cut = film.killed(3)
     with Lock(cut.run / "lock"), pytest.raises(LockHeld):
         cut.go_on()
-    assert gone_on_with(cut) == film().whole()
+    assert cut.gone_on_with() == film.expected()

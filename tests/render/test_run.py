@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -26,31 +22,10 @@ from cfgen.renderer.events import ChunkDone, Encoded, Finished, Loaded
 from cfgen.renderer.source import to_levels
 from cfgen.video.ffmpeg import Ffmpeg, Measured, measure
 from cfgen.video.writer import chain_frames
+from tests.render.film import EIGHT_CHUNKS, MEMORIES, PROMPT
 
 Frames = npt.NDArray[np.uint8]
 Render = Callable[..., Result]
-
-PROMPT = "a red balloon drifts over snowy hills at sunset, the camera pans right"
-
-MEMORIES = {
-    "full": ["memory.policy=full"],
-    "window-absolute": ["memory.policy=window", "memory.size=9", "memory.positions=absolute"],
-    "window-relative": ["memory.policy=window", "memory.size=9"],
-    "window-commit-fast": ["memory.policy=window", "memory.size=9", "memory.commit_reads=fast"],
-    "release": ["memory.variant=release", "memory.slow=2", "memory.tau=1"],
-    "paper": ["memory.variant=paper", "memory.slow=2", "memory.tau=1"],
-    "cfgen": ["memory.variant=cfgen", "memory.slow=2", "memory.tau=1"],
-    "cfgen-commit-fast": [
-        "memory.variant=cfgen",
-        "memory.slow=2",
-        "memory.tau=1",
-        "memory.commit_reads=fast",
-    ],
-}
-"""Every policy and variant, so small that a clip of six chunks is more than it keeps; with tau = 1
-every chunk that may be admitted is."""
-
-EIGHT_CHUNKS = "5.8s"
 
 
 @pytest.fixture
@@ -210,8 +185,9 @@ def test_events_tell_the_render_from_start_to_end(tiny_settings: list[str], tmp_
     output = tmp_path / "clip.mp4"
     flags = {"prompt": PROMPT, "seed": "3", "duration": "13s", "output": str(output)}
     config = load(flags, assignments=tiny_settings).config
-    plan = RenderJob(config).plan
-    events = list(build_render(RenderJob(config)).run())
+    job = RenderJob(config)
+    plan = job.plan
+    events = list(build_render(job).run())
     assert isinstance(events[0], Loaded)
     assert isinstance(events[-1], Finished)
     assert (events[-1].frames, events[-1].output) == (208, output)
@@ -288,33 +264,3 @@ def test_a_stopped_render_leaves_the_old_video_alone(
     monkeypatch.setattr(TinyAutoencoder, "decode", interrupted)
     assert render("--duration", "2s", "-y").exit_code == 130
     assert {path.name: path.read_bytes() for path in out.glob("clip.mp4*")} == before
-
-
-@pytest.mark.skipif(os.name != "posix", reason="sends POSIX signals")
-@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_ends_the_command_cleanly(
-    tiny_settings: list[str], tmp_path: Path, number: signal.Signals, exit_code: int
-) -> None:
-    out = tmp_path / "out"
-    out.mkdir()
-    sets = [part for value in tiny_settings for part in ("--set", value)]
-    command = [sys.executable, "-m", "cfgen", "render", PROMPT, "--duration", "2h", "--json"]
-    process = subprocess.Popen(
-        [*command, *sets, "-o", str(out / "clip.mp4")],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    with process:
-        assert process.stdout is not None
-        assert any('"type": "chunk"' in line for line in process.stdout)
-        process.send_signal(number)
-        stdout, stderr = process.communicate(timeout=30)
-    assert process.returncode == exit_code, stderr
-    envelope = json.loads(stdout.splitlines()[-1])
-    assert (envelope["ok"], envelope["error"]["code"]) == (False, "interrupted")
-    assert "Traceback" not in stderr
-    assert "go on with `cfgen resume" in envelope["error"]["hint"]
-    assert [path.name for path in out.iterdir()] == ["clip.cfgen"]
-    assert not (out / "clip.cfgen" / "lock").exists()

@@ -31,7 +31,7 @@ from cfgen.train.flow_matching_stage import BaseSettings, BaseStage
 from cfgen.train.tokenizer_stage import train_tokenizer
 from cfgen.train.training_memory import MemorySettings
 from cfgen.train.vae_stage import VaeSettings, VaeStage
-from tests.render.test_resume import Film, small_segments  # noqa: F401 - a fixture
+from tests.render.film import Film
 
 PROMPT = "a red balloon drifts over snowy hills at sunset"
 SETTINGS = ("memory.policy=window", "memory.size=6", "schedule.timesteps=[1000]")
@@ -108,6 +108,7 @@ def test_pictures_have_the_size_that_was_asked_for(settings: list[str]) -> None:
     assert frames[0].shape[1:] == (64, 96, 3)
 
 
+@pytest.mark.usefixtures("small_segments")
 @pytest.mark.parametrize("tile", [None, SMALLEST])
 def test_a_render_goes_on_to_the_same_file(
     settings: list[str], tmp_path: Path, tile: int | None
