@@ -17,9 +17,9 @@ from torch import Tensor
 from transformers import UMT5Config, UMT5EncoderModel
 
 from cfgen.checkpoint.networks.text_encoder import (
-    find_text_encoder,
     load_text_encoder,
     open_text_encoder,
+    text_files,
 )
 from cfgen.errors import CheckpointError, UsageError
 from cfgen.model.quantized import QuantizedEmbedding, QuantizedLinear
@@ -227,7 +227,7 @@ def test_shards_are_read(folder: Path, state: dict[str, Tensor]) -> None:
     index = {"weight_map": {name: shard for shard, inside in shards.items() for name in inside}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
     same(load(folder), state)
-    files = find_text_encoder(folder).files
+    files = text_files(open_text_encoder(folder), folder).files
     assert {file.name for file in files} == {
         *shards,
         "model.safetensors.index.json",
