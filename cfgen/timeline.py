@@ -8,7 +8,7 @@ to the chunk grid and cut to the frames that were asked for.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from cfgen.errors import UsageError
@@ -99,8 +99,26 @@ class ChunkPlan:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Span:
+    """A stretch of a film under one prompt, as a half-open range of latent frames.
+
+    Attributes:
+        start: First latent frame; spans begin where chunks do.
+        stop: The latent frame after the last.
+        prompt: What the film shows meanwhile.
+    """
+
+    start: int
+    stop: int
+    prompt: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
     """What a render will make. Holds a few numbers whatever the length; chunks are computed.
+
+    A chunk's number tells where it plays. The order in which chunks are made is another thing:
+    whoever makes them goes by `order`.
 
     Attributes:
         duration_s: The duration asked for, in seconds.
@@ -108,6 +126,7 @@ class Plan:
         frames: Frames in the finished video.
         chunks: Chunks to roll out.
         segment_chunks: Chunks in each encoded segment, the last one excepted.
+        spans: What is shown when, without gaps, in playing order.
     """
 
     duration_s: float
@@ -115,6 +134,17 @@ class Plan:
     frames: int
     chunks: int
     segment_chunks: int
+    spans: tuple[Span, ...]
+
+    @property
+    def order(self) -> Sequence[int]:
+        """The chunks in the order in which they are made."""
+        return range(self.chunks)
+
+    def span_of(self, chunk: int) -> int:
+        """The number of the span that a chunk belongs to."""
+        frame = chunk * self.geometry.chunk_latent_frames
+        return next(i for i, span in enumerate(self.spans) if span.start <= frame < span.stop)
 
     @property
     def latent_frames(self) -> int:
@@ -214,13 +244,18 @@ class Plan:
 
 
 def make_plan(
-    duration_s: float, geometry: VideoShape, *, segment_chunks: int = SEGMENT_CHUNKS
+    duration_s: float,
+    geometry: VideoShape,
+    *,
+    prompt: str = "",
+    segment_chunks: int = SEGMENT_CHUNKS,
 ) -> Plan:
     """Plan a clip.
 
     Args:
         duration_s: Playing time in seconds; at least half a frame.
         geometry: The shape of frames and latents.
+        prompt: What the clip shows, from start to end.
         segment_chunks: Chunks in one encoded segment.
 
     Returns:
@@ -240,12 +275,15 @@ def make_plan(
             hint=f"ask for at least {1 / geometry.fps:.3g} s",
         )
     latent_frames = geometry.latent_frames_for(frames)
+    chunks = -(-latent_frames // geometry.chunk_latent_frames)
+    whole = Span(start=0, stop=chunks * geometry.chunk_latent_frames, prompt=prompt)
     return Plan(
         duration_s=duration_s,
         geometry=geometry,
         frames=frames,
-        chunks=-(-latent_frames // geometry.chunk_latent_frames),
+        chunks=chunks,
         segment_chunks=segment_chunks,
+        spans=(whole,),
     )
 
 

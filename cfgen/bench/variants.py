@@ -161,7 +161,7 @@ class BenchSetup:
             ),
             schedule=build_schedule(self.config.schedule),
             noise=KeyedNoise(0),
-            conditioning=self.prompt,
+            conditionings=(self.prompt,),
             vae=self.models.decoder,
             plan=self.plan,
             guidance=self.guidance,

@@ -11,7 +11,7 @@ from cfgen.config.loader import from_mapping
 from cfgen.config.schema import RenderConfig, to_mapping
 from cfgen.config.values import parse_duration
 from cfgen.errors import UsageError
-from cfgen.pipeline.build import build_render, prompts_of, read_prompt
+from cfgen.pipeline.build import build_render, prompts_of, read_prompts
 from cfgen.pipeline.fingerprint import prompt_digest
 from cfgen.pipeline.job import RenderJob
 from cfgen.pipeline.naming import random_seed
@@ -201,7 +201,8 @@ def _at(folder: RunFolder, chunk: int) -> tuple[BranchPoint, RunRecord, str]:
 
 def _with_config(record: RunRecord, config: RenderConfig, point: BranchPoint) -> RunRecord:
     """The record of a render with another configuration of the same model."""
-    text = RenderJob(config).model.embed(prompts_of(config))
-    prompt = prompt_digest(*read_prompt(config, point.source.generator, text))
+    job = RenderJob(config)
+    text = job.model.embed(prompts_of(config, job.plan))
+    prompt = prompt_digest(*read_prompts(job, point.source.generator, text))
     fingerprint = {**record.fingerprint, "prompt_sha256": prompt}
     return dataclasses.replace(record, config=to_mapping(config), fingerprint=fingerprint)

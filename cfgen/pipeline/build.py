@@ -151,7 +151,7 @@ def _fingerprint(job: RenderJob, source: FrameSource) -> dict[str, str]:
     """What fixes the frames besides weights and versions, by name."""
     return {
         "text_sha256": job.model.text_digest,
-        "prompt_sha256": prompt_digest(source.conditioning, source.guidance),
+        "prompt_sha256": prompt_digest(source.conditionings, source.guidance),
         "processor": processor(job.runtime.device),
         "arithmetic": arithmetic(job.runtime.device, job.runtime.dtype),
         "backend": source.backend,
@@ -169,10 +169,10 @@ def build_source(job: RenderJob, models: Models | None = None) -> FrameSource:
     models = models or Models()
     placement = place(job, held=models.nbytes)
     # first: the encoder is freed before the model comes
-    text = job.model.embed(prompts_of(config))
+    text = job.model.embed(prompts_of(config, plan))
     loaded = models.load(job.model, runtime, offload=placement.offload, compiled=config.compile)
     generator, vae = loaded.generator, loaded.decoder
-    if (width := text[config.prompt].shape[-1]) != generator.geometry.text_dim:
+    if (width := next(iter(text.values())).shape[-1]) != generator.geometry.text_dim:
         raise CheckpointError(
             f"the text encoder makes {width} numbers a token, the generator reads "
             f"{generator.geometry.text_dim}",
@@ -180,7 +180,7 @@ def build_source(job: RenderJob, models: Models | None = None) -> FrameSource:
         )
     ops = build_ops(config.backend, wanted_of(config, runtime, generator.geometry))
     generator.compute_with(ops)
-    conditioning, guidance = read_prompt(config, generator, text)
+    conditionings, guidance = read_prompts(job, generator, text)
     return FrameSource(
         generator=generator,
         memory=build_memory(
@@ -193,7 +193,7 @@ def build_source(job: RenderJob, models: Models | None = None) -> FrameSource:
         ),
         schedule=build_schedule(config.schedule),
         noise=build_noise(config, plan),
-        conditioning=conditioning,
+        conditionings=conditionings,
         vae=vae,
         plan=plan,
         guidance=guidance,
@@ -209,25 +209,34 @@ def captures(config: RenderConfig, runtime: Runtime, ops: Ops, offload: Offload)
     return config.cuda_graph and on_gpu and offload == "none"
 
 
-def prompts_of(config: RenderConfig) -> list[str]:
-    """What of a render must be encoded: its prompt, and the empty one for guidance."""
-    return [config.prompt] if config.schedule.guidance == 1 else [config.prompt, ""]
-
-
-def read_prompt(
-    config: RenderConfig, generator: Generator, text: Mapping[str, Tensor]
-) -> tuple[Conditioning, Guidance | None]:
-    """A render's prompt as the layers of a generator read it, and without it for guidance.
+def prompts_of(config: RenderConfig, plan: Plan | None = None) -> list[str]:
+    """What of a render must be encoded: the prompts of its spans, and the empty one for guidance.
 
     Args:
         config: The render.
+        plan: Its plan, if it is made already.
+    """
+    spans = [config.prompt] if plan is None else [span.prompt for span in plan.spans]
+    without = [] if config.schedule.guidance == 1 else [""]
+    return list(dict.fromkeys([*spans, *without]))
+
+
+def read_prompts(
+    job: RenderJob, generator: Generator, text: Mapping[str, Tensor]
+) -> tuple[tuple[Conditioning, ...], Guidance | None]:
+    """The prompts of a render's spans as the layers read them, and the empty one for guidance.
+
+    Args:
+        job: The render.
         generator: Its generator.
         text: What `OpenedModel.embed` gives.
     """
+    wanted = prompts_of(job.config, job.plan)
     with torch.inference_mode():
-        read = {p: generator.condition(text[p].to(generator.device)) for p in prompts_of(config)}
-    scale = config.schedule.guidance
-    return read[config.prompt], None if scale == 1 else Guidance(read[""], scale)
+        read = {p: generator.condition(text[p].to(generator.device)) for p in wanted}
+    scale = job.config.schedule.guidance
+    guidance = None if scale == 1 else Guidance(read[""], scale)
+    return tuple(read[span.prompt] for span in job.plan.spans), guidance
 
 
 def build_memory(

@@ -56,8 +56,8 @@ def processor(device: torch.device) -> str:
     return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
 
 
-def prompt_digest(conditioning: Conditioning, guidance: Guidance | None) -> str:
-    """Digest of a prompt as the layers read it: it may come from a cache."""
-    read = [conditioning, *([] if guidance is None else [guidance.unconditional])]
+def prompt_digest(conditionings: Iterable[Conditioning], guidance: Guidance | None) -> str:
+    """Digest of a film's prompts as the layers read them: they may come from a cache."""
+    read = [*conditionings, *([] if guidance is None else [guidance.unconditional])]
     pairs = (pair for each in read for pair in each.keys_values)
     return _tensors_digest(tensor for pair in pairs for tensor in pair)

@@ -73,4 +73,4 @@ def plan_of(config: RenderConfig, latents: tuple[int, int]) -> Plan:
         chunk_latent_frames=config.model.chunk_latent_frames,
         fps=config.playback_fps,
     )
-    return make_plan(config.duration_s, shape)
+    return make_plan(config.duration_s, shape, prompt=config.prompt)

@@ -58,7 +58,7 @@ def replay(
             chunk = Chunk(index, _latents(folder, index, audited.lines[index].latents_sha256))
             _require_shape(folder, source.plan, chunk)
             if index >= recovery.memory_from:
-                source.recommit(chunk.latents)
+                source.recommit(chunk)
         yield chunk
 
 

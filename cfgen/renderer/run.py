@@ -287,17 +287,17 @@ class Render:
         Where a source decodes beside the next chunk, that chunk is begun before this one's frames
         are waited for, unless the memory is to be kept as it is now.
         """
-        making, last = self.source.making(), self.plan.chunks - 1
-        if first <= last:
+        making, order = self.source.making(), self.plan.order
+        if first < len(order):
             self._stop_here(first)
-            making.start(first)
-        for index in range(first, self.plan.chunks):
+            making.start(order[first])
+        for done in range(first + 1, len(order) + 1):
             chunk, before = making.finish(), state.mode
             decoding = self.source.decoding(chunk, state)
             beside = self.source.beside
             pauses = not beside or self._must_sync()
-            if index < last and not pauses:
-                making.start(index + 1)
+            if done < len(order) and not pauses:
+                making.start(order[done])
             frames = decoding.wait()
             if state.mode != before:
                 yield Warned(
@@ -307,11 +307,11 @@ class Render:
                 )
             sha256 = self._recorder.latents(chunk.index, chunk.latents)
             yield from self._encode(chunk.index, frames, latents_sha256=sha256, mode=state.mode)
-            if index < last and pauses:
+            if done < len(order) and pauses:
                 if self._mode == "full" and (beside or self._must_sync()):
-                    yield self._recorder.snapshot(index + 1)
-                self._stop_here(index + 1)
-                making.start(index + 1)
+                    yield self._recorder.snapshot(done)
+                self._stop_here(done)
+                making.start(order[done])
 
     def _must_sync(self) -> bool:
         """Whether something is to be done before the next chunk is begun."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,7 +31,7 @@ class FrameSource:
         memory: Its memory, empty.
         schedule: Noise levels of a chunk.
         noise: Where noise comes from.
-        conditioning: The encoded prompt.
+        conditionings: The encoded prompt of each of the plan's spans.
         vae: The decoder.
         plan: What to make.
         guidance: How strongly the prompt is followed, None for as it stands.
@@ -44,7 +44,7 @@ class FrameSource:
     memory: PagedMemory
     schedule: FewStepSchedule
     noise: Noise
-    conditioning: Conditioning
+    conditionings: tuple[Conditioning, ...]
     vae: Decoder
     plan: Plan
     guidance: Guidance | None = None
@@ -66,10 +66,10 @@ class FrameSource:
     def chunks(self) -> Iterator[tuple[ChunkPlan, Chunk, Frames]]:
         """Yield each chunk of the film with its frames; nothing is kept."""
         state = self.vae.start()
-        for chunk in self.make(range(self.plan.chunks)):
+        for chunk in self.make(self.plan.order):
             yield self.plan.chunk(chunk.index), chunk, self.decode(chunk, state)
 
-    def make(self, chunks: range) -> Iterator[Chunk]:
+    def make(self, chunks: Iterable[int]) -> Iterator[Chunk]:
         """Denoise and commit chunks; the memory must hold the ones before them."""
         making = self.making()
         for index in chunks:
@@ -80,14 +80,18 @@ class FrameSource:
         """What makes chunks, a call to begin each and one to have it."""
         return ChunkWorker(self)
 
-    def recommit(self, latents: Tensor) -> None:
+    def conditioning_of(self, chunk: int) -> Conditioning:
+        """The encoded prompt that a chunk is made under."""
+        return self.conditionings[self.plan.span_of(chunk)]
+
+    def recommit(self, chunk: Chunk) -> None:
         """Commit a chunk that was made before; see `rollout.recommit`."""
         with torch.inference_mode():
             recommit(
                 self.generator,
                 self.memory,
-                latents.to(self.generator.device),
-                self.conditioning,
+                chunk.latents.to(self.generator.device),
+                self.conditioning_of(chunk.index),
                 step=len(self.schedule.sigmas),
             )
 
@@ -134,7 +138,7 @@ class ChunkWorker:
 
     def __init__(self, source: FrameSource) -> None:
         with torch.inference_mode():
-            self._conditioning = source.conditioning
+            self._source = source
             self._rollout = Rollout(
                 ChunkDenoiser(source.generator, source.schedule, source.guidance),
                 source.memory,
@@ -146,7 +150,7 @@ class ChunkWorker:
     def start(self, index: int) -> None:
         """Begin a chunk."""
         with torch.inference_mode():
-            self._rollout.start(index, self._conditioning)
+            self._rollout.start(index, self._source.conditioning_of(index))
 
     def finish(self) -> Chunk:
         """The chunk that was begun.

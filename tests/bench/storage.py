@@ -100,7 +100,7 @@ def forced(source: FrameSource, latents: list[Tensor]) -> Iterator[tuple[ChunkPl
         aside = dataclasses.replace(source, memory=copy.deepcopy(source.memory))
         (chunk,) = aside.make(range(index, index + 1))
         yield source.plan.chunk(index), chunk, source.decode(chunk, state)
-        source.recommit(given)
+        source.recommit(Chunk(index, given))
 
 
 def psnr(found: Frames, truth: Frames) -> float:
