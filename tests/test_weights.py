@@ -179,6 +179,25 @@ def test_a_folder_and_an_index_have_the_digest_of_all_their_weights(tmp_path: Pa
     assert all(one != other for one, other in zip(before, after, strict=True))
 
 
+def test_a_model_that_is_hashed_anew_asks_for_every_file_so(
+    model: Path, lora: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: set[tuple[str, bool]] = set()
+    digest = weights.file_digest
+
+    def noted(path: Path, *, anew: bool = False) -> str:
+        asked.add((path.name, anew))
+        return digest(path, anew=anew)
+
+    monkeypatch.setattr(weights, "file_digest", noted)
+    opened = OpenedModel(config_of(model, loras=(lora("a.safetensors", 1),)))
+    opened.hash_anew()
+    _ = opened.digests, opened.text_digest
+    names = {GENERATOR, "config.json", "tae.safetensors", "a.safetensors", "model.safetensors"}
+    assert names | {"tokenizer.json"} == {name for name, _ in asked}
+    assert all(anew for _, anew in asked)
+
+
 # Networks
 
 

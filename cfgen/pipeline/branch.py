@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
-from cfgen.checkpoint.identify.digests import read_anew
 from cfgen.config.loader import from_mapping
 from cfgen.config.schema import RenderConfig, to_mapping
 from cfgen.config.values import parse_duration
@@ -175,7 +174,7 @@ def _at(folder: RunFolder, chunk: int) -> tuple[BranchPoint, RunRecord, str]:
     """Load the model of a run and look for the memory before a chunk; tell what that takes."""
     config = config_of(folder)
     job = RenderJob(config)
-    read_anew()
+    job.model.hash_anew()
     render = build_render(job)
     folder.expect(render.record, allow_changed=())
     point = locate(folder, render.source, job.plan, chunk)

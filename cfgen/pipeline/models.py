@@ -69,7 +69,12 @@ class OpenedModel:
 
     def __init__(self, config: ModelConfig) -> None:
         self.config = config
+        self._anew = False
         self._stamps: dict[Path, Stamp] = {}
+
+    def hash_anew(self) -> None:
+        """Believe no digest that an earlier process kept: frames are added to old ones."""
+        self._anew = True
 
     @cached_property
     def files(self) -> ModelFiles:
@@ -172,15 +177,15 @@ class OpenedModel:
     def digests_now(self) -> dict[str, str]:
         """The same as the files are now."""
         found = {
-            "generator_sha256": digest_of(self.files.generator, self.generator),
-            "vae_sha256": digest_of(self.files.vae, self.vae),
+            "generator_sha256": self._digest_of(self.files.generator, self.generator),
+            "vae_sha256": self._digest_of(self.files.vae, self.vae),
         }
         if (config := config_of(self.generator.file.path)) is not None:
-            found["generator_config_sha256"] = file_digest(config[0])
+            found["generator_config_sha256"] = file_digest(config[0], anew=self._anew)
         if loras := self.lora_files:
-            each = [f"{digest_of(lora.path)}:{lora.strength!r}" for lora in loras]
+            each = [f"{self._digest_of(lora.path)}:{lora.strength!r}" for lora in loras]
             beside = (lora.path.with_name(SIDECAR) for lora in loras)
-            each += [file_digest(path) for path in beside if path.is_file()]
+            each += [file_digest(p, anew=self._anew) for p in beside if p.is_file()]
             each.append(f"alpha {self.config.lora_alpha}")
             found["loras_sha256"] = hashlib.sha256(" ".join(each).encode()).hexdigest()
         return found
@@ -197,7 +202,8 @@ class OpenedModel:
     @property
     def text_digest(self) -> str:
         """Digest of everything that an embedded prompt depends on besides its text."""
-        text = "".join(file_digest(part) for part in self.text_files.files) + str(self.text_len)
+        parts = (file_digest(part, anew=self._anew) for part in self.text_files.files)
+        text = "".join(parts) + str(self.text_len)
         return hashlib.sha256(text.encode()).hexdigest()
 
     def load(
@@ -246,6 +252,9 @@ class OpenedModel:
             dtype=text_dtype(self.text_encoder),
         ).eval()
 
+    def _digest_of(self, place: Path, opened: Network | None = None) -> str:
+        return digest_of(place, opened, anew=self._anew)
+
     def _opened(self, network: Network) -> Network:
         self._stamps |= {path: _stamp(path) for path in network.file.files}
         return network
@@ -270,7 +279,7 @@ def _stamp(path: Path) -> Stamp:
     return facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns, facts.st_ino, facts.st_dev
 
 
-def digest_of(place: Path, opened: Network | None = None) -> str:
+def digest_of(place: Path, opened: Network | None = None, *, anew: bool = False) -> str:
     """SHA-256 of a file; of a folder or an index, of all that belongs to it."""
     if place.is_dir():
         kinds = {".json", ".safetensors", ".gguf", ".pth", ".pt", ".bin", ".model"}
@@ -278,8 +287,8 @@ def digest_of(place: Path, opened: Network | None = None) -> str:
     elif place.name.endswith(".index.json"):
         parts = list((opened.file if opened else open_container(place)).files)
     else:
-        return file_digest(place)
-    text = "".join(f"{path.name} {file_digest(path)}\n" for path in parts)
+        return file_digest(place, anew=anew)
+    text = "".join(f"{path.name} {file_digest(path, anew=anew)}\n" for path in parts)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

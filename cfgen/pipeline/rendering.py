@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from cfgen.checkpoint.identify.digests import read_anew
 from cfgen.config.schema import RenderConfig
 from cfgen.errors import LockHeld
 from cfgen.out_of_memory import told
@@ -80,7 +79,7 @@ class Rendering:
                 self._opening += try_place(self.job.output.absolute().parent)
             with told(what_fits(self.job.config)):
                 if self.resumes:
-                    read_anew()
+                    self.job.model.hash_anew()
                 self._render = build_render(
                     self.job, overwrite=self._overwrite, models=self._models
                 )

@@ -28,28 +28,23 @@ def cache_folder() -> Path:
     return homes.require("cache") / "cfgen"
 
 
-def digest(path: Path) -> str:
+def digest(path: Path, *, anew: bool = False) -> str:
     """SHA-256 of a file as hexadecimal digits.
 
     A file is not read again if everything that the system tells of it is as it was at an earlier
     call (size, times of change, inode, device) and so are `SAMPLES` pieces of its content.
 
+    Args:
+        path: the file.
+        anew: whether no digest is believed that an earlier process kept.
+
     Raises:
         CheckpointError: the file cannot be read.
     """
     try:
-        return _digest(path.resolve(), _stamp(path), _Kept.believed)
+        return _digest(path.resolve(), _stamp(path), not anew)
     except OSError as error:
         raise unreadable(path, error) from error
-
-
-def read_anew() -> None:
-    """From now on believe no digest that an earlier process kept: frames are added to old ones."""
-    _Kept.believed = False
-
-
-class _Kept:
-    believed = True
 
 
 def _stamp(path: Path) -> tuple[int | str, ...]:
