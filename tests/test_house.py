@@ -285,6 +285,23 @@ def test_no_room_imports_itself_by_others() -> None:
     assert _circle({room: needs - {""} for room, needs in rooms.items()}) == []
 
 
+def test_what_a_policy_is_stands_in_its_room_alone() -> None:
+    """Nobody else tells policies apart, by class or by name: they ask the policy."""
+    classes = {"FullMemory", "WindowMemory", "SlowFastMemory"}
+    for module in MODULES:
+        if _layer(module) == "memory":
+            continue
+        for node in ast.walk(_tree(module)):
+            told: set[str] = set()
+            if isinstance(node, ast.MatchClass):
+                told = {ast.unparse(node.cls).rpartition(".")[2]} & classes
+            elif isinstance(node, ast.Call) and ast.unparse(node.func) == "isinstance":
+                told = set(re.findall(r"\w+", ast.unparse(node.args[1]))) & classes
+            elif isinstance(node, ast.Compare):
+                told = set(re.findall(r"\bmemory\.(?:policy|variant)\b", ast.unparse(node)))
+            assert not told, f"{module}:{node.lineno} asks for {told}"
+
+
 def test_few_modules_stand_at_the_root() -> None:
     assert len(list((ROOT / "cfgen").glob("*.py"))) <= AT_THE_ROOT
 

@@ -166,6 +166,8 @@ class PreRotatedAttention:
         held = self._held[place]
         if self._shared or held is None or held.visible is not visible:
             held = self._held[place] = self._hold(layer, place, visible, like=made.k)
+        # The chunk's own keys stand right behind its context in one buffer, so that attention reads
+        # both as one [B, slots * P, N, D] without joining them.
         held.own_k.copy_(turn(made.k, held.here))
         held.own_v.copy_(v)
         return self._ops.attend(turn(made.q, held.here).to(v.dtype), held.k, held.v)
@@ -184,6 +186,9 @@ class PreRotatedAttention:
 
     def _bring(self, layer: int, place: int, context: list[VisibleSlot]) -> int:
         """Have these slots held one after another; the index of the first."""
+        # Most chunks only drop slots at the front of what is held (the window moved on) and add some
+        # at its end. Then nothing is copied: the context begins later in the same buffers. Otherwise
+        # what stands elsewhere now, and only that, is brought from its pages again.
         held = self._context[place]
         if context and context[0] in held:
             first = held.index(context[0])
@@ -203,6 +208,9 @@ class PreRotatedAttention:
             for x in (self._k, self._v)
         )
         self._pool.read(layer, [each.slot.page for each in placed], k, v)
+        # Pages hold keys that are rotated in space already, so only the first channel pairs, those
+        # of the temporal axis, are left: [B, N, pages, P, 2 * pairs_in_time]. They are turned in
+        # float32, since two roundings to bfloat16 would move attention.
         in_time = k[..., : 2 * self._turns.pairs_in_time]
         exact = k.dtype in (torch.float32, torch.float64)
         wide = in_time if exact else in_time.contiguous().float()

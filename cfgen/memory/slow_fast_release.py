@@ -76,7 +76,12 @@ class ReleaseTable:
             self._table, self._key_frames = self._with_copy()
 
     def _with_copy(self) -> tuple[list[Slot], int]:
-        """The table and its key frames once the copy is in it."""
+        """The table and its key frames once the copy is in it.
+
+        Slots: [sink | slow | fast]. While slow memory is not full of key frames, its slots still hold
+        early frames of the clip, and a key frame replaces the first of these where it stands. Later the
+        oldest key frame goes and the others move one slot, hence one position, towards the sink.
+        """
         begin, end = self._sink, self._sink + self._slow
         if self._key_frames < self._slow:
             place = begin + self._key_frames
