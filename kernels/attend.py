@@ -129,10 +129,10 @@ def _attend(
     Of int8 keys the query becomes int8 too, and their mean adds the same to all scores of a row.
     """
     # One program: QUERIES queries of one head, over its share of the pages and, behind them, of the
-    # chunk's own frames. It is attention with a running maximum (FlashAttention), page by page, with
-    # one twist: pages hold keys without temporal rotation. Rotating a key by the angle of its position
-    # gives the same score as rotating the query back by it, so each page costs one turn of the query
-    # tile instead of one of P keys, and pages can change position without being touched.
+    # chunk's own frames. It is attention with a running maximum (FlashAttention), page by page,
+    # with one twist: pages hold keys without temporal rotation. Rotating a key by the angle of its
+    # position gives the same score as rotating the query back by it, so each page costs one turn of
+    # the query tile instead of one of P keys, and pages can change position without being touched.
     start, split = tl.program_id(0) % tiles * QUERIES, tl.program_id(0) // tiles
     lane, lanes = tl.program_id(1), tl.num_programs(1)
     batch, head = (lane // heads).to(tl.int64), (lane % heads).to(tl.int64)
@@ -156,8 +156,9 @@ def _attend(
         at = tl.load(page + i).to(tl.int64) * lanes + lane
         x = load_queries(q, left, q_token, D, WIDTH, QUERIES)
         x = turn_back(x, turns + tl.load(row + i) * D, D, WIDTH, QUERIES)
-        # Keys in int8: the page's mean key was taken off before rounding. Its part of the score is the
-        # same for all keys of the page, `shift`; the rest is an integer product in steps of `unit`.
+        # Keys in int8: the page's mean key was taken off before rounding. Its part of the score is
+        # the same for all keys of the page, `shift`; the rest is an integer product in steps of
+        # `unit`.
         if k_scale is None:
             ready = x.to(q.dtype.element_ty)
         else:

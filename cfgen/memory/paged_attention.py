@@ -47,10 +47,11 @@ class PagedAttention:
 
     def begin(self, chunk: Chunk) -> None:
         """Write down what the passes of a chunk will read."""
-        # The host writes tables for every case that a pass can meet, before it knows which: for each
-        # layer, for denoising and for commit passes, and for the chunk admitted or not, [layers, 2, 2,
-        # slots]. The kernel picks by the decision that it finds on the device, so that nothing waits
-        # for it. A row is a temporal position: each is rotated once, whatever reads it.
+        # The host writes tables for every case that a pass can meet, before it knows which: for
+        # each layer, for denoising and for commit passes, and for the chunk admitted or not,
+        # [layers, 2, 2, slots]. The kernel picks by the decision that it finds on the device, so
+        # that nothing waits for it. A row is a temporal position: each is rotated once, whatever
+        # reads it.
         self._chunk = chunk
         page, row, count, here = (
             torch.zeros(like.shape, dtype=torch.int32)

@@ -186,9 +186,9 @@ class PreRotatedAttention:
 
     def _bring(self, layer: int, place: int, context: list[VisibleSlot]) -> int:
         """Have these slots held one after another; the index of the first."""
-        # Most chunks only drop slots at the front of what is held (the window moved on) and add some
-        # at its end. Then nothing is copied: the context begins later in the same buffers. Otherwise
-        # what stands elsewhere now, and only that, is brought from its pages again.
+        # Most chunks only drop slots at the front of what is held (the window moved on) and add
+        # some at its end. Then nothing is copied: the context begins later in the same buffers.
+        # Otherwise what stands elsewhere now, and only that, is brought from its pages again.
         held = self._context[place]
         if context and context[0] in held:
             first = held.index(context[0])

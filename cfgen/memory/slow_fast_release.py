@@ -78,9 +78,10 @@ class ReleaseTable:
     def _with_copy(self) -> tuple[list[Slot], int]:
         """The table and its key frames once the copy is in it.
 
-        Slots: [sink | slow | fast]. While slow memory is not full of key frames, its slots still hold
-        early frames of the clip, and a key frame replaces the first of these where it stands. Later the
-        oldest key frame goes and the others move one slot, hence one position, towards the sink.
+        Slots: [sink | slow | fast]. While slow memory is not full of key frames, its slots still
+        hold early frames of the clip, and a key frame replaces the first of these where it stands.
+        Later the oldest key frame goes and the others move one slot, hence one position, towards
+        the sink.
         """
         begin, end = self._sink, self._sink + self._slow
         if self._key_frames < self._slow:
