@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 
 from cfgen.errors import UsageError
-from cfgen.files import reading as regular_files
-from cfgen.files import writing as atomic_files
+from cfgen.files import reading, writing
 
 posix = pytest.mark.skipif(os.name != "posix", reason="links and pipes as POSIX has them")
 
@@ -36,28 +35,28 @@ def no_hanging() -> Iterator[None]:
 
 
 def _created(path: Path) -> None:
-    with atomic_files.create(path) as file:
+    with writing.create(path) as file:
         file.write(b"new")
 
 
 def _appended(path: Path) -> None:
-    with atomic_files.append(path) as file:
+    with writing.append(path) as file:
         file.write(b"new")
 
 
 def _updated(path: Path) -> None:
-    with atomic_files.open_update(path) as file:
+    with writing.open_update(path) as file:
         file.write(b"new")
 
 
 WRITERS: dict[str, Callable[[Path], object]] = {
     "create": _created,
-    "create_exclusive": lambda path: os.close(atomic_files.create_exclusive(path)),
-    "open_append": lambda path: os.close(atomic_files.open_append(path)),
+    "create_exclusive": lambda path: os.close(writing.create_exclusive(path)),
+    "open_append": lambda path: os.close(writing.open_append(path)),
     "append": _appended,
     "open_update": _updated,
-    "write_file": lambda path: atomic_files.write_file(path, b"new", shared=True),
-    "sync_file": atomic_files.sync_file,
+    "write_file": lambda path: writing.write_file(path, b"new", shared=True),
+    "sync_file": writing.sync_file,
 }
 
 
@@ -118,7 +117,7 @@ def test_a_write_that_fails_leaves_the_file_as_it_was(
 
     monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(OSError, match="Input/output"):
-        atomic_files.write_file(tmp_path / "a.json", b"new", shared=True)
+        writing.write_file(tmp_path / "a.json", b"new", shared=True)
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"old"]
 
 
@@ -128,9 +127,9 @@ def test_folders_that_lead_elsewhere_are_told(tmp_path: Path) -> None:
     outside.mkdir()
     (root / "own").mkdir(parents=True)
     (root / "linked").symlink_to(outside)
-    atomic_files.require_own_folders(root / "own" / "file", root)
+    writing.require_own_folders(root / "own" / "file", root)
     with pytest.raises(OSError, match="linked is a link"):
-        atomic_files.require_own_folders(root / "linked" / "deep" / "file", root)
+        writing.require_own_folders(root / "linked" / "deep" / "file", root)
 
 
 def _pipe(path: Path) -> None:
@@ -169,7 +168,7 @@ ODD: dict[str, Callable[[Path], None]] = {
 
 @posix
 @pytest.mark.parametrize("odd", ODD)
-@pytest.mark.parametrize("reader", [regular_files.read_bytes, regular_files.read_text])
+@pytest.mark.parametrize("reader", [reading.read_bytes, reading.read_text])
 def test_only_regular_files_of_bounded_size_are_read(
     odd: str, reader: Callable[[Path], object], tmp_path: Path
 ) -> None:
@@ -180,11 +179,11 @@ def test_only_regular_files_of_bounded_size_are_read(
 
 
 def test_a_stream_without_end_is_refused() -> None:
-    assert regular_files.read_stream(io.StringIO("a fox")) == "a fox"
+    assert reading.read_stream(io.StringIO("a fox")) == "a fox"
     with pytest.raises(UsageError, match="stdin is larger"):
-        regular_files.read_stream(io.StringIO("x" * 100), limit=99)
+        reading.read_stream(io.StringIO("x" * 100), limit=99)
 
 
 def test_text_is_read_as_text(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes("é\r\nb\rc\n".encode())
-    assert regular_files.read_text(tmp_path / "a") == "é\nb\nc\n"
+    assert reading.read_text(tmp_path / "a") == "é\nb\nc\n"

@@ -11,7 +11,7 @@ import pytest
 from cfgen.checkpoint.identify import digests
 from cfgen.config.presets import user_config_file
 from cfgen.errors import SetupError
-from cfgen.files import user_folders as homes
+from cfgen.files import user_folders
 from cfgen.hub.reference import cache_folder
 from cfgen.pipeline import limits
 
@@ -103,7 +103,7 @@ def test_a_user_without_a_home_has_no_settings_and_keeps_no_digests(
     assert digests.digest(tmp_path / "a").startswith("ba7816bf")
 
 
-@pytest.mark.parametrize("asked", [lambda: homes.require("cache"), cache_folder])
+@pytest.mark.parametrize("asked", [lambda: user_folders.require("cache"), cache_folder])
 def test_what_needs_a_home_says_what_to_set(homeless: None, asked: object) -> None:
     with pytest.raises(SetupError, match="no home folder") as caught:
         asked()  # type: ignore[operator]
@@ -112,6 +112,6 @@ def test_what_needs_a_home_says_what_to_set(homeless: None, asked: object) -> No
 
 def test_xdg_is_enough(homeless: None, tmp_path: Path) -> None:
     environ = {"XDG_CACHE_HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path)}
-    assert homes.require("cache", environ) == tmp_path
+    assert user_folders.require("cache", environ) == tmp_path
     assert user_config_file(environ) == tmp_path / "cfgen" / "config.yaml"
     assert cache_folder(environ) == tmp_path / "huggingface" / "hub"

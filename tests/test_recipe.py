@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from cfgen.checkpoint.identify import preset_guess as recipe
+from cfgen.checkpoint.identify import preset_guess
 from cfgen.checkpoint.identify.published import DIGESTS
 from cfgen.config.loader import load
 from cfgen.errors import UsageError
@@ -41,7 +41,7 @@ def test_the_header_tells(tmp_path: Path) -> None:
 
 def test_a_known_digest_tells(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     known = next(d for d, each in DIGESTS.items() if each.recipes == ("self-forcing",))
-    monkeypatch.setattr(recipe, "cached_digest", lambda _path: known)
+    monkeypatch.setattr(preset_guess, "cached_digest", lambda _path: known)
     assert recipe_of(str(weights))[0] == "self-forcing"
 
 
@@ -49,7 +49,7 @@ def test_a_known_file_without_a_preset_is_named(
     weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     known = next(d for d, each in DIGESTS.items() if each.file == "Wan2.1_VAE.pth")
-    monkeypatch.setattr(recipe, "cached_digest", lambda _path: known)
+    monkeypatch.setattr(preset_guess, "cached_digest", lambda _path: known)
     with pytest.raises(UsageError, match="is Wan2.1's autoencoder"):
         recipe_of(str(weights))
 

@@ -6,8 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from cfgen.cli import conversion_options as rewriting
-from cfgen.cli import options
+from cfgen.cli import conversion_options, options
 
 app = options.command_app()
 
@@ -15,20 +14,20 @@ app = options.command_app()
 @app.command()
 def convert(
     ctx: typer.Context,
-    source: rewriting.Source,
-    target: rewriting.Target,
+    source: conversion_options.Source,
+    target: conversion_options.Target,
     to: Annotated[
         Literal["wan", "diffusers"] | None,
         typer.Option("--to", help="Whose names a generator's tensors get.  [default: wan]"),
     ] = None,
     dtype: Annotated[
-        rewriting.Dtype | None,
+        conversion_options.Dtype | None,
         typer.Option(
             "--dtype",
             help="Dequantize, and store everything in this number type.  [default: as it is]",
         ),
     ] = None,
-    weights: rewriting.Which = None,
+    weights: conversion_options.Which = None,
     yes: options.Yes = False,
     json_lines: options.Json = False,
     quiet: options.Quiet = False,
@@ -58,12 +57,12 @@ def convert(
 
     console = options.console_of(ctx)
     console.configure(json=json_lines, quiet=quiet, debug=debug)
-    found = open_source(source, weights=weights and rewriting.WEIGHTS[weights])
-    rewrite = plan_convert(found, to=to, dtype=rewriting.dtype_of(dtype))
+    found = open_source(source, weights=weights and conversion_options.WEIGHTS[weights])
+    rewrite = plan_convert(found, to=to, dtype=conversion_options.dtype_of(dtype))
     check(found, target, nbytes=rewrite.nbytes, overwrite=yes)
     if to == "diffusers" and rewrite.formats:
         console.warn(
             "diffusers reads no quantized layers in this layout; cfgen does",
             "add --dtype bf16 for a file that diffusers reads",
         )
-    console.result(str(target), rewriting.write(console, rewrite, target))
+    console.result(str(target), conversion_options.write(console, rewrite, target))

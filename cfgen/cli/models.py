@@ -15,7 +15,7 @@ import typer
 from cfgen.cli import completion, options
 from cfgen.cli.console import Console
 from cfgen.cli.download_progress import Fetching
-from cfgen.config import presets as catalog
+from cfgen.config import presets
 from cfgen.config.loader import load
 from cfgen.config.values import parse_lora
 from cfgen.errors import Interrupted, SetupError, UsageError
@@ -100,7 +100,7 @@ def list_models(
     console = options.console_of(ctx)
     console.configure(json=json_lines, debug=debug)
     cache = cache_folder()
-    boxed = sorted(path.parent for path in catalog.presets_folder().glob("*/config.json"))
+    boxed = sorted(path.parent for path in presets.presets_folder().glob("*/config.json"))
     found = [(snapshot, holds) for snapshot in snapshots(cache) if (holds := snapshot.holds())]
     rows = [("size", "files", "commit", "model")]
     box = [{"name": path.name, "path": str(path), "nbytes": _nbytes(path)} for path in boxed]
@@ -149,7 +149,7 @@ def pull(
     console = options.console_of(ctx)
     console.configure(json=json_lines, quiet=quiet, debug=debug)
     hub = hub_from(offline=offline)
-    if ref in catalog.preset_names():
+    if ref in presets.preset_names():
         references = _parts_of(ref, revision)
     else:
         references = [_reference(ref, revision)]

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from cfgen.cli import conversion_options as rewriting
-from cfgen.cli import options
+from cfgen.cli import conversion_options, options
 from cfgen.errors import OutputRefused
 from cfgen.files.writing import disk_errors, write_file
 from cfgen.plain_text import cells, padded
@@ -29,8 +28,8 @@ app = options.command_app()
 @app.command()
 def quantize(
     ctx: typer.Context,
-    source: rewriting.Source,
-    target: rewriting.Target,
+    source: conversion_options.Source,
+    target: conversion_options.Target,
     format: Annotated[Format, typer.Option("--format", help="The number format.")],
     keep: Annotated[
         list[str] | None,
@@ -49,7 +48,7 @@ def quantize(
         ),
     ] = None,
     dtype: Annotated[
-        rewriting.Dtype | None,
+        conversion_options.Dtype | None,
         typer.Option("--dtype", help="Number type of what is not quantized.  [default: as it is]"),
     ] = None,
     requantize: Annotated[
@@ -59,7 +58,7 @@ def quantize(
         Path | None,
         typer.Option("--report", metavar="FILE", help="Write the errors of all layers as JSON."),
     ] = None,
-    weights: rewriting.Which = None,
+    weights: conversion_options.Which = None,
     yes: options.Yes = False,
     json_lines: options.Json = False,
     quiet: options.Quiet = False,
@@ -95,18 +94,22 @@ def quantize(
 
     console = options.console_of(ctx)
     console.configure(json=json_lines, quiet=quiet, debug=debug)
-    found = open_source(source, weights=weights and rewriting.WEIGHTS[weights])
+    found = open_source(source, weights=weights and conversion_options.WEIGHTS[weights])
     rewrite, losses = plan_quantize(
         found,
         format,
         keep=keep or (),
         only=only or (),
-        dtype=rewriting.dtype_of(dtype),
+        dtype=conversion_options.dtype_of(dtype),
         requantize=requantize,
     )
     check(found, target, nbytes=rewrite.nbytes, overwrite=yes)
     _check_report(report, target, overwrite=yes)
-    data = {**rewriting.write(console, rewrite, target), "format": format, **_errors(losses)}
+    data = {
+        **conversion_options.write(console, rewrite, target),
+        "format": format,
+        **_errors(losses),
+    }
     if report:
         with disk_errors(report):
             write_file(report, [json.dumps(data, indent=1).encode(), b"\n"])

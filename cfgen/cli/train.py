@@ -14,7 +14,7 @@ import yaml
 
 from cfgen.cli import options
 from cfgen.cli.console import Console
-from cfgen.config import presets as catalog
+from cfgen.config import presets
 from cfgen.config.values import RawValue, nearest, parse_value
 from cfgen.errors import CheckpointError, PresetError, Problem, UsageError
 from cfgen.files.reading import read_text
@@ -204,7 +204,7 @@ def _probe(console: Console, settings: _Settings, work: Path, minutes: float) ->
 
 def _values(name: str, assignments: list[str]) -> Values:
     """Read `train.NAME.yaml` as text and lay `KEY=VALUE` over it; `_filled` checks the keys."""
-    folder = catalog.presets_folder()
+    folder = presets.presets_folder()
     path = folder / f"train.{name}.yaml"
     if not path.is_file():
         known = sorted(p.name.split(".")[1] for p in folder.glob("train.*.yaml"))

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cfgen.checkpoint.identify import preset_guess as recipe
-from cfgen.checkpoint.identify import published as known
+from cfgen.checkpoint.identify import preset_guess, published
 from cfgen.checkpoint.identify.preset_guess import RECIPES, cached_digest, guess
 from cfgen.config.presets import preset_names
 from cfgen.errors import CheckpointError
@@ -138,23 +137,23 @@ def test_digest_in_the_cache_is_told_by_the_blob(tmp_path: Path) -> None:
 
 
 def test_table_of_digests_is_well_formed() -> None:
-    assert all(re.fullmatch("[0-9a-f]{64}", digest) for digest in known.DIGESTS)
-    files = [(published.repo, published.file) for published in known.DIGESTS.values()]
+    assert all(re.fullmatch("[0-9a-f]{64}", digest) for digest in published.DIGESTS)
+    files = [(published.repo, published.file) for published in published.DIGESTS.values()]
     assert len(set(files)) == len(files)
     assert all(file for _, file in files)
 
 
 def test_every_preset_that_is_guessed_is_there() -> None:
-    told = {name for place in known.REPOSITORIES for name in place.recipes} | set(RECIPES)
+    told = {name for place in published.REPOSITORIES for name in place.recipes} | set(RECIPES)
     assert told <= set(preset_names())
 
 
 def test_hints_lead_to_repositories_that_are_known() -> None:
-    assert all(known.by_repository(repo) for _, repo in known.HINTS)
+    assert all(published.by_repository(repo) for _, repo in published.HINTS)
 
 
 def test_weights_that_forbid_commercial_use_say_so() -> None:
-    bound = {place.repo for place in known.REPOSITORIES if place.is_non_commercial}
+    bound = {place.repo for place in published.REPOSITORIES if place.is_non_commercial}
     assert {"gdhe17/Self-Forcing", "ShuoChen20/context_forcing"} <= bound
     assert "Wan-AI/Wan2.1-T2V-1.3B" not in bound
 
@@ -164,5 +163,5 @@ def test_sidecar_that_is_no_sidecar_by_its_size_is_not_read(
 ) -> None:
     path = placed(tmp_path, "my.safetensors")
     path.with_name("my.json").write_text(json.dumps({"recipe": "longlive"}))
-    monkeypatch.setattr(recipe, "SIDECAR_LIMIT", 5)
+    monkeypatch.setattr(preset_guess, "SIDECAR_LIMIT", 5)
     assert guess(path).basis == "nothing"

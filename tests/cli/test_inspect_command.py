@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from typer.testing import Result
 
-from cfgen.checkpoint.identify import published as known
+from cfgen.checkpoint.identify import published
 from cfgen.checkpoint.identify.published import Published
 from cfgen.model.generator import WanConfig
 from tests.strategies import random_generator
@@ -157,7 +157,7 @@ def test_digest_leads_to_the_licence(
 ) -> None:
     digest = data_of(cfgen("inspect", str(file), "--json"))["parts"][0]["files"][0]["sha256"]
     place = Published(repo="o/n", file="w.pt", what="W", licence="cc-by-nc-4.0", recipes=("mini",))
-    monkeypatch.setattr(known, "DIGESTS", {digest: place})
+    monkeypatch.setattr(published, "DIGESTS", {digest: place})
     told = rows(cfgen("inspect", str(file)))
     assert told["recipe"] == "mini, a guess: its sha256 is that of o/n w.pt"
     assert told["licence"] == "cc-by-nc-4.0: no commercial use (o/n)"

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from typer.testing import Result
 
 from cfgen.checkpoint.convert.conversion_plan import Step
-from cfgen.cli import conversion_options as rewriting
+from cfgen.cli import conversion_options
 from cfgen.cli import quantize as quantize_module
 from cfgen.cli.console import Console
 from cfgen.ops.quant.encode import ENCODINGS
@@ -204,7 +204,7 @@ def test_progress_is_told_at_tenths_and_after_half_a_minute(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     times = iter([0.0, 0.0, 0.5, 5.0, 5.0, 5.0, 8.0, 36.0, 36.0, 36.0])
-    writing = rewriting.Writing(Console(), 1000, now=lambda: next(times))
+    writing = conversion_options.Writing(Console(), 1000, now=lambda: next(times))
     writing(Step("too soon", 400))
     writing(Step("a tenth", 500))
     writing(Step("not yet a tenth", 550))

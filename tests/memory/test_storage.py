@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cfgen.memory import pre_rotated as rotated
+from cfgen.memory import pre_rotated
 from cfgen.memory.page_pool import KVCache, Storage
 from cfgen.memory.paged import PagedMemory
 from cfgen.memory.protocols import MemoryState, Norms, Pass
@@ -134,7 +134,7 @@ def test_rotations_are_the_same_whether_spelled_out_for_every_head_or_not(
         return rolled(memory_of(tables, pool, rope=Rope(HEAD_DIM), grid=GRID), 2, 4)
 
     spelled_out = film()
-    monkeypatch.setattr(rotated, "SPELLED_OUT", 0)
+    monkeypatch.setattr(pre_rotated, "SPELLED_OUT", 0)
     torch.testing.assert_close(film(), spelled_out, rtol=1e-5, atol=1e-5)
 
 

@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 
 from cfgen.checkpoint.formats.base import unreadable
-from cfgen.files import user_folders as homes
+from cfgen.files import user_folders
 from cfgen.files.reading import open_binary, read_text
 from cfgen.files.writing import write_file
 
@@ -25,7 +25,7 @@ _SAMPLE_NBYTES = 4096
 
 def cache_folder() -> Path:
     """`$XDG_CACHE_HOME/cfgen`, by default in `~/.cache`."""
-    return homes.require("cache") / "cfgen"
+    return user_folders.require("cache") / "cfgen"
 
 
 def digest(path: Path, *, anew: bool = False) -> str:
@@ -65,7 +65,7 @@ def _stamp(path: Path) -> tuple[int | str, ...]:
 def _digest(path: Path, stamp: tuple[int | str, ...], believed: bool) -> str:
     text = "\0".join(map(str, ("2", path, *stamp)))
     name = hashlib.sha256(os.fsencode(text)).hexdigest()
-    worth = int(stamp[0]) >= WORTH_KEEPING and homes.folder_of("cache") is not None
+    worth = int(stamp[0]) >= WORTH_KEEPING and user_folders.folder_of("cache") is not None
     kept = cache_folder() / "digests" / name if worth else Path(os.devnull)
     if worth and believed and (known := _kept(kept)):
         return known
