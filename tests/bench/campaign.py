@@ -104,7 +104,7 @@ def _process(place: Path, arguments: list[str]) -> subprocess.Popen[str]:
 
 
 def _end(process: subprocess.Popen[str]) -> tuple[int, str]:
-    said = process.communicate(timeout=300)[1]
+    said = process.communicate(timeout=1800)[1]
     return process.returncode, said
 
 

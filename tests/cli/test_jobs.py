@@ -148,7 +148,7 @@ def test_gc_tells_why_something_stays(cfgen: Run, dry: bool) -> None:
         "strange.cfgen stays: strange.cfgen holds notes.txt, which is not of cfgen" in done.stderr
     )
     assert ("lost.cfgen stays: its video is no longer whole" in done.stderr) == (not dry)
-    assert "stays for the reasons told" in done.stdout
+    assert "stays for the reasons above" in done.stdout
     assert littered.path.exists() == dry
     assert (strange.path / "run.json").exists()
     assert (lost.path / "run.json").exists()

@@ -63,7 +63,7 @@ def test_the_reference_becomes_the_mean_of_all_tokens(
 ) -> None:
     parts = draw(batch, groups, width, device=device) + 0.5
     kept = torch.zeros(batch, width, device=device)
-    found = decision(device, is_open=0, update_reference=1, admitted=0)
+    found = decision(device, is_open=0, renew=1, admitted=0)
     admit(parts, kept, found, tokens=77, tau=0.9)
     assert error(kept, parts.double().sum(1) / 77) < 1e-6
 
@@ -72,14 +72,14 @@ def test_similarity_is_the_mean_over_the_batch(device: torch.device) -> None:
     parts = torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]], device=device)
     kept = torch.tensor([[1.0, 0.0], [1.0, 0.0]], device=device)
     for tau, fires in ((0.49, 0), (0.51, 1)):
-        found = decision(device, is_open=1, update_reference=0, admitted=0)
+        found = decision(device, is_open=1, renew=0, admitted=0)
         admit(parts, kept.clone(), found, tokens=1, tau=tau)
         assert found[ADMITTED_NOW] == fires
 
 
 def test_nothing_yet_to_compare_with_is_surprising(device: torch.device) -> None:
     parts, kept = draw(1, 3, 16, device=device), torch.zeros(1, 16, device=device)
-    found = decision(device, is_open=1, update_reference=0, admitted=0)
+    found = decision(device, is_open=1, renew=0, admitted=0)
     admit(parts, kept, found, tokens=3, tau=0.5)
     assert found[ADMITTED_NOW] == found[ADMITTED] == 1
     assert kept.any()
@@ -88,7 +88,7 @@ def test_nothing_yet_to_compare_with_is_surprising(device: torch.device) -> None
 def test_an_admission_stays_until_the_next_chunk(device: torch.device) -> None:
     """A second surprising pass of the same chunk admits nothing more and changes nothing."""
     parts, kept = draw(1, 3, 16, device=device), torch.zeros(1, 16, device=device)
-    found = decision(device, is_open=1, update_reference=0, admitted=0)
+    found = decision(device, is_open=1, renew=0, admitted=0)
     admit(parts, kept, found, tokens=3, tau=0.5)
     first = kept.clone()
     admit(-parts, kept, found, tokens=3, tau=0.5)
@@ -104,14 +104,14 @@ def test_similar_keys_of_a_close_threshold_are_told_apart(device: torch.device) 
     similarity = float(torch.cosine_similarity(near.double(), keys, dim=-1))
     assert 0.9994 < similarity < 1
     for tau, fires in ((similarity - 1e-6, 0), (similarity + 1e-6, 1)):
-        found = decision(device, is_open=1, update_reference=0, admitted=0)
+        found = decision(device, is_open=1, renew=0, admitted=0)
         admit(parts, near.clone(), found, tokens=100, tau=tau)
         assert found[ADMITTED_NOW] == fires
 
 
 def test_what_does_not_fit_is_refused(device: torch.device) -> None:
     parts = draw(1, 3, 16, device=device)
-    found = decision(device, is_open=1, update_reference=0, admitted=0)
+    found = decision(device, is_open=1, renew=0, admitted=0)
     with pytest.raises(ValueError, match=r"keys are \[1, 16\]"):
         admit(parts, draw(1, 8, device=device), found, tokens=3, tau=0.5)
     with pytest.raises(ValueError, match=r"give reference_BC.contiguous\(\)"):
