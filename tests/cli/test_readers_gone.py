@@ -26,6 +26,10 @@ class Gone(io.StringIO):
         super().__init__()
         self.error, self.tty, self.late = error, tty, late
 
+    def __str__(self) -> str:
+        how = f"{type(self.error).__name__} {getattr(self.error, 'errno', '')}"
+        return f"{how}{' terminal' if self.tty else ''}{' late' if self.late else ''}"
+
     def write(self, text: str) -> int:
         if not self.late:
             raise self.error
