@@ -61,7 +61,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     from cfgen.train.export import Exporter
     from cfgen.train.film_world.latents import LatentStore
-    from cfgen.train.flow_matching_stage import BaseSettings, BaseStage
+    from cfgen.train.flow_matching_stage import FlowMatchingSettings, FlowMatchingStage
     from cfgen.train.tokenizer_stage import train_tokenizer
     from cfgen.train.training_memory import MemorySettings
     from cfgen.train.vae_stage import VaeSettings, VaeStage
@@ -81,7 +81,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with torch.no_grad():  # training starts from grey
         vae.vae.get_parameter("decoder.22.weight").mul_(10)
     vae.export(dict(vae.modules.named_parameters()))
-    sizes = BaseSettings(
+    sizes = FlowMatchingSettings(
         dim=24,
         ffn_dim=32,
         num_heads=2,
@@ -91,7 +91,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         text_ffn=16,
     )
     store = LatentStore(folder.parent / "latents", vae.vae)
-    base = BaseStage(sizes, MemorySettings(), store, tokenizer, Exporter(folder))
+    base = FlowMatchingStage(sizes, MemorySettings(), store, tokenizer, Exporter(folder))
     with torch.no_grad():  # what starts at zero would hide prompt and memory from the frames
         for parameter in base.modules.parameters():
             if not parameter.any():

@@ -176,7 +176,7 @@ def test_a_render_after_another_counts_the_memory_that_the_model_already_has(
     tiny_settings: list[str], free: Callable[[int], None]
 ) -> None:
     config = _config([*tiny_settings, "device=cpu"])
-    models = build.Models()
+    models = build.ModelCache()
     why = build.build_source(RenderJob(config), models).notes[-1]
     free(_sizes(config).ram_on_cpu - PROGRAM - models.nbytes)
     assert build.build_source(RenderJob(config), models).notes[-1] == why

@@ -205,9 +205,9 @@ class Bench:
 
     def __init__(self, setting: BenchSetup, ways: Sequence[Variant]) -> None:
         self._setting = setting
-        resolve_auto = [way if way.backend != "auto" else self._auto(way) for way in ways]
+        resolved = [way if way.backend != "auto" else self._auto(way) for way in ways]
         unlike: dict[object, Variant] = {}
-        for way in resolve_auto:
+        for way in resolved:
             unlike.setdefault((way.backend, setting.page_dtypes(way)), way)
         self._ways = list(unlike.values())
         self._ready: list[VariantRunner] = []

@@ -40,7 +40,7 @@ def random_weights(
     offload: Offload = "none",
     sizes: WanConfig = PUBLISHED,
 ) -> LoadedModels:
-    """Generator and Wan VAE of random weights, placed and laid out as `weights.load_models` does.
+    """Generator and Wan VAE of random weights, placed and laid out as `OpenedModel.load` does.
 
     Args:
         model: The model they stand for.

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator
 from cfgen.config.keys import Key, keys
 from cfgen.config.presets import preset_description, preset_names
 from cfgen.errors import CfgenError
-from cfgen.hub.cache import WEIGHTS, snapshots
+from cfgen.files.reading import WEIGHTS
+from cfgen.hub.cache import snapshots
 from cfgen.hub.reference import Reference, cache_folder
 from cfgen.runs.folder import HARMLESS
 

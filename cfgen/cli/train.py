@@ -22,7 +22,7 @@ from cfgen.files.writing import write_file
 
 if TYPE_CHECKING:
     from cfgen.train.film_world.return_probe import ProbeSettings
-    from cfgen.train.flow_matching_stage import BaseSettings, BaseStage
+    from cfgen.train.flow_matching_stage import FlowMatchingSettings, FlowMatchingStage
     from cfgen.train.loop import LoopSettings, Progress
     from cfgen.train.training_memory import MemorySettings
     from cfgen.train.vae_stage import VaeSettings
@@ -112,7 +112,7 @@ class _Settings:
 
     vae: VaeSettings
     vae_loop: LoopSettings
-    base: BaseSettings
+    base: FlowMatchingSettings
     base_loop: LoopSettings
     memory: MemorySettings
     probe: ProbeSettings
@@ -127,7 +127,7 @@ def _slice(
 
     model = work / "model"
     loop = settings.vae_loop if stage == "vae" else settings.base_loop
-    made: VaeStage | BaseStage
+    made: VaeStage | FlowMatchingStage
     if stage == "vae":
         made = VaeStage(settings.vae, model)
     else:
@@ -148,7 +148,7 @@ def _need_earlier_stages(model: Path, work: Path) -> None:
             )
 
 
-def _base_stage(settings: _Settings, work: Path) -> BaseStage:
+def _base_stage(settings: _Settings, work: Path) -> FlowMatchingStage:
     """Build stage `base` on what the stages before it left in the model folder."""
     import torch
 
@@ -156,7 +156,7 @@ def _base_stage(settings: _Settings, work: Path) -> BaseStage:
     from cfgen.model.text_encoder import load_tokenizer
     from cfgen.train.export import Exporter
     from cfgen.train.film_world.latents import LatentStore, encoder_digest
-    from cfgen.train.flow_matching_stage import BaseStage
+    from cfgen.train.flow_matching_stage import FlowMatchingStage
 
     model = work / "model"
     vae = load_tiny(model / "tae.safetensors", dtype=torch.bfloat16)
@@ -168,7 +168,7 @@ def _base_stage(settings: _Settings, work: Path) -> BaseStage:
     )
     exporter = Exporter(model, store.vae.spatial_stride)
     tokenizer = load_tokenizer(model / "tokenizer" / "tokenizer.json")
-    return BaseStage(settings.base, settings.memory, store, tokenizer, exporter)
+    return FlowMatchingStage(settings.base, settings.memory, store, tokenizer, exporter)
 
 
 def _probe(console: Console, settings: _Settings, work: Path, minutes: float) -> None:
@@ -230,7 +230,7 @@ def _settings(values: Values) -> _Settings:
         PresetError: A key or a value is wrong; lists every one of them.
     """
     from cfgen.train.film_world.return_probe import ProbeSettings
-    from cfgen.train.flow_matching_stage import BaseSettings
+    from cfgen.train.flow_matching_stage import FlowMatchingSettings
     from cfgen.train.loop import LoopSettings
     from cfgen.train.training_memory import MemorySettings
     from cfgen.train.vae_stage import VaeSettings
@@ -239,7 +239,7 @@ def _settings(values: Values) -> _Settings:
     made = _Settings(
         vae=_filled(VaeSettings, values["vae"], "vae", problems),
         vae_loop=_filled(LoopSettings, values["vae.loop"], "vae.loop", problems),
-        base=_filled(BaseSettings, values["base"], "base", problems),
+        base=_filled(FlowMatchingSettings, values["base"], "base", problems),
         base_loop=_filled(LoopSettings, values["base.loop"], "base.loop", problems),
         memory=_filled(MemorySettings, values["base.memory"], "base.memory", problems),
         probe=_filled(ProbeSettings, values["probe"], "probe", problems),

@@ -258,9 +258,12 @@ def to_mapping(config: RenderConfig) -> dict[str, object]:
     return plain
 
 
+CHANGES_NO_FRAME = frozenset(("output", "snapshot", "placement", "cuda_graph"))
+"""Keys, and sections of keys, that may differ between two renders of the same frames."""
+
+
 def digest(config: RenderConfig) -> str:
     """Return the SHA-256 of what fixes the video in `config`, as hexadecimal digits."""
-    without = {"output", "snapshot", "placement", "cuda_graph"}
-    mapping = {key: value for key, value in to_mapping(config).items() if key not in without}
+    mapping = {k: value for k, value in to_mapping(config).items() if k not in CHANGES_NO_FRAME}
     canonical = json.dumps(mapping, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()

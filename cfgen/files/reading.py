@@ -18,6 +18,9 @@ from cfgen.errors import UsageError
 RECORD_LIMIT = 64 << 20
 """Bytes that a text or a record (JSON, YAML, a journal, a lock, a list) may have."""
 
+WEIGHTS = (".safetensors", ".gguf", ".pt", ".pth", ".ckpt", ".bin")
+"""Endings of files of weights."""
+
 _FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from cfgen.errors import CfgenError, CheckpointError, UsageError
-from cfgen.files.reading import open_binary, read_text
+from cfgen.files.reading import WEIGHTS, open_binary, read_text
 from cfgen.hub.digest import is_digest, is_whole
 from cfgen.hub.failures import disk_errors
 from cfgen.hub.reference import (
@@ -33,8 +33,6 @@ from cfgen.hub.reference import (
 
 if TYPE_CHECKING:
     from huggingface_hub import DeleteCacheStrategy, HFCacheInfo
-
-WEIGHTS = (".safetensors", ".gguf", ".pt", ".pth", ".ckpt", ".bin")
 
 _MARKS = {
     "generator": rb"patch_embedding\.|general\.architecture.{,16}wan",

@@ -11,7 +11,7 @@ from pathlib import Path
 from urllib.parse import quote, unquote
 
 from cfgen.errors import CheckpointError, SetupError
-from cfgen.files.reading import read_text
+from cfgen.files.reading import WEIGHTS, read_text
 
 MAIN = "main"
 """The revision that is meant when none is named."""
@@ -24,7 +24,6 @@ _GRAMMAR = re.compile(
     r"(?:/(?P<file>.+))?",
     re.ASCII,
 )
-_WEIGHTS = (".safetensors", ".gguf", ".pt", ".pth", ".ckpt", ".bin")
 _SHORTEST_COMMIT = 7
 
 
@@ -67,7 +66,7 @@ def parse_reference(text: str) -> Reference | None:
     repo, revision, file = match["repo"], match["revision"], match["file"]
     revision = revision and unquote(revision)
     # The hub allows no such names; a mistyped path to a file looks like one.
-    if "--" in repo or ".." in repo or repo.endswith(".git") or repo.endswith(_WEIGHTS):
+    if "--" in repo or ".." in repo or repo.endswith((".git", *WEIGHTS)):
         return None
     if not all(is_inner(part) for part in (revision, file) if part is not None):
         return None

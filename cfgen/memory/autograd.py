@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
 
 
 class GraphCache:
-    """A pool of tensors in the autograd graph; see `kv_cache.PagePool`."""
+    """A pool of tensors in the autograd graph; see `page_pool.PagePool`."""
 
     def __init__(self, layers: int, device: torch.device = CPU) -> None:
         self.layers, self.device = layers, device

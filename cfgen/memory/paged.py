@@ -25,7 +25,7 @@ Admit = Callable[..., None]
 
 
 class PagedMemory:
-    """See `base.Memory`.
+    """See `protocols.Memory`.
 
     Args:
         tables: one table per layer.
@@ -172,7 +172,7 @@ class PagedMemory:
 
 @dataclass(frozen=True)
 class PagedView:
-    """See `base.View`."""
+    """See `protocols.View`."""
 
     memory: PagedMemory
     chunk: Chunk

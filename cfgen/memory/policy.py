@@ -2,7 +2,8 @@
 
 A policy stands in one file of this package with its `Table`: what may be set, which values go
 together, how many latent frames it keeps, at which positions each pass reads them. Adding one is
-that file, its class in `config.schema.MemoryConfig`, a preset and a test.
+that file, its class in `config.schema.MemoryConfig`, a preset, and a line in `tests/strategies.py`,
+whose laws every policy must keep.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ class VisibleSlot(NamedTuple):
 
 
 class Admission(NamedTuple):
-    """What is to be decided on the keys of a chunk, in every pass that its table inspects_keys.
+    """What is to be decided on the keys of a chunk, in every pass whose keys its table inspects.
 
     Attributes:
         allowed: Whether its first latent frame may be admitted as a key frame, once.

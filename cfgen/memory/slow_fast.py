@@ -76,7 +76,7 @@ class SlowFastMemory:
         return AdmissionRule(self.tau, self.admission_layers)
 
     def capacity(self, latent_frames: int) -> int:
-        """All three key_sums; key frames are copies, so a short clip can be there twice."""
+        """All three parts; key frames are copies, so a short clip can be there twice."""
         return min(self.sink + self.slow + self.fast, 2 * latent_frames)
 
     def table(self, latent_frames: int) -> SlowFastTable | ReleaseTable:

@@ -23,7 +23,7 @@ from cfgen.errors import (
 )
 from cfgen.files.reading import read_stream, read_text
 from cfgen.files.writing import disk_errors, json_bytes, sha256_of, write_file
-from cfgen.pipeline.build import Models, prompts_of
+from cfgen.pipeline.build import ModelCache, prompts_of
 from cfgen.pipeline.device import Runtime
 from cfgen.pipeline.job import RenderJob
 from cfgen.pipeline.memory_estimate import check
@@ -102,7 +102,7 @@ class BatchRunner:
         self._rendering: Rendering | None = None
         self._stopped: tuple[str, int] | None = None
         self._tried: set[Path] = set()
-        self._models = Models()
+        self._models = ModelCache()
         items = [
             Item(name=clip.name, output=RenderJob(clip.config).output, digest=digest(clip.config))
             for clip in listed.clips

@@ -1,4 +1,4 @@
-"""From a configuration to objects: the last place that sees one, and the only `match` on names."""
+"""From a job to the objects that carry it out; nothing below sees a configuration."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ from cfgen.video.writer import VideoWriter
 
 
 @dataclass
-class Models:
+class ModelCache:
     """The generator and decoder that were loaded last; a batch renders many clips with them."""
 
     key: tuple[object, ...] = ()
@@ -80,7 +80,7 @@ class Models:
 
 
 def build_render(
-    job: RenderJob, *, overwrite: bool = False, models: Models | None = None
+    job: RenderJob, *, overwrite: bool = False, models: ModelCache | None = None
 ) -> Render:
     """Build a render: the writer first, so that a missing ffmpeg is found before any model loads.
 
@@ -158,7 +158,7 @@ def _fingerprint(job: RenderJob, source: FrameSource) -> dict[str, str]:
     }
 
 
-def build_source(job: RenderJob, models: Models | None = None) -> FrameSource:
+def build_source(job: RenderJob, models: ModelCache | None = None) -> FrameSource:
     """Load a model and put together all that makes frames. Pins the threads of this process.
 
     Raises:
@@ -166,7 +166,7 @@ def build_source(job: RenderJob, models: Models | None = None) -> FrameSource:
     """
     config, runtime, plan = job.config, job.runtime, job.plan
     torch.set_num_threads(runtime.threads)
-    models = models or Models()
+    models = models or ModelCache()
     placement = place(job, held=models.nbytes)
     # first: the encoder is freed before the model comes
     text = job.model.embed(prompts_of(config, plan))

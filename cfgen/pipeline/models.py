@@ -34,6 +34,7 @@ from cfgen.config.presets import locate_model
 from cfgen.config.schema import ModelConfig
 from cfgen.config.values import parse_lora
 from cfgen.errors import CheckpointError
+from cfgen.files.reading import WEIGHTS
 from cfgen.hub import locate
 from cfgen.model.generator import Generator, WanConfig
 from cfgen.model.prompts import embeddings
@@ -282,7 +283,7 @@ def _stamp(path: Path) -> Stamp:
 def digest_of(place: Path, opened: Network | None = None, *, anew: bool = False) -> str:
     """SHA-256 of a file; of a folder or an index, of all that belongs to it."""
     if place.is_dir():
-        kinds = {".json", ".safetensors", ".gguf", ".pth", ".pt", ".bin", ".model"}
+        kinds = {".json", ".model", *WEIGHTS}
         parts = sorted(path for path in place.iterdir() if path.suffix in kinds)
     elif place.name.endswith(".index.json"):
         parts = list((opened.file if opened else open_container(place)).files)

@@ -8,7 +8,7 @@ from pathlib import Path
 from cfgen.config.schema import RenderConfig
 from cfgen.errors import LockHeld
 from cfgen.out_of_memory import told
-from cfgen.pipeline.build import Models, build_render
+from cfgen.pipeline.build import ModelCache, build_render
 from cfgen.pipeline.job import RenderJob
 from cfgen.pipeline.limits import what_fits
 from cfgen.pipeline.preflight import check_place
@@ -44,7 +44,7 @@ class Rendering:
         overwrite: bool = False,
         resume: bool = False,
         allow_changed: frozenset[str] = frozenset(),
-        models: Models | None = None,
+        models: ModelCache | None = None,
         tried: bool = False,
         opening: tuple[Event, ...] = (),
     ) -> None:

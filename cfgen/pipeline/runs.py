@@ -6,15 +6,13 @@ import dataclasses
 from pathlib import Path
 
 from cfgen.config.loader import from_mapping, leaves
-from cfgen.config.schema import RenderConfig, to_mapping
+from cfgen.config.schema import CHANGES_NO_FRAME, RenderConfig, to_mapping
 from cfgen.errors import SnapshotError, SnapshotMismatch
 from cfgen.runs.folder import RunFolder, is_run
 from cfgen.video.output import resume_command, run_of
 
-_FREE = ("output", "snapshot", "placement")
-"""Keys that may differ: they do not change a frame."""
-_SETTLED = ("threads", "dtype", "device")
-"""Keys that a run holds as the machine resolve_auto them."""
+_RESOLVED = ("threads", "dtype", "device")
+"""Keys of which a run holds what `auto` came to on its machine."""
 
 
 def run_folder(given: Path) -> Path:
@@ -74,8 +72,8 @@ def require_same_render(path: Path, stored: RenderConfig, asked: RenderConfig) -
         key
         for key in {**before, **now}
         if before.get(key) != now.get(key)
-        and key.split(".")[0] not in _FREE
-        and not (key in _SETTLED and now.get(key) in ("auto", None))
+        and key.split(".")[0] not in CHANGES_NO_FRAME
+        and not (key in _RESOLVED and now.get(key) in ("auto", None))
     ]
     if differing:
         listed = "".join(

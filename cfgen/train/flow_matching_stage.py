@@ -46,7 +46,7 @@ from cfgen.train.training_memory import (
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class BaseSettings:
+class FlowMatchingSettings:
     """Values of the stage.
 
     Attributes:
@@ -137,14 +137,14 @@ class Errors:
         return torch.stack(self.losses).sum() / sum(self.weights), figures
 
 
-class BaseStage:
+class FlowMatchingStage:
     """Trains generator and text encoder together; a `loop.Stage`."""
 
     name = "base"
 
     def __init__(
         self,
-        settings: BaseSettings,
+        settings: FlowMatchingSettings,
         memory: MemorySettings,
         store: LatentStore,
         tokenizer: Tokenizer,

@@ -1,4 +1,6 @@
-"""The film world that the embedded model is trained on: procedural, deterministic, flat and bright.
+"""The film world of today's `mini`: procedural, deterministic, flat and bright.
+
+`film_world` is the one that its successor is trained on.
 
 A film is a pure function of its `Film` description and the frame number. The world is a panorama
 wider than the view: a fixed sky, a far layer of clouds and hills that moves at half the camera's

@@ -33,7 +33,7 @@ from torch import Tensor
 
 from cfgen.config.loader import load
 from cfgen.config.schema import RenderConfig
-from cfgen.pipeline.build import Models, build_source
+from cfgen.pipeline.build import ModelCache, build_source
 from cfgen.pipeline.job import RenderJob
 from cfgen.renderer.source import FrameSource
 from cfgen.rollout.loop import Chunk
@@ -76,7 +76,7 @@ def configured(seed: int, **values: object) -> RenderConfig:
     return load(flags, assignments=assignments, environ=alone).config
 
 
-def render(config: RenderConfig, models: Models, before: list[Tensor] | None = None) -> Clip:
+def render(config: RenderConfig, models: ModelCache, before: list[Tensor] | None = None) -> Clip:
     """Make a film, without the video file; each chunk after the chunks `before`, if given."""
     source = build_source(RenderJob(config), models)
     began = time.perf_counter()
@@ -129,7 +129,7 @@ def _told(decibels: float) -> float | None:
 
 
 def measure(
-    dtype: str, seeds: list[int], threads: int, models: Models
+    dtype: str, seeds: list[int], threads: int, models: ModelCache
 ) -> tuple[Figures, list[Clip]]:
     """Every storage with every seed in one number type; the films with `auto` besides."""
 
@@ -191,7 +191,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--results", type=Path, default=RESULTS)
     told = parser.parse_args()
-    models, rows, truths = Models(), {}, {}
+    models, rows, truths = ModelCache(), {}, {}
     for dtype in told.dtypes:
         rows[dtype], truths[dtype] = measure(dtype, told.seeds, told.threads, models)
     figures: Figures = {

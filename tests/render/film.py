@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cfgen.config.loader import load
-from cfgen.pipeline.build import Models, build_render
+from cfgen.pipeline.build import ModelCache, build_render
 from cfgen.pipeline.job import RenderJob
 from cfgen.renderer.events import ChunkDone, Event
 from cfgen.runs.folder import RunFolder
@@ -52,7 +52,7 @@ class Film:
 
     folder: Path
     settings: list[str]
-    models: Models = field(default_factory=Models)
+    models: ModelCache = field(default_factory=ModelCache)
 
     @property
     def run(self) -> Path:
@@ -134,7 +134,7 @@ class Filmed:
     """
 
     folder: Path
-    models: Models = field(default_factory=Models)
+    models: ModelCache = field(default_factory=ModelCache)
     _undisturbed: dict[tuple[str, ...], Undisturbed] = field(default_factory=dict)
     _killed: dict[tuple[object, ...], Film] = field(default_factory=dict)
 

@@ -27,7 +27,7 @@ from cfgen.runs.folder import RunFolder
 from cfgen.runs.journal import ChunkLine
 from cfgen.train.export import Exporter
 from cfgen.train.film_world.latents import LatentStore
-from cfgen.train.flow_matching_stage import BaseSettings, BaseStage
+from cfgen.train.flow_matching_stage import FlowMatchingSettings, FlowMatchingStage
 from cfgen.train.tokenizer_stage import train_tokenizer
 from cfgen.train.training_memory import MemorySettings
 from cfgen.train.vae_stage import VaeSettings, VaeStage
@@ -62,11 +62,11 @@ def wide_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wide") / "model"
     tokenizer = train_tokenizer(folder, captions=300)
     store = LatentStore(folder.parent / "latents", autoencoder(folder, 32, 2).vae)
-    sizes = BaseSettings(
+    sizes = FlowMatchingSettings(
         dim=24, ffn_dim=32, num_heads=2, num_layers=2, text_dim=16, text_layers=1, text_ffn=16
     )
     exporter = Exporter(folder, store.vae.spatial_stride)
-    base = BaseStage(sizes, MemorySettings(), store, tokenizer, exporter)
+    base = FlowMatchingStage(sizes, MemorySettings(), store, tokenizer, exporter)
     with torch.no_grad():
         for parameter in base.modules.parameters():
             if not parameter.any():

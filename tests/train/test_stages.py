@@ -26,9 +26,9 @@ from cfgen.train.film_world.latents import (
 from cfgen.train.film_world.sampling import Structure
 from cfgen.train.film_world.world import Film
 from cfgen.train.flow_matching_stage import (
-    BaseSettings,
-    BaseStage,
     Errors,
+    FlowMatchingSettings,
+    FlowMatchingStage,
 )
 from cfgen.train.recall import RecallProbe
 from cfgen.train.shots import choose_chunks, shot_starts
@@ -45,7 +45,7 @@ VAE = VaeSettings(
     frames=5,
     films=1,
 )
-BASE = BaseSettings(
+BASE = FlowMatchingSettings(
     dim=24,
     ffn_dim=32,
     num_heads=2,
@@ -63,7 +63,7 @@ BASE = BaseSettings(
 
 
 @pytest.fixture
-def base_stage(tmp_path: Path) -> BaseStage:
+def base_stage(tmp_path: Path) -> FlowMatchingStage:
     torch.manual_seed(0)
     store = LatentStore(
         tmp_path / "latents",
@@ -72,7 +72,7 @@ def base_stage(tmp_path: Path) -> BaseStage:
         height=48,
     )
     tokenizer = train_tokenizer(tmp_path / "model", captions=300)
-    return BaseStage(BASE, MemorySettings(), store, tokenizer, Exporter(tmp_path))
+    return FlowMatchingStage(BASE, MemorySettings(), store, tokenizer, Exporter(tmp_path))
 
 
 def test_vae_stage_starts_from_latents_of_unit_moments() -> None:
@@ -101,7 +101,7 @@ def test_vae_stage_exports_what_loads_strictly(tmp_path: Path) -> None:
     assert vae.latent_channels == 4
 
 
-def test_base_stage_repeats_a_step_exactly(base_stage: BaseStage) -> None:
+def test_base_stage_repeats_a_step_exactly(base_stage: FlowMatchingStage) -> None:
     first, again, other = (base_stage.loss(step)[0].item() for step in (5, 5, 6))
     assert first == again
     assert first != other
@@ -111,7 +111,7 @@ RECORDED = (1.894319, 1.983541, 1.833543, 1.752683, 1.734871, 1.586634)
 """Losses of a few steps, as they were before rendering and training shared their rollout."""
 
 
-def test_base_stage_gives_the_recorded_losses(base_stage: BaseStage) -> None:
+def test_base_stage_gives_the_recorded_losses(base_stage: FlowMatchingStage) -> None:
     """Films of every length, own and noisy context, given first frames; two optimizers."""
     torch.manual_seed(1)
     with torch.no_grad():
@@ -129,14 +129,14 @@ def test_base_stage_gives_the_recorded_losses(base_stage: BaseStage) -> None:
     assert losses == pytest.approx(RECORDED, rel=2e-4)
 
 
-def test_base_stage_first_flow_is_zero(base_stage: BaseStage) -> None:
+def test_base_stage_first_flow_is_zero(base_stage: FlowMatchingStage) -> None:
     """With the head at zero the loss is the mean square of noise - x0: about 1 + the latents'."""
     loss, figures = base_stage.loss(0)
     assert loss.item() > 0.5
     assert set(figures) <= {"all", "returning", "subject"}
 
 
-def test_gradients_reach_every_parameter(base_stage: BaseStage) -> None:
+def test_gradients_reach_every_parameter(base_stage: FlowMatchingStage) -> None:
     with torch.no_grad():  # what starts at zero would hide everything behind it
         for parameter in base_stage.modules.parameters():
             if parameter.abs().sum() == 0:
@@ -152,7 +152,7 @@ def test_gradients_reach_every_parameter(base_stage: BaseStage) -> None:
     assert untouched == []
 
 
-def test_later_chunks_train_the_commit_pass(base_stage: BaseStage) -> None:
+def test_later_chunks_train_the_commit_pass(base_stage: FlowMatchingStage) -> None:
     """The clean chunk's time embedding (t = 0) gets a gradient only through committed pages."""
     with torch.no_grad():
         for parameter in base_stage.generator.parameters():
@@ -173,7 +173,7 @@ def test_later_chunks_train_the_commit_pass(base_stage: BaseStage) -> None:
 
 
 def test_a_given_frame_is_committed_and_what_follows_is_denoised_after_it(
-    base_stage: BaseStage, monkeypatch: pytest.MonkeyPatch
+    base_stage: FlowMatchingStage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base_stage.settings = dataclasses.replace(BASE, given_share=1.0)
     done: list[tuple[str, int]] = []
@@ -194,7 +194,7 @@ def test_a_given_frame_is_committed_and_what_follows_is_denoised_after_it(
     loss.backward()
 
 
-def test_the_change_of_an_error_over_time_counts(base_stage: BaseStage) -> None:
+def test_the_change_of_an_error_over_time_counts(base_stage: FlowMatchingStage) -> None:
     batch = base_stage.store.family(0, 2, [0, 1])
     blank = torch.zeros_like(batch.subjects[:, :3])
     part = FilmBatch(batch.films, batch.latents[:, :3], blank, blank)
@@ -207,7 +207,7 @@ def test_the_change_of_an_error_over_time_counts(base_stage: BaseStage) -> None:
         assert float(errors.total()[0]) == pytest.approx(expected)
 
 
-def test_chunks_that_return_are_chosen_most(base_stage: BaseStage) -> None:
+def test_chunks_that_return_are_chosen_most(base_stage: FlowMatchingStage) -> None:
     structure = Structure(((0, 1, "cut"), (1, 3, "cut"), (2, 3, "cut"), (1, 3, "cut")))
     film = film_of(structure, 0, 0)
     returns = torch.from_numpy(returning_cells(film, 3, 5))[None].float()
@@ -233,7 +233,7 @@ def latents_of_places(_probe: RecallProbe, films: Sequence[Film], _kind: str) ->
 
 
 def test_recall_measures_what_slow_memory_alone_can_tell(
-    base_stage: BaseStage, monkeypatch: pytest.MonkeyPatch
+    base_stage: FlowMatchingStage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Own and foreign past differ only where A was shown, which fast memory has long forgotten.
 
@@ -284,7 +284,7 @@ def test_tokenizer_is_the_same_every_time_and_knows_its_words(tmp_path: Path) ->
     assert one.encode("Balloon").tokens == ["balloon"]
 
 
-def test_a_stage_begins_from_a_model_folder(base_stage: BaseStage, tmp_path: Path) -> None:
+def test_a_stage_begins_from_a_model_folder(base_stage: FlowMatchingStage, tmp_path: Path) -> None:
     base_stage.export(dict(base_stage.modules.named_parameters()))
     train_tokenizer(tmp_path, captions=300)
     with torch.no_grad():
@@ -297,12 +297,14 @@ def test_a_stage_begins_from_a_model_folder(base_stage: BaseStage, tmp_path: Pat
     assert begun["blocks.0.self_attn.q.weight"].any()
 
 
-def test_a_model_of_other_sizes_is_no_start(base_stage: BaseStage, tmp_path: Path) -> None:
+def test_a_model_of_other_sizes_is_no_start(base_stage: FlowMatchingStage, tmp_path: Path) -> None:
     base_stage.export(dict(base_stage.modules.named_parameters()))
     train_tokenizer(tmp_path, captions=300)
     wider = dataclasses.replace(BASE, ffn_dim=48)
     tokenizer = base_stage.text_encoder.tokenizer
-    other = BaseStage(wider, MemorySettings(), base_stage.store, tokenizer, Exporter(tmp_path))
+    other = FlowMatchingStage(
+        wider, MemorySettings(), base_stage.store, tokenizer, Exporter(tmp_path)
+    )
     with pytest.raises(CheckpointError, match="has other sizes"):
         other.begin_from(tmp_path)
 

@@ -117,7 +117,7 @@ class ConversionPlan:
             yield f"ComfyUI reads {' and '.join(beyond)} with an extension only"
 
     def write(self, target: Path, told: Callable[[Step], None] | None = None) -> Path | None:
-        """Write the file, so that `target` never holds half of one; see `target.check` first.
+        """Write the file, so that `target` never holds half of one; see `output.check` first.
 
         Args:
             target: the file, replaced if it is there.

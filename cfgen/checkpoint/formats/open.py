@@ -1,4 +1,4 @@
-"""Opens a file of weights of any format: what it is is told by its first bytes, not its name."""
+"""Opens a file of weights of any format; its first bytes tell which, of an index its name."""
 
 from __future__ import annotations
 

@@ -37,9 +37,10 @@ from cfgen.checkpoint.lora.apply import SIZES, open_lora
 from cfgen.checkpoint.lora.read import Lora
 from cfgen.checkpoint.naming import EMA, RESIDUE, Naming, find_network, first_names, looks_like
 from cfgen.checkpoint.networks.fill import Shapes, compare, open_generator
-from cfgen.checkpoint.networks.model_files import INDEX, WEIGHTS
+from cfgen.checkpoint.networks.model_files import INDEX
 from cfgen.checkpoint.networks.network import FOREIGN_HEADERS, UNSUPPORTED_QUANT
 from cfgen.errors import CheckpointError
+from cfgen.files.reading import WEIGHTS
 
 WANTED = "give a Wan2.1 generator, its UMT5 encoder, its video autoencoder or a LoRA for it"
 

@@ -11,9 +11,7 @@ from pathlib import Path
 
 from cfgen.checkpoint.formats.base import refuse_dcp
 from cfgen.errors import CheckpointError
-
-WEIGHTS = (".safetensors", ".gguf", ".pt", ".pth", ".bin")
-"""Endings of files of weights."""
+from cfgen.files.reading import WEIGHTS
 
 INDEX = ".safetensors.index.json"
 
