@@ -1,9 +1,9 @@
-"""The seam between a generator and its memory: passes, views of chunks, tables that policies edit.
+"""The interface between a generator and its memory: passes, views of chunks, tables of slots.
 
 A page is the stored keys and values of one latent frame in one layer. A policy is a `Table` per
 layer: pure bookkeeping over page numbers, free of tensors, so its rules can be tested without a
-model. Whether keys are surprising is decided on the device, which may be busy: so a table says
-before a chunk what it would show in either case, and is told what was decided after it.
+model. The device decides whether a chunk is admitted, and the host must not wait for it. So a table
+gives the visible slots for both outcomes before a chunk, and is told the outcome after it.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Admission(NamedTuple):
     """What is to be decided on the keys of a chunk, in every pass whose keys its table inspects.
 
     Attributes:
-        allowed: Whether its first latent frame may be admitted as a key frame, once.
+        allowed: Whether its first latent frame may be admitted as a key frame, at most one time.
         update_reference: Whether the keys become the reference even if they are not admitted.
     """
 
@@ -80,8 +80,8 @@ class Table(Protocol):
     def visible_slots(self, pass_: Pass, admitted: bool) -> list[VisibleSlot]:
         """What a pass reads, in table order, the current chunk last.
 
-        Where a policy has `copies`, the pass that admits the chunk has stored its first latent
-        frame there, and from that pass on `admitted` holds.
+        If the table has spare pages, the pass that admits the chunk also copies its first latent
+        frame there, and `admitted` is true from that pass on.
         """
 
     def commit(self, admitted: bool) -> None:
@@ -94,7 +94,7 @@ class Table(Protocol):
         """Between two chunks: what `restore` needs."""
 
     def restore(self, scalars: Mapping[str, object]) -> None:
-        """Be as the table was when it gave this state, which has been through JSON."""
+        """Restore a state that `state` returned, after a round trip through JSON."""
 
 
 class Norms(NamedTuple):
@@ -118,7 +118,7 @@ class View(Protocol):
         """
 
     def write(self, layer: int, k: Tensor, v: Tensor, norms: Norms) -> None:
-        """What `attend` does besides, in a commit pass whose output nobody wants."""
+        """Store keys and values in a commit pass, without computing attention."""
 
 
 V = TypeVar("V", bound=View)

@@ -211,7 +211,7 @@ class SlowFastTable:
         return held | {"chunk": self._chunk, "admitted_chunk": self._admitted_chunk}
 
     def restore(self, scalars: Mapping[str, object]) -> None:
-        """Be as the table was when it gave this state."""
+        """Restore a state that `state` returned."""
         self._sink, self._slow, self._fast = (
             slots_of(scalars[name]) for name in ("sink", "slow", "fast")
         )

@@ -101,7 +101,7 @@ class ReleaseTable:
         return {"slots": pairs_of(self._table), "key_frames": self._key_frames}
 
     def restore(self, scalars: Mapping[str, object]) -> None:
-        """Be as the table was when it gave this state."""
+        """Restore a state that `state` returned."""
         self._table = slots_of(scalars["slots"])
         self._key_frames = whole(scalars["key_frames"])
 

@@ -166,5 +166,5 @@ class WindowTable:
         return {"slots": pairs_of(self._slots)}
 
     def restore(self, scalars: Mapping[str, object]) -> None:
-        """Hold these slots."""
+        """Restore a state that `state` returned."""
         self._slots = slots_of(scalars["slots"])

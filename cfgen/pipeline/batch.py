@@ -1,4 +1,4 @@
-"""A list of clips, made one after another: each is begun, resumed or left as the disk says."""
+"""A list of clips, rendered one after another: each is begun, resumed or skipped."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ PLACE_HINT = (
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ClipList:
-    """The clips of a list, and where it is kept what became of them.
+    """The clips of a list, and where their status is stored.
 
     Attributes:
         clips: Each with its configuration, seed and output.
-        state: Folder of their states and locks.
-        report: What became of them, once the list is ended or stopped.
+        state: Folder of their statuses and locks.
+        report: File with their statuses, written when the list ends or stops.
     """
 
     clips: list[Clip]
@@ -80,12 +80,12 @@ class ClipList:
 
 
 class BatchRunner:
-    """Makes the clips of a list; iterate over it, and it does, event by event.
+    """Renders the clips of a list; iterating over it does so and yields events.
 
     Args:
         listed: The list.
         overwrite: Whether videos may replace files.
-        attempts: How often a clip is tried without getting any further; a crash counts.
+        attempts: Most tries in a row that make no new chunk of a clip; a crash counts.
         fail_fast: Whether the first clip that fails ends the list.
     """
 

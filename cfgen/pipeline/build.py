@@ -48,7 +48,7 @@ from cfgen.video.writer import VideoWriter
 
 @dataclass
 class ModelCache:
-    """The generator and decoder that were loaded last; a batch renders many clips with them."""
+    """A cache of the generator and decoder that were loaded last: a batch renders many clips."""
 
     key: tuple[object, ...] = ()
     loaded: LoadedModels | None = None
@@ -61,7 +61,7 @@ class ModelCache:
     def load(
         self, model: OpenedModel, runtime: Runtime, *, offload: Offload, compiled: bool = False
     ) -> LoadedModels:
-        """Those of a model, read again only if another was asked for before."""
+        """The loaded model, read again only if another was loaded before."""
         key = (
             model.config,
             runtime.dtype,
@@ -94,7 +94,7 @@ def build_render(
     """
     config, plan = job.config, job.plan
     ffmpeg = find_ffmpeg(ENCODER)
-    graph_module()
+    graph_module()  # a missing ffmpeg-python, too, is found before any model loads
     began = time.monotonic()
     recorded = resolve_auto(config, job.runtime)
     if config.output is None or config.seed is None:

@@ -1,4 +1,4 @@
-"""A render that is ready to begin: iterate over it, and it makes the film, event by event."""
+"""A render that is ready to begin; iterating over it renders the film and yields events."""
 
 from __future__ import annotations
 

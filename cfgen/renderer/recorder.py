@@ -1,7 +1,7 @@
 """What is written down while a render works: latents, the journal, snapshots of the memory.
 
-A chunk's latents come first, its line in the journal last, so a line never tells of what is not
-there. Nothing is written by a process whose lock another one took.
+A chunk's latents are written before its line in the journal, so a line never refers to latents that
+are missing. Nothing is written by a process whose lock another one took.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class RunRecorder:
         memory: What snapshots are taken of.
 
     Attributes:
-        keeping_s: Seconds spent here.
+        keeping_s: Seconds spent on writing latents and snapshots.
         snapshots_nbytes: Bytes of snapshots written.
     """
 
@@ -49,8 +49,10 @@ class RunRecorder:
     ) -> None:
         self._folder, self._store, self._lock, self._memory = folder, store, lock, memory
         lines = folder.journal.of(ChunkLine)
-        self._before_s = lines[-1].elapsed_s if lines else 0.0
-        self._synced = max(store.chunks, default=0)  # a snapshot comes after what it builds on
+        self._earlier_sessions_s = lines[-1].elapsed_s if lines else 0.0
+        self._synced = max(
+            store.chunks, default=0
+        )  # chunks below were synced with the newest snapshot
         self._began = self._last_snapshot = time.monotonic()
         self._snapshot_s = memory.nbytes / FIRST_GUESS_BYTES_PER_S
         self.keeping_s = 0.0
@@ -63,7 +65,7 @@ class RunRecorder:
     @property
     def elapsed_s(self) -> float:
         """Seconds of rendering so far, over all sessions."""
-        return self._before_s + time.monotonic() - self._began
+        return self._earlier_sessions_s + time.monotonic() - self._began
 
     @property
     def snapshot_due(self) -> bool:

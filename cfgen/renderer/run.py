@@ -259,7 +259,7 @@ class Render:
             )
         for problem in problems:
             yield Warned(message=problem)
-        self._store.forget(after=recovery.until)
+        self._store.drop(after=recovery.until)
         done = sum(line.frames for line in audited.lines)
         yield Resumed(
             chunk=recovery.until,

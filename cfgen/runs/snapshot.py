@@ -1,9 +1,10 @@
 """Snapshots: what a memory holds between two chunks, on disk, for a render to go on from there.
 
 Pages never change once they are committed, so a snapshot writes the pages that no file has yet and
-a manifest that says where each page is. A file most of whose pages are forgotten counts as not
-having them: what is still needed from it is written again and the file goes, so that the disk holds
-little more than what the snapshots need.
+a manifest that says where each page is. If less than a quarter of a file is still needed, those
+pages are written to the new file and the old one is deleted, so that the disk holds little more
+than what the snapshots need. Chunks are numbered from 0: the snapshot of chunk N is the state
+before it, which people read as the snapshot after chunk N.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ from cfgen.runs.records import parse_as, verify, with_checksum
 from cfgen.timeline import KEPT_SNAPSHOTS
 
 VERSION = 1
-LIVE_SHARE = 0.25
-"""A file with a smaller share of needed bytes is given up."""
+MIN_LIVE_SHARE = 0.25
+"""A file of which a smaller share of bytes is needed is rewritten."""
 
 _MANIFEST_LIMIT = 1 << 30
 
@@ -65,7 +66,7 @@ class SnapshotStore:
 
     Args:
         folder: The folder; it is made when the first snapshot is.
-        run: Digest of what fixes the render; snapshots of another one are not taken.
+        run: Digest of what fixes the render; snapshots of another render are ignored.
         budget_nbytes: Disk that snapshots may use; the last two stay even beyond it.
         base: The chunk that the render branched off at, whose snapshot always stays, or 0.
     """
@@ -74,14 +75,14 @@ class SnapshotStore:
         self.folder, self.base = folder, base
         self._run, self._budget = run, budget_nbytes
         self._files: dict[int, dict[str, _File]] = {}
-        self._where: dict[str, str] = {}  # of the newest: what it has not is on no disk
+        self._file_of_tensor: dict[str, str] = {}  # of the newest; what it lacks is not on disk
         self.problems: list[str] = []
-        # With a digit before the dot: ...part.json is what a process died over.
+        # A digit before the dot: this skips the *.part.json that a killed process leaves.
         for path in sorted(folder.glob("*[0-9].json")) if folder.is_dir() else []:
             try:
                 manifest = self._read(path)
                 self._files[manifest.chunk] = manifest.files
-                self._where = manifest.where
+                self._file_of_tensor = manifest.where
             except (OSError, ValueError) as error:
                 self.problems.append(f"snapshot {path.name} is damaged and not used: {error}")
 
@@ -106,7 +107,7 @@ class SnapshotStore:
             BudgetError, WriterError: The disk refused; the snapshots before are as they were.
         """
         name = self._free_name(chunk)
-        held = self._held(state.pages)
+        held = self._reusable_pages(state.pages)
         fresh: dict[str, Tensor] = {f"tensor.{key}": t for key, t in state.tensors.items()}
         fresh |= {f"page.{key}": page for key, page in state.pages.items() if key not in held}
         with disk_errors(self.folder / name):
@@ -119,10 +120,10 @@ class SnapshotStore:
             where = dict.fromkeys(fresh, name)
             where |= {f"page.{key}": file for key, (file, _) in held.items()}
             manifest = _Manifest(chunk, state.scalars, where, files)
-            block = self._text(manifest)
-            write_file(self._manifest(chunk), [block])
-        self._files[chunk], self._where = files, where
-        self._thin()
+            block = self._manifest_bytes(manifest)
+            write_file(self._manifest_path(chunk), [block])
+        self._files[chunk], self._file_of_tensor = files, where
+        self._enforce_budget()
         return own.nbytes + len(block)
 
     def newest(self, *, before: int) -> int:
@@ -146,7 +147,7 @@ class SnapshotStore:
         Raises:
             SnapshotCorrupt: It changed since.
         """
-        path = self._manifest(chunk)
+        path = self._manifest_path(chunk)
         tensors: dict[str, Tensor] = {}
         try:
             manifest = self._read(path)
@@ -163,27 +164,27 @@ class SnapshotStore:
         }
         return MemoryState(manifest.scalars, parts["tensor."], parts["page."])
 
-    def forget(self, *, after: int) -> None:
+    def drop(self, *, after: int) -> None:
         """Remove the snapshots for chunks after `after`, and everything that nothing points at."""
         self._files = {chunk: files for chunk, files in self._files.items() if chunk <= after}
-        self.collect()
+        self.delete_unreferenced()
 
     def keep_newest(self) -> None:
         """Once the film is finished: remove all but the newest and the one branched off at."""
         kept = {self.base, *self.chunks[-KEPT_SNAPSHOTS:]}
         self._files = {chunk: files for chunk, files in self._files.items() if chunk in kept}
-        self.collect()
+        self.delete_unreferenced()
 
-    def collect(self) -> None:
+    def delete_unreferenced(self) -> None:
         """Remove every file of the folder that no snapshot needs."""
-        needed = {self._manifest(chunk).name for chunk in self._files}
+        needed = {self._manifest_path(chunk).name for chunk in self._files}
         needed |= {name for files in self._files.values() for name in files}
         for path in self.folder.iterdir() if self.folder.is_dir() else []:
             if path.name not in needed:
                 with contextlib.suppress(OSError):
                     path.unlink()
 
-    def _manifest(self, chunk: int) -> Path:
+    def _manifest_path(self, chunk: int) -> Path:
         return self.folder / f"{chunk:06d}.json"
 
     def _free_name(self, chunk: int) -> str:
@@ -191,13 +192,13 @@ class SnapshotStore:
         names = (f"{chunk:06d}-{attempt}.safetensors" for attempt in count())
         return next(name for name in names if not (self.folder / name).exists())
 
-    def _held(self, pages: Mapping[str, Tensor]) -> dict[str, tuple[str, _File]]:
+    def _reusable_pages(self, pages: Mapping[str, Tensor]) -> dict[str, tuple[str, _File]]:
         """Which of the pages are in a file that is worth keeping, and in which."""
         newest = self._files[self.chunks[-1]] if self._files else {}
         held = {
             page: (name, newest[name])
             for page in pages
-            if (name := self._where.get(f"page.{page}", "")) in newest
+            if (name := self._file_of_tensor.get(f"page.{page}", "")) in newest
         }
         live: dict[str, int] = {}
         for page, (file, _) in held.items():
@@ -205,11 +206,11 @@ class SnapshotStore:
         return {
             page: (file, known)
             for page, (file, known) in held.items()
-            if live[file] >= LIVE_SHARE * known.nbytes
+            if live[file] >= MIN_LIVE_SHARE * known.nbytes
         }
 
-    def _thin(self) -> None:
-        """Drop the snapshot that leaves the smallest gap, until the budget holds; then collect."""
+    def _enforce_budget(self) -> None:
+        """Drop snapshots, the one with the smallest gap first, until the budget holds."""
         while self.nbytes > self._budget:
             chunks = [self.base, *(chunk for chunk in self.chunks if chunk > self.base)]
             gaps = {
@@ -219,9 +220,9 @@ class SnapshotStore:
             if not gaps:
                 break
             del self._files[min(gaps, key=lambda chunk: (gaps[chunk], chunk))]
-        self.collect()
+        self.delete_unreferenced()
 
-    def _text(self, manifest: _Manifest) -> bytes:
+    def _manifest_bytes(self, manifest: _Manifest) -> bytes:
         facts = {"version": VERSION, "run": self._run, **asdict(manifest)}
         return (json.dumps(with_checksum(facts)) + "\n").encode()
 
