@@ -8,6 +8,7 @@ little, so that it comes first.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import signal
@@ -94,6 +95,7 @@ def run(command: Callable[[], None]) -> None:
         command: It ends by SystemExit.
     """
     heed()
+    atexit.register(_let_the_interpreter_end)  # the first that is registered runs last
     try:
         command()
     except SystemExit as end:
@@ -110,6 +112,17 @@ def run(command: Callable[[], None]) -> None:
         with contextlib.suppress(OSError):
             os.write(2, f"error: {halt.why} before anything was begun\n".encode())
         _leave(halt.exit_code)
+
+
+def _let_the_interpreter_end() -> None:
+    """Ignore what would stop a command that is over.
+
+    While Python takes itself down it gives signals their default back, unless they are ignored: one
+    that comes then would end the process as if nothing had been done.
+    """
+    for number in stopping():
+        if callable(signal.getsignal(number)):
+            signal.signal(number, signal.SIG_IGN)
 
 
 def _halt(number: int, frame: FrameType | None) -> None:

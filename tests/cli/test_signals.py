@@ -158,6 +158,20 @@ def test_after_the_work_is_done_a_signal_changes_nothing() -> None:
     assert signals.heard() is None
 
 
+@pytest.mark.parametrize("number", [number for number, _ in KINDS])
+def test_a_signal_while_python_takes_itself_down_changes_nothing(number: int) -> None:
+    code = (
+        "import os, sys\n"
+        "from cfgen.cli import signals\n"
+        "class Late:\n"
+        f"    def __del__(self, kill=os.kill, pid=os.getpid()): kill(pid, {int(number)})\n"
+        "late = Late()\n"
+        "signals.run(lambda: sys.exit(3))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert done.returncode == 3, done.stderr
+
+
 def test_a_program_that_uses_cfgen_keeps_its_own_handlers() -> None:
     mine = signal.getsignal(signal.SIGTERM)
     with graceful_signals(Console(), _never, again=""):
