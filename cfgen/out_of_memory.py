@@ -70,7 +70,7 @@ def exhausted(error: BaseException, hint: str = HINT) -> BudgetError:
 
 
 @contextlib.contextmanager
-def told(hint: str = HINT) -> Iterator[None]:
+def memory_errors(hint: str = HINT) -> Iterator[None]:
     """Turn memory that runs out in the block into one sentence; other errors pass.
 
     Raises:

@@ -198,6 +198,26 @@ def test_a_model_that_is_hashed_anew_asks_for_every_file_so(
     assert all(anew for _, anew in asked)
 
 
+@pytest.mark.parametrize(
+    "name", [GENERATOR, "tae.safetensors", "a.safetensors", "text_encoder/model.safetensors"]
+)
+def test_a_file_that_changes_after_it_was_opened_is_refused(
+    model: Path, lora: Callable[..., str], cache: Path, name: str
+) -> None:
+    """Its header would be of one content, and its digest of another."""
+    place = lora("a.safetensors", 1)
+    opened = OpenedModel(config_of(model, loras=(place,)))
+    _ = opened.generator, opened.vae, opened.text_encoder, opened.loras
+    path = Path(place) if name == "a.safetensors" else model / name
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.unlink()
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match="changed while they were loaded"):
+        _ = opened.embed([PROMPT]), opened.digests
+    assert not cache.exists() or not list(cache.iterdir())
+
+
 # Networks
 
 

@@ -32,13 +32,13 @@ from cfgen.pipeline.models import OpenedModel
 from cfgen.pipeline.naming import slug
 from cfgen.pipeline.preflight import check_place
 from cfgen.pipeline.rendering import Rendering, whole_video
-from cfgen.pipeline.runs import config_of, go_on_with
+from cfgen.pipeline.runs import config_to_resume
 from cfgen.renderer.batch import Batch, BatchEvent, Item
 from cfgen.renderer.events import Event
 from cfgen.renderer.place import try_place
 from cfgen.runs.folder import RunFolder, is_run
 from cfgen.runs.journal import ChunkLine
-from cfgen.video.output import described, refuse_existing, run_of
+from cfgen.video.output import recorded_digest, refuse_existing, run_of
 
 REPORT_VERSION = 1
 PLACE_HINT = (
@@ -216,9 +216,7 @@ class BatchRunner:
 
     def _rendering_of(self, job: RenderJob, begun: bool, warnings: tuple[Event, ...]) -> Rendering:
         if begun:
-            folder = RunFolder(run_of(job.output))
-            whole = RenderJob(config_of(folder)) if folder.finished else job
-            if (video := whole_video(folder, whole)) is not None:
+            if (video := whole_video(RunFolder(run_of(job.output)), job)) is not None:
                 return Rendering.finished(job, video, *warnings)
         else:
             check_place(job, overwrite=self._overwrite)
@@ -240,7 +238,7 @@ class BatchRunner:
         if not is_run(path):
             return None
         try:
-            return go_on_with(RunFolder(path), config)
+            return config_to_resume(RunFolder(path), config)
         except SnapshotError:
             if self._overwrite:
                 return None
@@ -250,7 +248,7 @@ class BatchRunner:
 def _verified(item: Item) -> bool:
     """Whether a clip's video is there and whole."""
     try:
-        return described(item.output) == sha256_of(item.output)
+        return recorded_digest(item.output) == sha256_of(item.output)
     except OSError:
         return False
 

@@ -108,7 +108,7 @@ def build_render(
         fps=plan.geometry.fps,
         ffmpeg=ffmpeg,
         quality=config.encode.quality,
-        metadata={**_words(recorded), **facts},
+        metadata={**_video_metadata(recorded), **facts},
         parts=path / "segments",
         replaces=overwrite,
     )
@@ -131,7 +131,7 @@ def build_render(
         clean=config.snapshot.clean,
         loaded=Loaded(
             model=config.model.path,
-            backend=_computing(job, source),
+            backend=_backend_text(job, source),
             seconds=time.monotonic() - began,
             details=(*filter(None, [ffmpeg.note]), *licence_of(config), *source.notes),
         ),
@@ -139,7 +139,7 @@ def build_render(
     )
 
 
-def _computing(job: RenderJob, source: FrameSource) -> str:
+def _backend_text(job: RenderJob, source: FrameSource) -> str:
     """What frames are computed with, for the line that tells of the loaded model."""
     dtype = str(job.runtime.dtype).removeprefix("torch.")
     kept = job.config.memory.kv_cache
@@ -198,12 +198,12 @@ def build_source(job: RenderJob, models: ModelCache | None = None) -> FrameSourc
         plan=plan,
         guidance=guidance,
         backend=f"{ops.name}, compiled" if config.compile else ops.name,
-        capture=ChunkGraph if captures(config, runtime, ops, placement.offload) else None,
+        capture=ChunkGraph if can_capture_graph(config, runtime, ops, placement.offload) else None,
         notes=(*loaded.notes, placement.why),
     )
 
 
-def captures(config: RenderConfig, runtime: Runtime, ops: Ops, offload: Offload) -> bool:
+def can_capture_graph(config: RenderConfig, runtime: Runtime, ops: Ops, offload: Offload) -> bool:
     """Whether a chunk can be one CUDA graph: on a GPU, where nothing waits for the host."""
     on_gpu = runtime.device.type == "cuda" and ops.name == "triton"
     return config.cuda_graph and on_gpu and offload == "none"
@@ -288,7 +288,7 @@ def build_noise(config: RenderConfig, plan: Plan) -> Noise:
             return ReferenceNoise(config.seed, shape, draws=draws)
 
 
-def _words(config: RenderConfig) -> dict[str, str]:
+def _video_metadata(config: RenderConfig) -> dict[str, str]:
     """What the video is, for the container and the sidecar."""
     return {
         "title": config.prompt,

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from cfgen.checkpoint.formats.base import Container
 from cfgen.checkpoint.formats.open import open_container
 from cfgen.checkpoint.identify.digests import cache_folder
 from cfgen.checkpoint.identify.digests import digest as file_digest
@@ -115,9 +116,9 @@ class OpenedModel:
     def generator(self) -> Network:
         """The generator's weights; only what a generator needs must be there."""
         refuse_missing(self.config)
-        return self._opened(
-            open_generator(locate_model(self.config.path), prefer=self.config.prefer)
-        )
+        network = open_generator(locate_model(self.config.path), prefer=self.config.prefer)
+        self._note(network.file)
+        return network
 
     @cached_property
     def geometry(self) -> WanConfig:
@@ -128,7 +129,9 @@ class OpenedModel:
     @cached_property
     def vae(self) -> Network:
         """The video autoencoder's weights."""
-        return self._opened(open_vae(self.files.vae))
+        network = open_vae(self.files.vae)
+        self._note(network.file)
+        return network
 
     @cached_property
     def latents(self) -> tuple[int, int]:
@@ -143,7 +146,9 @@ class OpenedModel:
     @cached_property
     def text_encoder(self) -> Network:
         """The text encoder's weights."""
-        return self._opened(open_text_encoder(self.files.text_encoder))
+        network = open_text_encoder(self.files.text_encoder)
+        self._note(network.file)
+        return network
 
     @cached_property
     def text_files(self) -> TextFiles:
@@ -159,10 +164,13 @@ class OpenedModel:
     def loras(self) -> list[tuple[Lora, float]]:
         """The LoRAs and how strongly each is applied."""
         alpha, prefer = self.config.lora_alpha, self.config.prefer
-        return [
+        found = [
             (open_lora(lora.path, alpha=alpha, prefer=prefer), lora.strength)
             for lora in self.lora_files
         ]
+        for lora, _ in found:
+            self._note(lora.file)
+        return found
 
     @cached_property
     def digests(self) -> dict[str, str]:
@@ -202,8 +210,13 @@ class OpenedModel:
 
     @property
     def text_digest(self) -> str:
-        """Digest of everything that an embedded prompt depends on besides its text."""
-        parts = (file_digest(part, anew=self._anew) for part in self.text_files.files)
+        """Digest of everything that an embedded prompt depends on besides its text.
+
+        Raises:
+            CheckpointError: A file changed since it was opened.
+        """
+        parts = [file_digest(part, anew=self._anew) for part in self.text_files.files]
+        self._require_as_opened()
         text = "".join(parts) + str(self.text_len)
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -245,20 +258,22 @@ class OpenedModel:
         return embeddings(prompts, encoder=self.text_digest, load=self._encoder, folder=folder)
 
     def _encoder(self) -> TextEncoder:
-        return build_text_encoder(
+        encoder = build_text_encoder(
             self.text_encoder,
             self.files.text_encoder,
             self.files.tokenizer,
             text_len=self.text_len,
             dtype=text_dtype(self.text_encoder),
-        ).eval()
+        )
+        self._require_as_opened()  # what it makes is kept under the digest of before
+        return encoder.eval()
 
     def _digest_of(self, place: Path, opened: Network | None = None) -> str:
         return digest_of(place, opened, anew=self._anew)
 
-    def _opened(self, network: Network) -> Network:
-        self._stamps |= {path: _stamp(path) for path in network.file.files}
-        return network
+    def _note(self, file: Container) -> None:
+        """Note what files are like when they are opened."""
+        self._stamps |= {path: _stamp(path) for path in file.files}
 
     def _require_as_opened(self) -> None:
         if any(_stamp(path) != stamp for path, stamp in self._stamps.items()):

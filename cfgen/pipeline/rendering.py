@@ -7,12 +7,12 @@ from pathlib import Path
 
 from cfgen.config.schema import RenderConfig
 from cfgen.errors import LockHeld
-from cfgen.out_of_memory import told
+from cfgen.out_of_memory import memory_errors
 from cfgen.pipeline.build import ModelCache, build_render
 from cfgen.pipeline.job import RenderJob
 from cfgen.pipeline.limits import what_fits
 from cfgen.pipeline.preflight import check_place
-from cfgen.pipeline.runs import go_on_with
+from cfgen.pipeline.runs import config_to_resume
 from cfgen.renderer.events import Event, Finished, Noted
 from cfgen.renderer.place import try_place
 from cfgen.renderer.run import Render
@@ -77,7 +77,7 @@ class Rendering:
         if self._render is None:
             if not self._tried:
                 self._opening += try_place(self.job.output.absolute().parent)
-            with told(what_fits(self.job.config)):
+            with memory_errors(what_fits(self.job.config)):
                 if self.resumes:
                     self.job.model.hash_anew()
                 self._render = build_render(
@@ -102,7 +102,7 @@ class Rendering:
             return
         render = self.load()
         yield from self._opening
-        with told(what_fits(self.job.config)):
+        with memory_errors(what_fits(self.job.config)):
             yield from render.run()
 
 
@@ -136,7 +136,7 @@ def go_on(
     """
     require_harmless(allow_changed)
     folder = RunFolder(path)
-    job = RenderJob(go_on_with(folder, asked))
+    job = RenderJob(config_to_resume(folder, asked))
     owner = owner_of(path / LOCK)
     if owner is not None and owner.here:
         raise LockHeld(f"{path} is in use by {owner}", "wait until it is done, or stop it")

@@ -39,7 +39,7 @@ def config_of(folder: RunFolder) -> RenderConfig:
     return dataclasses.replace(config, output=folder.output)
 
 
-def go_on_with(folder: RunFolder, asked: RenderConfig | None) -> RenderConfig:
+def config_to_resume(folder: RunFolder, asked: RenderConfig | None) -> RenderConfig:
     """The configuration that a run began with, and its video's place.
 
     Raises:

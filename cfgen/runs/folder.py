@@ -44,7 +44,7 @@ from cfgen.files.writing import (
 from cfgen.plain_text import printable
 from cfgen.runs.journal import Journal, VideoLine
 from cfgen.runs.records import parse_as, verify, with_checksum
-from cfgen.video.output import described, holds_render, resume_command, run_of
+from cfgen.video.output import holds_render, recorded_digest, resume_command, run_of
 
 VERSION = 1
 RECORD = "run.json"
@@ -174,7 +174,7 @@ class RunFolder:
         """What the journal tells of the video, if that is in its place, whole and described."""
         lines = self.journal.of(VideoLine)
         with contextlib.suppress(OSError):
-            if lines and described(self.output) == lines[-1].sha256 == sha256_of(self.output):
+            if lines and recorded_digest(self.output) == lines[-1].sha256 == sha256_of(self.output):
                 return lines[-1]
         return None
 
@@ -186,7 +186,7 @@ class RunFolder:
         lines = self.journal.of(VideoLine)
         with contextlib.suppress(OSError):  # the sidecar or the video, whichever is damaged
             return bool(lines) and lines[-1].sha256 in (
-                described(self.output),
+                recorded_digest(self.output),
                 sha256_of(self.output),
             )
         return False

@@ -38,7 +38,7 @@ def target_of(output: Path) -> Path:
         ) from None
 
 
-def described(output: Path) -> str | None:
+def recorded_digest(output: Path) -> str | None:
     """The digest that a video has by its sidecar, or None if that cannot be told."""
     try:
         digest = json.loads(read_text(sidecar_of(output)))["facts"]["sha256"]

@@ -11,7 +11,7 @@ import torch
 from typer.testing import Result
 
 from cfgen.errors import BudgetError, CheckpointError, WriterError
-from cfgen.out_of_memory import exhausted, is_out_of_memory, told
+from cfgen.out_of_memory import exhausted, is_out_of_memory, memory_errors
 from tests.cli.conftest import FakeBuild
 
 NO_MEMORY = OSError(errno.ENOMEM, "Cannot allocate memory")
@@ -67,23 +67,23 @@ def test_every_form_is_one_sentence(error: Exception) -> None:
     said = exhausted(error)
     assert said.message.startswith("memory ran out: ")
     assert "\n" not in said.message
-    with pytest.raises(BudgetError, match="memory ran out"), told("less"):
+    with pytest.raises(BudgetError, match="memory ran out"), memory_errors("less"):
         raise error
 
 
 @pytest.mark.parametrize("error", OTHERS, ids=str)
 def test_nothing_else_is_taken_for_it(error: Exception) -> None:
     assert not is_out_of_memory(error)
-    with pytest.raises(type(error)), told():
+    with pytest.raises(type(error)), memory_errors():
         raise error
 
 
 def test_what_this_system_says_is_understood() -> None:
-    with pytest.raises(BudgetError), told():
+    with pytest.raises(BudgetError), memory_errors():
         torch.empty(2**60)
-    with pytest.raises(BudgetError), told():
+    with pytest.raises(BudgetError), memory_errors():
         mmap.mmap(-1, 2**60)
-    with pytest.raises(BudgetError), told():
+    with pytest.raises(BudgetError), memory_errors():
         bytearray(2**60)
 
 

@@ -21,7 +21,7 @@ from cfgen.renderer.events import ChunkDone, Finished, Resumed, Saved, Warned
 from cfgen.renderer.source import FrameSource
 from cfgen.runs.folder import RunFolder
 from cfgen.runs.journal import ChunkLine, SegmentLine
-from cfgen.video.output import described, sidecar_of
+from cfgen.video.output import recorded_digest, sidecar_of
 from tests.render.crash import Crash, dying
 from tests.render.film import EIGHT_CHUNKS, MEMORIES, PROMPT, Film, MakeFilm
 
@@ -200,7 +200,7 @@ def test_a_lost_video_is_made_from_its_latents(
     events = done.go_on()
     assert not [event for event in events if isinstance(event, ChunkDone)]
     assert done.output.read_bytes() == expected
-    assert described(done.output) == sha256_of(done.output)
+    assert recorded_digest(done.output) == sha256_of(done.output)
 
 
 def test_a_gentle_stop_snapshots_and_goes_on(film: MakeFilm) -> None:

@@ -38,7 +38,7 @@ from cfgen.errors import (
 from cfgen.model.prompts import embeddings
 from cfgen.model.vae import State
 from cfgen.pipeline.fingerprint import arithmetic
-from cfgen.pipeline.runs import config_of, go_on_with, require_same_render
+from cfgen.pipeline.runs import config_of, config_to_resume, require_same_render
 from cfgen.renderer.events import ChunkDone, Event
 from cfgen.renderer.source import Frames, FrameSource
 from cfgen.rollout.loop import Chunk
@@ -445,7 +445,7 @@ def test_a_render_goes_on_with_another_placement(film: MakeFilm) -> None:
     began = config_of(folder)
     asked = replace(began, placement=PlacementConfig(offload="all", vram=10**10))
     require_same_render(cut.run, began, asked)
-    found = go_on_with(folder, asked)
+    found = config_to_resume(folder, asked)
     assert found.placement == asked.placement
     assert replace(found, placement=began.placement) == began
 
