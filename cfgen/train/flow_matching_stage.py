@@ -55,10 +55,12 @@ class FlowMatchingSettings:
         text_layers: layers of the text encoder.
         text_ffn: width of its feed-forward layers.
         lr: peak learning rate of both optimizers.
-        families: how many families of films there are of each length.
+        families: how many families of films of each length are drawn from at a time.
         members: films of a family; each is encoded when it is first drawn.
-        chunks: most chunks of short, middling and long films; a family has half as many or more.
-        batches: films of a step, for each of the three lengths.
+        uses: how often a film is drawn, on average, until a new family takes the place of its own.
+        chunks: most chunks of films of each length, from stills to long ones; a family has half as
+            many or more.
+        batches: films of a step, for each of the lengths.
         trained: chunks of a film that are denoised, for each length.
         shares: how often each length is drawn.
         late_shares: the same from step `late_from` on.
@@ -89,16 +91,17 @@ class FlowMatchingSettings:
     text_layers: int = 3
     text_ffn: int = 384
     lr: float = 1.5e-3
-    families: int = 40
-    members: int = 16
-    chunks: tuple[int, int, int] = (6, 14, 36)
-    batches: tuple[int, int, int] = (8, 5, 2)
-    trained: tuple[int, int, int] = (4, 4, 4)
-    shares: tuple[float, float, float] = (0.45, 0.45, 0.1)
-    late_shares: tuple[float, float, float] = (0.2, 0.4, 0.4)
+    families: int = 12
+    members: int = 24
+    uses: float = 3.0
+    chunks: tuple[int, int, int, int] = (1, 6, 14, 36)
+    batches: tuple[int, int, int, int] = (16, 3, 2, 2)
+    trained: tuple[int, int, int, int] = (1, 4, 4, 4)
+    shares: tuple[float, float, float, float] = (0.35, 0.35, 0.27, 0.03)
+    late_shares: tuple[float, float, float, float] = (0.2, 0.25, 0.35, 0.2)
     late_from: int = 6000
-    draws: int = 2
-    first_draws: int = 3
+    draws: int = 4
+    first_draws: int = 4
     shift: float = 3.0
     subject_weight: float = 3.0
     return_weight: float = 3.0
@@ -260,12 +263,15 @@ class FlowMatchingStage:
     def _films(self, step: int, rng: np.random.Generator) -> tuple[FilmBatch, int]:
         """A batch of one family, and which of the lengths it has."""
         s = self.settings
-        shares = s.shares if step < s.late_from else s.late_shares
-        length = int(rng.choice(len(shares), p=np.array(shares) / sum(shares)))
-        family = len(s.chunks) * int(rng.integers(s.families)) + length
-        most = s.chunks[length]
-        chunks = int(rng_for("family", family).integers(max(2, most // 2), most + 1))
-        members = rng.choice(s.members, min(s.batches[length], s.members), replace=False)
+        weights = s.shares if step < s.late_from else s.late_shares
+        shares = np.array(weights) / sum(weights)
+        length = int(rng.choice(len(shares), p=shares))
+        size, most = min(s.batches[length], s.members), s.chunks[length]
+        # Few films learnt by heart make small losses on themselves alone, so none stays for long.
+        renewed = int(step * shares[length] * size / (s.members * s.uses))
+        family = len(s.chunks) * (renewed + int(rng.integers(s.families))) + length
+        chunks = int(rng_for("family", family).integers((most + 1) // 2, most + 1))
+        members = rng.choice(s.members, size, replace=False)
         batch = self.store.family(family, chunks, [int(i) for i in members])
         tensors = (x.to(self.generator.device) for x in batch.tensors)
         return FilmBatch(batch.films, *tensors), length
@@ -296,7 +302,7 @@ class FlowMatchingStage:
         """
         x0 = part.latents.repeat(draws, 1, 1, 1, 1)
         eps = torch.randn(x0.shape, generator=noise).to(x0)
-        level = self._levels(len(x0), noise).to(x0)
+        level = self._levels(draws, len(part.latents), noise).to(x0)
         x = (1 - level) * x0 + level * eps
         levels, texts = level[:, :, 0, 0, 0], repeated(text, draws)
         flow = predict_flow(self.generator, x, levels, texts, view)
@@ -328,11 +334,12 @@ class FlowMatchingStage:
             errors.note("returning", squares, returns)
             errors.note("subject", squares, subjects)
 
-    def _levels(self, count: int, noise: torch.Generator) -> Tensor:
-        """Noise levels [count, 1, 1, 1, 1] in [0, 1]."""
+    def _levels(self, draws: int, batch: int, noise: torch.Generator) -> Tensor:
+        """Noise levels [draws * B, 1, 1, 1, 1] in [0, 1], each film's spread over the range."""
         shift = self.settings.shift
-        even = torch.rand(count, 1, 1, 1, 1, generator=noise)
-        return shift * even / (1 + (shift - 1) * even)
+        strata = torch.stack([torch.randperm(draws, generator=noise) for _ in range(batch)], 1)
+        even = (strata + torch.rand(draws, batch, generator=noise)) / draws
+        return (shift * even / (1 + (shift - 1) * even)).reshape(-1, 1, 1, 1, 1)
 
     def _corrupt(self, x0: Tensor, own: Tensor, level: Tensor, noise: torch.Generator) -> Tensor:
         """What is committed: the clean chunk, now and then with noise, or what was made of it."""
