@@ -169,7 +169,7 @@ def test_later_chunks_train_the_commit_pass(base_stage: FlowMatchingStage) -> No
 
     base_stage.generator.time_embedding.register_forward_hook(watch)
     base_stage.settings = dataclasses.replace(BASE, shares=(0, 1, 0, 0))
-    base_stage.loss(1)[0].backward()
+    base_stage.loss(2)[0].backward()
     denoise, commit = seen[0], seen[1]
     assert denoise.grad is not None
     assert commit.grad is not None
