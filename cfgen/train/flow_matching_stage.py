@@ -32,6 +32,7 @@ from cfgen.rollout.loop import commit_chunk, predict_flow
 from cfgen.train.export import Exporter, text_config
 from cfgen.train.film_world.backgrounds import rng_for
 from cfgen.train.film_world.captions import caption
+from cfgen.train.film_world.labels import LabelHead
 from cfgen.train.film_world.latents import CHUNK_LATENTS, FilmBatch, LatentStore
 from cfgen.train.film_world.world import Film
 from cfgen.train.muon import Muon
@@ -72,6 +73,7 @@ class FlowMatchingSettings:
         return_weight: weight of latent cells that only a memory of the past can know.
         motion_weight: weight of the error's change from one latent frame to the next, where the
             error's own is 1: most of a chunk's error is its layout, hardly any its motion.
+        label_weight: weight of the error of telling what each cell shows; see `labels`.
         noise_share: share of the chunks that are committed with noise on them.
         noise_strength: highest standard deviation of that noise.
         own_share: share of the chosen chunks that are committed as the model made them in one step.
@@ -106,6 +108,7 @@ class FlowMatchingSettings:
     subject_weight: float = 3.0
     return_weight: float = 3.0
     motion_weight: float = 1.0
+    label_weight: float = 0.1
     noise_share: float = 0.4
     noise_strength: float = 0.25
     own_share: float = 0.2
@@ -174,8 +177,13 @@ class FlowMatchingStage:
             tokenizer,
             text_len=s.text_len,
         )
+        self.labels = LabelHead(self.generator)
         self.modules = nn.ModuleDict(
-            {"generator": self.generator, "text_encoder": self.text_encoder}
+            {
+                "generator": self.generator,
+                "text_encoder": self.text_encoder,
+                "labels": self.labels,
+            }
         )
         self._initialise()
         self._probe = RecallProbe(store, memory, s.probe_films)
@@ -252,7 +260,7 @@ class FlowMatchingStage:
             is_given = span.stop == 1
             if chunk in chosen and not is_given:
                 draws = s.draws if chunk else s.first_draws
-                clean = self._denoise(part, view, prompts[chunk], noise, draws, errors)
+                clean = self._denoise(part, span, view, prompts[chunk], noise, draws, errors)
             if chunk < max(chosen) or is_given:  # nothing reads what comes after
                 learnt = chunk in chosen or chunk in starts
                 latents = self._committed(part, clean, noise)
@@ -288,6 +296,7 @@ class FlowMatchingStage:
     def _denoise(
         self,
         part: FilmBatch,
+        span: slice,
         view: PagedView,
         text: Conditioning,
         noise: torch.Generator,
@@ -305,8 +314,12 @@ class FlowMatchingStage:
         level = self._levels(draws, len(part.latents), noise).to(x0)
         x = (1 - level) * x0 + level * eps
         levels, texts = level[:, :, 0, 0, 0], repeated(text, draws)
-        flow = predict_flow(self.generator, x, levels, texts, view)
-        self._count(flow - (eps - x0), part, draws, errors)
+        with self.labels.watching(self.generator) as hidden:
+            flow = predict_flow(self.generator, x, levels, texts, view)
+        frames, grid = range(span.start, span.stop), x.shape[-2:]
+        told = self.labels.loss(hidden[0], part.films, frames, grid)
+        errors.sums.setdefault("labels", []).append(float(told.detach()))
+        self._count(flow - (eps - x0), part, draws, errors, told)
         batch = len(part.latents)
         return (x - level * flow).detach()[:batch], level[:batch]
 
@@ -318,7 +331,9 @@ class FlowMatchingStage:
         own, level = predicted or (x0, torch.ones(len(x0), 1, 1, 1, 1).to(x0))
         return self._corrupt(x0, own, level, noise)
 
-    def _count(self, error: Tensor, part: FilmBatch, draws: int, errors: Errors) -> None:
+    def _count(
+        self, error: Tensor, part: FilmBatch, draws: int, errors: Errors, told: Tensor
+    ) -> None:
         """Add the loss of a chunk's error [draws * B, F, C, h, w], and note its figures."""
         s = self.settings
         subjects, returns = (
@@ -328,7 +343,7 @@ class FlowMatchingStage:
         squares = error.square()
         change = (error[:, 1:] - error[:, :-1]).square() / 2
         loss = (weight * squares).mean() + s.motion_weight * (weight[:, 1:] * change).mean()
-        errors.add(loss / (1 + s.motion_weight), float(draws))
+        errors.add(loss / (1 + s.motion_weight) + s.label_weight * told, float(draws))
         with torch.no_grad():
             errors.note("all", squares, torch.ones_like(returns))
             errors.note("returning", squares, returns)

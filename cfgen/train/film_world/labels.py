@@ -1,0 +1,138 @@
+"""What each latent cell shows, as labels that a generator learns to tell as it learns to denoise.
+
+The flow alone teaches little of what words for shapes mean: nearly all of its error is layout and
+texture. So a linear head reads from a middle layer which subjects and landmarks a cell shows, and
+which part of them, and its error is part of the loss; the head is not exported. The world knows the
+truth, where others take the features of a pretrained network.
+Source: representation alignment, arXiv 2410.06940.
+
+Axis letters: B batch, F latent frames, L = F * rows * columns / patch, E width of the generator,
+h w latent grid, K labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cfgen.model.generator import Generator
+from cfgen.model.vae import TEMPORAL_STRIDE
+from cfgen.train.film_world.landmarks import FORMS, LANDMARK_RGB
+from cfgen.train.film_world.subjects import SHAPES
+from cfgen.train.film_world.world import (
+    COLOURS,
+    VIEW,
+    Box,
+    Film,
+    landmark_boxes,
+    subject_boxes,
+)
+
+NAMES = (*SHAPES, *COLOURS, *FORMS, *(f"{colour} landmark" for colour in LANDMARK_RGB))
+"""What a cell shows or does not show."""
+
+PLACES = 4
+"""Where it lies in the box of its subject, and of its landmark: x and y in [-1, 1] of each."""
+
+Maps = NDArray[np.float32]
+
+
+def cell_labels(film: Film, frames: Sequence[int], rows: int, columns: int) -> tuple[Maps, Maps]:
+    """What the cells of latent frames show.
+
+    Args:
+        film: the film.
+        frames: numbers of its latent frames.
+        rows: rows of the latent grid.
+        columns: columns of it.
+
+    Returns:
+        names [F, len(NAMES), rows, columns] in {0, 1}, and places [F, PLACES, rows, columns], which
+        are not a number where there is none.
+    """
+    names = np.zeros((len(frames), len(NAMES), rows, columns), np.float32)
+    places = np.full((len(frames), PLACES, rows, columns), np.nan, np.float32)
+    x = (np.arange(columns) + 0.5) * VIEW[0] / columns
+    y = ((np.arange(rows) + 0.5) * VIEW[1] / rows)[:, None]
+
+    def mark(i: int, box: Box, words: Sequence[str], at: int) -> None:
+        across = (2 * x - box.x0 - box.x1) / (box.x1 - box.x0)
+        down = (2 * y - box.y0 - box.y1) / (box.y1 - box.y0)
+        inside = (abs(across) < 1) & (abs(down) < 1)
+        for word in words:
+            names[i, NAMES.index(word)][inside] = 1
+        places[i, at] = np.where(inside, across, places[i, at])
+        places[i, at + 1] = np.where(inside, down, places[i, at + 1])
+
+    for i, number in enumerate(frames):
+        frame = number * TEMPORAL_STRIDE
+        for each in landmark_boxes(film, frame):
+            colour, _, form = each.kind.partition(" ")
+            mark(i, each, (form, f"{colour} landmark"), 2)
+        for found in subject_boxes(film, frame):
+            mark(i, found, (found.subject.shape, found.subject.colour), 0)
+    return names, places
+
+
+class LabelHead(nn.Module):
+    """Reads labels of latent cells from a middle layer of a generator.
+
+    Args:
+        generator: whose layer it is.
+    """
+
+    def __init__(self, generator: Generator) -> None:
+        super().__init__()
+        g = generator.geometry
+        self._patch = g.patch_size
+        self._layer = g.num_layers // 2
+        values = self._patch[1] * self._patch[2] * (len(NAMES) + PLACES)
+        self.head = nn.Linear(g.dim, values)
+        nn.init.zeros_(self.head.weight)
+        nn.init.constant_(self.head.bias, -4.0)  # a cell shows hardly any of what there is
+
+    @contextmanager
+    def watching(self, generator: Generator) -> Iterator[list[Tensor]]:
+        """Collect what the layer gives in each pass: [B, L, E]."""
+        seen: list[Tensor] = []
+        block = generator.blocks[self._layer]
+        handle = block.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
+        try:
+            yield seen
+        finally:
+            handle.remove()
+
+    def loss(
+        self, hidden: Tensor, films: Sequence[Film], frames: range, grid: Sequence[int]
+    ) -> Tensor:
+        """Cross-entropy of the names, summed over them, plus the squared error of the places.
+
+        Args:
+            hidden: what the layer gave, [draws * B, L, E], all films of one draw together.
+            films: B of them.
+            frames: numbers of the latent frames.
+            grid: rows and columns of the latent grid, h and w.
+        """
+        rows, columns = grid
+        maps = [cell_labels(film, frames, rows, columns) for film in films]
+        draws = len(hidden) // len(films)
+        names, places = (
+            torch.from_numpy(np.stack(part)).to(hidden.device).repeat(draws, 1, 1, 1, 1)
+            for part in zip(*maps, strict=True)
+        )
+        _, ph, pw = self._patch
+        read = self.head(hidden).float()
+        read = read.view(len(hidden), len(frames), rows // ph, columns // pw, ph, pw, -1)
+        read = read.permute(0, 1, 6, 2, 4, 3, 5).reshape(*names.shape[:2], -1, rows, columns)
+        told, placed = read.split([len(NAMES), PLACES], 2)
+        known = ~places.isnan()
+        miss = (placed - places.nan_to_num()).square() * known
+        named = F.binary_cross_entropy_with_logits(told, names, reduction="none").sum(2).mean()
+        total: Tensor = named + miss.sum() / known.sum().clamp(min=1)
+        return total
