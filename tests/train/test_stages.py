@@ -110,7 +110,7 @@ def test_base_stage_repeats_a_step_exactly(base_stage: FlowMatchingStage) -> Non
     assert first != other
 
 
-RECORDED = (2.069505, 1.895274, 1.864043, 1.97876, 1.62585, 1.723566)
+RECORDED = (3.861378, 3.69667, 3.644684, 3.729308, 3.416223, 3.398598)
 """Losses of a few steps; another recipe, or another rollout, gives others."""
 
 
@@ -136,7 +136,7 @@ def test_base_stage_first_flow_is_zero(base_stage: FlowMatchingStage) -> None:
     """With the head at zero the loss is the mean square of noise - x0: about 1 + the latents'."""
     loss, figures = base_stage.loss(0)
     assert loss.item() > 0.5
-    assert set(figures) <= {"all", "returning", "subject"}
+    assert set(figures) <= {"all", "returning", "subject", "labels"}
 
 
 def test_gradients_reach_every_parameter(base_stage: FlowMatchingStage) -> None:
@@ -207,7 +207,7 @@ def test_the_change_of_an_error_over_time_counts(base_stage: FlowMatchingStage) 
     base_stage.settings = dataclasses.replace(BASE, motion_weight=2)
     for error, expected in ((level, 1 / 3), (moving, (1 + 2 * 2) / 3)):
         errors = Errors([], [], {})
-        base_stage._count(error.expand(-1, -1, -1, 6, 10), part, 1, errors)
+        base_stage._count(error.expand(-1, -1, -1, 6, 10), part, 1, errors, torch.zeros(()))
         assert float(errors.total()[0]) == pytest.approx(expected)
 
 
