@@ -57,7 +57,7 @@ def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--slice", nargs="+", choices=(*NAMES, "all"), default=["all"])
     parser.add_argument("--minutes", type=float, default=8.5, help="stop before so many are over")
-    parser.add_argument("--only", nargs="+", default=[""], help="cases whose name contains one")
+    parser.add_argument("--only", nargs="+", default=[""], help="cases whose SLICE/NAME has one")
     parser.add_argument("--again", action="store_true", help="measure finished cases once more")
     parser.add_argument("--chunks", type=int, help="chunks of a film (200)")
     parser.add_argument("--rehearse", action="store_true", help="run it all, tiny, on a CPU")

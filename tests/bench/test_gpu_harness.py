@@ -48,13 +48,13 @@ def results(folder: Path) -> dict[str, Any]:
     return json.loads(file.read_text(encoding="utf-8"))
 
 
-SOME = ("plain keys", "write int8, 45", "admit, surprising", "6 x 15 keys, 45", "modulate, 45")
-SOME += ("out 45", "tiny", "latent frames")
+SOME = ("plain keys, float", "admit, surprising", "k1/6 x 15 keys, 45", "k2/modulate, 45")
+SOME += ("write int8, 45", "out 45", "k4/tiny", "latent frames", "strong + tiny", "k8v8 + tiny")
 
 
 @needs_triton
 def test_a_rehearsal_runs_every_slice(tmp_path: Path) -> None:
-    told = rehearse(tmp_path, "--only", *SOME)
+    told = rehearse(tmp_path, "--only", *SOME, "--chunks", "3")
     content = results(tmp_path)
     cases = content["cases"].values()
     assert {case["slice"] for case in cases} == set(report.TITLES) | {report.CHECKS}

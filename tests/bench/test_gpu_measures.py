@@ -69,7 +69,8 @@ def test_plain_ops_agree_with_the_reference() -> None:
 
 
 def test_strong_and_plain_chunks_agree_chunk_after_chunk() -> None:
-    scene = dit.make(TINY, 9, torch.Generator().manual_seed(1), torch.float32)
+    deep = replace(TINY, layers=2)
+    scene = dit.make(deep, 9, torch.Generator().manual_seed(1), torch.float32)
     plain = PlainChunk(scene, torch.float32, exact, reads=True)
     strong = StrongChunk(scene, exact)
     first = None

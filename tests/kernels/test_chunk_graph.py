@@ -197,7 +197,6 @@ def rolled(
 @pytest.mark.parametrize(
     ("name", "storage", "guided"),
     [
-        ("release", "auto", False),
         ("release", "int8", False),
         ("slow_fast", "auto", True),
         ("paper, reads fast", "auto", False),

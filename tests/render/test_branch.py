@@ -73,11 +73,7 @@ POLICIES = ["full", "window-relative", "release", "cfgen"]
 
 @pytest.mark.parametrize(
     ("memory", "at", "chunk"),
-    [
-        (POLICIES[policy], *PLACES[place])
-        for policy in range(4)
-        for place in (policy, (policy + 2) % 4)
-    ],
+    [(policy, *place) for policy, place in zip(POLICIES, PLACES, strict=True)],
 )
 def test_a_branch_has_the_old_frames_and_then_its_own(
     film: MakeFilm,

@@ -99,7 +99,7 @@ def test_a_render_may_be_killed_again_and_again(film: MakeFilm) -> None:
     assert cut.output.read_bytes() == film.expected()
 
 
-@pytest.mark.parametrize("share", [i / 23 for i in range(24)])
+@pytest.mark.parametrize("share", [i / 11 for i in range(12)])
 def test_a_render_that_dies_at_any_write_goes_on(film: MakeFilm, share: float) -> None:
     """The disk changes of a whole render are counted; then one of them is the last."""
     counted = film.undisturbed()
@@ -152,8 +152,19 @@ def flip(path: Path) -> None:
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
-@pytest.mark.parametrize("kind", KINDS)
+SHORTENED = ("truncated", "emptied", "zeroed")
+"""Damages of which each file has one, in turn; it has all the others."""
+
+
+@pytest.mark.parametrize(
+    ("kind", "damage"),
+    [
+        (kind, damage)
+        for number, kind in enumerate(KINDS)
+        for damage in DAMAGES
+        if damage not in SHORTENED or damage == SHORTENED[number % 3]
+    ],
+)
 def test_damage_is_found_and_mended_or_refused(film: MakeFilm, kind: str, damage: str) -> None:
     cut = film.killed(7)
     file = cut.run / KINDS[kind]

@@ -52,13 +52,15 @@ from tests.render.film import PROMPT, MakeFilm
 POINTS = [i / 11 for i in range(12)]
 
 
-@pytest.mark.parametrize("share", POINTS)
+FAILURES = (
+    (full, BudgetError, "the disk is full"),
+    (read_only, (WriterError, OutputRefused), "Read-only file system"),
+)
+
+
 @pytest.mark.parametrize(
-    ("fails", "error", "says"),
-    [
-        (full, BudgetError, "the disk is full"),
-        (read_only, (WriterError, OutputRefused), "Read-only file system"),
-    ],
+    ("share", "fails", "error", "says"),
+    [(share, *FAILURES[number % 2]) for number, share in enumerate(POINTS)],
 )
 def test_a_disk_that_fails_stops_the_render_and_loses_nothing(
     film: MakeFilm,

@@ -33,9 +33,9 @@ COVERING = [
         camera=CAMERAS[(i + i // 5 * 2) % 5],
         seed=i,
     )
-    for i in range(9)
+    for i in range(6)
 ]
-"""Every word of every list at least once, and most of them twice."""
+"""Every word of every list at least once."""
 
 PAIR = Film(
     "day", "sand", (Subject("star", "pink", "bobs"), Subject("cube", "green", "drifts")), "left", 5
@@ -97,7 +97,7 @@ def test_two_subjects_read_left_to_right() -> None:
     assert score(PAIR, reading) == dict.fromkeys(KEYS, True)
 
 
-@pytest.mark.parametrize("film", [COVERING[1], COVERING[8], PAIR], ids=["first", "second", "pair"])
+@pytest.mark.parametrize("film", [COVERING[1], COVERING[4], PAIR], ids=["first", "second", "pair"])
 def test_blur_and_noise_do_not_mislead(film: Film) -> None:
     assert not wrong_in(film, blurred(frames_of(film), film.seed))
 
@@ -120,7 +120,7 @@ def test_larger_frames_read_the_same(width: int, height: int) -> None:
         ({"subjects": ()}, {"colour", "shape"}),
         ({"subjects": (*PLAIN.subjects, Subject("cube", "red", "bobs"))}, {"colour", "shape"}),
     ],
-    ids=lambda value: "-".join(value),
+    ids=lambda value: "-".join(sorted(value)),
 )
 def test_what_differs_is_wrong_and_nothing_else(
     plain_reading: Reading, changed: dict[str, object], wrong: set[str]

@@ -132,7 +132,7 @@ def measure(
 ) -> list[str]:
     """Measure what is left of a slice, as far as there is time; names of what then is left."""
     code, longest = checkout.digest(*CODE[name]), 0.0
-    wanted = [unit for unit in units if any(each in unit.name for each in order.only)]
+    wanted = [unit for unit in units if any(each in unit.key for each in order.only)]
     waiting = [unit for unit in wanted if not bench.store.done(unit.key, code)]
     for index, unit in enumerate(waiting):
         expected = min(unit.seconds, 1.5 * longest) if longest else unit.seconds
