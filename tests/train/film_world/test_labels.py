@@ -1,4 +1,4 @@
-"""Labels of latent cells agree with what the world draws, and a generator can learn to tell them."""
+"""Labels of latent cells agree with what the world draws, and a generator learns to tell them."""
 
 from __future__ import annotations
 
