@@ -34,7 +34,7 @@ BELOW = {
     "memory": {"ops", "kernels"},
     "model": {"memory", "ops", "ops.quant"},
     "rollout": {"model", "memory", "ops"},
-    "config": {"presets", "hub", "memory"},
+    "config": {"presets", "hub", "memory", "video"},
     "checkpoint": set(),
     "checkpoint.naming": set(),
     "checkpoint.formats": {"ops.quant"},

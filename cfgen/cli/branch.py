@@ -12,6 +12,7 @@ from cfgen.cli.command import FILM, OUTPUT
 from cfgen.cli.console import Console
 from cfgen.cli.run_render import run_render
 from cfgen.pipeline.runs import run_folder
+from cfgen.video.formats import ENDINGS
 
 if TYPE_CHECKING:
     from cfgen.pipeline.branch import Branch
@@ -42,7 +43,7 @@ NewOutput = Annotated[
         "-o",
         "--output",
         metavar="FILE",
-        help="The new video, an .mp4.",
+        help=f"The new video, an {ENDINGS}.",
         rich_help_panel=OUTPUT,
     ),
 ]

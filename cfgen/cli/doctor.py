@@ -151,14 +151,15 @@ def _triton() -> Iterator[Finding]:
 
 
 def _ffmpeg() -> Iterator[Finding]:
-    from cfgen.video.encoding import ENCODER
     from cfgen.video.ffmpeg import find_ffmpeg, require_encoder
     from cfgen.video.ffmpeg_graph import graph_module
+    from cfgen.video.formats import MP4
 
+    encoder = MP4.codec.encoder
     try:
         graph_module()
-        ffmpeg = find_ffmpeg(ENCODER)
-        require_encoder(ffmpeg, ENCODER)
+        ffmpeg = find_ffmpeg(encoder)
+        require_encoder(ffmpeg, encoder)
     except CfgenError as error:
         yield Finding(
             part="ffmpeg",
@@ -171,7 +172,7 @@ def _ffmpeg() -> Iterator[Finding]:
     yield Finding(
         part="ffmpeg",
         state="ok",
-        found=f"{ffmpeg.version}, with {ENCODER}",
+        found=f"{ffmpeg.version}, with {encoder}",
         meaning=ffmpeg.note or f"taken from {ffmpeg.path}",
     )
 

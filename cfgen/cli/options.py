@@ -17,6 +17,7 @@ from cfgen.cli.command import FILM, MODEL, OUTPUT, RARE, RESUME, SPEED
 from cfgen.cli.console import Console
 from cfgen.config.keys import FLAGS
 from cfgen.config.values import RawValue
+from cfgen.video.formats import ENDINGS
 
 _KEYS = {flag: key for key, flag in FLAGS.items()}
 
@@ -277,8 +278,8 @@ Output = Annotated[
         "--output",
         metavar="FILE",
         panel=OUTPUT,
-        about="The video, an .mp4. Without it, the name is made from prompt and seed, in this "
-        "folder.",
+        about=f"The video, an {ENDINGS}. Without it, the name is made from prompt and seed, in "
+        "this folder.",
     ),
 ]
 Yes = Annotated[

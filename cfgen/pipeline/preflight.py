@@ -94,7 +94,7 @@ def check_place(job: RenderJob, *, overwrite: bool) -> None:
     """Refuse, before anything is loaded, an output that cannot or must not be written.
 
     Raises:
-        UsageError: The output is no .mp4.
+        UsageError: The output is in no format that cfgen writes.
         OutputRefused: It exists, or its folder is missing or not writable.
         BudgetError: The disk is too small.
     """

@@ -16,6 +16,7 @@ from cfgen.runs.journal import ChunkLine, Line, SegmentLine, SessionLine, VideoL
 from cfgen.runs.snapshot import SnapshotStore
 from cfgen.timeline import Plan
 from cfgen.units import count
+from cfgen.video.output import format_of
 from cfgen.video.writer import SegmentFacts
 
 
@@ -127,7 +128,7 @@ def _sound_segments(
             break
         if sum(chunk.frames for chunk in chunks) != line.frames:
             break
-        path = folder.segments / f"segment-{line.index:06d}.mp4"
+        path = folder.segments / format_of(folder.output).segment(line.index)
         try:
             if path.stat().st_size != line.nbytes or sha256_of(path) != line.sha256:
                 break

@@ -1,6 +1,6 @@
 """Writes the video file: frames go to ffmpeg as they come, segment by segment, and are never held.
 
-Each segment is a run of x264 of its own. At the end the segments are joined without re-encoding
+Each segment is an encoder's run of its own. At the end the segments are joined without re-encoding
 under a temporary name, measured, and only then given the name that the user asked for.
 """
 
@@ -31,7 +31,6 @@ from cfgen.files.writing import (
     write_file,
 )
 from cfgen.video.encoding import (
-    ENCODER,
     Encoding,
     check_metadata,
     concat_listing,
@@ -39,13 +38,13 @@ from cfgen.video.encoding import (
     ffmetadata,
 )
 from cfgen.video.ffmpeg import Ffmpeg, FfmpegRun, Measured, measure, require_encoder
-from cfgen.video.output import check_output, sidecar_of
+from cfgen.video.output import check_output, format_of, sidecar_of
 
 SIDECAR_VERSION = 1
 _LISTING = "segments.ffconcat"
 _METADATA = "metadata.ffmeta"
-_JOINED = "joined.mp4"
-_OWN_FILES = ("segment-*.mp4", "joined.*.mp4", "segments*.ffconcat", "metadata*.ffmeta")
+_OWN_FILES = ("segment-*{0}", "joined.*{0}", "segments*.ffconcat", "metadata*.ffmeta")
+"""What it leaves in the parts folder, where ``{0}`` is the ending of videos."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +112,7 @@ def chain_frames(frames: npt.NDArray[np.uint8], before: str = "") -> str:
 
 
 class VideoWriter:
-    """Encodes frames to an H.264 mp4: yuv420p, bt709, constant frame rate, no B-frames.
+    """Encodes frames to a video in the format of its name: bt709, constant frame rate.
 
     Use it in a ``with`` block. Until `publish` returns, the output is untouched and everything
     lives in the parts folder and under ``NAME.part.mp4``. Leaving the block before that removes
@@ -138,8 +137,8 @@ class VideoWriter:
 
         Args:
             output: The video file to make; its folder must exist.
-            width: Width in pixels, even.
-            height: Height in pixels, even.
+            width: Width in pixels, even for H.264.
+            height: Height in pixels, likewise.
             fps: Playback rate, 1 to 240.
             ffmpeg: The ffmpeg to use.
             quality: ``draft``, ``good`` or ``best``.
@@ -149,11 +148,14 @@ class VideoWriter:
 
         Raises:
             UsageError: A value cannot be used.
-            FfmpegMissing: The ffmpeg cannot encode H.264.
+            FfmpegMissing: The ffmpeg lacks the encoder.
         """
-        require_encoder(ffmpeg, ENCODER)
+        self._format = format_of(output)
+        require_encoder(ffmpeg, self._format.codec.encoder)
         check_metadata(metadata)
-        self._encoding = Encoding(width=width, height=height, fps=exact_fps(fps), quality=quality)
+        self._encoding = Encoding(
+            format=self._format, width=width, height=height, fps=exact_fps(fps), quality=quality
+        )
         self._ffmpeg = ffmpeg
         self._metadata = dict(metadata)
         self._output = output.absolute()
@@ -284,7 +286,7 @@ class VideoWriter:
             raise WriterError(f"no frame was written to {self._output}")
         part, sidecar = part_of(self._output), sidecar_of(self._output)
         with disk_errors(self._output):
-            joined = own_name(self._parts / _JOINED)
+            joined = own_name(self._parts / f"joined{self._format.ending}")
             self._join(joined)
             _rename(joined, part)
             for decode in (False, True):
@@ -344,7 +346,7 @@ class VideoWriter:
             )
 
     def _segment(self, index: int) -> Path:
-        return self._parts / f"segment-{index:06d}.mp4"
+        return self._parts / self._format.segment(index)
 
     def remove_segments(self) -> None:
         """Remove what a finished video was made from.
@@ -356,7 +358,7 @@ class VideoWriter:
 
     def _remove_own_files(self, keep: set[str]) -> None:
         for pattern in _OWN_FILES:
-            for path in self._parts.glob(pattern):
+            for path in self._parts.glob(pattern.format(self._format.ending)):
                 if path.name not in keep:
                     path.unlink()
 
@@ -437,7 +439,7 @@ class VideoWriter:
             sha256=sha256_of(part),
             frames_sha256=self._frames_sha256,
             quality=encoding.quality,
-            encoder=ENCODER,
+            encoder=self._format.codec.encoder,
             ffmpeg_version=self._ffmpeg.version,
         )
 
