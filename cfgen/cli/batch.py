@@ -58,6 +58,7 @@ RetryFailed = Annotated[
 
 
 @app.command()
+@options.takes(*options.SHOWN)
 def batch(
     ctx: typer.Context,
     clips: List,
@@ -66,10 +67,6 @@ def batch(
     retry_failed: RetryFailed = False,
     overwrite: options.Yes = False,
     dry_run: options.DryRun = False,
-    json_lines: options.Json = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
-    debug: options.Debug = False,
 ) -> None:
     """Render a list of clips.
 
@@ -92,7 +89,6 @@ def batch(
       cfgen batch prompts.txt --dry-run
     """
     console = options.console_of(ctx)
-    console.configure(json=json_lines, quiet=quiet, verbose=verbose, debug=debug)
     from cfgen.pipeline.batch import BatchRunner, ClipList
 
     listed = ClipList.read(clips)

@@ -35,6 +35,7 @@ app = options.command_app()
 
 
 @app.command()
+@options.takes(options.Json, options.Quiet, options.Debug)
 def bench(
     ctx: typer.Context,
     preset: options.Preset = None,
@@ -84,9 +85,6 @@ def bench(
     ] = 20,
     assignments: options.Set = None,
     config_file: options.Config = None,
-    json_lines: options.Json = False,
-    quiet: options.Quiet = False,
-    debug: options.Debug = False,
 ) -> None:
     """Measure how fast a preset renders here, by backend and KV cache.
 
@@ -108,7 +106,6 @@ def bench(
       cfgen bench --backend torch --backend reference --dtype float32
     """
     console = options.console_of(ctx)
-    console.configure(json=json_lines, quiet=quiet, debug=debug)
     resolved = load(
         {"preset": preset, "size": size, "dtype": dtype},
         assignments=assignments or (),

@@ -72,6 +72,7 @@ Parent = Annotated[
 
 
 @app.command()
+@options.takes(*options.SHOWN)
 def branch(
     ctx: typer.Context,
     run: Parent,
@@ -81,10 +82,6 @@ def branch(
     seed: NewSeed = None,
     duration: NewDuration = None,
     overwrite: options.Yes = False,
-    json_lines: options.Json = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
-    debug: options.Debug = False,
 ) -> None:
     """Render another continuation of a video, from a moment of it.
 
@@ -99,7 +96,6 @@ def branch(
       cfgen branch a.mp4 --at 2m --duration 3m -o longer.mp4
     """
     console = options.console_of(ctx)
-    console.configure(json=json_lines, quiet=quiet, verbose=verbose, debug=debug)
     from cfgen.pipeline.branch import plan_branch
 
     changes = {"prompt": prompt, "seed": seed, "duration": duration}

@@ -55,13 +55,14 @@ class Console:
     Attributes:
         json: Whether stdout carries JSON lines.
         debug: Whether errors keep their traceback.
+        verbose: Whether more is told than is asked for.
     """
 
     def __init__(self) -> None:
         self.json = False
         self.debug = False
+        self.verbose = False
         self._quiet = False
-        self._verbose = False
         self._fps = 1.0
         self._pace = Pace()
         self._bar: Progress | None = None
@@ -76,7 +77,7 @@ class Console:
         self.json = json
         self.debug = debug
         self._quiet = quiet
-        self._verbose = verbose
+        self.verbose = verbose
 
     def result(self, text: str, data: Mapping[str, object], *, ok: bool = True) -> None:
         """Show what the command was asked for: `text` for people, `data` with `--json`.
@@ -106,7 +107,7 @@ class Console:
 
     def detail(self, text: str) -> None:
         """Tell something that only `--verbose` asks for."""
-        if self._verbose:
+        if self.verbose:
             self.note(text)
 
     def warn(self, message: str, hint: str | None = None) -> None:
@@ -222,7 +223,7 @@ class Console:
         if self._quiet or self.json:
             return
         if not SteadyStderr().isatty():
-            self.note(f"{words}, {memory}" if self._verbose and memory else words)
+            self.note(f"{words}, {memory}" if self.verbose and memory else words)
             return
         if self._bar is None:
             self._bar, self._task = _progress_bar(event.frames_total)

@@ -45,9 +45,8 @@ class Finding:
 
 
 @app.command()
-def doctor(
-    ctx: typer.Context, json_lines: options.Json = False, debug: options.Debug = False
-) -> None:
+@options.takes(options.Json, options.Debug)
+def doctor(ctx: typer.Context) -> None:
     """Tell whether this machine can render, and what to do if not.
 
     It looks at Python, torch, threads, Triton, GPU, ffmpeg, models and disk. For each it says what
@@ -55,7 +54,6 @@ def doctor(
     something is missing.
     """
     console = options.console_of(ctx)
-    console.configure(json=json_lines, debug=debug)
     findings = [finding for look in _LOOKS for finding in look()]
     bad = [finding.part for finding in findings if finding.state == "bad"]
     verdict = f"not ready: see {', '.join(bad)}" if bad else "ready to render"

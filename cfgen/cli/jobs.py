@@ -85,15 +85,13 @@ class Job:
 
 
 @app.command("list")
+@options.takes(options.Json, options.Debug)
 def list_jobs(
     ctx: typer.Context,
     folder: Root = Path(),
-    json_lines: options.Json = False,
-    debug: options.Debug = False,
 ) -> None:
     """List the renders under a folder: how far they are and what they take."""
     console = options.console_of(ctx)
-    console.configure(json=json_lines, debug=debug)
     jobs = list(jobs_under(folder))
     rows: list[tuple[str, ...]] = [("state", "done", "of", "disk", "run", "prompt")]
     width = max(12, shutil.get_terminal_size().columns - _COLUMNS - _widest(jobs))
@@ -106,15 +104,13 @@ def list_jobs(
 
 
 @app.command()
+@options.takes(options.Json, options.Debug)
 def show(
     ctx: typer.Context,
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The run folder or its video.")],
-    json_lines: options.Json = False,
-    debug: options.Debug = False,
 ) -> None:
     """Show all that is known of a render."""
     console = options.console_of(ctx)
-    console.configure(json=json_lines, debug=debug)
     path = run_folder(run)
     job, record = job_of(path), RunFolder(path).record
     lines = [
@@ -137,13 +133,12 @@ def show(
 
 
 @app.command()
+@options.takes(options.Json, options.Debug)
 def gc(
     ctx: typer.Context,
     budget: Budget,
     folder: Root = Path(),
     dry_run: DryRun = False,
-    json_lines: options.Json = False,
-    debug: options.Debug = False,
 ) -> None:
     """Remove what finished renders keep, the oldest first, until it fits a budget.
 
@@ -153,7 +148,6 @@ def gc(
     its whole run folder goes.
     """
     console = options.console_of(ctx)
-    console.configure(json=json_lines, debug=debug)
     try:
         allowed = parse_bytes(budget)
     except ValueError as error:

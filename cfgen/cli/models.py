@@ -89,16 +89,14 @@ _Yes = Annotated[bool, typer.Option("-y", "--yes", help="Remove without asking."
 
 
 @app.command("list")
-def list_models(
-    ctx: typer.Context, json_lines: options.Json = False, debug: options.Debug = False
-) -> None:
+@options.takes(options.Json, options.Debug)
+def list_models(ctx: typer.Context) -> None:
     """List the models in the box and in the cache.
 
     The last column is what a model is called. Of the cache, those repositories are shown that hold
     parts of a video model: a generator, a LoRA, a text encoder or a VAE.
     """
     console = options.console_of(ctx)
-    console.configure(json=json_lines, debug=debug)
     cache = cache_folder()
     boxed = sorted(path.parent for path in presets.presets_folder().glob("*/config.json"))
     found = [(snapshot, holds) for snapshot in snapshots(cache) if (holds := snapshot.holds())]
@@ -123,6 +121,7 @@ def list_models(
 
 
 @app.command()
+@options.takes(options.Quiet, options.Json, options.Debug)
 def pull(
     ctx: typer.Context,
     ref: _PullRef,
@@ -131,9 +130,6 @@ def pull(
     revision: _Revision = None,
     offline: _Offline = False,
     dry_run: _DryRun = False,
-    quiet: options.Quiet = False,
-    json_lines: options.Json = False,
-    debug: options.Debug = False,
 ) -> None:
     """Fetch a model into the cache and check it.
 
@@ -147,7 +143,6 @@ def pull(
       cfgen models pull owner/name/model.safetensors --dry-run
     """
     console = options.console_of(ctx)
-    console.configure(json=json_lines, quiet=quiet, debug=debug)
     hub = hub_from(offline=offline)
     if ref in presets.preset_names():
         references = _parts_of(ref, revision)
@@ -171,12 +166,10 @@ def pull(
 
 
 @app.command("verify")
+@options.takes(options.Quiet, options.Json, options.Debug)
 def verify_models(
     ctx: typer.Context,
     ref: _OptionalRef = None,
-    quiet: options.Quiet = False,
-    json_lines: options.Json = False,
-    debug: options.Debug = False,
 ) -> None:
     """Check cached files against their digests.
 
@@ -184,7 +177,6 @@ def verify_models(
     that fetch it again.
     """
     console = options.console_of(ctx)
-    console.configure(json=json_lines, quiet=quiet, debug=debug)
     cache = cache_folder()
     chosen = _chosen(ref, cache)
     states: dict[str, list[str]] = {"ok": [], "damaged": [], "missing": [], "unknown": []}
@@ -211,12 +203,11 @@ def verify_models(
 
 
 @app.command("remove")
+@options.takes(options.Json, options.Debug)
 def remove_model(
     ctx: typer.Context,
     ref: _Ref,
     yes: _Yes = False,
-    json_lines: options.Json = False,
-    debug: options.Debug = False,
 ) -> None:
     """Remove a model from the cache.
 
@@ -224,12 +215,11 @@ def remove_model(
     says how much disk that frees.
     """
     console = options.console_of(ctx)
-    console.configure(json=json_lines, debug=debug)
     cache = cache_folder()
     removal = plan_removal(in_cache(ref, cache), cache)
     what = f"{removal.reference}, {bytes_words(removal.nbytes)} in {cache}"
     if not yes:
-        if json_lines or not sys.stdin.isatty():
+        if console.json or not sys.stdin.isatty():
             raise SetupError(
                 f"cfgen cannot ask, so it removed nothing: {what}",
                 "add -y to remove it without asking",

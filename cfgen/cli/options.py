@@ -6,9 +6,11 @@ by the same rules and refused in the same words.
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, cast, get_args
 
 import typer
 
@@ -16,7 +18,9 @@ from cfgen.cli import completion
 from cfgen.cli.command import FILM, MODEL, OUTPUT, RARE, RESUME, SPEED
 from cfgen.cli.console import Console
 from cfgen.config.keys import FLAGS
+from cfgen.config.loader import Resolved, load
 from cfgen.config.values import RawValue
+from cfgen.pipeline.model_preset import recipe_of
 from cfgen.video.formats import ENDINGS
 
 _KEYS = {flag: key for key, flag in FLAGS.items()}
@@ -41,9 +45,77 @@ def lora_list(given: list[str] | None) -> RawValue | None:
     return [] if given == ["none"] else list[RawValue](given)
 
 
+def takes(*flags: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command flags, in the order of its help.
+
+    It is called with those that are among its parameters; the others are read from its context, as
+    `console_of` and `resolved_of` do.
+
+    Args:
+        flags: Option types of this module.
+    """
+    added = [_parameter(flag) for flag in flags]
+
+    def give(command: Callable[..., None]) -> Callable[..., None]:
+        own = inspect.signature(command, eval_str=True)
+
+        @functools.wraps(command)
+        def run(**given: object) -> None:
+            command(**{name: given[name] for name in own.parameters})
+
+        names = {parameter.name for parameter in added}
+        kept = [each for name, each in own.parameters.items() if name not in names]
+        vars(run)["__signature__"] = own.replace(parameters=[*kept, *added])
+        return run
+
+    return give
+
+
+def _parameter(flag: Any) -> inspect.Parameter:
+    """A flag as a parameter of a command, called as its long name: `--set` is `set`."""
+    kind, option = get_args(flag)
+    name = (option.default, *option.param_decls)[-1]
+    return inspect.Parameter(
+        name.removeprefix("--").replace("-", "_"),
+        inspect.Parameter.KEYWORD_ONLY,
+        default=False if kind is bool else None,
+        annotation=flag,
+    )
+
+
 def console_of(ctx: typer.Context) -> Console:
-    """Return the console of the running command."""
-    return cast(Console, ctx.obj)
+    """The console of the running command, in the form that its flags ask for."""
+    console = cast(Console, ctx.obj)
+    forms = ("json", "quiet", "verbose", "debug")
+    console.configure(**{name: bool(ctx.params.get(name)) for name in forms})
+    return console
+
+
+def resolved_of(ctx: typer.Context, prompt: str | None = None) -> Resolved:
+    """What the flags of the running command, presets and files make of a render.
+
+    Args:
+        ctx: That of a command which takes `PLANNED`.
+        prompt: What the film shows, if the command is told.
+
+    Raises:
+        PresetError, UsageError: A value cannot be used.
+    """
+    given = {
+        param.opts[-1]: ctx.params[str(param.name)] for param in ctx.command.params if param.name
+    }
+    given["PROMPT"] = prompt
+    flags = {key: _raw(given[flag]) for key, flag in FLAGS.items() if flag in given}
+    assignments, file = ctx.params["set"] or (), ctx.params["config"]
+    run_file = None if file is None else Path(file)
+    return load(flags, assignments=assignments, run_file=run_file, recipe=recipe_of)
+
+
+def _raw(given: Any) -> RawValue | None:
+    """What a flag was given, as a source holds it; None if it was not."""
+    if isinstance(given, bool):
+        return "true" if given else None
+    return lora_list(list(given)) if isinstance(given, list | tuple) else given
 
 
 def _value(
@@ -346,3 +418,16 @@ AllowChanged = Annotated[
     ),
 ]
 Debug = Annotated[bool, _value("--debug", panel=RARE, about="Show the traceback of every error.")]
+
+_MODEL = (Preset, Model, Loras, TextEncoder, Tokenizer, Vae)
+_SHAPE = (Size, Fps, Memory, CommitReads, Offload, Vram, Backend, KvCache)
+_RUN = (Yes, Resume, AllowChanged, Snapshot, DiskBudget, Clean, DryRun)
+
+PLANNED = (*_MODEL, Duration, *_SHAPE, Set, Config)
+"""Flags of what a plan depends on."""
+
+RENDERED = (Output, *_MODEL, Duration, Seed, *_SHAPE, Compile, Rng, Set, Config, *_RUN)
+"""Flags of a render."""
+
+SHOWN = (Json, Quiet, Verbose, Debug)
+"""Flags of how a command shows what it does."""

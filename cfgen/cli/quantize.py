@@ -26,6 +26,7 @@ app = options.command_app()
 
 
 @app.command()
+@options.takes(options.Json, options.Quiet, options.Debug)
 def quantize(
     ctx: typer.Context,
     source: conversion_options.Source,
@@ -60,9 +61,6 @@ def quantize(
     ] = None,
     weights: conversion_options.Which = None,
     yes: options.Yes = False,
-    json_lines: options.Json = False,
-    quiet: options.Quiet = False,
-    debug: options.Debug = False,
 ) -> None:
     """Quantize a model, and tell what each layer loses.
 
@@ -93,7 +91,6 @@ def quantize(
     from cfgen.checkpoint.convert.quantize import plan_quantize
 
     console = options.console_of(ctx)
-    console.configure(json=json_lines, quiet=quiet, debug=debug)
     found = open_source(source, weights=weights and conversion_options.WEIGHTS[weights])
     rewrite, losses = plan_quantize(
         found,

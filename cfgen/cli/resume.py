@@ -31,14 +31,11 @@ Run = Annotated[
 
 
 @app.command()
+@options.takes(*options.SHOWN)
 def resume(
     ctx: typer.Context,
     run: Run = None,
     allow_changed: options.AllowChanged = None,
-    json_lines: options.Json = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
-    debug: options.Debug = False,
 ) -> None:
     """Go on with an interrupted render.
 
@@ -52,7 +49,6 @@ def resume(
       cfgen resume balloon.mp4
     """
     console = options.console_of(ctx)
-    console.configure(json=json_lines, quiet=quiet, verbose=verbose, debug=debug)
     from cfgen.pipeline.rendering import go_on
 
     path = _the_one_here() if run is None else run_folder(run)

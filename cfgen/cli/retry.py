@@ -31,16 +31,13 @@ RetrySeed = Annotated[
 
 
 @app.command()
+@options.takes(*options.SHOWN)
 def retry(
     ctx: typer.Context,
     run: Parent,
     begin: From,
     seed: RetrySeed = None,
     prompt: NewPrompt = None,
-    json_lines: options.Json = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
-    debug: options.Debug = False,
 ) -> None:
     """Do a video over from a moment on, with another seed or prompt.
 
@@ -53,7 +50,6 @@ def retry(
       cfgen retry a.mp4 --from 0:40 --seed 12
     """
     console = options.console_of(ctx)
-    console.configure(json=json_lines, quiet=quiet, verbose=verbose, debug=debug)
     from cfgen.pipeline.branch import plan_retry
 
     plan = plan_retry(run_folder(run), begin=begin, changes={"seed": seed, "prompt": prompt})
