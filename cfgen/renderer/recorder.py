@@ -50,9 +50,7 @@ class RunRecorder:
         self._folder, self._store, self._lock, self._memory = folder, store, lock, memory
         lines = folder.journal.of(ChunkLine)
         self._earlier_sessions_s = lines[-1].elapsed_s if lines else 0.0
-        self._synced = max(
-            store.chunks, default=0
-        )  # chunks below were synced with the newest snapshot
+        self._synced = max(store.chunks, default=0)  # chunks of the newest snapshot, on the disk
         self._began = self._last_snapshot = time.monotonic()
         self._snapshot_s = memory.nbytes / FIRST_GUESS_BYTES_PER_S
         self.keeping_s = 0.0
@@ -101,7 +99,14 @@ class RunRecorder:
     def chunk(
         self, index: int, frames: int, *, frames_sha256: str, latents_sha256: str, mode: Mode
     ) -> ChunkLine:
-        """Write down a chunk whose latents are kept and whose frames went to the encoder.
+        """Write down a chunk whose latents are kept.
+
+        Args:
+            index: The chunk.
+            frames: Frames of the film that it holds.
+            frames_sha256: `chain_frames` up to its end, empty if its frames are not encoded yet.
+            latents_sha256: Digest of the file of its latents.
+            mode: How its frames were decoded.
 
         Raises: as `latents`.
         """
@@ -149,15 +154,15 @@ class RunRecorder:
         self._folder.journal.append(line, sync=True)
 
     def snapshot(self, chunk: int) -> Saved:
-        """Write the memory as it is before `chunk`, after everything that it builds on.
+        """Write the memory as it is once `chunk` chunks are made, and what it builds on before.
 
         Raises: as `latents`.
         """
         self.require_lock()
         began = time.monotonic()
         with disk_errors(self._folder.path):
-            for index in range(self._synced, chunk):
-                sync_file(self._folder.latents(index))
+            for line in self._folder.journal.of(ChunkLine)[self._synced : chunk]:
+                sync_file(self._folder.latents(line.index))
             sync_folder(self._folder.latents(0).parent)
             sync_file(self._folder.journal.path)
         self._synced = chunk
