@@ -58,15 +58,16 @@ RetryFailed = Annotated[
 
 
 @app.command()
-@options.takes(*options.SHOWN)
+@options.takes(options.Yes, options.DryRun, *options.SHOWN)
 def batch(
     ctx: typer.Context,
     clips: List,
     fail_fast: FailFast = False,
     attempts: Attempts = 2,
     retry_failed: RetryFailed = False,
-    overwrite: options.Yes = False,
-    dry_run: options.DryRun = False,
+    *,
+    yes: bool,
+    dry_run: bool,
 ) -> None:
     """Render a list of clips.
 
@@ -92,7 +93,7 @@ def batch(
     from cfgen.pipeline.batch import BatchRunner, ClipList
 
     listed = ClipList.read(clips)
-    runner = BatchRunner(listed, overwrite=overwrite, attempts=attempts, fail_fast=fail_fast)
+    runner = BatchRunner(listed, overwrite=yes, attempts=attempts, fail_fast=fail_fast)
     if dry_run:
         _show_plan(console, runner)
         return

@@ -72,7 +72,7 @@ Parent = Annotated[
 
 
 @app.command()
-@options.takes(*options.SHOWN)
+@options.takes(options.Yes, *options.SHOWN)
 def branch(
     ctx: typer.Context,
     run: Parent,
@@ -81,7 +81,8 @@ def branch(
     prompt: NewPrompt = None,
     seed: NewSeed = None,
     duration: NewDuration = None,
-    overwrite: options.Yes = False,
+    *,
+    yes: bool,
 ) -> None:
     """Render another continuation of a video, from a moment of it.
 
@@ -99,7 +100,7 @@ def branch(
     from cfgen.pipeline.branch import plan_branch
 
     changes = {"prompt": prompt, "seed": seed, "duration": duration}
-    plan = plan_branch(run_folder(run), at=at, output=output, changes=changes, overwrite=overwrite)
+    plan = plan_branch(run_folder(run), at=at, output=output, changes=changes, overwrite=yes)
     make_branch(console, plan, seed)
 
 

@@ -12,7 +12,7 @@ app = options.command_app()
 
 
 @app.command()
-@options.takes(options.Json, options.Quiet, options.Debug)
+@options.takes(options.Yes, options.Json, options.Quiet, options.Debug)
 def convert(
     ctx: typer.Context,
     source: conversion_options.Source,
@@ -29,7 +29,8 @@ def convert(
         ),
     ] = None,
     weights: conversion_options.Which = None,
-    yes: options.Yes = False,
+    *,
+    yes: bool,
 ) -> None:
     """Write a model as one clean safetensors file.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -29,15 +30,16 @@ def list_presets(ctx: typer.Context) -> None:
 
 
 @app.command("show")
-@options.takes(options.Json, options.Debug)
+@options.takes(options.Set, options.Config, options.Json, options.Debug)
 def show_preset(
     ctx: typer.Context,
     name: Annotated[
         str,
         typer.Argument(metavar="NAME", help="The preset.", autocompletion=completion.presets),
     ],
-    assignments: options.Set = None,
-    config_file: options.Config = None,
+    *,
+    set: list[str] | None,
+    config: Path | None,
 ) -> None:
     """Show a preset's values and where each comes from.
 
@@ -48,7 +50,7 @@ def show_preset(
       cfgen presets show mini --set memory.tau=0.9
     """
     console = options.console_of(ctx)
-    resolved = load({"preset": name}, assignments=assignments or (), run_file=config_file)
+    resolved = load({"preset": name}, assignments=set or (), run_file=config)
     rows = resolved.rows()
     key_width = max(cells(key) for key, _, _ in rows)
     lines = [

@@ -31,12 +31,8 @@ Run = Annotated[
 
 
 @app.command()
-@options.takes(*options.SHOWN)
-def resume(
-    ctx: typer.Context,
-    run: Run = None,
-    allow_changed: options.AllowChanged = None,
-) -> None:
+@options.takes(options.AllowChanged, *options.SHOWN)
+def resume(ctx: typer.Context, run: Run = None, *, allow_changed: list[str] | None) -> None:
     """Go on with an interrupted render.
 
     cfgen first verifies what is on the disk and makes again what is damaged. The finished film is
