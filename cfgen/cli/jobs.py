@@ -19,7 +19,8 @@ from cfgen.errors import CfgenError, OutputRefused, UsageError
 from cfgen.files.writing import disk_errors
 from cfgen.pipeline.runs import config_of, run_folder
 from cfgen.plain_text import aligned, cells
-from cfgen.runs.folder import LOCK, RunFolder, is_run, remove, require_own
+from cfgen.runs.contents import LOCK, remove, require_own
+from cfgen.runs.folder import RunFolder, is_run
 from cfgen.runs.journal import ChunkLine, VideoLine
 from cfgen.runs.lock import Lock, owner_of
 from cfgen.units import bytes_words, clock

@@ -12,7 +12,8 @@ from cfgen.cli import options
 from cfgen.cli.run_render import run_render
 from cfgen.errors import SnapshotError, UsageError
 from cfgen.pipeline.runs import run_folder
-from cfgen.runs.folder import LOCK, RunFolder, is_run
+from cfgen.runs.contents import LOCK
+from cfgen.runs.folder import RunFolder, is_run
 from cfgen.runs.journal import VideoLine
 from cfgen.runs.lock import owner_of
 from cfgen.video.output import resume_command

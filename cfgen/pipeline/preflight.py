@@ -13,7 +13,7 @@ from cfgen.files.writing import disk_errors
 from cfgen.pipeline.job import RenderJob
 from cfgen.pipeline.plan import estimate_of
 from cfgen.renderer.events import Warned
-from cfgen.runs.folder import require_own
+from cfgen.runs.contents import require_own
 from cfgen.units import bytes_words
 from cfgen.video.output import check_output, refuse_existing, run_of
 

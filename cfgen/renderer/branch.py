@@ -18,15 +18,8 @@ from cfgen.files.reading import open_binary
 from cfgen.files.writing import create, disk_errors, part_of, sync_file, sync_folder
 from cfgen.renderer.replay import replay
 from cfgen.renderer.source import FrameSource
-from cfgen.runs.folder import (
-    JOURNAL,
-    LOCK,
-    RunFolder,
-    RunRecord,
-    make_empty,
-    settle_journal,
-    write_record,
-)
+from cfgen.runs.contents import JOURNAL, LOCK, make_empty
+from cfgen.runs.folder import RunFolder, RunRecord, settle_journal, write_record
 from cfgen.runs.journal import ChunkLine, Journal, Line, SegmentLine
 from cfgen.runs.lock import Lock
 from cfgen.runs.recovery import RecoveryPlan, RunAudit, audit, plan_memory

@@ -22,7 +22,7 @@ from cfgen.runs.folder import RunFolder
 from cfgen.runs.journal import ChunkLine, SegmentLine, SessionLine, VideoLine
 from cfgen.runs.lock import Lock
 from cfgen.runs.snapshot import SnapshotStore, tensor_blocks
-from cfgen.video.writer import SegmentFacts, VideoFacts
+from cfgen.video.facts import SegmentFacts, VideoFacts
 
 SNAPSHOT_SHARE = 0.02
 """Share of the time that snapshots may take."""

@@ -29,7 +29,8 @@ from cfgen.renderer.events import (
 )
 from cfgen.renderer.recorder import RunRecorder
 from cfgen.renderer.source import FrameSource
-from cfgen.runs.folder import LOCK, RunFolder, RunRecord, remove
+from cfgen.runs.contents import LOCK, remove
+from cfgen.runs.folder import RunFolder, RunRecord
 from cfgen.runs.journal import ChunkLine, VideoLine
 from cfgen.runs.lock import PATIENCE_S, Lock, must_watch, read_owner
 from cfgen.runs.recovery import audit

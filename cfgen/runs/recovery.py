@@ -16,8 +16,8 @@ from cfgen.runs.journal import ChunkLine, Line, SegmentLine, SessionLine, VideoL
 from cfgen.runs.snapshot import SnapshotStore
 from cfgen.timeline import Plan
 from cfgen.units import count
+from cfgen.video.facts import SegmentFacts
 from cfgen.video.output import format_of
-from cfgen.video.writer import SegmentFacts
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -63,6 +63,20 @@ def recorded_digest(output: Path) -> str | None:
     return digest if isinstance(digest, str) else None
 
 
+def standing_at(output: Path) -> tuple[object, ...]:
+    """What stands in the places of a video and its sidecar, to tell whether that changes."""
+    found: list[object] = []
+    for path in (output, sidecar_of(output)):
+        try:
+            facts = path.lstat()
+        except FileNotFoundError:
+            found.append(None)
+        else:
+            # No number of the file: some network file systems give it another one.
+            found.append((facts.st_mode, facts.st_size, facts.st_mtime_ns))
+    return tuple(found)
+
+
 def check_output(output: Path) -> None:
     """Refuse an output that could not be written, before any work is done.
 

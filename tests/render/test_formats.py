@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from cfgen.config.keys import keys
-from cfgen.video.ffmpeg import Ffmpeg, measure
+from cfgen.video.ffmpeg import Ffmpeg
 from cfgen.video.formats import FORMATS, OutputFormat
+from cfgen.video.measure import measure
 from tests.render.test_writer import ask, decoded, moving, render
 
 each_format = pytest.mark.parametrize("made", FORMATS.values(), ids=FORMATS)

@@ -18,8 +18,8 @@ from cfgen.renderer.source import FrameSource
 from cfgen.runs.folder import RunFolder
 from cfgen.runs.journal import ChunkLine
 from cfgen.timeline import Plan, Playing
+from cfgen.video.facts import chain_frames
 from cfgen.video.output import sidecar_of
-from cfgen.video.writer import chain_frames
 from tests.render.film import EIGHT_CHUNKS, PROMPT, Film, MakeFilm
 
 ORDERS = {"backwards": [7, 6, 5, 4, 3, 2, 1, 0], "ends first": [0, 7, 2, 1, 4, 3, 6, 5]}
