@@ -34,25 +34,22 @@ List = Annotated[
     ),
 ]
 FailFast = Annotated[
-    bool,
-    typer.Option("--fail-fast", help="Stop at the first clip that fails.", rich_help_panel=RESUME),
+    bool, options.option("--fail-fast", None, RESUME, "Stop at the first clip that fails.")
 ]
 Attempts = Annotated[
     int,
-    typer.Option(
+    options.option(
         "--attempts",
-        metavar="N",
+        "N",
+        RESUME,
+        "How often cfgen tries a clip that gets no further; a crash counts as a try.",
         min=1,
-        help="How often cfgen tries a clip that gets no further; a crash counts as a try.",
-        rich_help_panel=RESUME,
     ),
 ]
 RetryFailed = Annotated[
     bool,
-    typer.Option(
-        "--retry-failed",
-        help="Try clips again that failed in an earlier run.",
-        rich_help_panel=RESUME,
+    options.option(
+        "--retry-failed", None, RESUME, "Try clips again that failed in an earlier run."
     ),
 ]
 

@@ -34,45 +34,45 @@ _SHORT = {"float32": "fp32", "bfloat16": "bf16"}
 
 Backends = Annotated[
     list[str] | None,
-    typer.Option(
+    options.option(
         "--backend",
-        metavar="NAME",
-        help="The backend to measure: auto, torch, triton or reference (slow); may be "
+        "NAME",
+        SPEED,
+        "The backend to measure: auto, torch, triton or reference (slow); may be "
         "repeated.  [default: torch and triton]",
         autocompletion=completion.values_of("backend"),
-        rich_help_panel=SPEED,
     ),
 ]
 Storages = Annotated[
     list[str] | None,
-    typer.Option(
+    options.option(
         "--kv-cache",
-        metavar="HOW",
-        help="How the KV cache is stored: auto, bf16, int8 or fp8; may be repeated.  "
+        "HOW",
+        SPEED,
+        "How the KV cache is stored: auto, bf16, int8 or fp8; may be repeated.  "
         "[default: each that differs]",
         autocompletion=completion.values_of("memory.kv_cache"),
-        rich_help_panel=SPEED,
     ),
 ]
 Dtype = Annotated[
     str | None,
-    typer.Option(
+    options.option(
         "--dtype",
-        metavar="TYPE",
-        help="What to compute in: float32, bfloat16 or auto.  [default: auto; key: dtype]",
+        "TYPE",
+        SPEED,
+        "What to compute in: float32, bfloat16 or auto.  [default: auto; key: dtype]",
         autocompletion=completion.values_of("dtype"),
-        rich_help_panel=SPEED,
     ),
 ]
 Seconds = Annotated[
     float,
-    typer.Option(
+    options.option(
         "--seconds",
+        "S",
+        SPEED,
+        "How many seconds to make chunks after the warm-up; each way makes at least one.",
         min=0,
         max=86400,
-        metavar="S",
-        help="How many seconds to make chunks after the warm-up; each way makes at least one.",
-        rich_help_panel=SPEED,
     ),
 ]
 _BENCHED = (options.Preset, options.Size, options.Set, options.Config)

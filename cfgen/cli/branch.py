@@ -20,50 +20,34 @@ if TYPE_CHECKING:
 app = options.command_app()
 
 At = Annotated[
-    str,
-    typer.Option(
-        "--at",
-        metavar="TIME",
-        help="Where the new continuation begins: 40s, 1:12.",
-        rich_help_panel=FILM,
-    ),
+    str, options.option("--at", "TIME", FILM, "Where the new continuation begins: 40s, 1:12.")
 ]
 NewPrompt = Annotated[
     str | None,
-    typer.Option(
+    options.option(
         "--prompt",
-        metavar="TEXT",
-        help="What the video shows from there on, in quotes.  [default: the old prompt]",
-        rich_help_panel=FILM,
+        "TEXT",
+        FILM,
+        "What the video shows from there on, in quotes.  [default: the old prompt]",
     ),
 ]
 NewOutput = Annotated[
-    Path,
-    typer.Option(
-        "-o",
-        "--output",
-        metavar="FILE",
-        help=f"The new video, an {ENDINGS}.",
-        rich_help_panel=OUTPUT,
-    ),
+    Path, options.option("-o, --output", "FILE", OUTPUT, f"The new video, an {ENDINGS}.")
 ]
 NewSeed = Annotated[
     str | None,
-    typer.Option(
+    options.option(
         "--seed",
-        metavar="N",
-        help="The seed from there on.  [default: the old seed if anything else is new, else a "
+        "N",
+        FILM,
+        "The seed from there on.  [default: the old seed if anything else is new, else a "
         "random one]",
-        rich_help_panel=FILM,
     ),
 ]
 NewDuration = Annotated[
     str | None,
-    typer.Option(
-        "--duration",
-        metavar="TIME",
-        help="Playing time of the new video.  [default: that of the old one]",
-        rich_help_panel=FILM,
+    options.option(
+        "--duration", "TIME", FILM, "Playing time of the new video.  [default: that of the old one]"
     ),
 ]
 Parent = Annotated[

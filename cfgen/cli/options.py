@@ -118,17 +118,14 @@ def _raw(given: Any) -> RawValue | None:
     return lora_list(list(given)) if isinstance(given, list | tuple) else given
 
 
-def _option(flags: str, panel: str, about: str, *, default: str = "", **more: Any) -> Any:
-    """An option whose help tells its default and the key that sets the same value."""
+def option(flags: str, metavar: str | None, panel: str, about: str, **more: Any) -> Any:
+    """An option of a command, in a panel of its help."""
     names = flags.split(", ")
-    facts = [f"default: {default}"] if default else []
-    facts += [f"key: {_KEYS[names[-1]]}"] if names[-1] in _KEYS else []
-    words = f"{about}  [{'; '.join(facts)}]" if facts else about
-    return typer.Option(*names, help=words, rich_help_panel=panel, **more)
+    return typer.Option(*names, metavar=metavar, help=about, rich_help_panel=panel, **more)
 
 
 def _switch(flags: str, panel: str, about: str) -> Any:
-    return Annotated[bool, _option(flags, panel, about)]
+    return Annotated[bool, _keyed(flags, None, panel, about)]
 
 
 def _value(
@@ -142,10 +139,18 @@ def _value(
     offered: Callable[..., object] | None = None,
 ) -> Any:
     kinds: Any = Annotated
-    return kinds[
-        kind,
-        _option(flags, panel, about, default=default, metavar=metavar, autocompletion=offered),
-    ]
+    return kinds[kind, _keyed(flags, metavar, panel, about, default, autocompletion=offered)]
+
+
+def _keyed(
+    flags: str, metavar: str | None, panel: str, about: str, default: str = "", **more: Any
+) -> Any:
+    """An option whose help tells its default and the key that sets the same value."""
+    key = _KEYS.get(flags.rpartition(", ")[2])
+    facts = [f"default: {default}"] if default else []
+    facts += [f"key: {key}"] if key else []
+    words = f"{about}  [{'; '.join(facts)}]" if facts else about
+    return option(flags, metavar, panel, words, **more)
 
 
 Prompt = Annotated[
@@ -278,9 +283,12 @@ Output = _value(
 Yes = _switch("-y, --yes", OUTPUT, "Overwrite the output if it exists.")
 DryRun = _switch("--dry-run", OUTPUT, "Check everything and show the plan; render nothing.")
 Json = Annotated[
-    bool, _option("--json", OUTPUT, "Print one JSON object per line to stdout, the result last.")
+    bool,
+    option("--json", None, OUTPUT, "Print one JSON object per line to stdout, the result last."),
 ]
-Quiet = Annotated[bool, _option("-q, --quiet", OUTPUT, "Print only results, warnings and errors.")]
+Quiet = Annotated[
+    bool, option("-q, --quiet", None, OUTPUT, "Print only results, warnings and errors.")
+]
 Verbose = _switch("-v, --verbose", OUTPUT, "Print more, such as where every value comes from.")
 Rng = _value(
     "--rng",
@@ -310,7 +318,7 @@ AllowChanged = _value(
     kind=list[str] | None,
     offered=completion.harmless,
 )
-Debug = Annotated[bool, _option("--debug", RARE, "Show the traceback of every error.")]
+Debug = Annotated[bool, option("--debug", None, RARE, "Show the traceback of every error.")]
 
 _MODEL = (Preset, Model, Loras, TextEncoder, Tokenizer, Vae)
 _SHAPE = (Size, Fps, Memory, CommitReads, Offload, Vram, Backend, KvCache)

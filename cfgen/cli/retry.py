@@ -13,20 +13,10 @@ from cfgen.pipeline.runs import run_folder
 
 app = options.command_app()
 
-From = Annotated[
-    str,
-    typer.Option(
-        "--from", metavar="TIME", help="Where to begin anew: 40s, 1:12.", rich_help_panel=FILM
-    ),
-]
+From = Annotated[str, options.option("--from", "TIME", FILM, "Where to begin anew: 40s, 1:12.")]
 RetrySeed = Annotated[
     str | None,
-    typer.Option(
-        "--seed",
-        metavar="N",
-        help="The seed from there on.  [default: a random one]",
-        rich_help_panel=FILM,
-    ),
+    options.option("--seed", "N", FILM, "The seed from there on.  [default: a random one]"),
 ]
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import socket
 import time
+from dataclasses import fields
 from datetime import UTC, datetime
 
 from torch import Tensor
@@ -129,29 +130,20 @@ class RunRecorder:
 
         Raises: as `latents`.
         """
-        self.require_lock()
-        line = SegmentLine(
-            index=segment.index,
-            frames=segment.frames,
-            nbytes=segment.nbytes,
-            sha256=segment.sha256,
-            frames_sha256=segment.frames_sha256,
-        )
-        self._folder.journal.append(line, sync=True)
+        self._finished(SegmentLine, segment)
 
     def video(self, facts: VideoFacts) -> None:
         """Write down the video that is about to take its name.
 
         Raises: as `latents`.
         """
+        self._finished(VideoLine, facts)
+
+    def _finished(self, kind: type[SegmentLine | VideoLine], facts: object) -> None:
+        """Write down a file by the facts of it that its line has."""
         self.require_lock()
-        line = VideoLine(
-            frames=facts.frames,
-            nbytes=facts.nbytes,
-            sha256=facts.sha256,
-            frames_sha256=facts.frames_sha256,
-        )
-        self._folder.journal.append(line, sync=True)
+        told = {item.name: getattr(facts, item.name) for item in fields(kind)}
+        self._folder.journal.append(kind(**told), sync=True)
 
     def snapshot(self, chunk: int) -> Saved:
         """Write the memory as it is once `chunk` chunks are made, and what it builds on before.

@@ -75,7 +75,8 @@ class VideoWriter:
 
         Args:
             output: The video file to make; its folder must exist.
-            width, height: Pixels of a frame, even for H.264.
+            width: Width in pixels, even for H.264.
+            height: Height in pixels, likewise.
             fps: Playback rate, 1 to 240.
             ffmpeg: The ffmpeg to use.
             quality: ``draft``, ``good`` or ``best``.
