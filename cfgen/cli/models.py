@@ -167,10 +167,7 @@ def pull(
 
 @app.command("verify")
 @options.takes(options.Quiet, options.Json, options.Debug)
-def verify_models(
-    ctx: typer.Context,
-    ref: _OptionalRef = None,
-) -> None:
+def verify_models(ctx: typer.Context, ref: _OptionalRef = None) -> None:
     """Check cached files against their digests.
 
     This needs no network. Exits with 1 if a file is damaged or missing, and shows the commands
@@ -204,11 +201,7 @@ def verify_models(
 
 @app.command("remove")
 @options.takes(options.Json, options.Debug)
-def remove_model(
-    ctx: typer.Context,
-    ref: _Ref,
-    yes: _Yes = False,
-) -> None:
+def remove_model(ctx: typer.Context, ref: _Ref, yes: _Yes = False) -> None:
     """Remove a model from the cache.
 
     REF is a repository with all its revisions, one revision or one file. cfgen asks first, and

@@ -23,11 +23,7 @@ RetrySeed = Annotated[
 @app.command()
 @options.takes(*options.SHOWN)
 def retry(
-    ctx: typer.Context,
-    run: Parent,
-    begin: From,
-    seed: RetrySeed = None,
-    prompt: NewPrompt = None,
+    ctx: typer.Context, run: Parent, begin: From, seed: RetrySeed = None, prompt: NewPrompt = None
 ) -> None:
     """Do a video over from a moment on, with another seed or prompt.
 
