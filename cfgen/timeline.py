@@ -245,10 +245,8 @@ class Plan:
             else f"all {count(self.decoded_frames, 'decoded frame')} are kept"
         )
         fourth = f"{count(self.segments, 'encoded segment')} of {self.segment_chunks} chunks"
-        return first, second, third, f"{fourth}, the last of {self._last_segment_chunks()}"
-
-    def _last_segment_chunks(self) -> int:
-        return self.chunks - (self.segments - 1) * self.segment_chunks
+        last = len(self.chunks_of(self.segments - 1))
+        return first, second, third, f"{fourth}, the last of {last}"
 
 
 class Playing(Generic[T]):

@@ -16,6 +16,7 @@ from cfgen.cli.columns import cut
 from cfgen.cli.console import Console
 from cfgen.config.values import parse_bytes
 from cfgen.errors import CfgenError, OutputRefused, UsageError
+from cfgen.files.reading import nbytes_under
 from cfgen.files.writing import disk_errors
 from cfgen.pipeline.runs import config_of, run_folder
 from cfgen.plain_text import aligned, cells
@@ -95,7 +96,8 @@ def list_jobs(
     console = options.console_of(ctx)
     jobs = list(jobs_under(folder))
     rows: list[tuple[str, ...]] = [("state", "done", "of", "disk", "run", "prompt")]
-    width = max(12, shutil.get_terminal_size().columns - _COLUMNS - _widest(jobs))
+    widest = max((cells(str(job.path)) for job in jobs), default=0)
+    width = max(12, shutil.get_terminal_size().columns - _COLUMNS - widest)
     for job in jobs:
         prompt = cut(job.prompt, width)
         times = (clock(job.done_s), clock(job.total_s))
@@ -161,7 +163,9 @@ def gc(
         if total <= allowed:
             break
         # In a dry run, what went before is still there.
-        nbytes = _size(target) - sum(n for path, n in removed if dry_run and path.parent == target)
+        nbytes = nbytes_under(target) - sum(
+            n for path, n in removed if dry_run and path.parent == target
+        )
         if _clear_away(target, console, dry_run=dry_run):
             total -= nbytes
             removed.append((target, nbytes))
@@ -205,7 +209,7 @@ def job_of(path: Path) -> Job:
         config = config_of(folder)
         plan = RenderJob(config).plan
     except CfgenError as error:
-        return Job(path=path, state="damaged", detail=str(error), nbytes=_size(path))
+        return Job(path=path, state="damaged", detail=str(error), nbytes=nbytes_under(path))
     lines, owner = folder.journal.of(ChunkLine), owner_of(path / LOCK)
     state, detail = "interrupted", folder.journal.problem or ""
     if owner is not None:
@@ -225,7 +229,7 @@ def job_of(path: Path) -> Job:
         done_s=done / plan.geometry.fps,
         total_s=plan.seconds,
         elapsed_s=lines[-1].elapsed_s if lines else 0.0,
-        nbytes=_size(path),
+        nbytes=nbytes_under(path),
         base=folder.record.base,
         changed=file.stat().st_mtime if file.exists() else 0.0,
     )
@@ -238,10 +242,6 @@ def _targets(jobs: list[Job]) -> Iterator[Path]:
         if not job.base:  # what branched off can only go on from its first snapshot
             yield from sorted(job.path.glob("snapshots*"))
     yield from (job.path for job in finished)
-
-
-def _widest(jobs: list[Job]) -> int:
-    return max((cells(str(job.path)) for job in jobs), default=0)
 
 
 def _clear_away(target: Path, console: Console, *, dry_run: bool) -> bool:
@@ -270,14 +270,3 @@ def _clear_away(target: Path, console: Console, *, dry_run: bool) -> bool:
         console.warn(f"{target} stays: {error}", error.hint)
         return False
     return True
-
-
-def _size(path: Path) -> int:
-    total = 0
-    for place, _, files in os.walk(path):
-        for name in files:
-            try:
-                total += os.lstat(os.path.join(place, name)).st_size
-            except OSError:
-                continue
-    return total

@@ -19,6 +19,7 @@ from cfgen.config import presets
 from cfgen.config.loader import load
 from cfgen.config.values import parse_lora
 from cfgen.errors import Interrupted, SetupError, UsageError
+from cfgen.files.reading import nbytes_under
 from cfgen.hub.cache import (
     Snapshot,
     choose,
@@ -101,9 +102,9 @@ def list_models(ctx: typer.Context) -> None:
     boxed = sorted(path.parent for path in presets.presets_folder().glob("*/config.json"))
     found = [(snapshot, holds) for snapshot in snapshots(cache) if (holds := snapshot.holds())]
     rows = [("size", "files", "commit", "model")]
-    box = [{"name": path.name, "path": str(path), "nbytes": _nbytes(path)} for path in boxed]
+    box = [{"name": path.name, "path": str(path), "nbytes": nbytes_under(path)} for path in boxed]
     rows += [
-        (bytes_words(_nbytes(path)), str(len(_files(path))), "in the box", path.name)
+        (bytes_words(nbytes_under(path)), str(len(_files(path))), "in the box", path.name)
         for path in boxed
     ]
     rows += [
@@ -319,10 +320,6 @@ def _data(snapshot: Snapshot) -> dict[str, object]:
 
 def _files(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if path.is_file()]
-
-
-def _nbytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in _files(folder))
 
 
 def _table(rows: Sequence[tuple[str, str, str, str]]) -> Iterable[str]:
