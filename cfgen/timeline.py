@@ -10,9 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from cfgen.errors import UsageError
 from cfgen.units import count
+
+T = TypeVar("T")
 
 SEGMENT_CHUNKS = 16
 """Chunks in one encoded segment. Coded frames depend on it, so it is one number for all renders."""
@@ -118,7 +121,7 @@ class Plan:
     """What a render will make. Holds a few numbers whatever the length; chunks are computed.
 
     A chunk's number tells where it plays. The order in which chunks are made is another thing:
-    whoever makes them goes by `order`.
+    whoever makes them goes by `order`, and whoever shows them, by `Playing`.
 
     Attributes:
         duration_s: The duration asked for, in seconds.
@@ -166,6 +169,11 @@ class Plan:
         """Playing time of the finished video."""
         return self.frames / self.geometry.fps
 
+    def chunks_of(self, segment: int) -> range:
+        """The chunks of an encoded segment, in playing order."""
+        first = segment * self.segment_chunks
+        return range(first, min(first + self.segment_chunks, self.chunks))
+
     def chunk(self, index: int) -> ChunkPlan:
         """Return chunk `index`.
 
@@ -203,7 +211,7 @@ class Plan:
         return latent // self.geometry.chunk_latent_frames
 
     def __iter__(self) -> Iterator[ChunkPlan]:
-        """Yield every chunk in order."""
+        """Yield every chunk in playing order."""
         return (self.chunk(index) for index in range(self.chunks))
 
     def lines(self) -> tuple[str, ...]:
@@ -237,10 +245,27 @@ class Plan:
             else f"all {count(self.decoded_frames, 'decoded frame')} are kept"
         )
         fourth = f"{count(self.segments, 'encoded segment')} of {self.segment_chunks} chunks"
-        return first, second, third, f"{fourth}, the last of {self._last_segment_chunks()}"
+        last = len(self.chunks_of(self.segments - 1))
+        return first, second, third, f"{fourth}, the last of {last}"
 
-    def _last_segment_chunks(self) -> int:
-        return self.chunks - (self.segments - 1) * self.segment_chunks
+
+class Playing(Generic[T]):
+    """Puts chunks that come in the order of making into that of playing.
+
+    Args:
+        next: Number of the chunk that plays first.
+    """
+
+    def __init__(self, next: int = 0) -> None:
+        self.next = next
+        self._waiting: dict[int, T] = {}
+
+    def add(self, index: int, chunk: T) -> Iterator[T]:
+        """Take in a chunk; yield all that can play now, each once those before it have."""
+        self._waiting[index] = chunk
+        while self.next in self._waiting:
+            self.next += 1
+            yield self._waiting.pop(self.next - 1)
 
 
 def make_plan(

@@ -21,7 +21,8 @@ from cfgen.pipeline.job import RenderJob
 from cfgen.train.captions import caption, vocabulary
 from cfgen.train.probes import measure as look
 from cfgen.train.world import sample_film
-from cfgen.video.ffmpeg import find_ffmpeg, measure
+from cfgen.video.ffmpeg import find_ffmpeg
+from cfgen.video.measure import measure
 
 MOST_NBYTES = 20_000_000
 

@@ -34,42 +34,37 @@ List = Annotated[
     ),
 ]
 FailFast = Annotated[
-    bool,
-    typer.Option("--fail-fast", help="Stop at the first clip that fails.", rich_help_panel=RESUME),
+    bool, options.option("--fail-fast", None, RESUME, "Stop at the first clip that fails.")
 ]
 Attempts = Annotated[
     int,
-    typer.Option(
+    options.option(
         "--attempts",
-        metavar="N",
+        "N",
+        RESUME,
+        "How often cfgen tries a clip that gets no further; a crash counts as a try.",
         min=1,
-        help="How often cfgen tries a clip that gets no further; a crash counts as a try.",
-        rich_help_panel=RESUME,
     ),
 ]
 RetryFailed = Annotated[
     bool,
-    typer.Option(
-        "--retry-failed",
-        help="Try clips again that failed in an earlier run.",
-        rich_help_panel=RESUME,
+    options.option(
+        "--retry-failed", None, RESUME, "Try clips again that failed in an earlier run."
     ),
 ]
 
 
 @app.command()
+@options.takes(options.Yes, options.DryRun, *options.SHOWN)
 def batch(
     ctx: typer.Context,
     clips: List,
     fail_fast: FailFast = False,
     attempts: Attempts = 2,
     retry_failed: RetryFailed = False,
-    overwrite: options.Yes = False,
-    dry_run: options.DryRun = False,
-    json_lines: options.Json = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
-    debug: options.Debug = False,
+    *,
+    yes: bool,
+    dry_run: bool,
 ) -> None:
     """Render a list of clips.
 
@@ -92,11 +87,10 @@ def batch(
       cfgen batch prompts.txt --dry-run
     """
     console = options.console_of(ctx)
-    console.configure(json=json_lines, quiet=quiet, verbose=verbose, debug=debug)
     from cfgen.pipeline.batch import BatchRunner, ClipList
 
     listed = ClipList.read(clips)
-    runner = BatchRunner(listed, overwrite=overwrite, attempts=attempts, fail_fast=fail_fast)
+    runner = BatchRunner(listed, overwrite=yes, attempts=attempts, fail_fast=fail_fast)
     if dry_run:
         _show_plan(console, runner)
         return

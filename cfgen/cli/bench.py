@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar, get_args, get_type_hints
 
 import typer
@@ -31,62 +32,67 @@ _STEADY = 5
 _FILES = ("path", "loras", "vae", "text_encoder", "tokenizer")
 _SHORT = {"float32": "fp32", "bfloat16": "bf16"}
 
+Backends = Annotated[
+    list[str] | None,
+    options.option(
+        "--backend",
+        "NAME",
+        SPEED,
+        "The backend to measure: auto, torch, triton or reference (slow); may be "
+        "repeated.  [default: torch and triton]",
+        autocompletion=completion.values_of("backend"),
+    ),
+]
+Storages = Annotated[
+    list[str] | None,
+    options.option(
+        "--kv-cache",
+        "HOW",
+        SPEED,
+        "How the KV cache is stored: auto, bf16, int8 or fp8; may be repeated.  "
+        "[default: each that differs]",
+        autocompletion=completion.values_of("memory.kv_cache"),
+    ),
+]
+Dtype = Annotated[
+    str | None,
+    options.option(
+        "--dtype",
+        "TYPE",
+        SPEED,
+        "What to compute in: float32, bfloat16 or auto.  [default: auto; key: dtype]",
+        autocompletion=completion.values_of("dtype"),
+    ),
+]
+Seconds = Annotated[
+    float,
+    options.option(
+        "--seconds",
+        "S",
+        SPEED,
+        "How many seconds to make chunks after the warm-up; each way makes at least one.",
+        min=0,
+        max=86400,
+    ),
+]
+_BENCHED = (options.Preset, options.Size, options.Set, options.Config)
+
 app = options.command_app()
 
 
 @app.command()
+@options.takes(*_BENCHED, options.Json, options.Quiet, options.Debug)
 def bench(
     ctx: typer.Context,
-    preset: options.Preset = None,
-    backends: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--backend",
-            metavar="NAME",
-            help="The backend to measure: auto, torch, triton or reference (slow); may be "
-            "repeated.  [default: torch and triton]",
-            autocompletion=completion.values_of("backend"),
-            rich_help_panel=SPEED,
-        ),
-    ] = None,
-    storages: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--kv-cache",
-            metavar="HOW",
-            help="How the KV cache is stored: auto, bf16, int8 or fp8; may be repeated.  "
-            "[default: each that differs]",
-            autocompletion=completion.values_of("memory.kv_cache"),
-            rich_help_panel=SPEED,
-        ),
-    ] = None,
-    dtype: Annotated[
-        str | None,
-        typer.Option(
-            "--dtype",
-            metavar="TYPE",
-            help="What to compute in: float32, bfloat16 or auto.  [default: auto; key: dtype]",
-            autocompletion=completion.values_of("dtype"),
-            rich_help_panel=SPEED,
-        ),
-    ] = None,
-    size: options.Size = None,
-    seconds: Annotated[
-        float,
-        typer.Option(
-            "--seconds",
-            min=0,
-            max=86400,
-            metavar="S",
-            help="How many seconds to make chunks after the warm-up; each way makes at least one.",
-            rich_help_panel=SPEED,
-        ),
-    ] = 20,
-    assignments: options.Set = None,
-    config_file: options.Config = None,
-    json_lines: options.Json = False,
-    quiet: options.Quiet = False,
-    debug: options.Debug = False,
+    backends: Backends = None,
+    storages: Storages = None,
+    dtype: Dtype = None,
+    seconds: Seconds = 20,
+    *,
+    preset: str | None,
+    size: str | None,
+    set: list[str] | None,
+    config: Path | None,
 ) -> None:
     """Measure how fast a preset renders here, by backend and KV cache.
 
@@ -108,12 +114,8 @@ def bench(
       cfgen bench --backend torch --backend reference --dtype float32
     """
     console = options.console_of(ctx)
-    console.configure(json=json_lines, quiet=quiet, debug=debug)
-    resolved = load(
-        {"preset": preset, "size": size, "dtype": dtype},
-        assignments=assignments or (),
-        run_file=config_file,
-    )
+    given = {"preset": preset, "size": size, "dtype": dtype}
+    resolved = load(given, assignments=set or (), run_file=config)
     ways = _ways(resolved.config, backends, storages)
     from cfgen.bench.measure import Bench
     from cfgen.bench.variants import prepare

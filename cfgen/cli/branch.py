@@ -12,6 +12,7 @@ from cfgen.cli.command import FILM, OUTPUT
 from cfgen.cli.console import Console
 from cfgen.cli.run_render import run_render
 from cfgen.pipeline.runs import run_folder
+from cfgen.video.formats import ENDINGS
 
 if TYPE_CHECKING:
     from cfgen.pipeline.branch import Branch
@@ -19,50 +20,34 @@ if TYPE_CHECKING:
 app = options.command_app()
 
 At = Annotated[
-    str,
-    typer.Option(
-        "--at",
-        metavar="TIME",
-        help="Where the new continuation begins: 40s, 1:12.",
-        rich_help_panel=FILM,
-    ),
+    str, options.option("--at", "TIME", FILM, "Where the new continuation begins: 40s, 1:12.")
 ]
 NewPrompt = Annotated[
     str | None,
-    typer.Option(
+    options.option(
         "--prompt",
-        metavar="TEXT",
-        help="What the video shows from there on, in quotes.  [default: the old prompt]",
-        rich_help_panel=FILM,
+        "TEXT",
+        FILM,
+        "What the video shows from there on, in quotes.  [default: the old prompt]",
     ),
 ]
 NewOutput = Annotated[
-    Path,
-    typer.Option(
-        "-o",
-        "--output",
-        metavar="FILE",
-        help="The new video, an .mp4.",
-        rich_help_panel=OUTPUT,
-    ),
+    Path, options.option("-o, --output", "FILE", OUTPUT, f"The new video, an {ENDINGS}.")
 ]
 NewSeed = Annotated[
     str | None,
-    typer.Option(
+    options.option(
         "--seed",
-        metavar="N",
-        help="The seed from there on.  [default: the old seed if anything else is new, else a "
+        "N",
+        FILM,
+        "The seed from there on.  [default: the old seed if anything else is new, else a "
         "random one]",
-        rich_help_panel=FILM,
     ),
 ]
 NewDuration = Annotated[
     str | None,
-    typer.Option(
-        "--duration",
-        metavar="TIME",
-        help="Playing time of the new video.  [default: that of the old one]",
-        rich_help_panel=FILM,
+    options.option(
+        "--duration", "TIME", FILM, "Playing time of the new video.  [default: that of the old one]"
     ),
 ]
 Parent = Annotated[
@@ -71,6 +56,7 @@ Parent = Annotated[
 
 
 @app.command()
+@options.takes(options.Yes, *options.SHOWN)
 def branch(
     ctx: typer.Context,
     run: Parent,
@@ -79,11 +65,8 @@ def branch(
     prompt: NewPrompt = None,
     seed: NewSeed = None,
     duration: NewDuration = None,
-    overwrite: options.Yes = False,
-    json_lines: options.Json = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
-    debug: options.Debug = False,
+    *,
+    yes: bool,
 ) -> None:
     """Render another continuation of a video, from a moment of it.
 
@@ -98,11 +81,10 @@ def branch(
       cfgen branch a.mp4 --at 2m --duration 3m -o longer.mp4
     """
     console = options.console_of(ctx)
-    console.configure(json=json_lines, quiet=quiet, verbose=verbose, debug=debug)
     from cfgen.pipeline.branch import plan_branch
 
     changes = {"prompt": prompt, "seed": seed, "duration": duration}
-    plan = plan_branch(run_folder(run), at=at, output=output, changes=changes, overwrite=overwrite)
+    plan = plan_branch(run_folder(run), at=at, output=output, changes=changes, overwrite=yes)
     make_branch(console, plan, seed)
 
 

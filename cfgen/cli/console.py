@@ -7,16 +7,14 @@ is an envelope `{ok, data, error}`.
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 import os
-import sys
 import traceback
 from collections.abc import Mapping
-from contextlib import suppress
 from typing import TYPE_CHECKING, TextIO, cast
 
 from cfgen.cli.progress import Pace, chunk_words
+from cfgen.cli.streams import SteadyStderr, print_line, tell
 from cfgen.errors import CfgenError, PrintError, UsageError
 from cfgen.plain_text import printable
 from cfgen.renderer.events import (
@@ -55,13 +53,14 @@ class Console:
     Attributes:
         json: Whether stdout carries JSON lines.
         debug: Whether errors keep their traceback.
+        verbose: Whether more is told than is asked for.
     """
 
     def __init__(self) -> None:
         self.json = False
         self.debug = False
+        self.verbose = False
         self._quiet = False
-        self._verbose = False
         self._fps = 1.0
         self._pace = Pace()
         self._bar: Progress | None = None
@@ -76,7 +75,7 @@ class Console:
         self.json = json
         self.debug = debug
         self._quiet = quiet
-        self._verbose = verbose
+        self.verbose = verbose
 
     def result(self, text: str, data: Mapping[str, object], *, ok: bool = True) -> None:
         """Show what the command was asked for: `text` for people, `data` with `--json`.
@@ -88,9 +87,9 @@ class Console:
         """
         self.close()
         if self.json:
-            _print(_line("envelope", {"ok": ok, "data": data, "error": None}))
+            print_line(_line("envelope", {"ok": ok, "data": data, "error": None}))
         else:
-            _print(text)
+            print_line(text)
 
     def made(self, text: str, data: Mapping[str, object]) -> None:
         """Show, as `result` does, what is on the disk in any case; if it cannot, it warns."""
@@ -106,7 +105,7 @@ class Console:
 
     def detail(self, text: str) -> None:
         """Tell something that only `--verbose` asks for."""
-        if self._verbose:
+        if self.verbose:
             self.note(text)
 
     def warn(self, message: str, hint: str | None = None) -> None:
@@ -119,7 +118,7 @@ class Console:
         """Write one JSON line on the way; silent without `--json` or a reader."""
         if self.json and not self._unread:
             try:
-                _print(_line(kind, data))
+                print_line(_line(kind, data))
             except (PrintError, BrokenPipeError) as error:
                 self._unread = True
                 self.warn(f"stdout cannot be written to any more, the work goes on: {error}")
@@ -128,18 +127,18 @@ class Console:
         """Show an error and its hint; with `--debug` where it was raised."""
         self.close()
         if self.debug:
-            _tell("".join(traceback.format_exception(error)).rstrip())
-        _tell(str(error), label=self._label("error", "31"))
+            tell("".join(traceback.format_exception(error)).rstrip())
+        tell(str(error), label=self._label("error", "31"))
         if error.hint:
-            _tell(f"hint: {error.hint}")
+            tell(f"hint: {error.hint}")
         self._failed({"code": error.code, "message": str(error), "hint": error.hint})
 
     def bug(self, error: BaseException) -> None:
         """Show an error that nobody foresaw, with its traceback."""
         self.close()
-        _tell("".join(traceback.format_exception(error)).rstrip())
+        tell("".join(traceback.format_exception(error)).rstrip())
         asked = "this is a defect of cfgen; please report it with the lines above"
-        _tell(asked, label=self._label("error", "31"))
+        tell(asked, label=self._label("error", "31"))
         self._failed({"code": "internal", "message": repr(error), "hint": asked})
 
     def wrong_usage(self, message: str) -> None:
@@ -222,7 +221,7 @@ class Console:
         if self._quiet or self.json:
             return
         if not SteadyStderr().isatty():
-            self.note(f"{words}, {memory}" if self._verbose and memory else words)
+            self.note(f"{words}, {memory}" if self.verbose and memory else words)
             return
         if self._bar is None:
             self._bar, self._task = _progress_bar(event.frames_total)
@@ -235,7 +234,7 @@ class Console:
             text = printable(f"{label} {text}" if label else text)
             self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
         else:
-            _tell(text, label=label)
+            tell(text, label=label)
 
     def _failed(self, error: Mapping[str, object]) -> None:
         self.event("envelope", {"ok": False, "data": None, "error": error})
@@ -267,97 +266,3 @@ def _progress_bar(frames_total: int) -> tuple[Progress, TaskID]:
     )
     bar.start()
     return bar, bar.add_task("", total=frames_total)
-
-
-def _print(text: str) -> None:
-    """Write to stdout.
-
-    Raises:
-        PrintError: It cannot be written to; nobody being there to read is not such a case.
-    """
-    if sys.stdout is None:
-        raise PrintError("stdout is closed", "leave it open, or send it to a file")
-    try:
-        write(sys.stdout, text, octets=True)
-    except BrokenPipeError:
-        raise
-    except (OSError, ValueError) as error:
-        with suppress(OSError, ValueError):  # what is still buffered would fail again at exit
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise PrintError(
-            f"stdout cannot be written to: {reason}",
-            "free some space where it goes, then run the command again",
-        ) from None
-
-
-def _tell(text: str, *, label: str = "") -> None:
-    """Write to stderr; that nobody can read it any more is no reason to stop anything."""
-    write(cast(TextIO, SteadyStderr()), text, label=label)
-
-
-def write(stream: TextIO, text: str, *, label: str = "", octets: bool = False) -> None:
-    """Write a line, in which texts of others can give the terminal no orders.
-
-    What the encoding of a terminal lacks is written out as an escape.
-
-    Args:
-        stream: Where to.
-        text: What to write.
-        label: A word before it that may be coloured.
-        octets: Whether file names that are no text go out as the bytes that they are, for
-            programs; a terminal gets escapes in any case.
-    """
-    octets = octets and isinstance(stream, io.TextIOWrapper) and not stream.isatty()
-    shown = printable(text, octets=octets)
-    line = f"{label} {shown}\n" if label else f"{shown}\n"
-    try:
-        stream.write(line)
-    except UnicodeEncodeError:
-        encoding = stream.encoding
-        try:
-            encoded = line.encode(encoding, "surrogateescape" if octets else "backslashreplace")
-        except UnicodeEncodeError:
-            encoded = line.encode(encoding, "backslashreplace")
-        stream.flush()
-        stream.buffer.write(encoded)
-    stream.flush()
-
-
-class SteadyStderr(io.TextIOBase):
-    """The stderr of the moment; what it cannot take, being closed, full or hung up, is dropped."""
-
-    @property
-    def encoding(self) -> str:  # type: ignore[override]
-        """That of stderr."""
-        return getattr(sys.stderr, "encoding", None) or "ascii"
-
-    def write(self, text: str) -> int:
-        """Write what can be written."""
-        with suppress(OSError, ValueError, AttributeError):  # None where it was closed from outside
-            try:
-                sys.stderr.write(text)
-            except UnicodeEncodeError:
-                encoding = self.encoding
-                sys.stderr.write(text.encode(encoding, "backslashreplace").decode(encoding))
-        return len(text)
-
-    def flush(self) -> None:
-        """Flush what can be flushed."""
-        try:
-            with suppress(ValueError, AttributeError):
-                sys.stderr.flush()
-        except OSError:
-            with suppress(OSError, ValueError):  # what is still buffered would fail at exit
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
-
-    def isatty(self) -> bool:
-        """Whether it is a terminal."""
-        try:
-            return sys.stderr.isatty()
-        except (ValueError, AttributeError):
-            return False
-
-    def fileno(self) -> int:
-        """Its descriptor."""
-        return sys.stderr.fileno()

@@ -12,6 +12,7 @@ app = options.command_app()
 
 
 @app.command()
+@options.takes(options.Yes, options.Json, options.Quiet, options.Debug)
 def convert(
     ctx: typer.Context,
     source: conversion_options.Source,
@@ -28,10 +29,8 @@ def convert(
         ),
     ] = None,
     weights: conversion_options.Which = None,
-    yes: options.Yes = False,
-    json_lines: options.Json = False,
-    quiet: options.Quiet = False,
-    debug: options.Debug = False,
+    *,
+    yes: bool,
 ) -> None:
     """Write a model as one clean safetensors file.
 
@@ -56,7 +55,6 @@ def convert(
     from cfgen.checkpoint.convert.output import check
 
     console = options.console_of(ctx)
-    console.configure(json=json_lines, quiet=quiet, debug=debug)
     found = open_source(source, weights=weights and conversion_options.WEIGHTS[weights])
     rewrite = plan_convert(found, to=to, dtype=conversion_options.dtype_of(dtype))
     check(found, target, nbytes=rewrite.nbytes, overwrite=yes)

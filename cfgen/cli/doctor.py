@@ -45,9 +45,8 @@ class Finding:
 
 
 @app.command()
-def doctor(
-    ctx: typer.Context, json_lines: options.Json = False, debug: options.Debug = False
-) -> None:
+@options.takes(options.Json, options.Debug)
+def doctor(ctx: typer.Context) -> None:
     """Tell whether this machine can render, and what to do if not.
 
     It looks at Python, torch, threads, Triton, GPU, ffmpeg, models and disk. For each it says what
@@ -55,7 +54,6 @@ def doctor(
     something is missing.
     """
     console = options.console_of(ctx)
-    console.configure(json=json_lines, debug=debug)
     findings = [finding for look in _LOOKS for finding in look()]
     bad = [finding.part for finding in findings if finding.state == "bad"]
     verdict = f"not ready: see {', '.join(bad)}" if bad else "ready to render"
@@ -151,14 +149,15 @@ def _triton() -> Iterator[Finding]:
 
 
 def _ffmpeg() -> Iterator[Finding]:
-    from cfgen.video.encoding import ENCODER
     from cfgen.video.ffmpeg import find_ffmpeg, require_encoder
     from cfgen.video.ffmpeg_graph import graph_module
+    from cfgen.video.formats import MP4
 
+    encoder = MP4.codec.encoder
     try:
         graph_module()
-        ffmpeg = find_ffmpeg(ENCODER)
-        require_encoder(ffmpeg, ENCODER)
+        ffmpeg = find_ffmpeg(encoder)
+        require_encoder(ffmpeg, encoder)
     except CfgenError as error:
         yield Finding(
             part="ffmpeg",
@@ -171,7 +170,7 @@ def _ffmpeg() -> Iterator[Finding]:
     yield Finding(
         part="ffmpeg",
         state="ok",
-        found=f"{ffmpeg.version}, with {ENCODER}",
+        found=f"{ffmpeg.version}, with {encoder}",
         meaning=ffmpeg.note or f"taken from {ffmpeg.path}",
     )
 

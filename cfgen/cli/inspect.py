@@ -36,6 +36,7 @@ app = options.command_app()
 
 
 @app.command()
+@options.takes(options.Json, options.Debug)
 def inspect(
     ctx: typer.Context,
     file: Annotated[
@@ -55,8 +56,6 @@ def inspect(
     no_sha256: Annotated[
         bool, typer.Option("--no-sha256", help="Skip the SHA-256, which reads the whole file.")
     ] = False,
-    json_lines: options.Json = False,
-    debug: options.Debug = False,
 ) -> None:
     """Tell what a file of weights is, and whether cfgen loads it.
 
@@ -73,7 +72,6 @@ def inspect(
     from cfgen.checkpoint.inspect.inspect import weights_in
 
     console = options.console_of(ctx)
-    console.configure(json=json_lines, debug=debug)
     place = locate_model(file)
     paths = weights_in(place) if place.is_dir() else [place]
     if not no_sha256:

@@ -16,10 +16,12 @@ from cfgen.cli.columns import cut
 from cfgen.cli.console import Console
 from cfgen.config.values import parse_bytes
 from cfgen.errors import CfgenError, OutputRefused, UsageError
+from cfgen.files.reading import nbytes_under
 from cfgen.files.writing import disk_errors
 from cfgen.pipeline.runs import config_of, run_folder
 from cfgen.plain_text import aligned, cells
-from cfgen.runs.folder import LOCK, RunFolder, is_run, remove, require_own
+from cfgen.runs.contents import LOCK, remove, require_own
+from cfgen.runs.folder import RunFolder, is_run
 from cfgen.runs.journal import ChunkLine, VideoLine
 from cfgen.runs.lock import Lock, owner_of
 from cfgen.units import bytes_words, clock
@@ -85,18 +87,17 @@ class Job:
 
 
 @app.command("list")
+@options.takes(options.Json, options.Debug)
 def list_jobs(
     ctx: typer.Context,
     folder: Root = Path(),
-    json_lines: options.Json = False,
-    debug: options.Debug = False,
 ) -> None:
     """List the renders under a folder: how far they are and what they take."""
     console = options.console_of(ctx)
-    console.configure(json=json_lines, debug=debug)
     jobs = list(jobs_under(folder))
     rows: list[tuple[str, ...]] = [("state", "done", "of", "disk", "run", "prompt")]
-    width = max(12, shutil.get_terminal_size().columns - _COLUMNS - _widest(jobs))
+    widest = max((cells(str(job.path)) for job in jobs), default=0)
+    width = max(12, shutil.get_terminal_size().columns - _COLUMNS - widest)
     for job in jobs:
         prompt = cut(job.prompt, width)
         times = (clock(job.done_s), clock(job.total_s))
@@ -106,15 +107,13 @@ def list_jobs(
 
 
 @app.command()
+@options.takes(options.Json, options.Debug)
 def show(
     ctx: typer.Context,
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The run folder or its video.")],
-    json_lines: options.Json = False,
-    debug: options.Debug = False,
 ) -> None:
     """Show all that is known of a render."""
     console = options.console_of(ctx)
-    console.configure(json=json_lines, debug=debug)
     path = run_folder(run)
     job, record = job_of(path), RunFolder(path).record
     lines = [
@@ -137,13 +136,12 @@ def show(
 
 
 @app.command()
+@options.takes(options.Json, options.Debug)
 def gc(
     ctx: typer.Context,
     budget: Budget,
     folder: Root = Path(),
     dry_run: DryRun = False,
-    json_lines: options.Json = False,
-    debug: options.Debug = False,
 ) -> None:
     """Remove what finished renders keep, the oldest first, until it fits a budget.
 
@@ -153,7 +151,6 @@ def gc(
     its whole run folder goes.
     """
     console = options.console_of(ctx)
-    console.configure(json=json_lines, debug=debug)
     try:
         allowed = parse_bytes(budget)
     except ValueError as error:
@@ -166,7 +163,9 @@ def gc(
         if total <= allowed:
             break
         # In a dry run, what went before is still there.
-        nbytes = _size(target) - sum(n for path, n in removed if dry_run and path.parent == target)
+        nbytes = nbytes_under(target) - sum(
+            n for path, n in removed if dry_run and path.parent == target
+        )
         if _clear_away(target, console, dry_run=dry_run):
             total -= nbytes
             removed.append((target, nbytes))
@@ -210,7 +209,7 @@ def job_of(path: Path) -> Job:
         config = config_of(folder)
         plan = RenderJob(config).plan
     except CfgenError as error:
-        return Job(path=path, state="damaged", detail=str(error), nbytes=_size(path))
+        return Job(path=path, state="damaged", detail=str(error), nbytes=nbytes_under(path))
     lines, owner = folder.journal.of(ChunkLine), owner_of(path / LOCK)
     state, detail = "interrupted", folder.journal.problem or ""
     if owner is not None:
@@ -230,7 +229,7 @@ def job_of(path: Path) -> Job:
         done_s=done / plan.geometry.fps,
         total_s=plan.seconds,
         elapsed_s=lines[-1].elapsed_s if lines else 0.0,
-        nbytes=_size(path),
+        nbytes=nbytes_under(path),
         base=folder.record.base,
         changed=file.stat().st_mtime if file.exists() else 0.0,
     )
@@ -243,10 +242,6 @@ def _targets(jobs: list[Job]) -> Iterator[Path]:
         if not job.base:  # what branched off can only go on from its first snapshot
             yield from sorted(job.path.glob("snapshots*"))
     yield from (job.path for job in finished)
-
-
-def _widest(jobs: list[Job]) -> int:
-    return max((cells(str(job.path)) for job in jobs), default=0)
 
 
 def _clear_away(target: Path, console: Console, *, dry_run: bool) -> bool:
@@ -275,14 +270,3 @@ def _clear_away(target: Path, console: Console, *, dry_run: bool) -> bool:
         console.warn(f"{target} stays: {error}", error.hint)
         return False
     return True
-
-
-def _size(path: Path) -> int:
-    total = 0
-    for place, _, files in os.walk(path):
-        for name in files:
-            try:
-                total += os.lstat(os.path.join(place, name)).st_size
-            except OSError:
-                continue
-    return total

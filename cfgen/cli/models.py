@@ -19,6 +19,7 @@ from cfgen.config import presets
 from cfgen.config.loader import load
 from cfgen.config.values import parse_lora
 from cfgen.errors import Interrupted, SetupError, UsageError
+from cfgen.files.reading import nbytes_under
 from cfgen.hub.cache import (
     Snapshot,
     choose,
@@ -89,23 +90,21 @@ _Yes = Annotated[bool, typer.Option("-y", "--yes", help="Remove without asking."
 
 
 @app.command("list")
-def list_models(
-    ctx: typer.Context, json_lines: options.Json = False, debug: options.Debug = False
-) -> None:
+@options.takes(options.Json, options.Debug)
+def list_models(ctx: typer.Context) -> None:
     """List the models in the box and in the cache.
 
     The last column is what a model is called. Of the cache, those repositories are shown that hold
     parts of a video model: a generator, a LoRA, a text encoder or a VAE.
     """
     console = options.console_of(ctx)
-    console.configure(json=json_lines, debug=debug)
     cache = cache_folder()
     boxed = sorted(path.parent for path in presets.presets_folder().glob("*/config.json"))
     found = [(snapshot, holds) for snapshot in snapshots(cache) if (holds := snapshot.holds())]
     rows = [("size", "files", "commit", "model")]
-    box = [{"name": path.name, "path": str(path), "nbytes": _nbytes(path)} for path in boxed]
+    box = [{"name": path.name, "path": str(path), "nbytes": nbytes_under(path)} for path in boxed]
     rows += [
-        (bytes_words(_nbytes(path)), str(len(_files(path))), "in the box", path.name)
+        (bytes_words(nbytes_under(path)), str(len(_files(path))), "in the box", path.name)
         for path in boxed
     ]
     rows += [
@@ -123,6 +122,7 @@ def list_models(
 
 
 @app.command()
+@options.takes(options.Quiet, options.Json, options.Debug)
 def pull(
     ctx: typer.Context,
     ref: _PullRef,
@@ -131,9 +131,6 @@ def pull(
     revision: _Revision = None,
     offline: _Offline = False,
     dry_run: _DryRun = False,
-    quiet: options.Quiet = False,
-    json_lines: options.Json = False,
-    debug: options.Debug = False,
 ) -> None:
     """Fetch a model into the cache and check it.
 
@@ -147,7 +144,6 @@ def pull(
       cfgen models pull owner/name/model.safetensors --dry-run
     """
     console = options.console_of(ctx)
-    console.configure(json=json_lines, quiet=quiet, debug=debug)
     hub = hub_from(offline=offline)
     if ref in presets.preset_names():
         references = _parts_of(ref, revision)
@@ -171,20 +167,14 @@ def pull(
 
 
 @app.command("verify")
-def verify_models(
-    ctx: typer.Context,
-    ref: _OptionalRef = None,
-    quiet: options.Quiet = False,
-    json_lines: options.Json = False,
-    debug: options.Debug = False,
-) -> None:
+@options.takes(options.Quiet, options.Json, options.Debug)
+def verify_models(ctx: typer.Context, ref: _OptionalRef = None) -> None:
     """Check cached files against their digests.
 
     This needs no network. Exits with 1 if a file is damaged or missing, and shows the commands
     that fetch it again.
     """
     console = options.console_of(ctx)
-    console.configure(json=json_lines, quiet=quiet, debug=debug)
     cache = cache_folder()
     chosen = _chosen(ref, cache)
     states: dict[str, list[str]] = {"ok": [], "damaged": [], "missing": [], "unknown": []}
@@ -211,25 +201,19 @@ def verify_models(
 
 
 @app.command("remove")
-def remove_model(
-    ctx: typer.Context,
-    ref: _Ref,
-    yes: _Yes = False,
-    json_lines: options.Json = False,
-    debug: options.Debug = False,
-) -> None:
+@options.takes(options.Json, options.Debug)
+def remove_model(ctx: typer.Context, ref: _Ref, yes: _Yes = False) -> None:
     """Remove a model from the cache.
 
     REF is a repository with all its revisions, one revision or one file. cfgen asks first, and
     says how much disk that frees.
     """
     console = options.console_of(ctx)
-    console.configure(json=json_lines, debug=debug)
     cache = cache_folder()
     removal = plan_removal(in_cache(ref, cache), cache)
     what = f"{removal.reference}, {bytes_words(removal.nbytes)} in {cache}"
     if not yes:
-        if json_lines or not sys.stdin.isatty():
+        if console.json or not sys.stdin.isatty():
             raise SetupError(
                 f"cfgen cannot ask, so it removed nothing: {what}",
                 "add -y to remove it without asking",
@@ -336,10 +320,6 @@ def _data(snapshot: Snapshot) -> dict[str, object]:
 
 def _files(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if path.is_file()]
-
-
-def _nbytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in _files(folder))
 
 
 def _table(rows: Sequence[tuple[str, str, str, str]]) -> Iterable[str]:

@@ -6,9 +6,11 @@ by the same rules and refused in the same words.
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, cast, get_args
 
 import typer
 
@@ -16,7 +18,10 @@ from cfgen.cli import completion
 from cfgen.cli.command import FILM, MODEL, OUTPUT, RARE, RESUME, SPEED
 from cfgen.cli.console import Console
 from cfgen.config.keys import FLAGS
+from cfgen.config.loader import Resolved, load
 from cfgen.config.values import RawValue
+from cfgen.pipeline.model_preset import recipe_of
+from cfgen.video.formats import ENDINGS
 
 _KEYS = {flag: key for key, flag in FLAGS.items()}
 
@@ -40,29 +45,112 @@ def lora_list(given: list[str] | None) -> RawValue | None:
     return [] if given == ["none"] else list[RawValue](given)
 
 
+def takes(*flags: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command flags, in the order of its help.
+
+    It is called with those that are among its parameters; the others are read from its context, as
+    `console_of` and `resolved_of` do.
+
+    Args:
+        flags: Option types of this module.
+    """
+    added = [_parameter(flag) for flag in flags]
+
+    def give(command: Callable[..., None]) -> Callable[..., None]:
+        own = inspect.signature(command, eval_str=True)
+
+        @functools.wraps(command)
+        def run(**given: object) -> None:
+            command(**{name: given[name] for name in own.parameters})
+
+        names = {parameter.name for parameter in added}
+        kept = [each for name, each in own.parameters.items() if name not in names]
+        vars(run)["__signature__"] = own.replace(parameters=[*kept, *added])
+        return run
+
+    return give
+
+
+def _parameter(flag: Any) -> inspect.Parameter:
+    """A flag as a parameter of a command, called as its long name: `--set` is `set`."""
+    kind, option = get_args(flag)
+    name = (option.default, *option.param_decls)[-1]
+    return inspect.Parameter(
+        name.removeprefix("--").replace("-", "_"),
+        inspect.Parameter.KEYWORD_ONLY,
+        default=False if kind is bool else None,
+        annotation=flag,
+    )
+
+
 def console_of(ctx: typer.Context) -> Console:
-    """Return the console of the running command."""
-    return cast(Console, ctx.obj)
+    """The console of the running command, in the form that its flags ask for."""
+    console = cast(Console, ctx.obj)
+    forms = ("json", "quiet", "verbose", "debug")
+    console.configure(**{name: bool(ctx.params.get(name)) for name in forms})
+    return console
+
+
+def resolved_of(ctx: typer.Context, prompt: str | None = None) -> Resolved:
+    """What the flags of the running command, presets and files make of a render.
+
+    Args:
+        ctx: That of a command which takes `PLANNED`.
+        prompt: What the film shows, if the command is told.
+
+    Raises:
+        PresetError, UsageError: A value cannot be used.
+    """
+    given = {
+        param.opts[-1]: ctx.params[str(param.name)] for param in ctx.command.params if param.name
+    }
+    given["PROMPT"] = prompt
+    flags = {key: _raw(given[flag]) for key, flag in FLAGS.items() if flag in given}
+    assignments, file = ctx.params["set"] or (), ctx.params["config"]
+    run_file = None if file is None else Path(file)
+    return load(flags, assignments=assignments, run_file=run_file, recipe=recipe_of)
+
+
+def _raw(given: Any) -> RawValue | None:
+    """What a flag was given, as a source holds it; None if it was not."""
+    if isinstance(given, bool):
+        return "true" if given else None
+    return lora_list(list(given)) if isinstance(given, list | tuple) else given
+
+
+def option(flags: str, metavar: str | None, panel: str, about: str, **more: Any) -> Any:
+    """An option of a command, in a panel of its help."""
+    names = flags.split(", ")
+    return typer.Option(*names, metavar=metavar, help=about, rich_help_panel=panel, **more)
+
+
+def _switch(flags: str, panel: str, about: str) -> Any:
+    return Annotated[bool, _keyed(flags, None, panel, about)]
 
 
 def _value(
-    *flags: str,
+    flags: str,
+    metavar: str,
     panel: str,
     about: str,
-    metavar: str | None = None,
+    *,
+    kind: Any = str | None,
     default: str = "",
     offered: Callable[..., object] | None = None,
 ) -> Any:
+    kinds: Any = Annotated
+    return kinds[kind, _keyed(flags, metavar, panel, about, default, autocompletion=offered)]
+
+
+def _keyed(
+    flags: str, metavar: str | None, panel: str, about: str, default: str = "", **more: Any
+) -> Any:
     """An option whose help tells its default and the key that sets the same value."""
+    key = _KEYS.get(flags.rpartition(", ")[2])
     facts = [f"default: {default}"] if default else []
-    facts += [f"key: {_KEYS[flags[-1]]}"] if flags[-1] in _KEYS else []
-    return typer.Option(
-        *flags,
-        metavar=metavar,
-        help=f"{about}  [{'; '.join(facts)}]" if facts else about,
-        autocompletion=offered,
-        rich_help_panel=panel,
-    )
+    facts += [f"key: {key}"] if key else []
+    words = f"{about}  [{'; '.join(facts)}]" if facts else about
+    return option(flags, metavar, panel, words, **more)
 
 
 Prompt = Annotated[
@@ -71,277 +159,176 @@ Prompt = Annotated[
         metavar="PROMPT", help="What the video shows, in quotes; - reads it from stdin."
     ),
 ]
-Duration = Annotated[
-    str | None,
-    _value(
-        "--duration",
-        metavar="TIME",
-        panel=FILM,
-        about="Playing time: 12.5, 30s, 2m30s, 1h5m or 1:05.",
-        default="10s",
-    ),
-]
-Seed = Annotated[
-    str | None,
-    _value(
-        "--seed",
-        metavar="N",
-        panel=FILM,
-        about="A whole number that fixes all noise. Without it, cfgen chooses one at random and "
-        "tells which.",
-    ),
-]
-Size = Annotated[
-    str | None,
-    _value(
-        "--size",
-        metavar="WxH",
-        panel=FILM,
-        about="Frame size in pixels, one that the model was trained for.",
-    ),
-]
-Fps = Annotated[
-    str | None,
-    _value(
-        "--fps",
-        metavar="RATE",
-        panel=FILM,
-        about="Playback rate. Another rate than the model's own makes motion faster or slower.",
-    ),
-]
-Config = Annotated[
-    Path | None,
-    _value("--config", metavar="FILE", panel=FILM, about="A YAML file with values for this run."),
-]
-Set = Annotated[
-    list[str] | None,
-    _value(
-        "--set",
-        metavar="KEY=VALUE",
-        panel=FILM,
-        about="Set any key, such as memory.tau=0.9; may be repeated. `cfgen presets keys` lists "
-        "the keys.",
-        offered=completion.assignments,
-    ),
-]
-Preset = Annotated[
-    str | None,
-    _value(
-        "--preset",
-        metavar="NAME",
-        panel=MODEL,
-        about="The preset to start from; `cfgen presets list` lists them.",
-        default="mini",
-        offered=completion.presets,
-    ),
-]
-Model = Annotated[
-    str | None,
-    _value(
-        "-m",
-        "--model",
-        metavar="PATH",
-        panel=MODEL,
-        about="Weights of the generator: a file, a folder, or owner/name[/file] in the cache of "
-        "Hugging Face.",
-        offered=completion.models,
-    ),
-]
-Loras = Annotated[
-    list[str] | None,
-    _value(
-        "--lora",
-        metavar="PATH[:STRENGTH]",
-        panel=MODEL,
-        about="A LoRA, such as style.safetensors:0.8; may be repeated. These replace the preset's "
-        "own LoRAs; none removes them.",
-        offered=completion.models,
-    ),
-]
-TextEncoder = Annotated[
-    str | None,
-    _value(
-        "--text-encoder",
-        metavar="PATH",
-        panel=MODEL,
-        about="The UMT5 text encoder: a file or a folder.",
-        offered=completion.models,
-    ),
-]
-Tokenizer = Annotated[
-    str | None,
-    _value(
-        "--tokenizer",
-        metavar="PATH",
-        panel=MODEL,
-        about="The text encoder's tokenizer, if its own file holds none.",
-        offered=completion.models,
-    ),
-]
-Vae = Annotated[
-    str | None,
-    _value(
-        "--vae",
-        metavar="PATH",
-        panel=MODEL,
-        about="Weights of the video autoencoder (VAE).",
-        offered=completion.models,
-    ),
-]
-Memory = Annotated[
-    str | None,
-    _value(
-        "--memory",
-        metavar="POLICY",
-        panel=SPEED,
-        about="What the model keeps of earlier chunks: full, window or slow_fast.",
-        offered=completion.values_of("memory.policy"),
-    ),
-]
-KvCache = Annotated[
-    str | None,
-    _value(
-        "--kv-cache",
-        metavar="HOW",
-        panel=SPEED,
-        about="How the KV cache is stored: auto (as computed), bf16, int8 (keys in 8 bits) or fp8 "
-        "(keys and values in 8 bits).",
-        default="auto",
-        offered=completion.values_of("memory.kv_cache"),
-    ),
-]
-Backend = Annotated[
-    str | None,
-    _value(
-        "--backend",
-        metavar="NAME",
-        panel=SPEED,
-        about="What computes attention and the rest: auto, torch, triton or reference.",
-        default="auto",
-        offered=completion.values_of("backend"),
-    ),
-]
-Vram = Annotated[
-    str | None,
-    _value("--vram", metavar="BYTES", panel=SPEED, about="GPU memory to stay within, such as 12G."),
-]
-Offload = Annotated[
-    str | None,
-    _value(
-        "--offload",
-        metavar="WHAT",
-        panel=SPEED,
-        about="What waits in main memory while a GPU renders: none, blocks, all, or auto (as "
-        "little as --vram allows).",
-        default="auto",
-        offered=completion.values_of("placement.offload"),
-    ),
-]
-Resume = Annotated[
-    bool,
-    _value(
-        "--resume",
-        panel=RESUME,
-        about="Go on with this render if it was interrupted, else begin it.",
-    ),
-]
-Snapshot = Annotated[
-    str | None,
-    _value(
-        "--snapshot",
-        metavar="MODE",
-        panel=RESUME,
-        about="What is kept so that the render can be resumed: full (latents and memory), latents "
-        "(the memory is worked out again from them) or off (nothing).",
-        default="full",
-        offered=completion.values_of("snapshot.mode"),
-    ),
-]
-DiskBudget = Annotated[
-    str | None,
-    _value(
-        "--disk-budget",
-        metavar="BYTES",
-        panel=RESUME,
-        about="Disk space for snapshots of the memory.",
-        default="2GB",
-    ),
-]
-Clean = Annotated[
-    bool, _value("--clean", panel=RESUME, about="Remove the run folder once the video is finished.")
-]
-Output = Annotated[
-    str | None,
-    _value(
-        "-o",
-        "--output",
-        metavar="FILE",
-        panel=OUTPUT,
-        about="The video, an .mp4. Without it, the name is made from prompt and seed, in this "
-        "folder.",
-    ),
-]
-Yes = Annotated[
-    bool, _value("-y", "--yes", panel=OUTPUT, about="Overwrite the output if it exists.")
-]
-DryRun = Annotated[
-    bool,
-    _value("--dry-run", panel=OUTPUT, about="Check everything and show the plan; render nothing."),
-]
+Duration = _value(
+    "--duration", "TIME", FILM, "Playing time: 12.5, 30s, 2m30s, 1h5m or 1:05.", default="10s"
+)
+Seed = _value(
+    "--seed",
+    "N",
+    FILM,
+    "A whole number that fixes all noise. Without it, cfgen chooses one at random and tells which.",
+)
+Size = _value("--size", "WxH", FILM, "Frame size in pixels, one that the model was trained for.")
+Fps = _value(
+    "--fps",
+    "RATE",
+    FILM,
+    "Playback rate. Another rate than the model's own makes motion faster or slower.",
+)
+Config = _value("--config", "FILE", FILM, "A YAML file with values for this run.", kind=Path | None)
+Set = _value(
+    "--set",
+    "KEY=VALUE",
+    FILM,
+    "Set any key, such as memory.tau=0.9; may be repeated. `cfgen presets keys` lists the keys.",
+    kind=list[str] | None,
+    offered=completion.assignments,
+)
+Preset = _value(
+    "--preset",
+    "NAME",
+    MODEL,
+    "The preset to start from; `cfgen presets list` lists them.",
+    default="mini",
+    offered=completion.presets,
+)
+Model = _value(
+    "-m, --model",
+    "PATH",
+    MODEL,
+    "Weights of the generator: a file, a folder, or owner/name[/file] in the cache of "
+    "Hugging Face.",
+    offered=completion.models,
+)
+Loras = _value(
+    "--lora",
+    "PATH[:STRENGTH]",
+    MODEL,
+    "A LoRA, such as style.safetensors:0.8; may be repeated. These replace the preset's "
+    "own LoRAs; none removes them.",
+    kind=list[str] | None,
+    offered=completion.models,
+)
+TextEncoder = _value(
+    "--text-encoder",
+    "PATH",
+    MODEL,
+    "The UMT5 text encoder: a file or a folder.",
+    offered=completion.models,
+)
+Tokenizer = _value(
+    "--tokenizer",
+    "PATH",
+    MODEL,
+    "The text encoder's tokenizer, if its own file holds none.",
+    offered=completion.models,
+)
+Vae = _value(
+    "--vae", "PATH", MODEL, "Weights of the video autoencoder (VAE).", offered=completion.models
+)
+Memory = _value(
+    "--memory",
+    "POLICY",
+    SPEED,
+    "What the model keeps of earlier chunks: full, window or slow_fast.",
+    offered=completion.values_of("memory.policy"),
+)
+KvCache = _value(
+    "--kv-cache",
+    "HOW",
+    SPEED,
+    "How the KV cache is stored: auto (as computed), bf16, int8 (keys in 8 bits) or fp8 "
+    "(keys and values in 8 bits).",
+    default="auto",
+    offered=completion.values_of("memory.kv_cache"),
+)
+Backend = _value(
+    "--backend",
+    "NAME",
+    SPEED,
+    "What computes attention and the rest: auto, torch, triton or reference.",
+    default="auto",
+    offered=completion.values_of("backend"),
+)
+Vram = _value("--vram", "BYTES", SPEED, "GPU memory to stay within, such as 12G.")
+Offload = _value(
+    "--offload",
+    "WHAT",
+    SPEED,
+    "What waits in main memory while a GPU renders: none, blocks, all, or auto (as "
+    "little as --vram allows).",
+    default="auto",
+    offered=completion.values_of("placement.offload"),
+)
+Resume = _switch("--resume", RESUME, "Go on with this render if it was interrupted, else begin it.")
+Snapshot = _value(
+    "--snapshot",
+    "MODE",
+    RESUME,
+    "What is kept so that the render can be resumed: full (latents and memory), latents "
+    "(the memory is worked out again from them) or off (nothing).",
+    default="full",
+    offered=completion.values_of("snapshot.mode"),
+)
+DiskBudget = _value(
+    "--disk-budget", "BYTES", RESUME, "Disk space for snapshots of the memory.", default="2GB"
+)
+Clean = _switch("--clean", RESUME, "Remove the run folder once the video is finished.")
+Output = _value(
+    "-o, --output",
+    "FILE",
+    OUTPUT,
+    f"The video, an {ENDINGS}. Without it, the name is made from prompt and seed, in this folder.",
+)
+Yes = _switch("-y, --yes", OUTPUT, "Overwrite the output if it exists.")
+DryRun = _switch("--dry-run", OUTPUT, "Check everything and show the plan; render nothing.")
 Json = Annotated[
     bool,
-    _value(
-        "--json", panel=OUTPUT, about="Print one JSON object per line to stdout, the result last."
-    ),
+    option("--json", None, OUTPUT, "Print one JSON object per line to stdout, the result last."),
 ]
 Quiet = Annotated[
-    bool, _value("-q", "--quiet", panel=OUTPUT, about="Print only results, warnings and errors.")
+    bool, option("-q, --quiet", None, OUTPUT, "Print only results, warnings and errors.")
 ]
-Verbose = Annotated[
-    bool,
-    _value(
-        "-v", "--verbose", panel=OUTPUT, about="Print more, such as where every value comes from."
-    ),
-]
-Rng = Annotated[
-    str | None,
-    _value(
-        "--rng",
-        metavar="ORDER",
-        panel=RARE,
-        about="How noise is drawn: keyed (by seed, chunk and step) or reference (in the order of "
-        "the published code).",
-        default="keyed",
-        offered=completion.values_of("rng"),
-    ),
-]
-CommitReads = Annotated[
-    str | None,
-    _value(
-        "--commit-reads",
-        metavar="WHAT",
-        panel=RARE,
-        about="What a finished chunk attends to while it is written into memory: all of it, or "
-        "fast, its newest part.",
-        offered=completion.values_of("memory.commit_reads"),
-    ),
-]
-Compile = Annotated[
-    bool,
-    _value(
-        "--compile",
-        panel=RARE,
-        about="Let torch.compile fuse what it can; the render begins a minute later.",
-    ),
-]
-AllowChanged = Annotated[
-    list[str] | None,
-    _value(
-        "--allow-changed",
-        metavar="NAME",
-        panel=RARE,
-        about="Resume although cfgen_version or ffmpeg_version has changed; may be repeated.",
-        offered=completion.harmless,
-    ),
-]
-Debug = Annotated[bool, _value("--debug", panel=RARE, about="Show the traceback of every error.")]
+Verbose = _switch("-v, --verbose", OUTPUT, "Print more, such as where every value comes from.")
+Rng = _value(
+    "--rng",
+    "ORDER",
+    RARE,
+    "How noise is drawn: keyed (by seed, chunk and step) or reference (in the order of "
+    "the published code).",
+    default="keyed",
+    offered=completion.values_of("rng"),
+)
+CommitReads = _value(
+    "--commit-reads",
+    "WHAT",
+    RARE,
+    "What a finished chunk attends to while it is written into memory: all of it, or "
+    "fast, its newest part.",
+    offered=completion.values_of("memory.commit_reads"),
+)
+Compile = _switch(
+    "--compile", RARE, "Let torch.compile fuse what it can; the render begins a minute later."
+)
+AllowChanged = _value(
+    "--allow-changed",
+    "NAME",
+    RARE,
+    "Resume although cfgen_version or ffmpeg_version has changed; may be repeated.",
+    kind=list[str] | None,
+    offered=completion.harmless,
+)
+Debug = Annotated[bool, option("--debug", None, RARE, "Show the traceback of every error.")]
+
+_MODEL = (Preset, Model, Loras, TextEncoder, Tokenizer, Vae)
+_SHAPE = (Size, Fps, Memory, CommitReads, Offload, Vram, Backend, KvCache)
+_RUN = (Yes, Resume, AllowChanged, Snapshot, DiskBudget, Clean, DryRun)
+
+PLANNED = (*_MODEL, Duration, *_SHAPE, Set, Config)
+"""Flags of what a plan depends on."""
+
+RENDERED = (Output, *_MODEL, Duration, Seed, *_SHAPE, Compile, Rng, Set, Config, *_RUN)
+"""Flags of a render."""
+
+SHOWN = (Json, Quiet, Verbose, Debug)
+"""Flags of how a command shows what it does."""

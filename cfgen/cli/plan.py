@@ -10,11 +10,9 @@ import typer
 
 from cfgen.cli import options
 from cfgen.cli.console import Console
-from cfgen.config.loader import load
 from cfgen.config.schema import PlacementConfig, RenderConfig
-from cfgen.config.values import RawValue, size_text
+from cfgen.config.values import size_text
 from cfgen.errors import BudgetError, CheckpointError
-from cfgen.pipeline.model_preset import recipe_of
 from cfgen.pipeline.offload_plan import LEVELS, MemoryEstimate, choose, table
 from cfgen.timeline import Plan
 from cfgen.units import bytes_words, clock, count
@@ -31,30 +29,8 @@ app = options.command_app()
 
 
 @app.command()
-def plan(
-    ctx: typer.Context,
-    preset: options.Preset = None,
-    model: options.Model = None,
-    loras: options.Loras = None,
-    text_encoder: options.TextEncoder = None,
-    tokenizer: options.Tokenizer = None,
-    vae: options.Vae = None,
-    duration: options.Duration = None,
-    size: options.Size = None,
-    fps: options.Fps = None,
-    memory: options.Memory = None,
-    commit_reads: options.CommitReads = None,
-    offload: options.Offload = None,
-    vram: options.Vram = None,
-    backend: options.Backend = None,
-    kv_cache: options.KvCache = None,
-    assignments: options.Set = None,
-    config_file: options.Config = None,
-    json_lines: options.Json = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
-    debug: options.Debug = False,
-) -> None:
+@options.takes(*options.PLANNED, *options.SHOWN)
+def plan(ctx: typer.Context) -> None:
     """Show what a render will make and need, and every rounding.
 
     It lists chunks, frames, memory, disk and time. It loads nothing and writes nothing; figures
@@ -66,28 +42,9 @@ def plan(
       cfgen plan --duration 10m --memory full
     """
     console = options.console_of(ctx)
-    console.configure(json=json_lines, quiet=quiet, verbose=verbose, debug=debug)
-    flags: dict[str, RawValue | None] = {
-        "preset": preset,
-        "duration": duration,
-        "size": size,
-        "fps": fps,
-        "memory.policy": memory,
-        "model.path": model,
-        "model.loras": options.lora_list(loras),
-        "model.text_encoder": text_encoder,
-        "model.tokenizer": tokenizer,
-        "model.vae": vae,
-        "memory.commit_reads": commit_reads,
-        "placement.offload": offload,
-        "placement.vram": vram,
-        "backend": backend,
-        "memory.kv_cache": kv_cache,
-    }
-    resolved = load(flags, assignments=assignments or (), run_file=config_file, recipe=recipe_of)
     from cfgen.pipeline.job import RenderJob
 
-    show_plan(console, RenderJob(resolved.config), every_chunk=verbose)
+    show_plan(console, RenderJob(options.resolved_of(ctx).config))
 
 
 def memory_of(job: RenderJob) -> MemoryEstimate | str:
@@ -100,7 +57,7 @@ def memory_of(job: RenderJob) -> MemoryEstimate | str:
         return f"unknown: {error}" + (f"; {error.hint}" if error.hint else "")
 
 
-def show_plan(console: Console, job: RenderJob, *, every_chunk: bool = False) -> None:
+def show_plan(console: Console, job: RenderJob) -> None:
     """Show a plan as the result of a command."""
     from cfgen.pipeline.plan import estimate_of
 
@@ -110,7 +67,7 @@ def show_plan(console: Console, job: RenderJob, *, every_chunk: bool = False) ->
         memory = _memory_data(memory_of(job))
         console.result("", {**plan_data(planned, needs), **memory, "table": rows})
     else:
-        console.result("\n".join(_text(job, needs, every_chunk)), {})
+        console.result("\n".join(_text(job, needs, console.verbose)), {})
 
 
 def plan_data(planned: Plan, needs: Estimate) -> dict[str, object]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -19,28 +20,26 @@ app = options.command_app("List presets, or show one with the origin of every va
 
 
 @app.command("list")
-def list_presets(
-    ctx: typer.Context, json_lines: options.Json = False, debug: options.Debug = False
-) -> None:
+@options.takes(options.Json, options.Debug)
+def list_presets(ctx: typer.Context) -> None:
     """List the presets."""
     console = options.console_of(ctx)
-    console.configure(json=json_lines, debug=debug)
     described = {name: preset_description(name) for name in preset_names()}
     lines = aligned(list(described.items()))
     console.result("\n".join(lines), {"presets": described})
 
 
 @app.command("show")
+@options.takes(options.Set, options.Config, options.Json, options.Debug)
 def show_preset(
     ctx: typer.Context,
     name: Annotated[
         str,
         typer.Argument(metavar="NAME", help="The preset.", autocompletion=completion.presets),
     ],
-    assignments: options.Set = None,
-    config_file: options.Config = None,
-    json_lines: options.Json = False,
-    debug: options.Debug = False,
+    *,
+    set: list[str] | None,
+    config: Path | None,
 ) -> None:
     """Show a preset's values and where each comes from.
 
@@ -51,8 +50,7 @@ def show_preset(
       cfgen presets show mini --set memory.tau=0.9
     """
     console = options.console_of(ctx)
-    console.configure(json=json_lines, debug=debug)
-    resolved = load({"preset": name}, assignments=assignments or (), run_file=config_file)
+    resolved = load({"preset": name}, assignments=set or (), run_file=config)
     rows = resolved.rows()
     key_width = max(cells(key) for key, _, _ in rows)
     lines = [
@@ -65,9 +63,8 @@ def show_preset(
 
 
 @app.command("keys")
-def list_keys(
-    ctx: typer.Context, json_lines: options.Json = False, debug: options.Debug = False
-) -> None:
+@options.takes(options.Json, options.Debug)
+def list_keys(ctx: typer.Context) -> None:
     """List every key that a preset, --config or --set can set.
 
     A key has its flag of `cfgen render`, if any, behind it.
@@ -77,7 +74,6 @@ def list_keys(
       cfgen render "a red kite" --set schedule.guidance=2 --set encode.quality=best
     """
     console = options.console_of(ctx)
-    console.configure(json=json_lines, debug=debug)
     lines = []
     for key in keys().values():
         lines.append(f"{key.name}  {key.flag}".rstrip())

@@ -22,47 +22,52 @@ _WORST = 5
 
 Format = Literal["int8", "int8-convrot", "fp8", "fp8-e5m2", "mxfp8", "nvfp4"]
 
+Keep = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--keep",
+        metavar="REGEX",
+        help="Leave layers whose name matches this as they are; may be repeated.",
+    ),
+]
+Only = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--only",
+        metavar="REGEX",
+        help="Quantize only layers whose name matches this; may be repeated.",
+    ),
+]
+Dtype = Annotated[
+    conversion_options.Dtype | None,
+    typer.Option("--dtype", help="Number type of what is not quantized.  [default: as it is]"),
+]
+Requantize = Annotated[
+    bool, typer.Option("--requantize", help="Also quantize layers that are quantized already.")
+]
+ReportFile = Annotated[
+    Path | None,
+    typer.Option("--report", metavar="FILE", help="Write the errors of all layers as JSON."),
+]
+
 app = options.command_app()
 
 
 @app.command()
+@options.takes(options.Yes, options.Json, options.Quiet, options.Debug)
 def quantize(
     ctx: typer.Context,
     source: conversion_options.Source,
     target: conversion_options.Target,
     format: Annotated[Format, typer.Option("--format", help="The number format.")],
-    keep: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--keep",
-            metavar="REGEX",
-            help="Leave layers whose name matches this as they are; may be repeated.",
-        ),
-    ] = None,
-    only: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--only",
-            metavar="REGEX",
-            help="Quantize only layers whose name matches this; may be repeated.",
-        ),
-    ] = None,
-    dtype: Annotated[
-        conversion_options.Dtype | None,
-        typer.Option("--dtype", help="Number type of what is not quantized.  [default: as it is]"),
-    ] = None,
-    requantize: Annotated[
-        bool, typer.Option("--requantize", help="Also quantize layers that are quantized already.")
-    ] = False,
-    report: Annotated[
-        Path | None,
-        typer.Option("--report", metavar="FILE", help="Write the errors of all layers as JSON."),
-    ] = None,
+    keep: Keep = None,
+    only: Only = None,
+    dtype: Dtype = None,
+    requantize: Requantize = False,
+    report: ReportFile = None,
     weights: conversion_options.Which = None,
-    yes: options.Yes = False,
-    json_lines: options.Json = False,
-    quiet: options.Quiet = False,
-    debug: options.Debug = False,
+    *,
+    yes: bool,
 ) -> None:
     """Quantize a model, and tell what each layer loses.
 
@@ -93,23 +98,15 @@ def quantize(
     from cfgen.checkpoint.convert.quantize import plan_quantize
 
     console = options.console_of(ctx)
-    console.configure(json=json_lines, quiet=quiet, debug=debug)
     found = open_source(source, weights=weights and conversion_options.WEIGHTS[weights])
+    others = conversion_options.dtype_of(dtype)
     rewrite, losses = plan_quantize(
-        found,
-        format,
-        keep=keep or (),
-        only=only or (),
-        dtype=conversion_options.dtype_of(dtype),
-        requantize=requantize,
+        found, format, keep=keep or (), only=only or (), dtype=others, requantize=requantize
     )
     check(found, target, nbytes=rewrite.nbytes, overwrite=yes)
     _check_report(report, target, overwrite=yes)
-    data = {
-        **conversion_options.write(console, rewrite, target),
-        "format": format,
-        **_errors(losses),
-    }
+    data = conversion_options.write(console, rewrite, target)
+    data |= {"format": format, **_errors(losses)}
     if report:
         with disk_errors(report):
             write_file(report, [json.dumps(data, indent=1).encode(), b"\n"])

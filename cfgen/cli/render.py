@@ -11,12 +11,10 @@ from cfgen.cli import options
 from cfgen.cli.console import Console
 from cfgen.cli.plan import show_plan
 from cfgen.cli.run_render import run_render
-from cfgen.config.loader import Resolved, load
+from cfgen.config.loader import Resolved
 from cfgen.config.schema import RenderConfig
-from cfgen.config.values import RawValue
 from cfgen.errors import UsageError
 from cfgen.files.reading import read_stream
-from cfgen.pipeline.model_preset import recipe_of
 from cfgen.pipeline.naming import completed
 from cfgen.runs.folder import is_run
 from cfgen.video.output import run_of
@@ -28,41 +26,15 @@ app = options.command_app()
 
 
 @app.command()
+@options.takes(*options.RENDERED, *options.SHOWN)
 def render(
     ctx: typer.Context,
     prompt: options.Prompt = None,
-    output: options.Output = None,
-    preset: options.Preset = None,
-    model: options.Model = None,
-    loras: options.Loras = None,
-    text_encoder: options.TextEncoder = None,
-    tokenizer: options.Tokenizer = None,
-    vae: options.Vae = None,
-    duration: options.Duration = None,
-    seed: options.Seed = None,
-    size: options.Size = None,
-    fps: options.Fps = None,
-    memory: options.Memory = None,
-    commit_reads: options.CommitReads = None,
-    offload: options.Offload = None,
-    vram: options.Vram = None,
-    backend: options.Backend = None,
-    kv_cache: options.KvCache = None,
-    compiled: options.Compile = False,
-    rng: options.Rng = None,
-    assignments: options.Set = None,
-    config_file: options.Config = None,
-    overwrite: options.Yes = False,
-    resume: options.Resume = False,
-    allow_changed: options.AllowChanged = None,
-    snapshot: options.Snapshot = None,
-    disk_budget: options.DiskBudget = None,
-    clean: options.Clean = False,
-    dry_run: options.DryRun = False,
-    json_lines: options.Json = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
-    debug: options.Debug = False,
+    *,
+    yes: bool,
+    resume: bool,
+    allow_changed: list[str] | None,
+    dry_run: bool,
 ) -> None:
     """Render a video from a prompt.
 
@@ -76,33 +48,7 @@ def render(
       cfgen render "a kite over green hills" --duration 10m --dry-run
     """
     console = options.console_of(ctx)
-    console.configure(json=json_lines, quiet=quiet, verbose=verbose, debug=debug)
-    flags: dict[str, RawValue | None] = {
-        "prompt": _prompt_text(prompt),
-        "output": output,
-        "preset": preset,
-        "duration": duration,
-        "seed": seed,
-        "size": size,
-        "fps": fps,
-        "memory.policy": memory,
-        "model.path": model,
-        "model.loras": options.lora_list(loras),
-        "model.text_encoder": text_encoder,
-        "model.tokenizer": tokenizer,
-        "model.vae": vae,
-        "memory.commit_reads": commit_reads,
-        "placement.offload": offload,
-        "placement.vram": vram,
-        "backend": backend,
-        "memory.kv_cache": kv_cache,
-        "compile": "true" if compiled else None,
-        "rng": rng,
-        "snapshot.mode": snapshot,
-        "snapshot.disk_budget": disk_budget,
-        "snapshot.clean": "true" if clean else None,
-    }
-    resolved = load(flags, assignments=assignments or (), run_file=config_file, recipe=recipe_of)
+    resolved = options.resolved_of(ctx, prompt=_prompt_text(prompt))
     config = completed(resolved.config)
     if allow_changed and not resume:
         raise UsageError("--allow-changed goes with --resume", "add --resume, or leave it out")
@@ -124,15 +70,15 @@ def render(
     if begun:
         _tell_values(console, resolved, config)
     else:
-        new = rendering.begin(job, overwrite=overwrite)
+        new = rendering.begin(job, overwrite=yes)
         _tell_values(console, resolved, config)
         if not dry_run:
             run_render(console, new)
             return
-    _dry_run(console, job, every_chunk=verbose)
+    _dry_run(console, job)
 
 
-def _dry_run(console: Console, job: RenderJob, *, every_chunk: bool) -> None:
+def _dry_run(console: Console, job: RenderJob) -> None:
     """Look at everything that the render needs, and show its plan."""
     from cfgen.pipeline.memory_estimate import check
     from cfgen.pipeline.preflight import warnings_of
@@ -140,7 +86,7 @@ def _dry_run(console: Console, job: RenderJob, *, every_chunk: bool) -> None:
     check(job)
     for warning in warnings_of(job.config):
         console.show(warning)
-    show_plan(console, job, every_chunk=every_chunk)
+    show_plan(console, job)
 
 
 def _prompt_text(prompt: str | None) -> str | None:

@@ -12,7 +12,8 @@ from cfgen.cli import options
 from cfgen.cli.run_render import run_render
 from cfgen.errors import SnapshotError, UsageError
 from cfgen.pipeline.runs import run_folder
-from cfgen.runs.folder import LOCK, RunFolder, is_run
+from cfgen.runs.contents import LOCK
+from cfgen.runs.folder import RunFolder, is_run
 from cfgen.runs.journal import VideoLine
 from cfgen.runs.lock import owner_of
 from cfgen.video.output import resume_command
@@ -31,15 +32,8 @@ Run = Annotated[
 
 
 @app.command()
-def resume(
-    ctx: typer.Context,
-    run: Run = None,
-    allow_changed: options.AllowChanged = None,
-    json_lines: options.Json = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
-    debug: options.Debug = False,
-) -> None:
+@options.takes(options.AllowChanged, *options.SHOWN)
+def resume(ctx: typer.Context, run: Run = None, *, allow_changed: list[str] | None) -> None:
     """Go on with an interrupted render.
 
     cfgen first verifies what is on the disk and makes again what is damaged. The finished film is
@@ -52,7 +46,6 @@ def resume(
       cfgen resume balloon.mp4
     """
     console = options.console_of(ctx)
-    console.configure(json=json_lines, quiet=quiet, verbose=verbose, debug=debug)
     from cfgen.pipeline.rendering import go_on
 
     path = _the_one_here() if run is None else run_folder(run)

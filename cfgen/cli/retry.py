@@ -13,34 +13,17 @@ from cfgen.pipeline.runs import run_folder
 
 app = options.command_app()
 
-From = Annotated[
-    str,
-    typer.Option(
-        "--from", metavar="TIME", help="Where to begin anew: 40s, 1:12.", rich_help_panel=FILM
-    ),
-]
+From = Annotated[str, options.option("--from", "TIME", FILM, "Where to begin anew: 40s, 1:12.")]
 RetrySeed = Annotated[
     str | None,
-    typer.Option(
-        "--seed",
-        metavar="N",
-        help="The seed from there on.  [default: a random one]",
-        rich_help_panel=FILM,
-    ),
+    options.option("--seed", "N", FILM, "The seed from there on.  [default: a random one]"),
 ]
 
 
 @app.command()
+@options.takes(*options.SHOWN)
 def retry(
-    ctx: typer.Context,
-    run: Parent,
-    begin: From,
-    seed: RetrySeed = None,
-    prompt: NewPrompt = None,
-    json_lines: options.Json = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
-    debug: options.Debug = False,
+    ctx: typer.Context, run: Parent, begin: From, seed: RetrySeed = None, prompt: NewPrompt = None
 ) -> None:
     """Do a video over from a moment on, with another seed or prompt.
 
@@ -53,7 +36,6 @@ def retry(
       cfgen retry a.mp4 --from 0:40 --seed 12
     """
     console = options.console_of(ctx)
-    console.configure(json=json_lines, quiet=quiet, verbose=verbose, debug=debug)
     from cfgen.pipeline.branch import plan_retry
 
     plan = plan_retry(run_folder(run), begin=begin, changes={"seed": seed, "prompt": prompt})

@@ -25,14 +25,16 @@ from cfgen.config.sources import EXTENSION, Entries, Entry, Origin, compose, fla
 from cfgen.config.values import nearest
 from cfgen.errors import CfgenError, PresetError, Problem
 from cfgen.files.writing import require_own_folders
+from cfgen.video.formats import ENDINGS, FORMATS, MP4
 
 VERSION = "1"
-TEMPLATE = "{name}.mp4"
+TEMPLATE = f"{{name}}{MP4.ending}"
 NAME_NBYTES = 100
 _TOP = frozenset({"version", "defaults", "clips"})
 _FIELDS = frozenset({"name", "seed", "preset"})
 _RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
-_PART = re.compile(r"\.part(\.mp4)?$", re.IGNORECASE)  # what a video is called until it is good
+# What a video is called until it is good.
+_PART = re.compile(rf"\.part({'|'.join(map(re.escape, FORMATS))})?$", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -210,8 +212,8 @@ def _output(template: str, name: str, config: RenderConfig, folder: Path) -> Pat
     parts = path.parts
     if path.is_absolute() or ".." in parts:
         raise ValueError(f"must stay in the folder of the list, got {text!r}")
-    if path.suffix.lower() != ".mp4":
-        raise ValueError(f"must end in .mp4, got {text!r}")
+    if path.suffix.lower() not in FORMATS:
+        raise ValueError(f"must end in {ENDINGS}, got {text!r}")
     if reason := next(filter(None, map(_bad_name, (*parts[:-1], path.stem))), None):
         raise ValueError(f"each part of its path {reason}")
     if _PART.search(path.name):

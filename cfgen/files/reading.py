@@ -6,6 +6,7 @@ fill the memory. Everything in cfgen that opens a file for reading goes through 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -89,3 +90,13 @@ def _require_regular(path: Path, mode: int) -> None:
         raise OSError(
             errno.EINVAL, "it is a pipe, a socket or a device, not a regular file", str(path)
         )
+
+
+def nbytes_under(folder: Path) -> int:
+    """Bytes of all files in a folder, without what links lead to and what vanishes meanwhile."""
+    total = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):
+                total += os.lstat(os.path.join(place, name)).st_size
+    return total

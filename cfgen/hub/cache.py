@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from cfgen.errors import CfgenError, CheckpointError, UsageError
-from cfgen.files.reading import WEIGHTS, open_binary, read_text
+from cfgen.files.reading import WEIGHTS, nbytes_under, open_binary, read_text
 from cfgen.hub.digest import is_digest, is_whole
 from cfgen.hub.failures import disk_errors
 from cfgen.hub.reference import (
@@ -235,7 +235,7 @@ def plan_removal(reference: Reference, cache: Path) -> Removal:
     folder, info = repo_folder(reference.repo, cache), _scanned(reference.repo, cache)
     is_whole = reference.revision is None and reference.file is None
     if info is None and folder.is_dir() and is_whole:
-        nbytes = _bytes_under(folder)
+        nbytes = nbytes_under(folder)
         return Removal(reference=reference, nbytes=nbytes, paths=(folder,), strategy=None)
     chosen = choose(reference, cache)
     if info is None:
@@ -337,8 +337,3 @@ def _strategy(
     places = {file.place for snapshot in chosen for file in snapshot.files}
     known = (file for repo in info.repos for each in repo.revisions for file in each.files)
     return info.delete_files(*(file for file in known if file.file_path in places))
-
-
-def _bytes_under(folder: Path) -> int:
-    paths = (Path(place) / name for place, _, names in os.walk(folder) for name in names)
-    return sum(path.lstat().st_size for path in paths)

@@ -19,7 +19,8 @@ from cfgen.pipeline.rendering import Rendering
 from cfgen.pipeline.runs import config_of
 from cfgen.renderer.branch import BranchPoint, fork, locate, retry_from
 from cfgen.renderer.events import Noted
-from cfgen.runs.folder import LOCK, RunFolder, RunRecord
+from cfgen.runs.contents import LOCK
+from cfgen.runs.folder import RunFolder, RunRecord
 from cfgen.runs.lock import Lock
 from cfgen.timeline import Plan
 from cfgen.units import clock, count

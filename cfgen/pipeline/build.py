@@ -39,10 +39,9 @@ from cfgen.rollout.loop import Guidance
 from cfgen.rollout.schedule import FewStepSchedule, KeyedNoise, Noise, ReferenceNoise
 from cfgen.runs.folder import RunRecord
 from cfgen.timeline import Plan
-from cfgen.video.encoding import ENCODER
 from cfgen.video.ffmpeg import find_ffmpeg
 from cfgen.video.ffmpeg_graph import graph_module
-from cfgen.video.output import run_of
+from cfgen.video.output import format_of, run_of
 from cfgen.video.writer import VideoWriter
 
 
@@ -93,12 +92,12 @@ def build_render(
         CfgenError: Something that the configuration names is missing, damaged or cannot run here.
     """
     config, plan = job.config, job.plan
-    ffmpeg = find_ffmpeg(ENCODER)
+    if config.output is None or config.seed is None:
+        raise ValueError("a render needs an output and a seed")
+    ffmpeg = find_ffmpeg(format_of(config.output).codec.encoder)
     graph_module()  # a missing ffmpeg-python, too, is found before any model loads
     began = time.monotonic()
     recorded = resolve_auto(config, job.runtime)
-    if config.output is None or config.seed is None:
-        raise ValueError("a render needs an output and a seed")
     facts = {**job.model.digests, **versions()}
     path = run_of(config.output)
     writer = VideoWriter(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from cfgen.config.schema import RenderConfig
 from cfgen.errors import UsageError
+from cfgen.video.formats import MP4
 from cfgen.video.output import target_of
 
 MAX_SLUG_BYTES = 80
@@ -39,7 +40,7 @@ def _marks(word: str) -> str:
 
 def default_name(prompt: str, seed: int) -> str:
     """Return the output file name for a prompt and a seed."""
-    return f"{slug(prompt)}-{seed}.mp4"
+    return f"{slug(prompt)}-{seed}{MP4.ending}"
 
 
 def completed(config: RenderConfig) -> RenderConfig:

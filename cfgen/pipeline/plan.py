@@ -10,10 +10,7 @@ from cfgen.memory.policy import pages_of
 from cfgen.pipeline.job import RenderJob
 from cfgen.pipeline.memory_estimate import attention_share, pool_nbytes
 from cfgen.timeline import KEPT_SNAPSHOTS, Plan
-
-BITS_PER_PIXEL = {"draft": 0.10, "good": 0.35, "best": 0.60}
-"""Size of H.264 by quality, to check the disk beforehand: films of `mini` (160x96) take 0.08, 0.23
-to 0.35 and 0.56. Frames of more pixels take less of each, so for them it is generous."""
+from cfgen.video.formats import FORMATS, MP4, Quality
 
 TIMED_PAGES = 15
 """Latent frames that a chunk reads in the long run where a model's frames a second were measured:
@@ -23,9 +20,10 @@ with slow_fast memory of 3, 6 and 6."""
 def estimate_of(job: RenderJob) -> Estimate:
     """Estimate what a render needs of disk and time."""
     config = job.config
+    made = MP4 if config.output is None else FORMATS.get(config.output.suffix.lower(), MP4)
     return estimate(
         job.plan,
-        quality=config.encode.quality,
+        quality=made.codec.qualities[config.encode.quality],
         kv=_kv_size(job),
         frames_per_s=config.model.cpu_frames_per_s,
         snapshot=config.snapshot.mode,
@@ -91,7 +89,7 @@ class Estimate:
 def estimate(
     plan: Plan,
     *,
-    quality: str,
+    quality: Quality,
     kv: KvSize | None = None,
     frames_per_s: float | None = None,
     snapshot: str = "full",
@@ -101,7 +99,7 @@ def estimate(
 
     Args:
         plan: The plan.
-        quality: A key of `BITS_PER_PIXEL`.
+        quality: How its frames are coded.
         kv: The size of the KV cache, if known.
         frames_per_s: Frames rendered a second on some machine, if measured (see `TIMED_PAGES`).
         snapshot: What is kept to resume with: full, latents or off.
@@ -111,7 +109,7 @@ def estimate(
     cell_nbytes = 4 * geometry.channels * geometry.latent_width * geometry.latent_height
     chunk_frames = geometry.chunk_latent_frames * geometry.temporal_stride
     pixels = geometry.width * geometry.height
-    output = math.ceil(plan.frames * pixels * BITS_PER_PIXEL[quality] / 8)
+    output = math.ceil(plan.frames * pixels * quality.bits_per_pixel / 8)
     latents = cell_nbytes * plan.latent_frames
     snapshots: int | None = 0
     if snapshot == "full" and plan.chunks > 1:

@@ -13,7 +13,7 @@ from cfgen.files.writing import disk_errors
 from cfgen.pipeline.job import RenderJob
 from cfgen.pipeline.plan import estimate_of
 from cfgen.renderer.events import Warned
-from cfgen.runs.folder import require_own
+from cfgen.runs.contents import require_own
 from cfgen.units import bytes_words
 from cfgen.video.output import check_output, refuse_existing, run_of
 
@@ -94,7 +94,7 @@ def check_place(job: RenderJob, *, overwrite: bool) -> None:
     """Refuse, before anything is loaded, an output that cannot or must not be written.
 
     Raises:
-        UsageError: The output is no .mp4.
+        UsageError: The output is in no format that cfgen writes.
         OutputRefused: It exists, or its folder is missing or not writable.
         BudgetError: The disk is too small.
     """

@@ -16,7 +16,8 @@ from cfgen.pipeline.runs import config_to_resume
 from cfgen.renderer.events import Event, Finished, Noted
 from cfgen.renderer.place import try_place
 from cfgen.renderer.run import Render
-from cfgen.runs.folder import LOCK, RunFolder, require_harmless
+from cfgen.runs.contents import LOCK
+from cfgen.runs.folder import RunFolder, require_harmless
 from cfgen.runs.lock import owner_of
 from cfgen.video.output import sidecar_of
 

@@ -18,7 +18,7 @@ from cfgen.files.reading import read_bytes
 from cfgen.files.writing import disk_errors, json_bytes, write_file
 from cfgen.out_of_memory import exhausted, is_out_of_memory
 from cfgen.renderer.events import Event, Finished
-from cfgen.runs.folder import LOCK
+from cfgen.runs.contents import LOCK
 from cfgen.runs.lock import PATIENCE_S, Lock, Owner, may_live, read_owner
 from cfgen.runs.records import parse_as, read_mapping
 from cfgen.video.output import run_of

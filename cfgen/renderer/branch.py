@@ -18,15 +18,8 @@ from cfgen.files.reading import open_binary
 from cfgen.files.writing import create, disk_errors, part_of, sync_file, sync_folder
 from cfgen.renderer.replay import replay
 from cfgen.renderer.source import FrameSource
-from cfgen.runs.folder import (
-    JOURNAL,
-    LOCK,
-    RunFolder,
-    RunRecord,
-    make_empty,
-    settle_journal,
-    write_record,
-)
+from cfgen.runs.contents import JOURNAL, LOCK, make_empty
+from cfgen.runs.folder import RunFolder, RunRecord, settle_journal, write_record
 from cfgen.runs.journal import ChunkLine, Journal, Line, SegmentLine
 from cfgen.runs.lock import Lock
 from cfgen.runs.recovery import RecoveryPlan, RunAudit, audit, plan_memory
@@ -46,10 +39,10 @@ class BranchPoint:
         folder: The run folder.
         source: What made its frames; its memory is empty.
         plan: Its plan.
-        chunk: The first chunk that is to be another.
+        chunk: The first chunk of the film that is to be another.
         audited: What of the render can be trusted.
         store: Its snapshots.
-        recovery: The way to the memory before `chunk`.
+        recovery: The way to the memory before `chunk` was made.
     """
 
     folder: RunFolder
@@ -61,9 +54,22 @@ class BranchPoint:
     recovery: RecoveryPlan
 
     @property
+    def made(self) -> int:
+        """How many chunks were made before `chunk`: they are taken over."""
+        return self.recovery.until
+
+    @property
     def replayed(self) -> int:
         """Chunks that are committed again from their latents."""
-        return len(self.recovery.chunks) - len(self.recovery.recompute)
+        return self.made - self.recovery.begin - len(self.recovery.recompute)
+
+    def keeps(self, line: Line) -> bool:
+        """Whether what a line of the journal tells of is taken over, and can be."""
+        kept = self.plan.order[: self.made]
+        if isinstance(line, SegmentLine):
+            whole = line.index < len(self.audited.segments)
+            return whole and all(chunk in kept for chunk in self.plan.chunks_of(line.index))
+        return isinstance(line, ChunkLine) and line.index in kept
 
 
 def locate(folder: RunFolder, source: FrameSource, plan: Plan, chunk: int) -> BranchPoint:
@@ -73,29 +79,28 @@ def locate(folder: RunFolder, source: FrameSource, plan: Plan, chunk: int) -> Br
         UsageError: The chunk is not made yet, or the render branched off after it.
         SnapshotCorrupt: It cannot be found.
     """
-    audited = audit(folder, plan)
-    if chunk > len(audited.lines):
+    audited, made = audit(folder, plan), plan.order.index(chunk)
+    if made > len(audited.lines):
         raise UsageError(
             f"{folder.path} is rendered up to chunk {len(audited.lines)} of {plan.chunks}, and "
             f"chunk {chunk + 1} is asked for",
             "resume it first, or take an earlier time",
         )
-    if chunk < folder.record.base:
+    if made < folder.record.base:
+        begins = plan.chunk(plan.order[folder.record.base]).frame_start / plan.geometry.fps
         raise UsageError(
-            f"{folder.path} branched off after chunk {folder.record.base}, at "
-            f"{plan.chunk(folder.record.base).frame_start / plan.geometry.fps:.2f} s, and chunk "
-            f"{chunk + 1} lies before that",
+            f"{folder.path} branched off after chunk {folder.record.base}, at {begins:.2f} s, and "
+            f"chunk {chunk + 1} lies before that",
             "take a later time, or branch off from the render that it came from",
         )
     store = SnapshotStore(
         folder.snapshots, folder.record.digest, budget_nbytes=NO_BUDGET, base=folder.record.base
     )
-    unsound = [index for index in range(chunk) if not audited.intact[index]]
     recovery = plan_memory(
-        chunk,
+        made,
         audited,
         store,
-        snapshot_before=min([chunk, *unsound]),
+        snapshot_before=min(made, audited.first(audited.damaged)),
         replayable=source.memory.replayable,
     )
     return BranchPoint(
@@ -122,7 +127,7 @@ def fork(point: BranchPoint, path: Path, record: RunRecord) -> Iterator[int]:
         SnapshotMismatch: This machine does not make the same frames again.
         BudgetError, WriterError: The disk refused.
     """
-    record = replace(record, base=point.chunk, parts=_parts(point, record))
+    record = replace(record, base=point.made, parts=_parts(point, record))
     yield from _pass(point)
     with disk_errors(path):
         path.mkdir(exist_ok=True)
@@ -131,11 +136,11 @@ def fork(point: BranchPoint, path: Path, record: RunRecord) -> Iterator[int]:
             refuse_existing(path.parent / record.output, path)
         make_empty(path)
         with disk_errors(path):
-            for index in range(point.chunk):
-                _link(point.folder.latents(index), path / "latents")
-            for segment in point.audited.segments:
-                if (segment.index + 1) * point.plan.segment_chunks <= point.chunk:
-                    _link(segment.path, path / "segments")
+            for line in _lines(point):
+                if isinstance(line, ChunkLine):
+                    _link(point.folder.latents(line.index), path / "latents")
+                elif isinstance(line, SegmentLine):
+                    _link(point.audited.segments[line.index].path, path / "segments")
             for name in ("latents", "segments"):
                 sync_folder(path / name)
         _save(point, path / "snapshots", record)
@@ -162,7 +167,7 @@ def retry_from(point: BranchPoint, record: RunRecord) -> Iterator[int]:
     before = point.folder.record
     # With the same prompt, what comes before can still be committed again from its latents.
     same = before.config["prompt"] == record.config["prompt"] and point.source.memory.replayable
-    base = point.chunk
+    base = point.made
     if same and (not before.base or point.store.newest(before=before.base) == before.base):
         base = before.base
     record = replace(
@@ -211,21 +216,15 @@ def _pass(point: BranchPoint) -> Iterator[int]:
 def _save(point: BranchPoint, snapshots: Path, record: RunRecord) -> None:
     """Snapshots to go on from: at the point, and at the base if that lies before."""
     store = SnapshotStore(snapshots, record.digest, budget_nbytes=NO_BUDGET, base=record.base)
-    if 0 < record.base < point.chunk:
+    if 0 < record.base < point.made:
         store.save(record.base, point.store.load(record.base))
-    if point.chunk:
-        store.save(point.chunk, point.source.memory.state())
+    if point.made:
+        store.save(point.made, point.source.memory.state())
 
 
 def _lines(point: BranchPoint) -> list[Line]:
     """The lines of the chunks before the point, and of the segments that end before it."""
-    ends = point.chunk // point.plan.segment_chunks
-    return [
-        line
-        for line in point.audited.journal
-        if (isinstance(line, ChunkLine) and line.index < point.chunk)
-        or (isinstance(line, SegmentLine) and line.index < min(ends, len(point.audited.segments)))
-    ]
+    return [line for line in point.audited.journal if point.keeps(line)]
 
 
 def _link(file: Path, folder: Path) -> None:

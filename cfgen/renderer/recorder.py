@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import socket
 import time
+from dataclasses import fields
 from datetime import UTC, datetime
 
 from torch import Tensor
@@ -22,7 +23,7 @@ from cfgen.runs.folder import RunFolder
 from cfgen.runs.journal import ChunkLine, SegmentLine, SessionLine, VideoLine
 from cfgen.runs.lock import Lock
 from cfgen.runs.snapshot import SnapshotStore, tensor_blocks
-from cfgen.video.writer import SegmentFacts, VideoFacts
+from cfgen.video.facts import SegmentFacts, VideoFacts
 
 SNAPSHOT_SHARE = 0.02
 """Share of the time that snapshots may take."""
@@ -50,9 +51,7 @@ class RunRecorder:
         self._folder, self._store, self._lock, self._memory = folder, store, lock, memory
         lines = folder.journal.of(ChunkLine)
         self._earlier_sessions_s = lines[-1].elapsed_s if lines else 0.0
-        self._synced = max(
-            store.chunks, default=0
-        )  # chunks below were synced with the newest snapshot
+        self._synced = max(store.chunks, default=0)  # chunks of the newest snapshot, on the disk
         self._began = self._last_snapshot = time.monotonic()
         self._snapshot_s = memory.nbytes / FIRST_GUESS_BYTES_PER_S
         self.keeping_s = 0.0
@@ -101,7 +100,14 @@ class RunRecorder:
     def chunk(
         self, index: int, frames: int, *, frames_sha256: str, latents_sha256: str, mode: Mode
     ) -> ChunkLine:
-        """Write down a chunk whose latents are kept and whose frames went to the encoder.
+        """Write down a chunk whose latents are kept.
+
+        Args:
+            index: The chunk.
+            frames: Frames of the film that it holds.
+            frames_sha256: `chain_frames` up to its end, empty if its frames are not encoded yet.
+            latents_sha256: Digest of the file of its latents.
+            mode: How its frames were decoded.
 
         Raises: as `latents`.
         """
@@ -124,40 +130,31 @@ class RunRecorder:
 
         Raises: as `latents`.
         """
-        self.require_lock()
-        line = SegmentLine(
-            index=segment.index,
-            frames=segment.frames,
-            nbytes=segment.nbytes,
-            sha256=segment.sha256,
-            frames_sha256=segment.frames_sha256,
-        )
-        self._folder.journal.append(line, sync=True)
+        self._finished(SegmentLine, segment)
 
     def video(self, facts: VideoFacts) -> None:
         """Write down the video that is about to take its name.
 
         Raises: as `latents`.
         """
+        self._finished(VideoLine, facts)
+
+    def _finished(self, kind: type[SegmentLine | VideoLine], facts: object) -> None:
+        """Write down a file by the facts of it that its line has."""
         self.require_lock()
-        line = VideoLine(
-            frames=facts.frames,
-            nbytes=facts.nbytes,
-            sha256=facts.sha256,
-            frames_sha256=facts.frames_sha256,
-        )
-        self._folder.journal.append(line, sync=True)
+        told = {item.name: getattr(facts, item.name) for item in fields(kind)}
+        self._folder.journal.append(kind(**told), sync=True)
 
     def snapshot(self, chunk: int) -> Saved:
-        """Write the memory as it is before `chunk`, after everything that it builds on.
+        """Write the memory as it is once `chunk` chunks are made, and what it builds on before.
 
         Raises: as `latents`.
         """
         self.require_lock()
         began = time.monotonic()
         with disk_errors(self._folder.path):
-            for index in range(self._synced, chunk):
-                sync_file(self._folder.latents(index))
+            for line in self._folder.journal.of(ChunkLine)[self._synced : chunk]:
+                sync_file(self._folder.latents(line.index))
             sync_folder(self._folder.latents(0).parent)
             sync_file(self._folder.journal.path)
         self._synced = chunk

@@ -34,6 +34,8 @@ def replay(
 ) -> Iterator[Chunk]:
     """Restore the memory as a plan of recovery says, then yield chunks, each when it has passed it.
 
+    Chunks come in the order in which they were made.
+
     Raises:
         SnapshotMismatch: A chunk that is denoised again is another than it was.
         SnapshotCorrupt: Latents changed since they were verified.
@@ -47,17 +49,18 @@ def replay(
                 f"memory: {error}",
                 f"remove {store.folder}, then resume",
             ) from None
-    for index in recovery.chunks:
-        if index in recovery.recompute:
-            (chunk,) = source.make(range(index, index + 1))
+    for place in range(recovery.begin, recovery.until):
+        line = audited.lines[place]
+        if line.index in recovery.recompute:
+            (chunk,) = source.make([line.index])
             blocks = list(tensor_blocks({"latents": chunk.latents}))
-            require_same(folder, audited.lines[index].latents_sha256, sha256_of_blocks(blocks))
-            if not audited.intact[index]:
-                folder.keep_latents(index, blocks)
+            require_same(folder, line.latents_sha256, sha256_of_blocks(blocks))
+            if not audited.intact[place]:
+                folder.keep_latents(line.index, blocks)
         else:
-            chunk = Chunk(index, _latents(folder, index, audited.lines[index].latents_sha256))
+            chunk = Chunk(line.index, _latents(folder, line.index, line.latents_sha256))
             _require_shape(folder, source.plan, chunk)
-            if index >= recovery.memory_from:
+            if place >= recovery.memory_from:
                 source.recommit(chunk)
         yield chunk
 

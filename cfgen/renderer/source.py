@@ -17,7 +17,7 @@ from cfgen.model.generator import Conditioning, Generator
 from cfgen.model.vae import Decoder, State
 from cfgen.rollout.loop import Chunk, ChunkDenoiser, ChunkFn, Guidance, Rollout, recommit
 from cfgen.rollout.schedule import FewStepSchedule, Noise
-from cfgen.timeline import ChunkPlan, Plan
+from cfgen.timeline import ChunkPlan, Plan, Playing
 
 Frames = npt.NDArray[np.uint8]
 
@@ -64,10 +64,11 @@ class FrameSource:
         return -(-self.vae.reach // self.plan.geometry.chunk_latent_frames)
 
     def chunks(self) -> Iterator[tuple[ChunkPlan, Chunk, Frames]]:
-        """Yield each chunk of the film with its frames; nothing is kept."""
-        state = self.vae.start()
-        for chunk in self.make(self.plan.order):
-            yield self.plan.chunk(chunk.index), chunk, self.decode(chunk, state)
+        """Yield each chunk of the film with its frames, as they play; nothing is kept."""
+        state, playing = self.vae.start(), Playing[Chunk]()
+        for made in self.make(self.plan.order):
+            for chunk in playing.add(made.index, made):
+                yield self.plan.chunk(chunk.index), chunk, self.decode(chunk, state)
 
     def make(self, chunks: Iterable[int]) -> Iterator[Chunk]:
         """Denoise and commit chunks; the memory must hold the ones before them."""

@@ -45,12 +45,15 @@ class SessionLine:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ChunkLine:
-    """A chunk is made: its latents are kept, its frames went to the encoder.
+    """A chunk is made: its latents are kept, its frames went to the encoder if it can play yet.
+
+    Lines stand in the order in which chunks are made.
 
     Attributes:
-        index: Number of the chunk.
+        index: Number of the chunk in the film.
         frames: Frames of the video that it holds.
-        frames_sha256: `chain_frames` over all frames up to its end.
+        frames_sha256: `chain_frames` over all frames up to its end; empty if it is made before one
+            that plays earlier.
         latents_sha256: Digest of the file of its latents.
         elapsed_s: Seconds spent on rendering so far, over all sessions.
         memory: Figures of the memory policy.
@@ -146,9 +149,6 @@ class Journal:
             except ValueError as error:
                 self.problem = f"line {number} of {path.name} is damaged: {error}"
                 break
-            if isinstance(line, ChunkLine | SegmentLine) and line.index != self._next(type(line)):
-                self.problem = f"line {number} of {path.name} is out of order"
-                break
             self.lines.append(line)
             self._check = check
 
@@ -192,10 +192,6 @@ class Journal:
                 os.close(descriptor)
         self.lines.append(line)
         self._check = check
-
-    def _next(self, cls: type[ChunkLine] | type[SegmentLine]) -> int:
-        last = next((line for line in reversed(self.lines) if isinstance(line, cls)), None)
-        return 0 if last is None else last.index + 1
 
 
 def _block(line: Line, before: str) -> tuple[bytes, str]:

@@ -23,7 +23,6 @@ import threading
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from cfgen.errors import LockHeld
@@ -98,12 +97,7 @@ class Lock:
             self.acquire()
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.release()
 
     def acquire(self, *, watched: tuple[Owner | None] | None = None) -> None:

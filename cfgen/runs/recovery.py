@@ -6,7 +6,7 @@ snapshot those of its manifest. What is damaged is made again from the last thin
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from cfgen.errors import SnapshotCorrupt
@@ -16,7 +16,8 @@ from cfgen.runs.journal import ChunkLine, Line, SegmentLine, SessionLine, VideoL
 from cfgen.runs.snapshot import SnapshotStore
 from cfgen.timeline import Plan
 from cfgen.units import count
-from cfgen.video.writer import SegmentFacts
+from cfgen.video.facts import SegmentFacts
+from cfgen.video.output import format_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,8 +25,8 @@ class RunAudit:
     """What there is to stand on.
 
     Attributes:
-        lines: The chunks that were made.
-        sound: For each of them, whether its latents are there and whole.
+        lines: The chunks that were made, in that order.
+        intact: For each of them, whether its latents are there and whole.
         segments: The segments that are there and whole, up to the first that is not.
         problems: What was found damaged, in sentences.
         journal: Every line that still holds, in order.
@@ -40,19 +41,27 @@ class RunAudit:
     @property
     def damaged(self) -> list[int]:
         """The chunks whose latents are missing or damaged."""
-        return [index for index, good in enumerate(self.intact) if not good]
+        return [line.index for line, good in zip(self.lines, self.intact, strict=True) if not good]
+
+    def first(self, chunks: Collection[int]) -> int:
+        """How many chunks were made before the first of these; all, if none of them was."""
+        places = (place for place, line in enumerate(self.lines) if line.index in chunks)
+        return next(places, len(self.lines))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RecoveryPlan:
     """How to get back to where the render stopped.
 
+    The memory is told by how many chunks it was made with, the film by numbers of chunks.
+
     Attributes:
-        snapshot: Chunk that the memory's state is from; 0 is the empty memory.
-        memory_from: First chunk that must pass through the memory again.
-        until: The chunk after the last.
+        snapshot: Chunks in the memory of the snapshot that is taken; 0 is the empty memory.
+        memory_from: Chunks in the memory before the first that must pass through it again.
+        until: Chunks in the memory in the end.
         recompute: Chunks that must be denoised again.
-        decode_from: First chunk that the decoder must see, or None for none.
+        begin: Chunks that were made before the first that is looked at again.
+        decode_from: First chunk of the film that the decoder must see, or None for none.
         encode_from: First chunk whose frames must be encoded again, or None for none.
     """
 
@@ -60,14 +69,9 @@ class RecoveryPlan:
     memory_from: int
     until: int
     recompute: frozenset[int]
+    begin: int
     decode_from: int | None = None
     encode_from: int | None = None
-
-    @property
-    def chunks(self) -> range:
-        """The chunks to pass through."""
-        first = self.until if self.decode_from is None else self.decode_from
-        return range(min(self.memory_from, first), self.until)
 
 
 def audit(folder: RunFolder, plan: Plan) -> RunAudit:
@@ -78,9 +82,8 @@ def audit(folder: RunFolder, plan: Plan) -> RunAudit:
     """
     journal = folder.journal
     lines = tuple(journal.of(ChunkLine))
-    if len(lines) > plan.chunks or any(
-        line.frames != plan.chunk(line.index).frames for line in lines
-    ):
+    made = [(line.index, line.frames) for line in lines]
+    if made != [(chunk, plan.chunk(chunk).frames) for chunk in plan.order[: len(lines)]]:
         raise SnapshotCorrupt(
             f"{journal.path} tells of another plan than {folder.path / 'run.json'}",
             "render again from the start with -y",
@@ -119,15 +122,15 @@ def _sound_segments(
     folder: RunFolder, lines: Sequence[ChunkLine], plan: Plan
 ) -> tuple[SegmentFacts, ...]:
     """The segments that are whole and hold the frames of their chunks, up to the first other."""
+    made = {line.index: line for line in lines}
     segments: list[SegmentFacts] = []
     for line in folder.journal.of(SegmentLine):
-        first = line.index * plan.segment_chunks
-        chunks = lines[first : first + plan.segment_chunks]
-        if not chunks or chunks[-1].frames_sha256 != line.frames_sha256:
+        chunks = [made[chunk] for chunk in plan.chunks_of(len(segments)) if chunk in made]
+        if line.index != len(segments) or sum(chunk.frames for chunk in chunks) != line.frames:
             break
-        if sum(chunk.frames for chunk in chunks) != line.frames:
+        if not chunks or chunks[-1].frames_sha256 not in ("", line.frames_sha256):
             break
-        path = folder.segments / f"segment-{line.index:06d}.mp4"
+        path = folder.segments / format_of(folder.output).segment(line.index)
         try:
             if path.stat().st_size != line.nbytes or sha256_of(path) != line.sha256:
                 break
@@ -154,39 +157,42 @@ def plan_recovery(
         replayable: Whether committing kept latents again gives the memory that was.
     """
     until = len(audited.lines)
-    encode_from = min(len(audited.segments) * plan.segment_chunks, until)
-    done = until == encode_from == plan.chunks
-    decode_from = until if done else max(0, encode_from - warm_up)
-    damaged = [chunk for chunk in range(decode_from, until) if not audited.intact[chunk]]
+    encode_from = min(len(audited.segments) * plan.segment_chunks, plan.chunks)
+    decode_from = plan.chunks if encode_from == plan.chunks else max(0, encode_from - warm_up)
+    begin = audited.first(range(decode_from, plan.chunks))
+    damaged = [chunk for chunk in audited.damaged if chunk >= decode_from]
     if until == plan.chunks and not damaged:
-        memory = RecoveryPlan(snapshot=0, memory_from=until, recompute=frozenset(), until=until)
+        memory = RecoveryPlan(
+            snapshot=0, memory_from=until, recompute=frozenset(), until=until, begin=until
+        )
     else:
-        first = min([until, *damaged])
+        first = audited.first(damaged)
         memory = plan_memory(until, audited, store, snapshot_before=first, replayable=replayable)
-    return replace(memory, decode_from=decode_from, encode_from=encode_from)
+    begin = min(begin, memory.begin)
+    return replace(memory, begin=begin, decode_from=decode_from, encode_from=encode_from)
 
 
 def plan_memory(
-    chunk: int,
+    until: int,
     audited: RunAudit,
     store: SnapshotStore,
     *,
     replayable: bool,
     snapshot_before: int | None = None,
 ) -> RecoveryPlan:
-    """Find the shortest way to the memory as it was before `chunk`; nothing is decoded.
+    """Find the shortest way to the memory of the first `until` chunks; nothing is decoded.
 
     Args:
-        chunk: A chunk that was made, or the one after the last.
+        until: How many of the chunks that were made it is to hold.
         audited: What can be trusted.
         store: The snapshots of the render.
         replayable: Whether committing kept latents again gives the memory that was.
-        snapshot_before: Latest chunk whose snapshot will do, `chunk` if None.
+        snapshot_before: Most chunks that the memory of the snapshot may hold, `until` if None.
 
     Raises:
         SnapshotCorrupt: There is no way: the render began with a snapshot, and that is damaged.
     """
-    before = chunk if snapshot_before is None else snapshot_before
+    before = until if snapshot_before is None else snapshot_before
     snapshot = store.newest(before=before)
     if snapshot < store.base:
         raise SnapshotCorrupt(
@@ -195,9 +201,13 @@ def plan_memory(
             "branch off again",
         )
     recompute = frozenset(
-        index for index in range(snapshot, chunk) if not (replayable and audited.intact[index])
+        audited.lines[place].index
+        for place in range(snapshot, until)
+        if not (replayable and audited.intact[place])
     )
-    return RecoveryPlan(snapshot=snapshot, memory_from=snapshot, until=chunk, recompute=recompute)
+    return RecoveryPlan(
+        snapshot=snapshot, memory_from=snapshot, until=until, recompute=recompute, begin=snapshot
+    )
 
 
 def chunk_list(indices: Sequence[int]) -> str:

@@ -1,4 +1,4 @@
-"""How frames become H.264: command lines for ffmpeg, built by ffmpeg-python, and their inputs."""
+"""How frames become a video: command lines for ffmpeg, built by ffmpeg-python, and their inputs."""
 
 from __future__ import annotations
 
@@ -7,43 +7,20 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from types import MappingProxyType
 
 from cfgen.errors import UsageError
 from cfgen.units import ntsc
 from cfgen.video.ffmpeg import Ffmpeg
 from cfgen.video.ffmpeg_graph import argv_of, graph_module, shielded
+from cfgen.video.formats import OutputFormat, filled
 
-ENCODER = "libx264"
-X264_THREADS = 1
-"""Another thread count gives other coded frames, so the count is part of the result."""
 KEYFRAME_INTERVAL_S = 4
 FPS_MIN, FPS_MAX = 1, 240
 RESERVED_METADATA = frozenset({"frames", "frames_sha256", "ffmpeg_version", "quality", "encoder"})
 _FPS_DENOMINATOR_MAX = 1001
 _TIMESCALE_MIN = 10_000
-# Without B-frames every packet's decoding time is its display time, so segments of any length, one
-# frame included, join at exact times and need no edit list. cpu-independent: same bits anywhere.
-_X264_PARAMS = f"threads={X264_THREADS}:lookahead-threads=1:bframes=0:open-gop=0:cpu-independent=1"
 _SCALE_FLAGS = "bicubic+accurate_rnd+full_chroma_int+full_chroma_inp+bitexact"
 _BT709 = {"colorspace": "bt709", "color_primaries": "bt709", "color_trc": "bt709"}
-
-
-@dataclass(frozen=True, slots=True)
-class Quality:
-    """What a quality name means to x264."""
-
-    crf: int
-    x264_preset: str
-
-
-QUALITIES: Mapping[str, Quality] = MappingProxyType(
-    {
-        "draft": Quality(28, "veryfast"),
-        "good": Quality(18, "medium"),
-        "best": Quality(14, "slow"),
-    }
-)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,29 +28,33 @@ class Encoding:
     """Everything that decides how frames are coded, checked.
 
     Attributes:
-        width: Width in pixels, even.
-        height: Height in pixels, even.
+        format: The kind of file.
+        width: Width in pixels, even if the codec needs that.
+        height: Height in pixels, likewise.
         fps: Frames per second, 1 to 240.
-        quality: A key of `QUALITIES`.
+        quality: A quality of the codec.
 
     Raises:
         UsageError: A value cannot be used.
     """
 
+    format: OutputFormat
     width: int
     height: int
     fps: Fraction
     quality: str
 
     def __post_init__(self) -> None:
-        if self.quality not in QUALITIES:
-            known = ", ".join(QUALITIES)
+        codec = self.format.codec
+        if self.quality not in codec.qualities:
+            known = ", ".join(codec.qualities)
             raise UsageError(f"the quality {self.quality!r} is unknown; the qualities are {known}")
+        least = 2 if codec.even else 1
         for side, pixels in (("width", self.width), ("height", self.height)):
-            if pixels < 2 or pixels % 2:
+            if pixels < least or pixels % least:
                 raise UsageError(
-                    f"the {side} must be an even number of pixels, at least 2, for H.264 video "
-                    f"(yuv420p); got {pixels}"
+                    f"the {side} must be {'an even' if codec.even else 'a'} number of pixels, at "
+                    f"least {least}, for {codec.name} video ({codec.pixel_format}); got {pixels}"
                 )
 
     @property
@@ -85,7 +66,7 @@ class Encoding:
         """Return the command that encodes raw rgb24 frames from stdin to a segment."""
         graph = graph_module()
 
-        quality = QUALITIES[self.quality]
+        codec = self.format.codec
         keyint = max(1, round(self.fps * KEYFRAME_INTERVAL_S))
         size = f"{self.width}x{self.height}"
         stream = (
@@ -93,18 +74,17 @@ class Encoding:
                 "pipe:0", format="rawvideo", pix_fmt="rgb24", s=size, framerate=str(self.fps)
             )
             .filter("scale", out_color_matrix="bt709", out_range="tv", flags=_SCALE_FLAGS)
-            .filter("format", "yuv420p")
+            .filter("format", codec.pixel_format)
             .filter("setparams", range="tv", **_BT709)
             .output(
                 shielded(output),
-                format="mp4",
-                vcodec=ENCODER,
-                crf=quality.crf,
-                preset=quality.x264_preset,
+                format=self.format.muxer,
+                vcodec=codec.encoder,
                 color_range="tv",
-                video_track_timescale=self.timescale,
                 **_BT709,
-                **{"profile:v": "high", "x264-params": f"{_X264_PARAMS}:keyint={keyint}"},
+                **filled(self.format.options, timescale=self.timescale),
+                **filled(codec.options, keyint=keyint),
+                **filled(codec.qualities[self.quality].options, keyint=keyint),
             )
         )
         prefix = [*ffmpeg.prefix(), "-filter_complex_threads", "1"]
@@ -128,12 +108,11 @@ class Encoding:
             video,
             texts,
             shielded(output),
-            format="mp4",
+            format=self.format.muxer,
             vcodec="copy",
             map_metadata=1,
-            movflags="+faststart+use_metadata_tags+write_colr",
-            use_editlist=0,
-            video_track_timescale=self.timescale,
+            **filled(self.format.options, timescale=self.timescale),
+            **filled(self.format.film_options, timescale=self.timescale),
         )
         return argv_of(stream, ffmpeg.prefix())
 

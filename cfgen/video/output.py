@@ -11,6 +11,7 @@ from pathlib import Path
 from cfgen.errors import OutputRefused, UsageError
 from cfgen.files.reading import read_text
 from cfgen.files.writing import create_exclusive, part_of
+from cfgen.video.formats import ENDINGS, FORMATS, OutputFormat
 
 
 def sidecar_of(output: Path) -> Path:
@@ -21,6 +22,21 @@ def sidecar_of(output: Path) -> Path:
 def run_of(output: Path) -> Path:
     """Return the run folder of a video: ``clip.mp4`` has ``clip.cfgen``."""
     return output.with_suffix(".cfgen")
+
+
+def format_of(output: Path) -> OutputFormat:
+    """The format that the name of a video asks for.
+
+    Raises:
+        UsageError: It ends in none.
+    """
+    found = FORMATS.get(output.suffix.lower())
+    if found is None:
+        raise UsageError(
+            f"the output {str(output)!r} must end in {ENDINGS}",
+            f"use -o {pasted((output.stem or 'clip') + next(iter(FORMATS)))}",
+        )
+    return found
 
 
 def target_of(output: Path) -> Path:
@@ -47,20 +63,30 @@ def recorded_digest(output: Path) -> str | None:
     return digest if isinstance(digest, str) else None
 
 
+def standing_at(output: Path) -> tuple[object, ...]:
+    """What stands in the places of a video and its sidecar, to tell whether that changes."""
+    found: list[object] = []
+    for path in (output, sidecar_of(output)):
+        try:
+            facts = path.lstat()
+        except FileNotFoundError:
+            found.append(None)
+        else:
+            # No number of the file: some network file systems give it another one.
+            found.append((facts.st_mode, facts.st_size, facts.st_mtime_ns))
+    return tuple(found)
+
+
 def check_output(output: Path) -> None:
     """Refuse an output that could not be written, before any work is done.
 
     Writes and removes empty files under the temporary names, since nothing else tells for certain.
 
     Raises:
-        UsageError: The name does not end in ``.mp4``.
+        UsageError: The name has not the ending of a format.
         OutputRefused: The folder is missing or not writable, or the name is taken or too long.
     """
-    if output.suffix.lower() != ".mp4":
-        raise UsageError(
-            f"the output {str(output)!r} must end in .mp4",
-            f"use -o {pasted((output.stem or 'clip') + '.mp4')}",
-        )
+    format_of(output)
     folder = output.absolute().parent
     hint = "choose another output with -o"
     try:

@@ -1,19 +1,16 @@
 """Writes the video file: frames go to ffmpeg as they come, segment by segment, and are never held.
 
-Each segment is a run of x264 of its own. At the end the segments are joined without re-encoding
+Each segment is an encoder's run of its own. At the end the segments are joined without re-encoding
 under a temporary name, measured, and only then given the name that the user asked for.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 import numpy as np
@@ -23,7 +20,6 @@ from cfgen.errors import OutputRefused, WriterError
 from cfgen.files.writing import (
     create,
     disk_errors,
-    json_bytes,
     own_name,
     part_of,
     publish,
@@ -31,94 +27,34 @@ from cfgen.files.writing import (
     write_file,
 )
 from cfgen.video.encoding import (
-    ENCODER,
     Encoding,
     check_metadata,
     concat_listing,
     exact_fps,
     ffmetadata,
 )
-from cfgen.video.ffmpeg import Ffmpeg, FfmpegRun, Measured, measure, require_encoder
-from cfgen.video.output import check_output, sidecar_of
+from cfgen.video.facts import SegmentFacts, VideoFacts, chain_frames, require_whole, sidecar_text
+from cfgen.video.ffmpeg import Ffmpeg, FfmpegRun, require_encoder
+from cfgen.video.measure import Measured, measure
+from cfgen.video.output import check_output, format_of, sidecar_of, standing_at
 
-SIDECAR_VERSION = 1
 _LISTING = "segments.ffconcat"
 _METADATA = "metadata.ffmeta"
-_JOINED = "joined.mp4"
-_OWN_FILES = ("segment-*.mp4", "joined.*.mp4", "segments*.ffconcat", "metadata*.ffmeta")
-
-
-@dataclass(frozen=True, slots=True)
-class SegmentFacts:
-    """One finished segment.
-
-    Attributes:
-        index: Position of the segment in the video, from 0.
-        sha256: Digest of the file.
-        frames_sha256: `chain_frames` over all frames of the video up to the end of this segment.
-    """
-
-    index: int
-    path: Path
-    frames: int
-    nbytes: int
-    sha256: str
-    frames_sha256: str
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class VideoFacts:
-    """The finished video, as measured.
-
-    Attributes:
-        sidecar: The JSON file beside the video, with these facts and the metadata.
-        duration_s: ``frames / fps``.
-        segments: Number of segments that were joined.
-        sha256: Digest of the video file.
-        frames_sha256: `chain_frames` over all frames as they were before encoding.
-    """
-
-    path: Path
-    sidecar: Path
-    frames: int
-    width: int
-    height: int
-    fps: float
-    duration_s: float
-    segments: int
-    nbytes: int
-    sha256: str
-    frames_sha256: str
-    quality: str
-    encoder: str
-    ffmpeg_version: str
-
-
-def chain_frames(frames: npt.NDArray[np.uint8], before: str = "") -> str:
-    """Return the digest of all frames so far: each link is sha256(previous link + frame's bytes).
-
-    A chain and not one sha256 over everything, because a link is all the state there is: it can go
-    on from a stored one, and that of a longer clip passes through the shorter clip's.
-
-    Args:
-        frames: uint8 [frames, height, width, 3].
-        before: Digest of the frames before these; empty at the start, which counts as 32 zeros.
-    """
-    link = bytes.fromhex(before) if before else bytes(32)
-    for frame in frames:
-        digest = hashlib.sha256(link)
-        digest.update(np.ascontiguousarray(frame).data)
-        link = digest.digest()
-    return link.hex()
+_OWN_FILES = ("segment-*{0}", "joined.*{0}", "segments*.ffconcat", "metadata*.ffmeta")
+"""What it leaves in the parts folder, where ``{0}`` is the ending of videos."""
 
 
 class VideoWriter:
-    """Encodes frames to an H.264 mp4: yuv420p, bt709, constant frame rate, no B-frames.
+    """Encodes frames to a video in the format of its name: bt709, constant frame rate.
 
     Use it in a ``with`` block. Until `publish` returns, the output is untouched and everything
     lives in the parts folder and under ``NAME.part.mp4``. Leaving the block before that removes
     all but the finished segments, to `go_on` after. Only a process that is killed outright leaves
     more, and the next run clears it away.
+
+    Attributes:
+        frames: Frames written so far, those that it went on after included.
+        frames_sha256: `chain_frames` over them.
     """
 
     def __init__(
@@ -138,8 +74,8 @@ class VideoWriter:
 
         Args:
             output: The video file to make; its folder must exist.
-            width: Width in pixels, even.
-            height: Height in pixels, even.
+            width: Width in pixels, even for H.264.
+            height: Height in pixels, likewise.
             fps: Playback rate, 1 to 240.
             ffmpeg: The ffmpeg to use.
             quality: ``draft``, ``good`` or ``best``.
@@ -149,20 +85,23 @@ class VideoWriter:
 
         Raises:
             UsageError: A value cannot be used.
-            FfmpegMissing: The ffmpeg cannot encode H.264.
+            FfmpegMissing: The ffmpeg lacks the encoder.
         """
-        require_encoder(ffmpeg, ENCODER)
+        self._format = format_of(output)
+        require_encoder(ffmpeg, self._format.codec.encoder)
         check_metadata(metadata)
-        self._encoding = Encoding(width=width, height=height, fps=exact_fps(fps), quality=quality)
+        self._encoding = Encoding(
+            format=self._format, width=width, height=height, fps=exact_fps(fps), quality=quality
+        )
         self._ffmpeg = ffmpeg
         self._metadata = dict(metadata)
         self._output = output.absolute()
         self._parts = parts.absolute()
         self._open = False
         self._run: FfmpegRun | None = None
-        self._frames = self._frames_in_segment = 0
+        self.frames = self._frames_in_segment = 0
         self._segments: list[SegmentFacts] = []
-        self._frames_sha256 = ""
+        self.frames_sha256 = ""
         self._joined: VideoFacts | None = None
         self._replaces = replaces
         self._before: tuple[object, ...] = ()
@@ -180,29 +119,24 @@ class VideoWriter:
     def go_on(self, segments: Sequence[SegmentFacts]) -> None:
         """Before the block: stand after finished segments of the parts folder."""
         self._segments = list(segments)
-        self._frames = sum(segment.frames for segment in segments)
-        self._frames_sha256 = segments[-1].frames_sha256 if segments else ""
+        self.frames = sum(segment.frames for segment in segments)
+        self.frames_sha256 = segments[-1].frames_sha256 if segments else ""
 
     def __enter__(self) -> Self:
         check_output(self._output)
         try:
             self._parts.mkdir(exist_ok=True)
-            self._remove_own_files({segment.path.name for segment in self._segments})
+            self.remove_segments(self._segments)
         except OSError as exc:
             raise OutputRefused(
                 f"cannot keep the segments in {self._parts}: {exc.strerror}",
                 "choose another output folder",
             ) from exc
-        self._before = self._there()
+        self._before = standing_at(self._output)
         self._open = True
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, exc_type: type[BaseException] | None, *_: object) -> None:
         left_open = self._open
         self.abort()
         if left_open and exc_type is None:
@@ -229,9 +163,9 @@ class VideoWriter:
         if self._run is None:
             self._run = self._start_segment()
         self._run.write(frames.data.cast("B"))
-        self._frames += len(frames)
+        self.frames += len(frames)
         self._frames_in_segment += len(frames)
-        self._frames_sha256 = chain_frames(frames, self._frames_sha256)
+        self.frames_sha256 = chain_frames(frames, self.frames_sha256)
 
     def end_segment(self) -> SegmentFacts:
         """Finish the current segment; the next frames begin another one.
@@ -254,19 +188,9 @@ class VideoWriter:
             self._verify(part_of(path), frames, decode=False)
             publish(path)
             nbytes, digest = path.stat().st_size, sha256_of(path)
-        facts = SegmentFacts(index, path, frames, nbytes, digest, self._frames_sha256)
+        facts = SegmentFacts(index, path, frames, nbytes, digest, self.frames_sha256)
         self._segments.append(facts)
         return facts
-
-    @property
-    def frames(self) -> int:
-        """Frames written so far, those that it went on after included."""
-        return self._frames
-
-    @property
-    def frames_sha256(self) -> str:
-        """`chain_frames` over all frames so far."""
-        return self._frames_sha256
 
     def join(self) -> VideoFacts:
         """Join the segments and verify the video, which still has its temporary name.
@@ -284,14 +208,14 @@ class VideoWriter:
             raise WriterError(f"no frame was written to {self._output}")
         part, sidecar = part_of(self._output), sidecar_of(self._output)
         with disk_errors(self._output):
-            joined = own_name(self._parts / _JOINED)
+            joined = own_name(self._parts / f"joined{self._format.ending}")
             self._join(joined)
             _rename(joined, part)
             for decode in (False, True):
-                self._verify(part, self._frames, decode=decode)
+                self._verify(part, self.frames, decode=decode)
             facts = self._facts(part)
             with create(part_of(sidecar)) as file:
-                file.write(self._sidecar_text(facts).encode())
+                file.write(sidecar_text(facts, self._metadata).encode())
         self._joined = facts
         return facts
 
@@ -305,7 +229,7 @@ class VideoWriter:
         if self._joined is None:
             raise ValueError("the segments are not joined yet")
         with disk_errors(self._output):
-            if not self._replaces and self._there() != self._before:
+            if not self._replaces and standing_at(self._output) != self._before:
                 raise OutputRefused(
                     f"{self._output} or its sidecar came or changed while the video was made, and "
                     "is not replaced",
@@ -320,15 +244,12 @@ class VideoWriter:
         """Stop ffmpeg and remove all but the finished segments; harmless after `publish`."""
         if not self._open:
             return
-        self._open = False
-        if self._run is not None:
-            self._run.kill()
-            self._run = None
+        self.let_go()
         for path in (self._output, sidecar_of(self._output)):
             with contextlib.suppress(OSError):
                 part_of(path).unlink(missing_ok=True)
         with contextlib.suppress(OSError):
-            self._remove_own_files({segment.path.name for segment in self._segments})
+            self.remove_segments(self._segments)
 
     def let_go(self) -> None:
         """Stop ffmpeg and touch no file any more: they are another process's now."""
@@ -339,25 +260,21 @@ class VideoWriter:
 
     def _require_open(self) -> None:
         if not self._open:
-            raise ValueError(
-                "the VideoWriter is not open: use it in a with block, before publish()"
-            )
+            raise ValueError("the VideoWriter is not open: use it in a with block before publish()")
 
     def _segment(self, index: int) -> Path:
-        return self._parts / f"segment-{index:06d}.mp4"
+        return self._parts / self._format.segment(index)
 
-    def remove_segments(self) -> None:
-        """Remove what a finished video was made from.
+    def remove_segments(self, keep: Iterable[SegmentFacts] = ()) -> None:
+        """Remove what a finished video was made from, but these segments.
 
         Raises:
             OSError: The disk refused.
         """
-        self._remove_own_files(set())
-
-    def _remove_own_files(self, keep: set[str]) -> None:
+        kept = {segment.path.name for segment in keep}
         for pattern in _OWN_FILES:
-            for path in self._parts.glob(pattern):
-                if path.name not in keep:
+            for path in self._parts.glob(pattern.format(self._format.ending)):
+                if path.name not in kept:
                     path.unlink()
 
     def _start_segment(self) -> FfmpegRun:
@@ -371,43 +288,20 @@ class VideoWriter:
             feed=True,
         )
 
-    def _there(self) -> tuple[object, ...]:
-        """What stands in the places of video and sidecar, to tell whether that changes."""
-        found: list[object] = []
-        for path in (self._output, sidecar_of(self._output)):
-            try:
-                facts = path.lstat()
-            except FileNotFoundError:
-                found.append(None)
-            else:
-                # No number of the file: some network file systems give it another one.
-                found.append((facts.st_mode, facts.st_size, facts.st_mtime_ns))
-        return tuple(found)
-
-    def _require_sound(self) -> None:
-        """Look at every segment again: it may have changed since it was encoded.
-
-        Raises:
-            WriterError: One is not what was written.
-        """
-        for segment in self._segments:
-            try:
-                whole = sha256_of(segment.path) == segment.sha256
-            except FileNotFoundError:
-                whole = False
-            if not whole:
-                raise WriterError(
-                    f"{segment.path.name} is not what was written: it was changed or damaged",
-                    "resume, which encodes it again; if that comes again, check the disk",
-                )
-
     def _join(self, part: Path) -> None:
-        self._require_sound()
+        require_whole(self._segments)
         # Names relative to the parts folder, so that no character of a path needs quoting.
         segments = ((segment.path.name, segment.frames) for segment in self._segments)
         listing = concat_listing(segments, self._encoding.fps)
+        metadata = {
+            **self._metadata,
+            "frames": str(self.frames),
+            "frames_sha256": self.frames_sha256,
+            "ffmpeg_version": self._ffmpeg.version,
+            "quality": self._encoding.quality,
+        }
         write_file(self._parts / _LISTING, listing.encode("ascii"), shared=True)
-        write_file(self._parts / _METADATA, ffmetadata(self._container_metadata()), shared=True)
+        write_file(self._parts / _METADATA, ffmetadata(metadata), shared=True)
         argv = self._encoding.join_argv(self._ffmpeg, _LISTING, _METADATA, part.name)
         with FfmpegRun(argv, purpose=f"joining {self._output.name}", cwd=self._parts) as run:
             run.finish()
@@ -427,34 +321,19 @@ class VideoWriter:
         return VideoFacts(
             path=self._output,
             sidecar=sidecar_of(self._output),
-            frames=self._frames,
+            frames=self.frames,
             width=encoding.width,
             height=encoding.height,
             fps=float(encoding.fps),
-            duration_s=float(self._frames / encoding.fps),
+            duration_s=float(self.frames / encoding.fps),
             segments=len(self._segments),
             nbytes=part.stat().st_size,
             sha256=sha256_of(part),
-            frames_sha256=self._frames_sha256,
+            frames_sha256=self.frames_sha256,
             quality=encoding.quality,
-            encoder=ENCODER,
+            encoder=self._format.codec.encoder,
             ffmpeg_version=self._ffmpeg.version,
         )
-
-    def _container_metadata(self) -> dict[str, str]:
-        return {
-            **self._metadata,
-            "frames": str(self._frames),
-            "frames_sha256": self._frames_sha256,
-            "ffmpeg_version": self._ffmpeg.version,
-            "quality": self._encoding.quality,
-        }
-
-    def _sidecar_text(self, facts: VideoFacts) -> str:
-        names = {"path": facts.path.name, "sidecar": facts.sidecar.name}
-        facts_named = asdict(facts) | names
-        record = {"version": SIDECAR_VERSION, "metadata": self._metadata, "facts": facts_named}
-        return json_bytes(record, indent=2).decode() + "\n"
 
 
 def _rename(made: Path, part: Path) -> None:

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from typer.testing import Result
 
-from cfgen.cli.console import Console, write
+from cfgen.cli.console import Console
+from cfgen.cli.streams import write
 from cfgen.errors import PrintError, UsageError
 from cfgen.files.writing import json_bytes
 from cfgen.renderer.events import ChunkDone, Warned
@@ -111,7 +112,7 @@ def test_a_render_whose_reader_is_gone_ends_well(
         if stream is sys.stdout:
             raise BrokenPipeError(errno.EPIPE, "Broken pipe")
 
-    monkeypatch.setattr("cfgen.cli.console.write", gone)
+    monkeypatch.setattr("cfgen.cli.streams.write", gone)
     options = ["--json"] if json else []
     result = cfgen("render", "a kite", "-o", "a.mp4", "--duration", "3s", *options)
     assert result.exit_code == 0, result.output

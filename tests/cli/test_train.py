@@ -11,7 +11,8 @@ from accelerate.state import AcceleratorState
 from typer.testing import Result
 
 from cfgen.config import presets as catalog
-from cfgen.video.ffmpeg import find_ffmpeg, measure
+from cfgen.video.ffmpeg import find_ffmpeg
+from cfgen.video.measure import measure
 
 Run = Callable[..., Result]
 

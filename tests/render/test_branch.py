@@ -19,7 +19,7 @@ from cfgen.pipeline.job import RenderJob
 from cfgen.runs.folder import RunFolder
 from cfgen.runs.journal import ChunkLine
 from cfgen.timeline import KEPT_SNAPSHOTS, Plan
-from cfgen.video.writer import chain_frames
+from cfgen.video.facts import chain_frames
 from tests.render.crash import Crash, dying
 from tests.render.film import MEMORIES, PROMPT, Film, MakeFilm
 

@@ -5,7 +5,6 @@ import pytest
 
 from cfgen.errors import UsageError
 from cfgen.video.encoding import (
-    QUALITIES,
     Encoding,
     check_metadata,
     concat_listing,
@@ -13,22 +12,24 @@ from cfgen.video.encoding import (
     ffmetadata,
 )
 from cfgen.video.ffmpeg import Ffmpeg
+from cfgen.video.formats import H264, MP4
 
 FFMPEG = Ffmpeg(Path("/opt/ffmpeg"), "7.0", frozenset({"libx264"}))
 
 
 def encoding(**changes: object) -> Encoding:
     values: dict[str, object] = {"width": 64, "height": 32, "fps": Fraction(16), "quality": "good"}
+    values["format"] = MP4
     return Encoding(**(values | changes))  # type: ignore[arg-type]
 
 
 def test_every_quality_sets_rate_factor_and_preset() -> None:
-    for name, quality in QUALITIES.items():
+    for name, quality in H264.qualities.items():
         argv = encoding(quality=name).encode_argv(FFMPEG, "segment.mp4")
-        assert argv[argv.index("-crf") + 1] == str(quality.crf)
-        assert argv[argv.index("-preset") + 1] == quality.x264_preset
+        assert argv[argv.index("-crf") + 1] == str(quality.options["crf"])
+        assert argv[argv.index("-preset") + 1] == quality.options["preset"]
         assert argv[-1] == "segment.mp4"
-    factors = [QUALITIES[name].crf for name in ("draft", "good", "best")]
+    factors = [int(str(H264.qualities[name].options["crf"])) for name in ("draft", "good", "best")]
     assert factors == sorted(factors, reverse=True)
     assert min(factors) > 0, "crf 0 makes a High 4:4:4 stream that most players refuse"
 

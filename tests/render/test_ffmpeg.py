@@ -8,16 +8,8 @@ from pathlib import Path
 import pytest
 
 from cfgen.errors import BudgetError, FfmpegMissing, WriterError
-from cfgen.video.ffmpeg import (
-    STDERR_LINES,
-    Ffmpeg,
-    FfmpegRun,
-    Measured,
-    _parse_framecrc,
-    find_ffmpeg,
-    measure,
-    require_encoder,
-)
+from cfgen.video.ffmpeg import STDERR_LINES, Ffmpeg, FfmpegRun, find_ffmpeg, require_encoder
+from cfgen.video.measure import Measured, _parse_framecrc, measure
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="the fake ffmpeg is a shell script")
 

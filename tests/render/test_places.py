@@ -13,7 +13,7 @@ import pytest
 from cfgen.errors import BudgetError, CfgenError, OutputRefused, WriterError
 from cfgen.files.writing import create_exclusive, sync_folder
 from cfgen.renderer import place
-from cfgen.runs.folder import clear, require_own
+from cfgen.runs.contents import clear, require_own
 from cfgen.video.output import pasted, resume_command, run_of, target_of
 
 LITTER = (

@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 from cfgen.errors import UsageError
 from cfgen.pipeline.plan import TIMED_PAGES, KvSize, estimate
 from cfgen.timeline import VideoShape, make_plan
+from cfgen.video.formats import H264
 
 MINI = VideoShape(width=160, height=96)
+GOOD, BEST = (H264.qualities[name] for name in ("good", "best"))
 
 geometries = st.builds(
     VideoShape,
@@ -137,7 +139,7 @@ def test_a_size_off_the_grid_is_refused(width: int, height: int) -> None:
 def test_estimates_follow_the_shapes() -> None:
     plan = make_plan(10, MINI)
     kv = KvSize(nbytes=21 * 1000, pages=21)
-    needs = estimate(plan, quality="good", kv=kv, frames_per_s=32)
+    needs = estimate(plan, quality=GOOD, kv=kv, frames_per_s=32)
     assert needs.kv_nbytes == 21 * 1000
     assert needs.render_s == 5.0
     assert needs.latents_nbytes == 4 * 16 * 20 * 12 * plan.latent_frames
@@ -150,7 +152,7 @@ def test_snapshots_take_their_budget_or_two_memories_or_the_whole_clip() -> None
     page = kv.nbytes // 21
 
     def snapshots(seconds: float, **options: object) -> int:
-        return estimate(make_plan(seconds, MINI), quality="good", kv=kv, **options).snapshots_nbytes
+        return estimate(make_plan(seconds, MINI), quality=GOOD, kv=kv, **options).snapshots_nbytes
 
     assert snapshots(600, budget_nbytes=50 * page) == (50 + 21) * page
     assert snapshots(600) == 3 * kv.nbytes
@@ -159,10 +161,10 @@ def test_snapshots_take_their_budget_or_two_memories_or_the_whole_clip() -> None
 
 
 def test_what_is_not_known_is_not_guessed() -> None:
-    needs = estimate(make_plan(10, MINI), quality="best")
+    needs = estimate(make_plan(10, MINI), quality=BEST)
     assert needs.kv_nbytes is needs.snapshots_nbytes is None
     assert needs.render_s is needs.chunk_s is None
-    assert estimate(make_plan(10, MINI), quality="best", snapshot="off").snapshots_nbytes == 0
+    assert estimate(make_plan(10, MINI), quality=BEST, snapshot="off").snapshots_nbytes == 0
 
 
 @pytest.mark.parametrize("seconds", [0.5, 3, 10, 40, 600])
@@ -171,7 +173,7 @@ def test_time_is_the_sum_of_chunks_that_take_longer_as_the_cache_grows(seconds: 
     for most, attention in itertools.product((3, 15, 21, 10_000), (0.0, 0.02, 1.0)):
         slots = min(most, plan.latent_frames)
         kv = KvSize(nbytes=1000 * (slots + 1), pages=slots + 1, attention=attention)
-        needs = estimate(plan, quality="good", kv=kv, frames_per_s=32)
+        needs = estimate(plan, quality=GOOD, kv=kv, frames_per_s=32)
         read = [min(slots, 3 * (index + 1)) for index in range(plan.chunks)]
         rate = [(1 + attention * n) / (1 + attention * TIMED_PAGES) for n in read]
         assert needs.render_s == pytest.approx(plan.frames / 32 * sum(rate) / plan.chunks)
@@ -180,5 +182,5 @@ def test_time_is_the_sum_of_chunks_that_take_longer_as_the_cache_grows(seconds: 
 
 @given(durations, durations)
 def test_what_is_held_does_not_grow_with_the_clip(one_s: float, other_s: float) -> None:
-    one, other = (estimate(make_plan(s, MINI), quality="good") for s in (one_s, other_s))
+    one, other = (estimate(make_plan(s, MINI), quality=GOOD) for s in (one_s, other_s))
     assert one.chunk_nbytes == other.chunk_nbytes

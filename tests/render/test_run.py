@@ -20,8 +20,9 @@ from cfgen.pipeline.build import build_render, build_source
 from cfgen.pipeline.job import RenderJob
 from cfgen.renderer.events import ChunkDone, Encoded, Finished, Loaded
 from cfgen.renderer.source import to_levels
-from cfgen.video.ffmpeg import Ffmpeg, Measured, measure
-from cfgen.video.writer import chain_frames
+from cfgen.video.facts import chain_frames
+from cfgen.video.ffmpeg import Ffmpeg
+from cfgen.video.measure import Measured, measure
 from tests.render.film import EIGHT_CHUNKS, MEMORIES, PROMPT
 
 Frames = npt.NDArray[np.uint8]

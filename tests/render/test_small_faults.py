@@ -10,7 +10,8 @@ import pytest
 from cfgen.errors import OutputRefused
 from cfgen.files.writing import part_of, sha256_of
 from cfgen.renderer.branch import retry_from
-from cfgen.runs.folder import JOURNAL, RunFolder, RunRecord, clear, make_empty, write_record
+from cfgen.runs.contents import JOURNAL, clear, make_empty
+from cfgen.runs.folder import RunFolder, RunRecord, write_record
 from cfgen.runs.journal import ChunkLine, Journal, VideoLine
 from cfgen.runs.recovery import audit
 from cfgen.timeline import VideoShape, make_plan

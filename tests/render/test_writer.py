@@ -14,9 +14,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cfgen.files.writing import part_of
-from cfgen.video.ffmpeg import Ffmpeg, measure
+from cfgen.video.facts import VideoFacts, chain_frames
+from cfgen.video.ffmpeg import Ffmpeg
+from cfgen.video.measure import measure
 from cfgen.video.output import sidecar_of
-from cfgen.video.writer import VideoFacts, VideoWriter, chain_frames
+from cfgen.video.writer import VideoWriter
 
 Frames = npt.NDArray[np.uint8]
 SIZE = 32
