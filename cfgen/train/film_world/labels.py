@@ -34,16 +34,16 @@ from cfgen.train.film_world.world import (
     subject_boxes,
 )
 
-NAMES = (*SHAPES, *COLOURS, *FORMS, *(f"{colour} landmark" for colour in LANDMARK_RGB))
-"""What a cell shows or does not show."""
+WORDS: tuple[tuple[str, ...], ...] = (SHAPES, COLOURS, tuple(FORMS), tuple(LANDMARK_RGB))
+"""What a cell's subject is, and its colour; what its landmark is, and its colour."""
 
 PLACES = 4
 """Where it lies in the box of its subject, and of its landmark: x and y in [-1, 1] of each."""
 
-Maps = NDArray[np.float32]
 
-
-def cell_labels(film: Film, frames: Sequence[int], rows: int, columns: int) -> tuple[Maps, Maps]:
+def cell_labels(
+    film: Film, frames: Sequence[int], rows: int, columns: int
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """What the cells of latent frames show.
 
     Args:
@@ -53,20 +53,20 @@ def cell_labels(film: Film, frames: Sequence[int], rows: int, columns: int) -> t
         columns: columns of it.
 
     Returns:
-        names [F, len(NAMES), rows, columns] in {0, 1}, and places [F, PLACES, rows, columns], which
-        are not a number where there is none.
+        words [F, len(WORDS), rows, columns], each 1 + its place in its list, or 0 where there is
+        nothing; and places [F, PLACES, rows, columns], there not a number.
     """
-    names = np.zeros((len(frames), len(NAMES), rows, columns), np.float32)
+    words = np.zeros((len(frames), len(WORDS), rows, columns), np.int64)
     places = np.full((len(frames), PLACES, rows, columns), np.nan, np.float32)
     x = (np.arange(columns) + 0.5) * VIEW[0] / columns
     y = ((np.arange(rows) + 0.5) * VIEW[1] / rows)[:, None]
 
-    def mark(i: int, box: Box, words: Sequence[str], at: int) -> None:
+    def mark(i: int, box: Box, said: Sequence[str], at: int) -> None:
         across = (2 * x - box.x0 - box.x1) / (box.x1 - box.x0)
         down = (2 * y - box.y0 - box.y1) / (box.y1 - box.y0)
         inside = (abs(across) < 1) & (abs(down) < 1)
-        for word in words:
-            names[i, NAMES.index(word)][inside] = 1
+        for list_, word in enumerate(said, at):
+            words[i, list_][inside] = 1 + WORDS[list_].index(word)
         places[i, at] = np.where(inside, across, places[i, at])
         places[i, at + 1] = np.where(inside, down, places[i, at + 1])
 
@@ -74,10 +74,10 @@ def cell_labels(film: Film, frames: Sequence[int], rows: int, columns: int) -> t
         frame = number * TEMPORAL_STRIDE
         for each in landmark_boxes(film, frame):
             colour, _, form = each.kind.partition(" ")
-            mark(i, each, (form, f"{colour} landmark"), 2)
+            mark(i, each, (form, colour), 2)
         for found in subject_boxes(film, frame):
             mark(i, found, (found.subject.shape, found.subject.colour), 0)
-    return names, places
+    return words, places
 
 
 class LabelHead(nn.Module):
@@ -92,7 +92,8 @@ class LabelHead(nn.Module):
         g = generator.geometry
         self._patch = g.patch_size
         self._layer = g.num_layers // 2
-        values = self._patch[1] * self._patch[2] * (len(NAMES) + PLACES)
+        self._sizes = [*(len(words) for words in WORDS), PLACES]
+        values = self._patch[1] * self._patch[2] * sum(self._sizes)
         self.head = nn.Linear(g.dim, values)
         nn.init.zeros_(self.head.weight)
         nn.init.constant_(self.head.bias, -4.0)  # a cell shows hardly any of what there is
@@ -111,7 +112,9 @@ class LabelHead(nn.Module):
     def loss(
         self, hidden: Tensor, films: Sequence[Film], frames: range, grid: Sequence[int]
     ) -> Tensor:
-        """Cross-entropy of the names, summed over them, plus the squared error of the places.
+        """Cross-entropy of the four words, plus the squared error of the places.
+
+        What is not there has the logit 0. Cells that show something count as much as all others.
 
         Args:
             hidden: what the layer gave, [draws * B, L, E], all films of one draw together.
@@ -122,17 +125,22 @@ class LabelHead(nn.Module):
         rows, columns = grid
         maps = [cell_labels(film, frames, rows, columns) for film in films]
         draws = len(hidden) // len(films)
-        names, places = (
+        words, places = (
             torch.from_numpy(np.stack(part)).to(hidden.device).repeat(draws, 1, 1, 1, 1)
             for part in zip(*maps, strict=True)
         )
         _, ph, pw = self._patch
         read = self.head(hidden).float()
         read = read.view(len(hidden), len(frames), rows // ph, columns // pw, ph, pw, -1)
-        read = read.permute(0, 1, 6, 2, 4, 3, 5).reshape(*names.shape[:2], -1, rows, columns)
-        told, placed = read.split([len(NAMES), PLACES], 2)
+        read = read.permute(0, 1, 6, 2, 4, 3, 5).reshape(*words.shape[:2], -1, rows, columns)
+        *told, placed = read.split(self._sizes, 2)
         known = ~places.isnan()
         miss = (placed - places.nan_to_num()).square() * known
-        named = F.binary_cross_entropy_with_logits(told, names, reduction="none").sum(2).mean()
-        total: Tensor = named + miss.sum() / known.sum().clamp(min=1)
+        total: Tensor = miss.sum() / known.sum().clamp(min=1)
+        for logits, word in zip(told, words.unbind(2), strict=True):
+            something = word > 0
+            among = torch.cat([torch.zeros_like(logits[:, :, :1]), logits], 2).transpose(1, 2)
+            missed = F.cross_entropy(among, word, reduction="none")
+            for cells in (something, ~something):
+                total = total + (missed * cells).sum() / cells.sum().clamp(min=1) / 2
         return total

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cfgen.model.generator import Generator, WanConfig
-from cfgen.train.film_world.labels import NAMES, LabelHead, cell_labels
+from cfgen.train.film_world.labels import WORDS, LabelHead, cell_labels
 from cfgen.train.film_world.latents import subject_cells
 from cfgen.train.film_world.sampling import sample_film
 
@@ -17,12 +17,13 @@ ROWS, COLUMNS = 12, 20
 @pytest.mark.parametrize("seed", range(4))
 def test_labels_say_what_is_in_the_captions_and_only_there(seed: int) -> None:
     film = sample_film(seed, chunks=4)
-    names, places = cell_labels(film, range(12), ROWS, COLUMNS)
+    words, places = cell_labels(film, range(12), ROWS, COLUMNS)
     near = subject_cells(film, ROWS, COLUMNS)[:12]
-    shown = {NAMES[k] for k in range(len(NAMES)) if names[:, k].any()}
+    shown = {WORDS[k][i - 1] for k in (0, 1) for i in np.unique(words[:, k]) if i}
     said = {word for shot in film.shots for s in shot.subjects for word in (s.shape, s.colour)}
-    assert said <= shown
+    assert said == shown
     in_air = ~np.isnan(places[:, 0])
+    assert ((words[:, 0] > 0) == in_air).all()
     assert in_air.any()
     assert not (in_air & (near == 0)).any()
     assert np.nanmax(abs(places)) < 1
@@ -47,9 +48,9 @@ def test_the_head_learns_the_labels_of_a_layer_that_knows_them() -> None:
     head = LabelHead(generator)
     frames, tokens = range(3), ROWS * COLUMNS // 4
     hidden = torch.zeros(1, 3 * tokens, 48)
-    names, _ = cell_labels(film, frames, ROWS, COLUMNS)
-    by_token = names.reshape(3, len(NAMES), ROWS // 2, 2, COLUMNS // 2, 2).max((3, 5))
-    hidden[0, :, : len(NAMES)] = torch.from_numpy(by_token).permute(0, 2, 3, 1).flatten(0, 2)
+    words, _ = cell_labels(film, frames, ROWS, COLUMNS)
+    by_token = words.reshape(3, len(WORDS), ROWS // 2, 2, COLUMNS // 2, 2).max((3, 5))
+    hidden[0, :, : len(WORDS)] = torch.from_numpy(by_token).permute(0, 2, 3, 1).flatten(0, 2)
     optimizer = torch.optim.Adam(head.parameters(), lr=0.3)
     losses = []
     for _ in range(40):
