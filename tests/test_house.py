@@ -107,12 +107,15 @@ BELOW = {
     },
     "train": {
         "checkpoint.convert",
+        "checkpoint.lora",
+        "checkpoint.naming",
         "checkpoint.networks",
         "kernels",
         "memory",
         "model",
         "ops",
         "rollout",
+        "video",
     },
     "cli": {
         "bench",
