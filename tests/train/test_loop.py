@@ -11,11 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from cfgen.errors import CheckpointError
-from cfgen.train.loop import LoopSettings, rate, train
+from cfgen.train.loop import train
 from cfgen.train.muon import Muon, orthogonal
+from cfgen.train.stage import (
+    LoopSettings,
+    SingleLossStage,
+    trapezoid,
+)
 
 
-class Regression:
+class Regression(SingleLossStage):
     """A stage that learns a random matrix; its data depends on the step alone."""
 
     name = "regression"
@@ -117,11 +122,11 @@ def test_divergence_stops_the_run(tmp_path: Path) -> None:
 
 def test_rate_rises_stays_and_falls_to_zero() -> None:
     settings = LoopSettings(steps=100, warmup=10, decay=0.3)
-    assert rate(0, settings) == pytest.approx(0.1)
-    assert rate(30, settings) == 1.0
-    assert rate(85, settings) == pytest.approx(0.5)
-    assert rate(99, settings) == pytest.approx(1 / 30)
-    assert rate(100, settings) == 0.0
+    assert trapezoid(0, settings) == pytest.approx(0.1)
+    assert trapezoid(30, settings) == 1.0
+    assert trapezoid(85, settings) == pytest.approx(0.5)
+    assert trapezoid(99, settings) == pytest.approx(1 / 30)
+    assert trapezoid(100, settings) == 0.0
 
 
 @pytest.mark.parametrize("shape", [(5, 9), (9, 5), (16, 16)])
