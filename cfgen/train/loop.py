@@ -86,9 +86,8 @@ class _Trainer:
             id(optimizer): [float(group["lr"]) for group in optimizer.param_groups]
             for optimizer in self._optimizers
         }
-        averaged = {
-            id(p) for learner in self._learners if learner.averaged for p in learner.parameters
-        }
+        learnt = [learner.parameters for learner in self._learners if learner.averaged]
+        averaged = {id(p) for parameters in learnt for p in parameters}
         self.average = {
             name: p.detach().clone() for name, p in self._weights.items() if id(p) in averaged
         }
