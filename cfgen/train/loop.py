@@ -79,7 +79,7 @@ class _Trainer:
 
     def __init__(self, stage: Stage, settings: LoopSettings, accelerator: Accelerator) -> None:
         self._stage, self._settings, self._accelerator = stage, settings, accelerator
-        self._weights = dict(stage.modules.named_parameters())
+        self._weights: dict[str, Tensor] = dict(stage.modules.named_parameters())
         self._learners = list(stage.learners())
         self._optimizers = [each for learner in self._learners for each in learner.optimizers]
         self._peaks = {
@@ -160,7 +160,7 @@ class _Trainer:
         if found is None:
             return 0, 0.0
         step, seconds, tensors = found
-        ours = {f"weights.{name}": p for name, p in self._weights.items()}
+        ours: dict[str, Tensor] = {f"weights.{name}": p for name, p in self._weights.items()}
         ours |= {f"average.{name}": p for name, p in self.average.items()}
         expected = {(name, t.shape) for name, t in ours.items()}
         kinds = ("weights.", "average.")
