@@ -37,6 +37,7 @@ from cfgen.train.film_world.world import Film
 from cfgen.train.muon import Muon
 from cfgen.train.recall import RecallProbe
 from cfgen.train.shots import choose_chunks, prompts_by_chunk, repeated, shot_starts, spans
+from cfgen.train.stage import SingleLossStage
 from cfgen.train.training_memory import (
     MemorySettings,
     TrainingAdmission,
@@ -137,8 +138,8 @@ class Errors:
         return torch.stack(self.losses).sum() / sum(self.weights), figures
 
 
-class FlowMatchingStage:
-    """Trains generator and text encoder together; a `loop.Stage`."""
+class FlowMatchingStage(SingleLossStage):
+    """Trains generator and text encoder together."""
 
     name = "base"
 

@@ -88,13 +88,19 @@ def _steps(stage: str) -> list[int]:
     [
         (["mnii", "--stage", "vae"], "nothing to train called 'mnii'; did you mean 'mini'?"),
         (["mini"], "Missing option '--stage'"),
-        (["mini", "--stage", "vea"], "'vea' is not one of 'tokenizer', 'vae', 'base',"),
+        (["mini", "--stage", "vea"], "mini has no stage 'vea'; did you mean 'vae'?"),
         (["mini", "--stage", "vae", "--minutes", "0"], "Invalid value for '--minutes'"),
         (["mini", "--stage", "vae", "--set", "vae.corp=3"], "vae.corp: is not a known key; did"),
         (["mini", "--stage", "tokenizer", "--set", "vae.corp=3"], "did you mean 'crop'?"),
         (["mini", "--stage", "vae", "--set", "base.loop.stps=3"], "did you mean 'steps'?"),
-        (["mini", "--stage", "vae", "--set", "crop=3"], "use SECTION.KEY=VALUE, sections: vae"),
-        (["mini", "--stage", "vae", "--set", "vae.crop"], "use SECTION.KEY=VALUE, sections: vae"),
+        (
+            ["mini", "--stage", "vae", "--set", "crop=3"],
+            "use SECTION.KEY=VALUE, sections: tokenizer, vae",
+        ),
+        (
+            ["mini", "--stage", "vae", "--set", "vae.crop"],
+            "use SECTION.KEY=VALUE, sections: tokenizer, vae",
+        ),
         (["mini", "--stage", "vae", "--set", "vae.crop=big"], "must be a whole number, got 'big'"),
         (["mini", "--stage", "vae", "--set", "vae.lr=nan"], "must be a finite number, got 'nan'"),
         (["mini", "--stage", "base", "--set", "base.chunks=[2, x]"], "must be a whole number"),
