@@ -34,6 +34,7 @@ from cfgen.train.film_world.backgrounds import rng_for
 from cfgen.train.film_world.captions import caption
 from cfgen.train.film_world.latents import CHUNK_LATENTS, FilmBatch, LatentStore
 from cfgen.train.film_world.world import Film
+from cfgen.train.flow_loss import Errors, LossWeights, shifted_levels
 from cfgen.train.muon import Muon
 from cfgen.train.recall import RecallProbe
 from cfgen.train.shots import choose_chunks, prompts_by_chunk, repeated, shot_starts, spans
@@ -111,31 +112,6 @@ class FlowMatchingSettings:
     drop_text: float = 0.08
     given_share: float = 0.1
     probe_films: int = 6
-
-
-@dataclass(slots=True)
-class Errors:
-    """Sums of a step: what the loss and the log are made of."""
-
-    losses: list[Tensor]
-    weights: list[float]
-    sums: dict[str, list[float]]
-
-    def add(self, loss: Tensor, weight: float) -> None:
-        """One chunk's loss and what it counts."""
-        self.losses.append(loss * weight)
-        self.weights.append(weight)
-
-    def note(self, name: str, squares: Tensor, cells: Tensor) -> None:
-        """Mean of squares [n, F, C, h, w] over chosen cells [n, F, 1, h, w], if there are any."""
-        if count := float(cells.sum()):
-            mean = float((squares * cells).sum()) / (count * squares.shape[2])
-            self.sums.setdefault(name, []).append(mean)
-
-    def total(self) -> tuple[Tensor, dict[str, float]]:
-        """Weighted mean loss, and figures to log."""
-        figures = {name: sum(values) / len(values) for name, values in self.sums.items()}
-        return torch.stack(self.losses).sum() / sum(self.weights), figures
 
 
 class FlowMatchingStage(SingleLossStage):
@@ -242,7 +218,7 @@ class FlowMatchingStage(SingleLossStage):
         given = rng.uniform() < s.given_share
         if given:
             chosen |= {0}
-        errors = Errors([], [], {})
+        errors = Errors(self._weights)
         for chunk, span in spans(max(chosen) + 1, given=given):
             admission.chunk = chunk
             part = FilmBatch(batch.films, *(x[:, span] for x in batch.tensors))
@@ -297,11 +273,11 @@ class FlowMatchingStage(SingleLossStage):
         """
         x0 = part.latents.repeat(draws, 1, 1, 1, 1)
         eps = torch.randn(x0.shape, generator=noise).to(x0)
-        level = self._levels(len(x0), noise).to(x0)
+        level = shifted_levels(len(x0), self.settings.shift, noise).to(x0)
         x = (1 - level) * x0 + level * eps
         levels, texts = level[:, :, 0, 0, 0], repeated(text, draws)
         flow = predict_flow(self.generator, x, levels, texts, view)
-        self._count(flow - (eps - x0), part, draws, errors)
+        errors.add(flow - (eps - x0), part.subjects, part.returns, draws=draws)
         batch = len(part.latents)
         return (x - level * flow).detach()[:batch], level[:batch]
 
@@ -313,27 +289,12 @@ class FlowMatchingStage(SingleLossStage):
         own, level = predicted or (x0, torch.ones(len(x0), 1, 1, 1, 1).to(x0))
         return self._corrupt(x0, own, level, noise)
 
-    def _count(self, error: Tensor, part: FilmBatch, draws: int, errors: Errors) -> None:
-        """Add the loss of a chunk's error [draws * B, F, C, h, w], and note its figures."""
+    @property
+    def _weights(self) -> LossWeights:
         s = self.settings
-        subjects, returns = (
-            x[:, :, None].repeat(draws, 1, 1, 1, 1) for x in (part.subjects, part.returns)
+        return LossWeights(
+            subject=s.subject_weight, returning=s.return_weight, motion=s.motion_weight
         )
-        weight = 1 + (s.subject_weight - 1) * subjects + (s.return_weight - 1) * returns
-        squares = error.square()
-        change = (error[:, 1:] - error[:, :-1]).square() / 2
-        loss = (weight * squares).mean() + s.motion_weight * (weight[:, 1:] * change).mean()
-        errors.add(loss / (1 + s.motion_weight), float(draws))
-        with torch.no_grad():
-            errors.note("all", squares, torch.ones_like(returns))
-            errors.note("returning", squares, returns)
-            errors.note("subject", squares, subjects)
-
-    def _levels(self, count: int, noise: torch.Generator) -> Tensor:
-        """Noise levels [count, 1, 1, 1, 1] in [0, 1]."""
-        shift = self.settings.shift
-        even = torch.rand(count, 1, 1, 1, 1, generator=noise)
-        return shift * even / (1 + (shift - 1) * even)
 
     def _corrupt(self, x0: Tensor, own: Tensor, level: Tensor, noise: torch.Generator) -> Tensor:
         """What is committed: the clean chunk, now and then with noise, or what was made of it."""

@@ -25,8 +25,8 @@ from cfgen.train.film_world.latents import (
 )
 from cfgen.train.film_world.sampling import Structure
 from cfgen.train.film_world.world import Film
+from cfgen.train.flow_loss import Errors
 from cfgen.train.flow_matching_stage import (
-    Errors,
     FlowMatchingSettings,
     FlowMatchingStage,
 )
@@ -202,8 +202,8 @@ def test_the_change_of_an_error_over_time_counts(base_stage: FlowMatchingStage) 
     moving[:, 1] = -1
     base_stage.settings = dataclasses.replace(BASE, motion_weight=2)
     for error, expected in ((level, 1 / 3), (moving, (1 + 2 * 2) / 3)):
-        errors = Errors([], [], {})
-        base_stage._count(error.expand(-1, -1, -1, 6, 10), part, 1, errors)
+        errors = Errors(base_stage._weights)
+        errors.add(error.expand(-1, -1, -1, 6, 10), part.subjects, part.returns, draws=1)
         assert float(errors.total()[0]) == pytest.approx(expected)
 
 
