@@ -10,19 +10,17 @@ Axis letters: B batch, F latent frames of all targets, C channels, h w latent gr
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from cfgen.errors import UsageError
 from cfgen.model.generator import Conditioning, Generator
-from cfgen.rollout.schedule import warp
 from cfgen.train.context_forcing.replay import Part, Read, Reads, replay
 from cfgen.train.context_forcing.self_rollout import ChunkRecord
+from cfgen.train.flow_loss import bell, shifted_levels
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,7 +65,6 @@ class Targets:
     record: Sequence[ChunkRecord]
     count: int
     settings: ScoreSettings
-    _reads: list[tuple[Reads, Reads]] = field(default_factory=list)
 
     @property
     def first(self) -> int:
@@ -79,14 +76,14 @@ class Targets:
         """Clean targets [B, F, C, h, w], as their exit passes predicted them."""
         return torch.cat([chunk.x0 for chunk in self.record[self.first :]], 1)
 
-    def draw_levels(self, generator: torch.Generator) -> Tensor:
+    def draw_levels(self, noise: torch.Generator) -> Tensor:
         """Noise levels [B, F] float64."""
         s, chunks = self.settings, self.record[self.first :]
-        drawn = len(chunks) if s.level_per_chunk else 1
-        even = torch.rand(len(chunks[0].x0), drawn, generator=generator, dtype=torch.float64)
-        levels = (s.shift * even / (1 + (s.shift - 1) * even)).clamp(*s.levels)
+        batch, drawn = len(chunks[0].x0), len(chunks) if s.level_per_chunk else 1
+        levels = shifted_levels(batch * drawn, s.shift, noise).double().view(batch, drawn)
         frames = torch.tensor([chunk.x0.shape[1] for chunk in chunks])
-        return levels.expand(-1, len(chunks)).repeat_interleave(frames, 1).to(chunks[0].x0.device)
+        levels = levels.clamp(*s.levels).expand(-1, len(chunks)).repeat_interleave(frames, 1)
+        return levels.to(chunks[0].x0.device)
 
     def flow(
         self,
@@ -111,27 +108,23 @@ class Targets:
         Returns:
             flow [B, F, C, h, w].
         """
-        commits = self._commits(prompts)
-        parts = self._parts(prompts[self.first :], noisy, level)
-        if unconditional is None:
-            flows = replay(network, commits, parts, learnt=None if through_context else ())
-            return torch.cat(flows, 1)
-        free = self._parts([unconditional] * self.count, noisy, level)
-        flows = replay(network, commits, [*parts, *free], learnt=None if through_context else ())
-        given, without = (torch.cat(half, 1) for half in (flows[: len(parts)], flows[len(parts) :]))
-        return without + self.settings.guidance * (given - without)
+        given = self._parts(prompts[self.first :], noisy, level)
+        free = self._parts([unconditional] * self.count, noisy, level) if unconditional else []
+        learnt = None if through_context else ()
+        flows = replay(network, self._commits(prompts), [*given, *free], learnt=learnt)
+        flow = torch.cat(flows[: len(given)], 1)
+        if not free:
+            return flow
+        without = torch.cat(flows[len(given) :], 1)
+        return without + self.settings.guidance * (flow - without)
 
     def _commits(self, prompts: Sequence[Conditioning]) -> list[Part]:
         """Commit passes of all that the targets read."""
         last = self.first if self.settings.score == "joint" else len(self.record) - 1
         return [
-            Part(*self._committed(chunk), [prompts[chunk]], self._reads_of(chunk)[1])
-            for chunk in range(self._begin, last)
+            replace(self.record[i].commit_part(prompts[i]), reads=self._reads_of(i)[1])
+            for i in range(self._begin, last)
         ]
-
-    def _committed(self, chunk: int) -> tuple[int, Tensor, Tensor]:
-        kept = self.record[chunk]
-        return kept.start, kept.committed, torch.zeros_like(kept.committed[:, :, 0, 0, 0]).double()
 
     def _parts(self, prompts: Sequence[Conditioning], noisy: Tensor, level: Tensor) -> list[Part]:
         """Denoising passes of the targets."""
@@ -139,7 +132,7 @@ class Targets:
         if self.settings.score == "joint":
             return [Part(chunks[0].start, noisy, level, prompts, self._joint_reads())]
         lengths = [chunk.x0.shape[1] for chunk in chunks]
-        pieces = zip(noisy.split(lengths, 1), level.split(lengths, 1), strict=True)
+        pieces = zip(torch.split(noisy, lengths, 1), torch.split(level, lengths, 1), strict=True)
         return [
             Part(kept.start, x, at, [text], self._reads_of(self.first + i)[0])
             for i, (kept, (x, at), text) in enumerate(zip(chunks, pieces, prompts, strict=True))
@@ -213,15 +206,7 @@ def dmd_loss(
     return loss, {"gradient": float(gradient.abs().mean()), "distance": float(size.mean())}
 
 
-def bell(level: Tensor) -> Tensor:
-    """Weight of a noise level: 0 at the ends, 2.08 in the middle, 1 on average at shift 5.
-
-    Source: Context Forcing's scheduler, as described; c (exp(-2 (level - 0.5)^2) - exp(-0.5)).
-    """
-    return 5.277 * (torch.exp(-2 * (level - 0.5).square()) - math.exp(-0.5))
-
-
 def critic_loss(flow: Tensor, x0: Tensor, eps: Tensor, level: Tensor, weight: str) -> Tensor:
     """Mean squared error of the flow of noised targets [B, F, C, h, w], weighed by noise level."""
     error = (flow - (eps - x0)).square().mean((2, 3, 4))
-    return error.mean() if weight == "none" else (bell(level).to(error) * error).mean()
+    return (error * bell(level).to(error)).mean() if weight == "bell" else error.mean()

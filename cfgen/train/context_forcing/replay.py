@@ -100,7 +100,7 @@ def _run(
     level = torch.cat([part.level for part in parts], 1)
     text = joined([text for part in parts for text in part.texts])
     flow = generator(latents, level, text, view)
-    flows = flow.split([part.latents.shape[1] for part in parts], 1)
+    flows = torch.split(flow, [len(part.frames) for part in parts], 1)
     return list(flows[len(commits) :]), view.pages
 
 
@@ -207,7 +207,7 @@ class ReplayView:
                     v.index_select(1, frames_read).flatten(1, 2),
                 )
                 for query, which, frames_read in zip(
-                    queries.split([len(part.frames) for part in self._parts], 1),
+                    torch.split(queries, [len(part.frames) for part in self._parts], 1),
                     plan.keys,
                     plan.values,
                     strict=True,
@@ -254,15 +254,14 @@ class ReplayView:
             sources += zip(place, positions, strict=True)
             keys.append([pairs.setdefault(pair, len(pairs)) for pair in sources])
             values.append([frame for frame, _ in sources])
-        frames, positions = zip(*pairs, strict=True)
 
         def indices(numbers: Sequence[int]) -> Tensor:
             return torch.tensor(numbers, device=device)
 
         return _Plan(
             past,
-            indices(frames),
-            list(positions),
+            indices([frame for frame, _ in pairs]),
+            [position for _, position in pairs],
             [indices(each) for each in keys],
             [indices(each) for each in values],
         )

@@ -7,6 +7,7 @@ Source: the limiter of the Context Forcing release, which is off there, as descr
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -69,7 +70,7 @@ class StepLimiter:
 
     def _follow(self, which: int, norm: float) -> None:
         known = float(self._norms[which])
-        self._norms[which] = norm if known != known else DECAY * known + (1 - DECAY) * norm
+        self._norms[which] = norm if math.isnan(known) else DECAY * known + (1 - DECAY) * norm
 
 
 @torch.no_grad()
