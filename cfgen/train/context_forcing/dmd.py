@@ -76,6 +76,17 @@ class Targets:
         """Clean targets [B, F, C, h, w], as their exit passes predicted them."""
         return torch.cat([chunk.x0 for chunk in self.record[self.first :]], 1)
 
+    @property
+    def visible(self) -> set[int]:
+        """First latent frames of the chunks that the student's targets read, themselves aside."""
+        chunks = {frame: kept.start for kept in self.record for frame in kept.frames}
+        return {
+            chunks[read.frame]
+            for kept in self.record[self.first :]
+            for layer in kept.exit_reads
+            for read in layer[: -len(kept.frames)]
+        }
+
     def draw_levels(self, noise: torch.Generator) -> Tensor:
         """Noise levels [B, F] float64."""
         s, chunks = self.settings, self.record[self.first :]

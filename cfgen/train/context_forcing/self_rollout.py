@@ -55,6 +55,11 @@ class ChunkRecord:
     exit_reads: Reads
     commit_reads: Reads
 
+    @property
+    def frames(self) -> range:
+        """Its latent frames."""
+        return range(self.start, self.start + self.committed.shape[1])
+
     def commit_part(self, text: Conditioning) -> Part:
         """The commit pass."""
         level = self.committed.new_zeros(self.committed.shape[:2], dtype=torch.float64)
