@@ -79,8 +79,10 @@ class _Trainer:
 
     def __init__(self, stage: Stage, settings: LoopSettings, accelerator: Accelerator) -> None:
         self._stage, self._settings, self._accelerator = stage, settings, accelerator
-        self._weights: dict[str, Tensor] = dict(stage.modules.named_parameters())
         self._learners = list(stage.learners())
+        learning = {id(p) for learner in self._learners for p in learner.parameters}
+        named = stage.modules.named_parameters()
+        self._weights: dict[str, Tensor] = {name: p for name, p in named if id(p) in learning}
         self._optimizers = [each for learner in self._learners for each in learner.optimizers]
         self._peaks = {
             id(optimizer): [float(group["lr"]) for group in optimizer.param_groups]

@@ -116,7 +116,7 @@ class Stage(ABC):
 
     Attributes:
         name: its folder in the work folder, too.
-        modules: all weights that are saved; those that no learner changes stand elsewhere.
+        modules: what goes to the device; of its weights, those of learners are saved.
     """
 
     name: str
