@@ -32,6 +32,7 @@ from cfgen.rollout.loop import commit_chunk, predict_flow
 from cfgen.train.export import Exporter, text_config
 from cfgen.train.film_world.backgrounds import rng_for
 from cfgen.train.film_world.captions import caption
+from cfgen.train.film_world.families import draw_family
 from cfgen.train.film_world.latents import CHUNK_LATENTS, FilmBatch, LatentStore
 from cfgen.train.film_world.world import Film
 from cfgen.train.flow_loss import Errors, LossWeights, shifted_levels
@@ -238,12 +239,7 @@ class FlowMatchingStage(SingleLossStage):
         """A batch of one family, and which of the lengths it has."""
         s = self.settings
         shares = s.shares if step < s.late_from else s.late_shares
-        length = int(rng.choice(len(shares), p=np.array(shares) / sum(shares)))
-        family = len(s.chunks) * int(rng.integers(s.families)) + length
-        most = s.chunks[length]
-        chunks = int(rng_for("family", family).integers(max(2, most // 2), most + 1))
-        members = rng.choice(s.members, min(s.batches[length], s.members), replace=False)
-        batch = self.store.family(family, chunks, [int(i) for i in members])
+        batch, length = draw_family(self.store, s, shares, rng)
         tensors = (x.to(self.generator.device) for x in batch.tensors)
         return FilmBatch(batch.films, *tensors), length
 

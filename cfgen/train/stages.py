@@ -15,9 +15,15 @@ from typing import Any
 import torch
 
 from cfgen.checkpoint.networks.vae import load_tiny
-from cfgen.errors import CheckpointError
+from cfgen.errors import CheckpointError, UsageError
 from cfgen.files.writing import write_file
 from cfgen.model.text_encoder import load_tokenizer
+from cfgen.train.context_forcing.error_bank import ErrorSettings
+from cfgen.train.context_forcing.lora import LoraSettings
+from cfgen.train.context_forcing.teacher_films import FilmWorldSettings
+from cfgen.train.context_forcing.teacher_parts import TEACHER, build_teacher
+from cfgen.train.context_forcing.teacher_stage import TeacherSettings, TeacherStage
+from cfgen.train.data.clips import ClipSettings
 from cfgen.train.export import Exporter
 from cfgen.train.film_world import return_probe
 from cfgen.train.film_world.latents import LatentStore, encoder_digest
@@ -87,7 +93,8 @@ class StageEntry:
     Attributes:
         sections: sections of the values that it reads, with their classes.
         run: does it.
-        needs: files of the work folder that must be there, and the stages that make them.
+        needs: files of the work folder that must be there, and the stages that make them; of
+            stages that there are none of for this NAME, `start` has what they would make.
     """
 
     sections: Mapping[str, type]
@@ -101,7 +108,13 @@ class StageEntry:
             CheckpointError: names the first file that is missing and the stage that makes it.
         """
         for file, earlier in self.needs.items():
-            if not (job.work / file).is_file():
+            if earlier not in job.settings:
+                if job.start is None:
+                    raise UsageError(
+                        f"stage {job.stage} of {job.name} needs a model to start from",
+                        "give its folder: --start FOLDER",
+                    )
+            elif not (job.work / file).is_file():
                 raise CheckpointError(
                     f"{job.work / file} is missing: stage {job.stage} needs it",
                     f"make it first: cfgen train {job.name} --stage {earlier} --work {job.work}",
@@ -164,6 +177,11 @@ def _base(job: Job) -> FlowMatchingStage:
     return stage
 
 
+def _teacher(job: Job) -> TeacherStage:
+    """Stage `teacher` of the model that it starts from, which is the one of stage `base`."""
+    return build_teacher(job.settings, job.start or job.model, job.work)
+
+
 def _probe(job: Job, report: Report) -> Result:
     """Run the return test for a while; the same job goes on, as long as the weights stay."""
     began = time.monotonic()
@@ -195,6 +213,7 @@ def _probe(job: Job, report: Report) -> Result:
 
 _AUTOENCODER = {"model/tae.safetensors": "vae"}
 _TOKENIZER = {"model/tokenizer/tokenizer.json": "tokenizer"}
+_BASE = {"model/diffusion_pytorch_model.safetensors": "base"}
 
 STAGES: Mapping[str, StageEntry] = {
     "tokenizer": StageEntry({"tokenizer": TokenizerSettings}, _tokenizer),
@@ -208,6 +227,20 @@ STAGES: Mapping[str, StageEntry] = {
         },
         Learn(_base),
         _AUTOENCODER | _TOKENIZER,
+    ),
+    "teacher": StageEntry(
+        {
+            "teacher": TeacherSettings,
+            "teacher.loop": LoopSettings,
+            "teacher.memory": MemorySettings,
+            "teacher.errors": ErrorSettings,
+            "teacher.lora": LoraSettings,
+            "teacher.world": FilmWorldSettings,
+            "teacher.clips": ClipSettings,
+            "vae": VaeSettings,
+        },
+        Learn(_teacher, f"teacher/{TEACHER}"),
+        _BASE,
     ),
     "probe": StageEntry(
         {"probe": return_probe.ProbeSettings, "base.memory": MemorySettings}, _probe

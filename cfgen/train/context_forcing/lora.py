@@ -15,6 +15,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from safetensors.torch import save
@@ -39,11 +40,13 @@ class LoraSettings:
         rank: r.
         alpha: the factors count alpha / r.
         layers: ends of the names of the layers in the generator's blocks that have factors.
+        base: dtype of the weights of blocks, which stand still beside the factors.
     """
 
     rank: int = 0
     alpha: float = 128.0
     layers: tuple[str, ...] = ("q", "k", "v", "o", "ffn.0", "ffn.2")
+    base: Literal["fp32", "bf16"] = "fp32"
 
     @property
     def scale(self) -> float:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
@@ -36,19 +36,25 @@ from cfgen.video.reading import read_frames
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClipSettings:
-    """How films become clips; another value gives other clips.
+    """Which films become which clips.
 
     Attributes:
+        folder: of films with captions, see `find_films`.
+        skip_unreadable: whether a film that cannot be read or holds no whole clip is passed over.
         fps: frames per second of the model.
         width: pixels; a whole number of the autoencoder's cells.
         height: pixels; a whole number of the autoencoder's cells.
         latents: latent frames of a clip, F: 1 + 4 (F - 1) frames.
+        batch: clips of a micro-batch.
     """
 
+    folder: Path = Path("films")
+    skip_unreadable: bool = False
     fps: int = 16
     width: int = 832
     height: int = 480
     latents: int = 81
+    batch: int = 1
 
     @property
     def frames(self) -> int:
@@ -72,21 +78,14 @@ class Encoded:
 
 
 def encode_films(
-    folder: Path,
-    cache: Path,
-    vae: TinyAutoencoder | WanAutoencoder,
-    settings: ClipSettings,
-    *,
-    skip_unreadable: bool = False,
+    cache: Path, vae: TinyAutoencoder | WanAutoencoder, settings: ClipSettings
 ) -> Iterator[Encoded]:
     """Encode what is not yet encoded of the films of a folder.
 
     Args:
-        folder: of films with captions, see `find_films`.
         cache: where clips are kept.
         vae: encodes them.
-        settings: what clips are like.
-        skip_unreadable: pass over a film that cannot be read or holds no whole clip.
+        settings: which films, and what clips are like.
 
     Yields:
         each film when it is done.
@@ -102,11 +101,11 @@ def encode_films(
             f"take multiples of {stride} pixels",
         )
     encoder = _Encoder(vae, settings, cache)
-    for film in find_films(folder):
+    for film in find_films(settings.folder):
         try:
             yield Encoded(film, encoder.clips(film.path))
         except UsageError as error:
-            if not skip_unreadable:
+            if not settings.skip_unreadable:
                 raise
             yield Encoded(film, (), error.message)
 
@@ -119,8 +118,8 @@ class _Encoder:
     ) -> None:
         self._vae, self._settings, self._cache = vae, settings, cache
         self._ffmpeg = find_ffmpeg()
-        facts = json.dumps({"encoder": digest_of(vae), **asdict(settings)}, sort_keys=True)
-        self._made_with = hashlib.sha256(facts.encode()).hexdigest()
+        s = settings
+        self._made_with = f"{digest_of(vae)} {s.fps} {s.width}x{s.height} {s.latents}"
         cache.mkdir(parents=True, exist_ok=True)
 
     def clips(self, film: Path) -> tuple[Path, ...]:

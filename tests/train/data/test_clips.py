@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 from fractions import Fraction
 from pathlib import Path
@@ -50,7 +51,8 @@ def _tiny(seed: int = 0) -> TinyAutoencoder:
 
 
 def _encoded(folder: Path, vae: TinyAutoencoder | WanAutoencoder, **how: bool) -> list[Encoded]:
-    return list(encode_films(folder, folder / "cache", vae, SETTINGS, **how))
+    settings = dataclasses.replace(SETTINGS, folder=folder, **how)
+    return list(encode_films(folder / "cache", vae, settings))
 
 
 def test_frames_of_another_rate_are_those_shown_at_their_time(tmp_path: Path) -> None:
@@ -151,7 +153,7 @@ def test_a_film_with_damaged_frames_is_refused(tmp_path: Path) -> None:
 
 def test_a_size_of_broken_cells_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="20x16 are no whole cells"):
-        list(encode_films(tmp_path, tmp_path, _tiny(), ClipSettings(width=20, height=16)))
+        list(encode_films(tmp_path, _tiny(), ClipSettings(width=20, height=16)))
 
 
 def test_an_order_takes_every_number_once_a_round() -> None:
