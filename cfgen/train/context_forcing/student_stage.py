@@ -186,9 +186,6 @@ class StudentStage(Stage):
                 "text_encoder": parts.text_encoder,
             }
         )
-        student, critic = parts.student.parameters, parts.critic.parameters
-        rates = settings.lr, settings.critic_lr
-        self._limiter = StepLimiter(student, critic, rates, settings.ratio)
         self._kept: tuple[tuple[int, int], Rollout] | None = None
         self._step = 0
 
@@ -200,6 +197,7 @@ class StudentStage(Stage):
             return AdamW(weights, lr=lr, betas=betas, weight_decay=s.weight_decay)
 
         student, critic = self._parts.student.parameters, self._parts.critic.parameters
+        self._limiter = StepLimiter(student, critic, (s.lr, s.critic_lr), s.ratio)
         self._student_learner = Learner(
             "student", student, [adam(student, s.lr, s.betas)], rate_of(s.rate, s.rate_end)
         )
