@@ -199,3 +199,46 @@ def test_the_stages_end_in_a_model_that_renders(train: Run, cfgen: Run) -> None:
     assert [row["policy"] for row in rows] == ["window-6-1", "slow_fast-cfgen"]
     again = train("probe", **returns)
     assert (again.stdout, again.stderr) == (probed.stdout, "")
+
+
+STUDENT = {
+    "timesteps": "[1000, 500]",
+    "latent_size": "[4, 4]",
+    "targets": "1",
+    "batch": "1",
+    "ratio": "2",
+    "reuse": "1",
+}
+
+
+def test_a_student_is_distilled_in_two_stages(train: Run, cfgen: Run) -> None:
+    """From base to `dmd` to `cdmd`, with films on the way, to a model that renders so."""
+    refused = train("dmd")
+    assert refused.exit_code == 3
+    assert "work/model is missing: stage dmd needs it as its student" in refused.stderr
+    for stage in ("tokenizer", "vae", "base"):
+        assert train(stage).exit_code == 0
+    for stage, chunks in (("dmd", "[1, 1]"), ("cdmd", "[2, 3]")):
+        values = {f"{stage}__{key}": value for key, value in STUDENT.items()}
+        values |= {f"{stage}__chunks": chunks, f"{stage}__sample__films": "1"}
+        loop = {"steps": "2", "log_every": "1", "measure_every": "2", "precision": "no"}
+        values |= {f"{stage}__loop__{key}": value for key, value in loop.items()}
+        result = train(stage, **values, **{f"{stage}__sample__away": "1"})
+        assert result.exit_code == 0, result.stderr
+        assert result.stdout == f"work/{stage}/model\n"
+        *_, last = Path("work", stage, "log.jsonl").read_text().splitlines()
+        assert {"critic_loss", "adherence", "film_motion", "return_db"} <= set(json.loads(last))
+        assert measure(find_ffmpeg(), Path("work", stage, "films", "step-000002.mp4"), decode=True)
+    made = cfgen(
+        *("render", "a red balloon drifts over snowy hills", "--duration", "2s", "-o", "clip.mp4"),
+        *(
+            "--config",
+            "work/cdmd/render.yaml",
+            "--set",
+            "model.sizes=[64x64]",
+            "--set",
+            "threads=1",
+        ),
+    )
+    assert made.exit_code == 0, made.stderr
+    assert measure(find_ffmpeg(), Path("clip.mp4"), decode=True).frames == 32

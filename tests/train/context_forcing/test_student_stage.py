@@ -183,7 +183,7 @@ def test_the_student_stays_where_critic_and_teacher_agree() -> None:
 def test_updates_on_one_rollout_differ_in_noise_alone() -> None:
     stage = stage_of(ratio=4, reuse=2)
     stage.learners()
-    losses = [float(stage.critic_loss(step, 0)[0]) for step in (0, 1)]
+    losses = [float(stage.critic_loss(step, 0)[0].detach()) for step in (0, 1)]
     kept = stage._kept
     stage.critic_loss(2, 0)
     assert losses[0] != losses[1]
