@@ -17,9 +17,14 @@ import torch
 from cfgen.checkpoint.networks.vae import load_tiny
 from cfgen.errors import CheckpointError, UsageError
 from cfgen.files.writing import write_file
+from cfgen.memory.slow_fast import SlowFastMemory
 from cfgen.model.text_encoder import load_tokenizer
+from cfgen.train.context_forcing.dmd import ScoreSettings
 from cfgen.train.context_forcing.error_bank import ErrorSettings
 from cfgen.train.context_forcing.lora import LoraSettings
+from cfgen.train.context_forcing.student_films import SampleSettings
+from cfgen.train.context_forcing.student_parts import STUDENT, PromptSettings, build_student
+from cfgen.train.context_forcing.student_stage import StudentSettings, StudentStage
 from cfgen.train.context_forcing.teacher_films import FilmWorldSettings
 from cfgen.train.context_forcing.teacher_parts import TEACHER, build_teacher
 from cfgen.train.context_forcing.teacher_stage import TeacherSettings, TeacherStage
@@ -182,6 +187,11 @@ def _teacher(job: Job) -> TeacherStage:
     return build_teacher(job.settings, job.start or job.model, job.work)
 
 
+def _student(job: Job) -> StudentStage:
+    """Stage `dmd` or `cdmd`, of the models that its values name."""
+    return build_student(job.stage, job.settings, job.work, job.start)
+
+
 def _probe(job: Job, report: Report) -> Result:
     """Run the return test for a while; the same job goes on, as long as the weights stay."""
     began = time.monotonic()
@@ -242,6 +252,22 @@ STAGES: Mapping[str, StageEntry] = {
         Learn(_teacher, f"teacher/{TEACHER}"),
         _BASE,
     ),
+    **{
+        stage: StageEntry(
+            {
+                stage: StudentSettings,
+                f"{stage}.loop": LoopSettings,
+                f"{stage}.score": ScoreSettings,
+                f"{stage}.memory": MemorySettings,
+                f"{stage}.slow_fast": SlowFastMemory,
+                f"{stage}.lora": LoraSettings,
+                f"{stage}.prompts": PromptSettings,
+                f"{stage}.sample": SampleSettings,
+            },
+            Learn(_student, f"{stage}/{STUDENT}"),
+        )
+        for stage in ("dmd", "cdmd")
+    },
     "probe": StageEntry(
         {"probe": return_probe.ProbeSettings, "base.memory": MemorySettings}, _probe
     ),
