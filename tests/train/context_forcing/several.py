@@ -1,4 +1,4 @@
-"""One of several processes that train a tiny teacher: `several.py FOLDER MICRO_BATCHES RANK SHARD`."""
+"""A process that trains a tiny teacher: `several.py FOLDER MICRO_BATCHES RANK SHARD`."""
 
 from __future__ import annotations
 
