@@ -107,6 +107,7 @@ BELOW = {
     },
     "train": {
         "checkpoint.convert",
+        "checkpoint.formats",
         "checkpoint.lora",
         "checkpoint.naming",
         "checkpoint.networks",

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from cfgen.errors import CheckpointError
 from cfgen.files.writing import append
+from cfgen.train.processes import average_gradients, part_like, shard, whole
 from cfgen.train.stage import Learner, LoopSettings, Stage, Update
 from cfgen.train.state import read_state, save_state
 
@@ -49,6 +50,8 @@ def train(
     began = saved = time.monotonic()
     accelerator = Accelerator(mixed_precision=settings.precision, cpu=not torch.cuda.is_available())
     stage.modules.to(accelerator.device)
+    if settings.shard and accelerator.num_processes > 1:
+        shard(stage.modules)
     trainer = _Trainer(stage, settings, accelerator)
     folder = work / stage.name
     folder.mkdir(parents=True, exist_ok=True)
@@ -65,7 +68,8 @@ def train(
                 with torch.no_grad(), accelerator.autocast():
                     means |= stage.measure()
             progress = Progress(step, settings.steps, spent + now - began, means)
-            _log(folder, progress)
+            if accelerator.is_main_process:
+                _log(folder, progress)
             yield progress
             seen = {}
         if now - saved > 60 * settings.save_minutes:
@@ -109,7 +113,8 @@ class _Trainer:
                 loss, figures = update.loss(number)
             self._accelerator.backward(loss / update.micro_batches)
             yield from {"loss": float(loss.detach()), **figures}.items()
-        norm = float(nn.utils.clip_grad_norm_(learner.parameters, settings.clip))
+        average_gradients(learner.parameters)
+        norm = float(whole(nn.utils.clip_grad_norm_(learner.parameters, settings.clip)))
         if not math.isfinite(norm):
             what = f" of the {learner.name}" if learner.name else ""
             raise CheckpointError(
@@ -144,7 +149,7 @@ class _Trainer:
         )
 
     def save(self, folder: Path, step: int, seconds: float) -> None:
-        """Write the state, and what the stage exports."""
+        """Write the state, and what the stage exports; the first process does, for all."""
         tensors = {f"weights.{name}": p.detach() for name, p in self._weights.items()}
         tensors |= {f"average.{name}": p for name, p in self.average.items()}
         for i, optimizer in enumerate(self._optimizers):
@@ -152,8 +157,11 @@ class _Trainer:
                 for key, value in state.items():
                     tensors[f"optimizer.{i}.{j}.{key}"] = value
         tensors |= {f"extra.{name}": t for name, t in self._stage.extra_state().items()}
-        save_state(folder, tensors, step=step, seconds=seconds)
-        self._stage.export(self.average)
+        tensors = {name: whole(t) for name, t in tensors.items()}
+        average = {name: whole(t) for name, t in self.average.items()}
+        if self._accelerator.is_main_process:
+            save_state(folder, tensors, step=step, seconds=seconds)
+            self._stage.export(average)
 
     @torch.no_grad()
     def restore(self, folder: Path) -> tuple[int, float]:
@@ -174,12 +182,14 @@ class _Trainer:
                 "train in another folder",
             )
         for name, tensor in ours.items():
-            tensor.copy_(tensors[name])
+            tensor.copy_(part_like(tensors[name], tensor))
         for i, optimizer in enumerate(self._optimizers):
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
             state: dict[int, dict[str, Tensor]] = {}
             for name, tensor in _under(tensors, f"optimizer.{i}.").items():
                 number, _, key = name.partition(".")
-                state.setdefault(int(number), {})[key] = tensor
+                part = part_like(tensor, parameters[int(number)])
+                state.setdefault(int(number), {})[key] = part
             optimizer.load_state_dict(
                 {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
             )

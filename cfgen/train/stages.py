@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from cfgen.checkpoint.networks.vae import load_tiny
-from cfgen.errors import CheckpointError, UsageError
+from cfgen.errors import CheckpointError
 from cfgen.files.writing import write_file
 from cfgen.memory.slow_fast import SlowFastMemory
 from cfgen.model.text_encoder import load_tokenizer
@@ -99,7 +99,7 @@ class StageEntry:
         sections: sections of the values that it reads, with their classes.
         run: does it.
         needs: files of the work folder that must be there, and the stages that make them; of
-            stages that there are none of for this NAME, `start` has what they would make.
+            stages that this NAME does not have, `start` may have what they would make.
     """
 
     sections: Mapping[str, type]
@@ -113,17 +113,16 @@ class StageEntry:
             CheckpointError: names the first file that is missing and the stage that makes it.
         """
         for file, earlier in self.needs.items():
+            if (job.work / file).is_file():
+                continue
+            makes = f"make it first: cfgen train {job.name} --stage {earlier} --work {job.work}"
             if earlier not in job.settings:
-                if job.start is None:
-                    raise UsageError(
-                        f"stage {job.stage} of {job.name} needs a model to start from",
-                        "give its folder: --start FOLDER",
-                    )
-            elif not (job.work / file).is_file():
-                raise CheckpointError(
-                    f"{job.work / file} is missing: stage {job.stage} needs it",
-                    f"make it first: cfgen train {job.name} --stage {earlier} --work {job.work}",
-                )
+                if job.start is not None:
+                    continue
+                makes = f"put a model into {job.model}, or give its folder: --start FOLDER"
+            raise CheckpointError(
+                f"{job.work / file} is missing: stage {job.stage} needs it", makes
+            )
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cfgen.checkpoint.networks.fill import config_of, open_generator, text_len_of
 from cfgen.checkpoint.networks.geometry import read_geometry, vae_stride
-from cfgen.checkpoint.networks.model_files import ModelFiles, find_files
+from cfgen.checkpoint.networks.model_files import ModelFiles, find_files, generator_file
 from cfgen.checkpoint.networks.text_encoder import load_text_encoder
 from cfgen.checkpoint.networks.vae import load_vae
 from cfgen.errors import CheckpointError
@@ -76,7 +76,8 @@ def build_student(
     loop: LoopSettings = settings[f"{stage}.loop"]
     lora: LoraSettings = section("lora", LoraSettings())
     begin = start or _model(work, values.student, stage, "student")
-    files = find_files(begin)
+    whole = work / "model"  # a student of an earlier stage may be a generator alone
+    files = replace(find_files(whole if whole.is_dir() else begin), generator=generator_file(begin))
     encoder = load_text_encoder(
         files.text_encoder, files.tokenizer, text_len=text_len_of(files.generator), expand=True
     )

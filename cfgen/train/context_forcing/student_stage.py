@@ -43,6 +43,7 @@ from cfgen.train.context_forcing.step_limiter import StepLimiter
 from cfgen.train.context_forcing.student_memory import Memories
 from cfgen.train.film_world.backgrounds import rng_for
 from cfgen.train.film_world.latents import CHUNK_LATENTS
+from cfgen.train.processes import process
 from cfgen.train.shots import split
 from cfgen.train.stage import Learner, RateName, Stage, Update, constant, rate_of
 
@@ -274,15 +275,19 @@ class StudentStage(Stage):
 
     @torch.no_grad()
     def _rollout(self, step: int, *key: int | str) -> Rollout:
-        """Roll the student out; everything that is drawn derives from `key`."""
+        """Roll the student out; everything that is drawn derives from `key`.
+
+        Processes that share layers make the same passes of other films.
+        """
         s, rng = self.settings, rng_for(self.name, *key)
+        own = rng_for(self.name, "own", *key, *process())
         chunks = rollout_chunks(step, *s.chunks, s.grow, rng)
-        script = self._parts.scripts.draw(rng, s.batch, chunks)
+        script = self._parts.scripts.draw(own, s.batch, chunks)
         latents = (CHUNK_LATENTS * chunks, *s.latent_size)
         made = self._parts.memories(script, self.student, latents, rng)
         exits = draw_exits(len(self.schedule.sigmas), s.targets, rng, shared=s.exits == "shared")
         shape = (s.batch, CHUNK_LATENTS, self.student.geometry.in_dim, *s.latent_size)
-        noise = KeyedNoise(int(rng.integers(2**62)))
+        noise = KeyedNoise(int(own.integers(2**62)))
         device = self.student.device
         words = [prompt for shot in script.prompts for prompt in shot]
         text = self._parts.text_encoder([*words, *[s.negative] * s.batch])
@@ -319,7 +324,7 @@ class StudentStage(Stage):
 
     def _noise(self, targets: Targets, *key: int | str) -> tuple[Tensor, Tensor]:
         """Noise [B, F, C, h, w] for the targets, and its levels [B, F]."""
-        seed = int(rng_for(self.name, "noise", *key).integers(2**62))
+        seed = int(rng_for(self.name, "noise", *key, *process()).integers(2**62))
         draw = torch.Generator().manual_seed(seed)
         level = targets.draw_levels(draw)
         return torch.randn(targets.x0.shape, generator=draw).to(targets.x0), level

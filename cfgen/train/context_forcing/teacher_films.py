@@ -45,7 +45,7 @@ class Films(Protocol):
     """Where films come from."""
 
     def draw(self, number: int, rng: np.random.Generator) -> Drawn:
-        """The films of a micro-batch, by its number from the start of the run on."""
+        """The films of a micro-batch, by its number among all of the run and of its processes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,19 +92,15 @@ class ClipFilms:
     Args:
         clips: of equal length.
         batch: clips of a micro-batch.
-        process: which of several processes this is.
-        processes: how many there are; each draws other clips.
     """
 
-    def __init__(self, clips: Clips, batch: int, *, process: int = 0, processes: int = 1) -> None:
+    def __init__(self, clips: Clips, batch: int) -> None:
         self._clips, self._batch = clips, batch
-        self._process, self._processes = process, processes
 
     def draw(self, number: int, rng: np.random.Generator) -> Drawn:
         """See `Films`."""
-        first = (number * self._processes + self._process) * self._batch
         total = len(self._clips.paths)
-        numbers = in_random_order(first, self._batch, total, "clips")
+        numbers = in_random_order(number * self._batch, self._batch, total, "clips")
         latents, captions = self._clips.batch(numbers)
         chunks = latents.shape[1] // CHUNK_LATENTS
         latents = latents[:, : CHUNK_LATENTS * chunks]

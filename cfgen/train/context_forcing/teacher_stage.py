@@ -32,6 +32,7 @@ from cfgen.train.context_forcing.teacher_films import Drawn, Films
 from cfgen.train.film_world.backgrounds import rng_for
 from cfgen.train.film_world.latents import CHUNK_LATENTS, FilmBatch
 from cfgen.train.flow_loss import Errors, LossWeights, bell, shifted_levels
+from cfgen.train.processes import gathered, process
 from cfgen.train.shots import choose_chunks, prompts_by_shot, repeated
 from cfgen.train.stage import Learner, RateName, Stage, Update, rate_of
 from cfgen.train.training_memory import (
@@ -104,7 +105,6 @@ class TeacherParts:
         films: what it learns from.
         export: writes its weights, by their names in the generator.
         measure: figures of the generator on films that training never sees.
-        gather: joins errors of all processes, see `error_bank`; None for one process.
     """
 
     generator: Generator
@@ -112,7 +112,6 @@ class TeacherParts:
     films: Films
     export: Callable[[Mapping[str, Tensor]], None]
     measure: Callable[[Generator, TextEncoder], dict[str, float]] | None = None
-    gather: Callable[[Tensor], Tensor] | None = None
 
 
 class TeacherStage(Stage):
@@ -132,25 +131,22 @@ class TeacherStage(Stage):
         more = CHUNK_LATENTS * (settings.target_chunks - 1)
         self._memory = replace(memory, fast=memory.fast + more)
         frames = CHUNK_LATENTS * settings.target_chunks
-        self._recycling = ErrorRecycling(errors, frames=frames, gather=parts.gather)
+        self._recycling = ErrorRecycling(errors, frames=frames, gather=gathered)
         self.generator = parts.generator
         parts.text_encoder.requires_grad_(False)
         self.modules = nn.ModuleDict(
             {"generator": self.generator, "text_encoder": parts.text_encoder}
         )
         if lora.rank:
-            self._learnt = add_lora(self.generator, lora, seed=3)
+            add_lora(self.generator, lora, seed=3)
         else:
             self.generator.requires_grad_(True)
-            self._learnt = list(self.generator.parameters())
 
     def learners(self) -> Sequence[Learner]:
         """One: the generator, or its factors."""
-        s = self.settings
-        optimizer = torch.optim.AdamW(
-            self._learnt, lr=s.lr, betas=s.betas, weight_decay=s.weight_decay
-        )
-        self._learner = Learner("", self._learnt, [optimizer], rate_of(s.rate, s.rate_end))
+        s, learnt = self.settings, [p for p in self.generator.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(learnt, lr=s.lr, betas=s.betas, weight_decay=s.weight_decay)
+        self._learner = Learner("", learnt, [optimizer], rate_of(s.rate, s.rate_end))
         return [self._learner]
 
     def updates(self, step: int) -> Iterable[Update]:
@@ -160,10 +156,13 @@ class TeacherStage(Stage):
     def loss(self, step: int, micro_batch: int) -> tuple[Tensor, dict[str, float]]:
         """Squared error of the flow of targets, each after what the memory holds before it."""
         s = self.settings
-        number = step * s.micro_batches + micro_batch
+        index, count = process()
+        round_ = step * s.micro_batches + micro_batch
+        number = round_ * count + index
         rng, noise = rng_for("teacher", number), torch.Generator().manual_seed(number)
         drawn = self._parts.films.draw(number, rng)
-        targets = self._targets(drawn, rng)
+        # Processes that share layers make the same passes, so they have their targets in common.
+        targets = self._targets(drawn, rng_for("targets", round_))
         admission = TrainingAdmission.drawn(self._memory, rng, drawn.starts, drawn.chunks)
         batch = _on(drawn.batch, self.generator.device)
         _, frames, _, height, width = batch.latents.shape
@@ -258,10 +257,9 @@ class TeacherStage(Stage):
 
     def export(self, weights: Mapping[str, Tensor]) -> None:
         """Write the averaged weights, those that stood still beside them."""
-        whole = self.generator.state_dict()
-        prefix = "generator."
-        averaged = {n.removeprefix(prefix): w for n, w in weights.items() if n.startswith(prefix)}
-        self._parts.export(whole | averaged)
+        learnt = {name.removeprefix("generator."): w for name, w in weights.items()}
+        still = {n: p for n, p in self.generator.named_parameters() if n not in learnt}
+        self._parts.export(still | learnt)
 
 
 @contextmanager

@@ -219,8 +219,6 @@ def test_clips_are_cut_to_whole_chunks_and_taken_in_turn(tiny: Tiny) -> None:
     assert {each.batch.latents.shape for each in drawn} == {(2, 12, 4, 6, 10)}
     said = [each.words(film, 0) for each in drawn for film in range(2)]
     assert sorted(said[:3]) == sorted(said[3:]) == ["a blue bird", "a cat", "a red dog"]
-    shared = [ClipFilms(tiny.clips, 1, process=i, processes=2).draw(1, rng) for i in range(2)]
-    assert [each.words(0, 0) for each in shared] == said[2:4]
 
 
 def test_what_is_exported_is_the_sum_and_its_factors(tiny: Tiny, tmp_path: Path) -> None:
