@@ -68,14 +68,18 @@ def train(
     """Train a model of our own, in slices of minutes.
 
     The same command again goes on where the last one stopped. The model folder is FOLDER/model:
-    render with it by --set model.path=FOLDER/model. Stage probe trains nothing: it plays films
-    that leave a place and come back, and tells how much of the place the model shows again.
+    render with it by --set model.path=FOLDER/model. Stages dmd and cdmd make students of few passes
+    from it, FOLDER/dmd/model and FOLDER/cdmd/model: render with them by --config
+    FOLDER/cdmd/render.yaml; FOLDER/cdmd/films shows what they make on the way. Stage probe trains
+    nothing: it plays films that leave a place and come back, and tells how much of the place the
+    model shows again.
 
     \b
     Examples:
       cfgen train mini --stage tokenizer
       cfgen train mini --stage vae --minutes 30
       cfgen train mini --stage base --minutes 120
+      cfgen train mini --stage dmd --minutes 120
       cfgen train mini --stage probe --set probe.films=4
     """
     from cfgen.train.stages import STAGES, Job

@@ -208,6 +208,17 @@ def test_learners_take_turns_and_have_their_own_figures(tmp_path: Path) -> None:
 FIGURES = ("loss", "norm", "number")
 
 
+def test_micro_batches_make_the_gradient_of_their_mean(tmp_path: Path) -> None:
+    settings = LoopSettings(steps=1, precision="no", log_every=1, clip=1e9)
+    (progress,) = train(Rivals(), tmp_path, settings, minutes=5)
+    stage = Rivals()
+    total = torch.stack([stage._loss("first", 0, number)[0] for number in range(3)]).mean()
+    total.backward()
+    gradients = [p.grad.norm() for p in stage.modules["first"].parameters() if p.grad is not None]
+    assert progress.figures["first_norm"] == pytest.approx(float(torch.stack(gradients).norm()))
+    assert progress.figures["first_loss"] == pytest.approx(float(total.detach()))
+
+
 def test_a_run_of_two_learners_goes_on_exactly(tmp_path: Path) -> None:
     settings = LoopSettings(steps=9, precision="no", log_every=1, save_minutes=0.0, clip=0.5)
     list(train(whole := Rivals(), tmp_path / "whole", settings, minutes=5))

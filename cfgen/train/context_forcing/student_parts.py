@@ -171,10 +171,11 @@ class StudentExporter:
         network = open_generator(self.begin)
         config = config_of(network.file.path)
         beside = [name for name in BESIDE if (self.begin / name).is_file()]
+        stride = vae_stride(config) or SPATIAL_STRIDE
         TeacherExporter(
             self.folder,
             read_geometry(network.shapes, config, weights=network.file.path),
-            vae_stride(config) or SPATIAL_STRIDE,
+            stride,
             self.lora,
             self.text_encoder if beside else None,
         )(weights)
@@ -190,6 +191,8 @@ class StudentExporter:
             "renoise": "fresh",
             "guidance": 1.0,
         }
-        facts = {"model": {"path": str(self.folder.absolute())}, "schedule": schedule}
+        rows, columns = (stride * cells for cells in s.latent_size)
+        model = {"path": str(self.folder.absolute()), "sizes": [f"{columns}x{rows}"]}
+        facts = {"model": model, "schedule": schedule}
         text = yaml.safe_dump(facts, sort_keys=False)
         write_file(self.folder.parent / "render.yaml", text.encode(), shared=True)
