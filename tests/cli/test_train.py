@@ -231,14 +231,7 @@ def test_a_student_is_distilled_in_two_stages(train: Run, cfgen: Run) -> None:
         assert measure(find_ffmpeg(), Path("work", stage, "films", "step-000002.mp4"), decode=True)
     made = cfgen(
         *("render", "a red balloon drifts over snowy hills", "--duration", "2s", "-o", "clip.mp4"),
-        *(
-            "--config",
-            "work/cdmd/render.yaml",
-            "--set",
-            "model.sizes=[64x64]",
-            "--set",
-            "threads=1",
-        ),
+        *("--config", "work/cdmd/render.yaml", "--set", "threads=1"),
     )
     assert made.exit_code == 0, made.stderr
     assert measure(find_ffmpeg(), Path("clip.mp4"), decode=True).frames == 32
