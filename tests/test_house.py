@@ -107,12 +107,16 @@ BELOW = {
     },
     "train": {
         "checkpoint.convert",
+        "checkpoint.formats",
+        "checkpoint.lora",
+        "checkpoint.naming",
         "checkpoint.networks",
         "kernels",
         "memory",
         "model",
         "ops",
         "rollout",
+        "video",
     },
     "cli": {
         "bench",

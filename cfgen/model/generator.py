@@ -142,9 +142,13 @@ class CrossAttention(nn.Module):
         return k.unflatten(-1, (self.heads, -1)), v.unflatten(-1, (self.heads, -1))
 
     def forward(self, x: Tensor, keys_values: tuple[Tensor, Tensor], bias: Tensor | None) -> Tensor:
-        """[B, L, E] to [B, L, E]."""
-        q = self.norm_q(self.q(x)).unflatten(-1, (self.heads, -1))
-        out: Tensor = self.o(self.ops.attend(q, *keys_values, bias).flatten(-2))
+        """[B, L, E] to [B, L, E].
+
+        Of prompts [B * n, T, N, D], n share out a sequence's tokens among them, one after another.
+        """
+        k, v = keys_values
+        q = self.norm_q(self.q(x)).reshape(len(k), -1, *k.shape[2:])
+        out: Tensor = self.o(self.ops.attend(q, k, v, bias).reshape(x.shape))
         return out
 
 

@@ -32,12 +32,15 @@ from cfgen.rollout.loop import commit_chunk, predict_flow
 from cfgen.train.export import Exporter, text_config
 from cfgen.train.film_world.backgrounds import rng_for
 from cfgen.train.film_world.captions import caption
+from cfgen.train.film_world.families import draw_family
 from cfgen.train.film_world.labels import LabelHead
 from cfgen.train.film_world.latents import CHUNK_LATENTS, FilmBatch, LatentStore
 from cfgen.train.film_world.world import Film
+from cfgen.train.flow_loss import Errors, LossWeights, spread_levels
 from cfgen.train.muon import Muon
 from cfgen.train.recall import RecallProbe
 from cfgen.train.shots import choose_chunks, prompts_by_chunk, repeated, shot_starts, spans
+from cfgen.train.stage import SingleLossStage
 from cfgen.train.training_memory import (
     MemorySettings,
     TrainingAdmission,
@@ -118,33 +121,8 @@ class FlowMatchingSettings:
     probe_films: int = 6
 
 
-@dataclass(slots=True)
-class Errors:
-    """Sums of a step: what the loss and the log are made of."""
-
-    losses: list[Tensor]
-    weights: list[float]
-    sums: dict[str, list[float]]
-
-    def add(self, loss: Tensor, weight: float) -> None:
-        """One chunk's loss and what it counts."""
-        self.losses.append(loss * weight)
-        self.weights.append(weight)
-
-    def note(self, name: str, squares: Tensor, cells: Tensor) -> None:
-        """Mean of squares [n, F, C, h, w] over chosen cells [n, F, 1, h, w], if there are any."""
-        if count := float(cells.sum()):
-            mean = float((squares * cells).sum()) / (count * squares.shape[2])
-            self.sums.setdefault(name, []).append(mean)
-
-    def total(self) -> tuple[Tensor, dict[str, float]]:
-        """Weighted mean loss, and figures to log."""
-        figures = {name: sum(values) / len(values) for name, values in self.sums.items()}
-        return torch.stack(self.losses).sum() / sum(self.weights), figures
-
-
-class FlowMatchingStage:
-    """Trains generator and text encoder together; a `loop.Stage`."""
+class FlowMatchingStage(SingleLossStage):
+    """Trains generator and text encoder together."""
 
     name = "base"
 
@@ -252,7 +230,7 @@ class FlowMatchingStage:
         given = rng.uniform() < s.given_share
         if given:
             chosen |= {0}
-        errors = Errors([], [], {})
+        errors = Errors(self._weights)
         for chunk, span in spans(max(chosen) + 1, given=given):
             admission.chunk = chunk
             part = FilmBatch(batch.films, *(x[:, span] for x in batch.tensors))
@@ -271,16 +249,8 @@ class FlowMatchingStage:
     def _films(self, step: int, rng: np.random.Generator) -> tuple[FilmBatch, int]:
         """A batch of one family, and which of the lengths it has."""
         s = self.settings
-        weights = s.shares if step < s.late_from else s.late_shares
-        shares = np.array(weights) / sum(weights)
-        length = int(rng.choice(len(shares), p=shares))
-        size, most = min(s.batches[length], s.members), s.chunks[length]
-        # Few films learnt by heart make small losses on themselves alone, so none stays for long.
-        renewed = int(step * shares[length] * size / (s.members * s.uses))
-        family = len(s.chunks) * (renewed + int(rng.integers(s.families))) + length
-        chunks = int(rng_for("family", family).integers((most + 1) // 2, most + 1))
-        members = rng.choice(s.members, size, replace=False)
-        batch = self.store.family(family, chunks, [int(i) for i in members])
+        shares = s.shares if step < s.late_from else s.late_shares
+        batch, length = draw_family(self.store, s, shares, step, rng)
         tensors = (x.to(self.generator.device) for x in batch.tensors)
         return FilmBatch(batch.films, *tensors), length
 
@@ -311,15 +281,14 @@ class FlowMatchingStage:
         """
         x0 = part.latents.repeat(draws, 1, 1, 1, 1)
         eps = torch.randn(x0.shape, generator=noise).to(x0)
-        level = self._levels(draws, len(part.latents), noise).to(x0)
+        level = spread_levels(draws, len(part.latents), self.settings.shift, noise).to(x0)
         x = (1 - level) * x0 + level * eps
         levels, texts = level[:, :, 0, 0, 0], repeated(text, draws)
         with self.labels.watching(self.generator) as hidden:
             flow = predict_flow(self.generator, x, levels, texts, view)
-        frames, grid = range(span.start, span.stop), x.shape[-2:]
-        told = self.labels.loss(hidden[0], part.films, frames, grid)
-        errors.sums.setdefault("labels", []).append(float(told.detach()))
-        self._count(flow - (eps - x0), part, draws, errors, told)
+        told = self.labels.loss(hidden[0], part.films, range(span.start, span.stop), x.shape[-2:])
+        errors.add(flow - (eps - x0), part.subjects, part.returns, draws=draws)
+        errors.add_aside("labels", told, self.settings.label_weight, draws=draws)
         batch = len(part.latents)
         return (x - level * flow).detach()[:batch], level[:batch]
 
@@ -331,30 +300,12 @@ class FlowMatchingStage:
         own, level = predicted or (x0, torch.ones(len(x0), 1, 1, 1, 1).to(x0))
         return self._corrupt(x0, own, level, noise)
 
-    def _count(
-        self, error: Tensor, part: FilmBatch, draws: int, errors: Errors, told: Tensor
-    ) -> None:
-        """Add the loss of a chunk's error [draws * B, F, C, h, w], and note its figures."""
+    @property
+    def _weights(self) -> LossWeights:
         s = self.settings
-        subjects, returns = (
-            x[:, :, None].repeat(draws, 1, 1, 1, 1) for x in (part.subjects, part.returns)
+        return LossWeights(
+            subject=s.subject_weight, returning=s.return_weight, motion=s.motion_weight
         )
-        weight = 1 + (s.subject_weight - 1) * subjects + (s.return_weight - 1) * returns
-        squares = error.square()
-        change = (error[:, 1:] - error[:, :-1]).square() / 2
-        loss = (weight * squares).mean() + s.motion_weight * (weight[:, 1:] * change).mean()
-        errors.add(loss / (1 + s.motion_weight) + s.label_weight * told, float(draws))
-        with torch.no_grad():
-            errors.note("all", squares, torch.ones_like(returns))
-            errors.note("returning", squares, returns)
-            errors.note("subject", squares, subjects)
-
-    def _levels(self, draws: int, batch: int, noise: torch.Generator) -> Tensor:
-        """Noise levels [draws * B, 1, 1, 1, 1] in [0, 1], each film's spread over the range."""
-        shift = self.settings.shift
-        strata = torch.stack([torch.randperm(draws, generator=noise) for _ in range(batch)], 1)
-        even = (strata + torch.rand(draws, batch, generator=noise)) / draws
-        return (shift * even / (1 + (shift - 1) * even)).reshape(-1, 1, 1, 1, 1)
 
     def _corrupt(self, x0: Tensor, own: Tensor, level: Tensor, noise: torch.Generator) -> Tensor:
         """What is committed: the clean chunk, now and then with noise, or what was made of it."""

@@ -12,57 +12,16 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from accelerate import Accelerator
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from cfgen.errors import CheckpointError
-from cfgen.files.reading import read_text
-from cfgen.files.writing import append, write_file
-
-SHARD_BYTES = 15 * 2**20
-
-
-class Stage(Protocol):
-    """What one stage trains and how its loss is made."""
-
-    name: str
-    modules: nn.ModuleDict
-
-    def optimizers(self) -> list[torch.optim.Optimizer]:
-        """Optimizers whose groups carry their peak rate as `lr`."""
-
-    def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
-        """Loss of one step and figures to log; every random choice derives from `step`."""
-
-    def measure(self) -> dict[str, float]:
-        """Figures of the weights as they are, on films that training never sees; may be none."""
-
-    def export(self, weights: Mapping[str, Tensor]) -> None:
-        """Write the stage's part of the model folder from the averaged weights."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LoopSettings:
-    """Schedule of a run.
-
-    Rates rise over `warmup` steps, stay, and fall to zero over the last `decay` share. Figures are
-    logged every `log_every` steps and the weights measured every `measure_every`, a multiple of it.
-    """
-
-    steps: int
-    warmup: int = 50
-    decay: float = 0.3
-    clip: float = 1.0
-    ema: float = 0.995
-    save_minutes: float = 4.0
-    log_every: int = 10
-    measure_every: int = 100
-    precision: str = "bf16"
+from cfgen.files.writing import append
+from cfgen.train.processes import average_gradients, part_like, shard, whole
+from cfgen.train.stage import Learner, LoopSettings, Stage, Update
+from cfgen.train.state import read_state, save_state
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,13 +32,6 @@ class Progress:
     steps: int
     seconds: float
     figures: Mapping[str, float]
-
-
-def rate(step: int, settings: LoopSettings) -> float:
-    """Factor on every peak rate at a step, in [0, 1]."""
-    rising = min(1.0, (step + 1) / max(1, settings.warmup))
-    left = (settings.steps - step) / max(1.0, settings.decay * settings.steps)
-    return min(rising, 1.0, max(0.0, left))
 
 
 def train(
@@ -98,33 +50,17 @@ def train(
     began = saved = time.monotonic()
     accelerator = Accelerator(mixed_precision=settings.precision, cpu=not torch.cuda.is_available())
     stage.modules.to(accelerator.device)
-    optimizers = stage.optimizers()
-    peaks = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
-    average = {name: p.detach().clone() for name, p in stage.modules.named_parameters()}
+    if settings.shard and accelerator.num_processes > 1:
+        shard(stage.modules)
+    trainer = _Trainer(stage, settings, accelerator)
     folder = work / stage.name
     folder.mkdir(parents=True, exist_ok=True)
-    step, spent = _restore(folder, stage, optimizers, average)
+    step, spent = trainer.restore(folder)
     seen: dict[str, list[float]] = {}
     while step < settings.steps and time.monotonic() - began < 60 * minutes:
-        factor = rate(step, settings)
-        for optimizer, rates in zip(optimizers, peaks, strict=True):
-            for group, peak in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = peak * factor
-        with accelerator.autocast():
-            loss, figures = stage.loss(step)
-        accelerator.backward(loss)
-        norm = float(nn.utils.clip_grad_norm_(stage.modules.parameters(), settings.clip))
-        if not math.isfinite(norm):
-            raise CheckpointError(
-                f"training diverged at step {step}: gradient norm {norm}", "lower the learning rate"
-            )
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        _follow(average, stage.modules, min(settings.ema, (step + 1) / (step + 10)))
-        step += 1
-        for key, value in {"loss": float(loss.detach()), "norm": norm, **figures}.items():
+        for key, value in trainer.step(step):
             seen.setdefault(key, []).append(value)
+        step += 1
         now = time.monotonic()
         if step % settings.log_every == 0:
             means = {key: sum(values) / len(values) for key, values in seen.items()}
@@ -132,23 +68,137 @@ def train(
                 with torch.no_grad(), accelerator.autocast():
                     means |= stage.measure()
             progress = Progress(step, settings.steps, spent + now - began, means)
-            _log(folder, progress)
+            if accelerator.is_main_process:
+                _log(folder, progress)
             yield progress
             seen = {}
         if now - saved > 60 * settings.save_minutes:
-            _save(folder, stage, optimizers, average, step, spent + now - began)
-            stage.export(average)
+            trainer.save(folder, step, spent + now - began)
             saved = now
-    _save(folder, stage, optimizers, average, step, spent + time.monotonic() - began)
-    stage.export(average)
+    trainer.save(folder, step, spent + time.monotonic() - began)
 
 
-@torch.no_grad()
-def _follow(average: dict[str, Tensor], module: nn.Module, decay: float) -> None:
-    targets = dict(module.named_parameters())
-    torch._foreach_lerp_(
-        list(average.values()), [targets[name].detach() for name in average], 1 - decay
-    )
+class _Trainer:
+    """Makes the updates of a stage and keeps its averages."""
+
+    def __init__(self, stage: Stage, settings: LoopSettings, accelerator: Accelerator) -> None:
+        self._stage, self._settings, self._accelerator = stage, settings, accelerator
+        self._learners = list(stage.learners())
+        learning = {id(p) for learner in self._learners for p in learner.parameters}
+        named = stage.modules.named_parameters()
+        self._weights: dict[str, Tensor] = {name: p for name, p in named if id(p) in learning}
+        self._optimizers = [each for learner in self._learners for each in learner.optimizers]
+        self._peaks = {
+            id(optimizer): [float(group["lr"]) for group in optimizer.param_groups]
+            for optimizer in self._optimizers
+        }
+        learnt = [learner.parameters for learner in self._learners if learner.averaged]
+        averaged = {id(p) for parameters in learnt for p in parameters}
+        self.average = {
+            name: p.detach().clone() for name, p in self._weights.items() if id(p) in averaged
+        }
+
+    def step(self, step: int) -> Iterator[tuple[str, float]]:
+        """Make all updates of a step; yields figures."""
+        for update in self._stage.updates(step):
+            prefix = f"{update.learner.name}_" if update.learner.name else ""
+            for key, value in self._make(update, step):
+                yield f"{prefix}{key}", value
+            self._follow(update.learner, step)
+
+    def _make(self, update: Update, step: int) -> Iterator[tuple[str, float]]:
+        learner, settings = update.learner, self._settings
+        for number in range(update.micro_batches):
+            with self._accelerator.autocast():
+                loss, figures = update.loss(number)
+            self._accelerator.backward(loss / update.micro_batches)
+            yield from {"loss": float(loss.detach()), **figures}.items()
+        average_gradients(learner.parameters)
+        norm = float(whole(nn.utils.clip_grad_norm_(learner.parameters, settings.clip)))
+        if not math.isfinite(norm):
+            what = f" of the {learner.name}" if learner.name else ""
+            raise CheckpointError(
+                f"training diverged at step {step}: gradient norm{what} {norm}",
+                "lower the learning rate",
+            )
+        yield "norm", norm
+        if update.limit is not None:
+            factor = update.limit(min(norm, settings.clip))
+            gradients = [p.grad for p in learner.parameters if p.grad is not None]
+            torch._foreach_mul_(gradients, factor)
+        factor = learner.rate(step, settings)
+        for optimizer in learner.optimizers:
+            for group, peak in zip(optimizer.param_groups, self._peaks[id(optimizer)], strict=True):
+                group["lr"] = peak * factor
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+    @torch.no_grad()
+    def _follow(self, learner: Learner, step: int) -> None:
+        """Move the averages of what a learner changed towards it."""
+        if not learner.averaged:
+            return
+        s = self._settings
+        decay = 0.0 if step < s.average_from else min(s.ema, (step + 1) / (step + 10))
+        changed = {id(p) for p in learner.parameters}
+        names = [name for name in self.average if id(self._weights[name]) in changed]
+        torch._foreach_lerp_(
+            [self.average[name] for name in names],
+            [self._weights[name].detach() for name in names],
+            1 - decay,
+        )
+
+    def save(self, folder: Path, step: int, seconds: float) -> None:
+        """Write the state, and what the stage exports; the first process does, for all."""
+        tensors = {f"weights.{name}": p.detach() for name, p in self._weights.items()}
+        tensors |= {f"average.{name}": p for name, p in self.average.items()}
+        for i, optimizer in enumerate(self._optimizers):
+            for j, state in optimizer.state_dict()["state"].items():
+                for key, value in state.items():
+                    tensors[f"optimizer.{i}.{j}.{key}"] = value
+        tensors |= {f"extra.{name}": t for name, t in self._stage.extra_state().items()}
+        tensors = {name: whole(t) for name, t in tensors.items()}
+        average = {name: whole(t) for name, t in self.average.items()}
+        if self._accelerator.is_main_process:
+            save_state(folder, tensors, step=step, seconds=seconds)
+            self._stage.export(average)
+
+    @torch.no_grad()
+    def restore(self, folder: Path) -> tuple[int, float]:
+        """Go on with the state in a folder, if there is one: its step and the seconds spent."""
+        found = read_state(folder)
+        if found is None:
+            return 0, 0.0
+        step, seconds, tensors = found
+        ours: dict[str, Tensor] = {f"weights.{name}": p for name, p in self._weights.items()}
+        ours |= {f"average.{name}": p for name, p in self.average.items()}
+        expected = {(name, t.shape) for name, t in ours.items()}
+        kinds = ("weights.", "average.")
+        stored = {(name, t.shape) for name, t in tensors.items() if name.startswith(kinds)}
+        if expected != stored:
+            odd = sorted({name for name, _ in expected ^ stored})[:3]
+            raise CheckpointError(
+                f"{folder} holds the state of another model (for example {', '.join(odd)})",
+                "train in another folder",
+            )
+        for name, tensor in ours.items():
+            tensor.copy_(part_like(tensors[name], tensor))
+        for i, optimizer in enumerate(self._optimizers):
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            state: dict[int, dict[str, Tensor]] = {}
+            for name, tensor in _under(tensors, f"optimizer.{i}.").items():
+                number, _, key = name.partition(".")
+                part = part_like(tensor, parameters[int(number)])
+                state.setdefault(int(number), {})[key] = part
+            optimizer.load_state_dict(
+                {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
+            )
+        self._stage.restore_extra(_under(tensors, "extra."))
+        return step, seconds
+
+
+def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
 
 
 def _log(folder: Path, progress: Progress) -> None:
@@ -156,89 +206,3 @@ def _log(folder: Path, progress: Progress) -> None:
     line |= {key: round(value, 5) for key, value in progress.figures.items()}
     with append(folder / "log.jsonl") as file:
         file.write(f"{json.dumps(line)}\n".encode())
-
-
-def _tensors(
-    stage: Stage, optimizers: list[torch.optim.Optimizer], average: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
-    tensors = {f"weights.{name}": p.detach() for name, p in stage.modules.named_parameters()}
-    tensors |= {f"average.{name}": p for name, p in average.items()}
-    for i, optimizer in enumerate(optimizers):
-        for j, state in optimizer.state_dict()["state"].items():
-            for key, value in state.items():
-                tensors[f"optimizer.{i}.{j}.{key}"] = value
-    return {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-
-
-def _save(
-    folder: Path,
-    stage: Stage,
-    optimizers: list[torch.optim.Optimizer],
-    average: Mapping[str, Tensor],
-    step: int,
-    seconds: float,
-) -> None:
-    """Write shards of at most 15 MiB, then at once the file that makes them the current state."""
-    shards: list[dict[str, Tensor]] = [{}]
-    size = 0
-    for name, tensor in _tensors(stage, optimizers, average).items():
-        if size + tensor.nbytes > SHARD_BYTES and shards[-1]:
-            shards.append({})
-            size = 0
-        shards[-1][name] = tensor
-        size += tensor.nbytes
-    names = [f"state-{step:07d}-{i:02d}.safetensors" for i in range(len(shards))]
-    for name, shard in zip(names, shards, strict=True):
-        write_file(folder / name, save(shard), shared=True)
-    record = {"step": step, "seconds": round(seconds, 1), "shards": names}
-    write_file(folder / "state.json", json.dumps(record).encode(), shared=True)
-    for old in folder.glob("state-*.safetensors"):
-        if old.name not in names:
-            old.unlink()
-
-
-def _restore(
-    folder: Path, stage: Stage, optimizers: list[torch.optim.Optimizer], average: dict[str, Tensor]
-) -> tuple[int, float]:
-    if not (folder / "state.json").exists():
-        return 0, 0.0
-    step, seconds, tensors = _read(folder)
-    weights = dict(stage.modules.named_parameters())
-    expected = {(f"weights.{name}", p.shape) for name, p in weights.items()}
-    found = {(name, t.shape) for name, t in tensors.items() if name.startswith("weights.")}
-    if expected != found:
-        odd = sorted({name for name, _ in expected ^ found})[:3]
-        raise CheckpointError(
-            f"{folder} holds the state of another model (for example {', '.join(odd)})",
-            "train in another folder",
-        )
-    with torch.no_grad():
-        for name, parameter in weights.items():
-            parameter.copy_(tensors[f"weights.{name}"])
-            average[name].copy_(tensors[f"average.{name}"])
-    for i, optimizer in enumerate(optimizers):
-        state: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in tensors.items():
-            kind, *rest = name.split(".")
-            if kind == "optimizer" and int(rest[0]) == i:
-                state.setdefault(int(rest[1]), {})[rest[2]] = tensor
-        optimizer.load_state_dict(
-            {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
-        )
-    return step, seconds
-
-
-def _read(folder: Path) -> tuple[int, float, dict[str, Tensor]]:
-    """Step, seconds spent and tensors of the state on disk."""
-    tensors: dict[str, Tensor] = {}
-    try:
-        record = json.loads(read_text(folder / "state.json"))
-        for name in record["shards"]:
-            with safe_open(folder / name, "pt") as file:
-                tensors |= {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
-        return record["step"], record["seconds"], tensors
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise CheckpointError(
-            f"the training state in {folder} is damaged: {error}",
-            "remove the folder to train the stage from the start",
-        ) from error

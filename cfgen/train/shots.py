@@ -28,13 +28,28 @@ def shot_starts(film: Film) -> frozenset[int]:
 
 
 def choose_chunks(
-    batch: FilmBatch, starts: frozenset[int], count: int, rng: np.random.Generator
+    batch: FilmBatch,
+    starts: frozenset[int],
+    count: int,
+    rng: np.random.Generator,
+    *,
+    among: range | None = None,
 ) -> frozenset[int]:
-    """Draw the chunks of a batch that are denoised: returns and starts of shots most often."""
+    """Draw the chunks of a batch that are denoised: returns and starts of shots most often.
+
+    Args:
+        batch: films of one family.
+        starts: chunks that begin a shot.
+        count: chunks to draw, fewer if there are not as many.
+        rng: what is drawn by.
+        among: chunks that may be drawn; without it all.
+    """
     chunks = batch.latents.shape[1] // CHUNK_LATENTS
     returns = torch.unflatten(batch.returns, 1, (chunks, -1)).mean((0, 2, 3, 4)).tolist()
     chances = np.array([1 + 2 * (c in starts) + 12 * share for c, share in enumerate(returns)])
-    count = min(count, chunks)
+    if among is not None:
+        chances = np.where(np.isin(np.arange(chunks), among), chances, 0)
+    count = min(count, int(np.count_nonzero(chances)))
     chosen = rng.choice(chunks, count, replace=False, p=chances / chances.sum())
     return frozenset(int(c) for c in chosen)
 
@@ -62,10 +77,20 @@ def prompts_by_chunk(
         generator: embeds the prompts.
         encoder: encodes them, all at once.
     """
-    shots = range(len(films[0].shots))
-    texts = [words(film, shot) for shot in shots for film in range(len(films))]
-    by_shot = split(generator.condition(encoder(texts)), len(films))
-    return [by_shot[shot] for shot in shot_by_chunk(films[0])]
+    return prompts_by_shot(shot_by_chunk(films[0]), len(films), words, generator, encoder)
+
+
+def prompts_by_shot(
+    shots: Sequence[int],
+    films: int,
+    words: Callable[[int, int], str],
+    generator: Generator,
+    encoder: TextEncoder,
+) -> list[Conditioning]:
+    """The same for any films that are cut at the same places; `shots` is the shot of each chunk."""
+    texts = [words(film, shot) for shot in range(max(shots) + 1) for film in range(films)]
+    by_shot = split(generator.condition(encoder(texts)), films)
+    return [by_shot[shot] for shot in shots]
 
 
 def split(conditioning: Conditioning, batch: int) -> list[Conditioning]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
@@ -21,6 +22,14 @@ from cfgen.train.film_world.subjects import SHAPES
 from cfgen.train.film_world.world import COLOURS
 
 SPECIAL = ("<pad>", "</s>", "<unk>")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TokenizerSettings:
+    """Values of the stage: how many captions it reads, and the size of its vocabulary."""
+
+    captions: int = 20000
+    vocab_size: int = 1024
 
 
 def train_tokenizer(model_dir: Path, *, captions: int = 20000, vocab_size: int = 1024) -> Tokenizer:

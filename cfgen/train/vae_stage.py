@@ -16,6 +16,7 @@ from cfgen.errors import CheckpointError
 from cfgen.files.writing import write_file
 from cfgen.model.vae import MemBlock, TGrow, TinyAutoencoder
 from cfgen.train.muon import Muon
+from cfgen.train.stage import SingleLossStage
 from cfgen.train.vae_clips import draw_clips
 
 
@@ -48,8 +49,8 @@ class VaeSettings:
     train_encoder: bool = True
 
 
-class VaeStage:
-    """See `loop.Stage`.
+class VaeStage(SingleLossStage):
+    """Trains encoder and decoder together.
 
     Latents are kept near zero mean and unit variance, so no scale need be stored.
     """
@@ -181,10 +182,6 @@ class VaeStage:
             "change": 255 * float(change.detach()),
             "moment": float(moment.detach()),
         }
-
-    def measure(self) -> dict[str, float]:
-        """Nothing; `tests/bench/autoencoder.py` measures whole held-out films."""
-        return {}
 
     def export(self, weights: Mapping[str, Tensor]) -> None:
         """Write `tae.safetensors` in bfloat16."""

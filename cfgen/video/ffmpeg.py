@@ -179,7 +179,7 @@ class FfmpegRun:
             purpose: What it does, for messages: "ffmpeg stopped while <purpose>".
             cwd: Folder to run in.
             feed: Whether `write` is used.
-            read: Whether `lines` is used.
+            read: Whether `lines` or `blocks` is used.
 
         Raises:
             WriterError: The binary could not be started.
@@ -222,6 +222,12 @@ class FfmpegRun:
         """Yield the lines of ffmpeg's stdout as they come."""
         for line in _opened(self._child.stdout):
             yield line.decode("utf-8", "replace").rstrip("\r\n")
+
+    def blocks(self, nbytes: int) -> Iterator[bytes]:
+        """Yield ffmpeg's stdout in blocks of a size; the last one may be shorter."""
+        stdout = _opened(self._child.stdout)
+        while block := stdout.read(nbytes):
+            yield block
 
     def finish(self) -> None:
         """Close stdin and wait until ffmpeg has ended well.

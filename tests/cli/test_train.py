@@ -89,13 +89,19 @@ def _steps(stage: str) -> list[int]:
     [
         (["mnii", "--stage", "vae"], "nothing to train called 'mnii'; did you mean 'mini'?"),
         (["mini"], "Missing option '--stage'"),
-        (["mini", "--stage", "vea"], "'vea' is not one of 'tokenizer', 'vae', 'base',"),
+        (["mini", "--stage", "vea"], "mini has no stage 'vea'; did you mean 'vae'?"),
         (["mini", "--stage", "vae", "--minutes", "0"], "Invalid value for '--minutes'"),
         (["mini", "--stage", "vae", "--set", "vae.corp=3"], "vae.corp: is not a known key; did"),
         (["mini", "--stage", "tokenizer", "--set", "vae.corp=3"], "did you mean 'crop'?"),
         (["mini", "--stage", "vae", "--set", "base.loop.stps=3"], "did you mean 'steps'?"),
-        (["mini", "--stage", "vae", "--set", "crop=3"], "use SECTION.KEY=VALUE, sections: vae"),
-        (["mini", "--stage", "vae", "--set", "vae.crop"], "use SECTION.KEY=VALUE, sections: vae"),
+        (
+            ["mini", "--stage", "vae", "--set", "crop=3"],
+            "use SECTION.KEY=VALUE, sections: tokenizer, vae",
+        ),
+        (
+            ["mini", "--stage", "vae", "--set", "vae.crop"],
+            "use SECTION.KEY=VALUE, sections: tokenizer, vae",
+        ),
         (["mini", "--stage", "vae", "--set", "vae.crop=big"], "must be a whole number, got 'big'"),
         (["mini", "--stage", "vae", "--set", "vae.lr=nan"], "must be a finite number, got 'nan'"),
         (["mini", "--stage", "base", "--set", "base.chunks=[2, x]"], "must be a whole number"),
@@ -194,3 +200,39 @@ def test_the_stages_end_in_a_model_that_renders(train: Run, cfgen: Run) -> None:
     assert [row["policy"] for row in rows] == ["window-6-1", "slow_fast-cfgen"]
     again = train("probe", **returns)
     assert (again.stdout, again.stderr) == (probed.stdout, "")
+
+
+STUDENT = {
+    "timesteps": "[1000, 500]",
+    "latent_size": "[4, 4]",
+    "targets": "1",
+    "batch": "1",
+    "ratio": "2",
+    "reuse": "1",
+}
+
+
+def test_a_student_is_distilled_in_two_stages(train: Run, cfgen: Run) -> None:
+    """From base to `dmd` to `cdmd`, with films on the way, to a model that renders so."""
+    refused = train("dmd")
+    assert refused.exit_code == 3
+    assert "work/model is missing: stage dmd needs it as its student" in refused.stderr
+    for stage in ("tokenizer", "vae", "base"):
+        assert train(stage).exit_code == 0
+    for stage, chunks in (("dmd", "[1, 1]"), ("cdmd", "[2, 3]")):
+        values = {f"{stage}__{key}": value for key, value in STUDENT.items()}
+        values |= {f"{stage}__chunks": chunks, f"{stage}__sample__films": "1"}
+        loop = {"steps": "2", "log_every": "1", "measure_every": "2", "precision": "no"}
+        values |= {f"{stage}__loop__{key}": value for key, value in loop.items()}
+        result = train(stage, **values, **{f"{stage}__sample__away": "1"})
+        assert result.exit_code == 0, result.stderr
+        assert result.stdout == f"work/{stage}/model\n"
+        *_, last = Path("work", stage, "log.jsonl").read_text().splitlines()
+        assert {"critic_loss", "adherence", "film_motion", "return_db"} <= set(json.loads(last))
+        assert measure(find_ffmpeg(), Path("work", stage, "films", "step-000002.mp4"), decode=True)
+    made = cfgen(
+        *("render", "a red balloon drifts over snowy hills", "--duration", "2s", "-o", "clip.mp4"),
+        *("--config", "work/cdmd/render.yaml", "--set", "threads=1"),
+    )
+    assert made.exit_code == 0, made.stderr
+    assert measure(find_ffmpeg(), Path("clip.mp4"), decode=True).frames == 32

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -11,11 +11,22 @@ import torch
 from torch import Tensor, nn
 
 from cfgen.errors import CheckpointError
-from cfgen.train.loop import LoopSettings, rate, train
+from cfgen.train.loop import train
 from cfgen.train.muon import Muon, orthogonal
+from cfgen.train.stage import (
+    Learner,
+    LoopSettings,
+    SingleLossStage,
+    Stage,
+    Update,
+    constant,
+    rate_of,
+    trapezoid,
+)
+from cfgen.train.state import read_state
 
 
-class Regression:
+class Regression(SingleLossStage):
     """A stage that learns a random matrix; its data depends on the step alone."""
 
     name = "regression"
@@ -117,11 +128,127 @@ def test_divergence_stops_the_run(tmp_path: Path) -> None:
 
 def test_rate_rises_stays_and_falls_to_zero() -> None:
     settings = LoopSettings(steps=100, warmup=10, decay=0.3)
-    assert rate(0, settings) == pytest.approx(0.1)
-    assert rate(30, settings) == 1.0
-    assert rate(85, settings) == pytest.approx(0.5)
-    assert rate(99, settings) == pytest.approx(1 / 30)
-    assert rate(100, settings) == 0.0
+    assert trapezoid(0, settings) == pytest.approx(0.1)
+    assert trapezoid(30, settings) == 1.0
+    assert trapezoid(85, settings) == pytest.approx(0.5)
+    assert trapezoid(99, settings) == pytest.approx(1 / 30)
+    assert trapezoid(100, settings) == 0.0
+
+
+def test_rates_of_other_rules() -> None:
+    settings = LoopSettings(steps=100)
+    assert {constant(step, settings) for step in (0, 50, 99)} == {1.0}
+    falling = rate_of("cosine", 0.2)
+    assert [falling(step, settings) for step in (0, 50, 100, 120)] == pytest.approx(
+        [1, 0.6, 0.2, 0.2]
+    )
+    assert rate_of("trapezoid", 0.0) is trapezoid
+
+
+class Rivals(Stage):
+    """Two learners: one at every second step in micro-batches, one at every step at half force."""
+
+    name = "rivals"
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        self.modules = nn.ModuleDict({"first": nn.Linear(4, 4), "second": nn.Linear(4, 4)})
+        self.norms = torch.zeros(())
+        self.exported: dict[str, Tensor] = {}
+
+    def learners(self) -> list[Learner]:
+        self.first, self.second = (
+            Learner(
+                name,
+                list(module.parameters()),
+                [torch.optim.AdamW(module.parameters(), lr=0.02)],
+                rate=constant,
+                averaged=name == "first",
+            )
+            for name, module in self.modules.items()
+        )
+        return [self.first, self.second]
+
+    def updates(self, step: int) -> Iterator[Update]:
+        if step % 2 == 0:
+            yield Update(self.first, lambda number: self._loss("first", step, number), 3)
+        yield Update(self.second, lambda _: self._loss("second", step, 0), limit=self._half)
+
+    def _half(self, norm: float) -> float:
+        self.norms = self.norms + norm
+        return 0.5
+
+    def _loss(self, name: str, step: int, number: int) -> tuple[Tensor, dict[str, float]]:
+        x = torch.randn(8, 4, generator=torch.Generator().manual_seed(10 * step + number))
+        return (self.modules[name](x) - x.flip(1)).square().mean(), {"number": float(number)}
+
+    def extra_state(self) -> dict[str, Tensor]:
+        return {"norms": self.norms}
+
+    def restore_extra(self, state: Mapping[str, Tensor]) -> None:
+        self.norms = state["norms"]
+
+    def export(self, weights: Mapping[str, Tensor]) -> None:
+        self.exported = {name: tensor.clone() for name, tensor in weights.items()}
+
+
+def test_learners_take_turns_and_have_their_own_figures(tmp_path: Path) -> None:
+    stage = Rivals()
+    settings = LoopSettings(steps=2, precision="no", log_every=1, clip=0.1)
+    begun = {name: p.detach().clone() for name, p in stage.modules.named_parameters()}
+    both, one = (progress.figures for progress in train(stage, tmp_path, settings, minutes=5))
+    assert set(both) == {f"{who}_{what}" for who in ("first", "second") for what in FIGURES}
+    assert set(one) == {f"second_{what}" for what in FIGURES}
+    assert both["first_number"] == 1.0, "three micro-batches, numbered 0, 1, 2"
+    assert float(stage.norms) == pytest.approx(0.2), "what limits is told the clipped norm"
+    assert set(stage.exported) == {"first.weight", "first.bias"}
+    assert all(not torch.equal(p, begun[name]) for name, p in stage.modules.named_parameters())
+
+
+FIGURES = ("loss", "norm", "number")
+
+
+def test_micro_batches_make_the_gradient_of_their_mean(tmp_path: Path) -> None:
+    settings = LoopSettings(steps=1, precision="no", log_every=1, clip=1e9)
+    (progress,) = train(Rivals(), tmp_path, settings, minutes=5)
+    stage = Rivals()
+    total = torch.stack([stage._loss("first", 0, number)[0] for number in range(3)]).mean()
+    total.backward()
+    gradients = [p.grad.norm() for p in stage.modules["first"].parameters() if p.grad is not None]
+    assert progress.figures["first_norm"] == pytest.approx(float(torch.stack(gradients).norm()))
+    assert progress.figures["first_loss"] == pytest.approx(float(total.detach()))
+
+
+def test_a_run_of_two_learners_goes_on_exactly(tmp_path: Path) -> None:
+    settings = LoopSettings(steps=9, precision="no", log_every=1, save_minutes=0.0, clip=0.5)
+    list(train(whole := Rivals(), tmp_path / "whole", settings, minutes=5))
+    for stop in (2, 5):
+        for progress in train(Rivals(), tmp_path / "sliced", settings, minutes=5):
+            if progress.step >= stop:
+                break
+    list(train(sliced := Rivals(), tmp_path / "sliced", settings, minutes=5))
+    kept, again = (read_state(tmp_path / each / "rivals") for each in ("whole", "sliced"))
+    assert kept is not None
+    assert again is not None
+    assert kept[2].keys() == again[2].keys()
+    assert all(torch.equal(tensor, again[2][name]) for name, tensor in kept[2].items())
+    assert torch.equal(whole.norms, sliced.norms)
+
+
+def test_averages_copy_the_weights_before_their_step(tmp_path: Path) -> None:
+    settings = LoopSettings(steps=4, precision="no", average_from=10)
+    list(train(stage := Regression(), tmp_path, settings, minutes=5))
+    assert all(torch.equal(stage.exported[name], p) for name, p in stage.modules.named_parameters())
+
+
+def test_a_stage_refuses_what_it_did_not_keep(tmp_path: Path) -> None:
+    class Keeping(Regression):
+        def extra_state(self) -> dict[str, Tensor]:
+            return {"bank": torch.ones(2)}
+
+    list(train(Keeping(), tmp_path, SETTINGS, minutes=5))
+    with pytest.raises(CheckpointError, match="holds bank, which the stage does not know"):
+        list(train(Regression(), tmp_path, SETTINGS, minutes=5))
 
 
 @pytest.mark.parametrize("shape", [(5, 9), (9, 5), (16, 16)])

@@ -26,8 +26,8 @@ from cfgen.train.film_world.latents import (
 )
 from cfgen.train.film_world.sampling import Structure
 from cfgen.train.film_world.world import Film
+from cfgen.train.flow_loss import Errors, spread_levels
 from cfgen.train.flow_matching_stage import (
-    Errors,
     FlowMatchingSettings,
     FlowMatchingStage,
 )
@@ -206,8 +206,8 @@ def test_the_change_of_an_error_over_time_counts(base_stage: FlowMatchingStage) 
     moving[:, 1] = -1
     base_stage.settings = dataclasses.replace(BASE, motion_weight=2)
     for error, expected in ((level, 1 / 3), (moving, (1 + 2 * 2) / 3)):
-        errors = Errors([], [], {})
-        base_stage._count(error.expand(-1, -1, -1, 6, 10), part, 1, errors, torch.zeros(()))
+        errors = Errors(base_stage._weights)
+        errors.add(error.expand(-1, -1, -1, 6, 10), part.subjects, part.returns, draws=1)
         assert float(errors.total()[0]) == pytest.approx(expected)
 
 
@@ -401,8 +401,7 @@ def test_films_make_way_for_new_ones(base_stage: FlowMatchingStage) -> None:
     assert not drawn(0) & drawn(10_000)
 
 
-def test_draws_of_a_film_are_spread_over_the_noise_levels(base_stage: FlowMatchingStage) -> None:
-    base_stage.settings = dataclasses.replace(BASE, shift=1.0)
-    levels = base_stage._levels(4, 3, torch.Generator().manual_seed(0))
+def test_draws_of_a_film_are_spread_over_the_noise_levels() -> None:
+    levels = spread_levels(4, 3, 1.0, torch.Generator().manual_seed(0))
     quarters = (levels.reshape(4, 3) * 4).int()
     assert quarters.sort(0).values.tolist() == [[i] * 3 for i in range(4)]

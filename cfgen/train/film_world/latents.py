@@ -23,6 +23,7 @@ from torch import Tensor
 from cfgen.files.reading import read_bytes
 from cfgen.files.writing import write_file
 from cfgen.model.vae import TEMPORAL_STRIDE, TinyAutoencoder
+from cfgen.model.wan_vae import WanAutoencoder
 from cfgen.train.film_world.sampling import Structure, sample_film, sample_structure
 from cfgen.train.film_world.world import (
     FRAMES_PER_CHUNK,
@@ -118,7 +119,7 @@ def encoder_digest(vae: TinyAutoencoder) -> str:
     return hashlib.sha256(save({n: t.cpu().contiguous() for n, t in weights.items()})).hexdigest()
 
 
-def encode(vae: TinyAutoencoder, video: NDArray[np.uint8]) -> Tensor:
+def encode(vae: TinyAutoencoder | WanAutoencoder, video: NDArray[np.uint8]) -> Tensor:
     """Latents [F, C, h, w] float32 on the CPU of frames [T, H, W, 3]."""
     parameter = next(vae.parameters())
     pixels = torch.from_numpy(video).permute(0, 3, 1, 2)[None]

@@ -1,0 +1,1 @@
+"""Context Forcing: a teacher that sees a long context, and students distilled from it."""
