@@ -27,7 +27,9 @@ app = options.command_app()
 @app.command()
 def train(
     ctx: typer.Context,
-    name: Annotated[str, typer.Argument(metavar="NAME", help="What to train: mini.")],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="What to train: mini, or context-forcing.")
+    ],
     stage: Annotated[
         str,
         typer.Option(
@@ -58,7 +60,20 @@ def train(
         typer.Option(
             "--set",
             metavar="KEY=VALUE",
-            help="Set any value of presets/train.mini.yaml, such as base.dim=256; may be repeated.",
+            help="Set any value of presets/train.NAME.yaml, such as base.dim=256; may be repeated.",
+        ),
+    ] = None,
+    plan: Annotated[
+        bool,
+        typer.Option("--plan", help="Tell what memory and time the stage will take, and stop."),
+    ] = False,
+    rate: Annotated[
+        float | None,
+        typer.Option(
+            "--rate",
+            metavar="TFLOPS",
+            min=1e-6,
+            help="What --plan reckons time at, in TFLOP/s of a process; an estimate without it.",
         ),
     ] = None,
     json_lines: options.Json = False,
@@ -81,8 +96,9 @@ def train(
       cfgen train mini --stage base --minutes 120
       cfgen train mini --stage dmd --minutes 120
       cfgen train mini --stage probe --set probe.films=4
+      cfgen train context-forcing --stage dmd --plan --set plan.device=A100
     """
-    from cfgen.train.stages import STAGES, Job
+    from cfgen.train.stages import STAGES, Job, planned
 
     console = options.console_of(ctx)
     console.configure(json=json_lines, quiet=quiet, debug=debug)
@@ -93,6 +109,10 @@ def train(
             f"{name} has no stage {stage!r}{nearest(stage, known)}", f"stages: {', '.join(known)}"
         )
     job = Job(name, stage, _settings(values), work, minutes, start)
+    if plan:
+        told = planned(job, rate)
+        console.result(told.text, told.facts)
+        return
     entry = STAGES[stage]
     entry.check(job)
     result = entry.run(job, lambda progress: _show(console, stage, progress))

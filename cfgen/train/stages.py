@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from cfgen.checkpoint.networks.geometry import sizes_in
 from cfgen.checkpoint.networks.vae import load_tiny
 from cfgen.errors import CheckpointError
 from cfgen.files.writing import write_file
@@ -35,6 +36,7 @@ from cfgen.train.film_world.latents import LatentStore, encoder_digest
 from cfgen.train.film_world.return_memory import SlowFastSizes
 from cfgen.train.flow_matching_stage import FlowMatchingSettings, FlowMatchingStage
 from cfgen.train.loop import Progress, train
+from cfgen.train.plan import PlanSettings, facts_of, model_of, plan_of, rate_of, text_of
 from cfgen.train.stage import LoopSettings, Stage
 from cfgen.train.tokenizer_stage import TokenizerSettings, train_tokenizer
 from cfgen.train.training_memory import MemorySettings
@@ -220,6 +222,23 @@ def _probe(job: Job, report: Report) -> Result:
     return Result(return_probe.table_of(rows), facts)
 
 
+def planned(job: Job, rate: float | None) -> Result:
+    """What a job will take of memory and time; no weight is read and nothing is written.
+
+    Args:
+        job: the stage.
+        rate: TFLOP/s of a process; None: an estimate for the device that the values name.
+
+    Raises:
+        CheckpointError: the config.json of the model is damaged.
+        UsageError: the stage has no plan, or the device is not known.
+    """
+    model = model_of(job.settings, job.start or job.model, sizes_in)
+    plan = plan_of(job.stage, job.settings, model)
+    facts = facts_of(job.stage, plan, model, rate_of(job.settings, rate))
+    return Result(text_of(facts), facts)
+
+
 _AUTOENCODER = {"model/tae.safetensors": "vae"}
 _TOKENIZER = {"model/tokenizer/tokenizer.json": "tokenizer"}
 _BASE = {"model/diffusion_pytorch_model.safetensors": "base"}
@@ -275,5 +294,5 @@ STAGES: Mapping[str, StageEntry] = {
 
 SECTIONS: Mapping[str, type] = {
     section: kind for entry in STAGES.values() for section, kind in entry.sections.items()
-}
+} | {"plan": PlanSettings}
 """The class of every section of values."""

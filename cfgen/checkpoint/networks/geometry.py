@@ -36,6 +36,9 @@ AXES = {
 }
 """Tensors that tell sizes, and how many axes each has."""
 
+SIZES = ("dim", "ffn_dim", "num_heads", "num_layers")
+"""What differs between Wan's published models."""
+
 Shape = tuple[int, ...]
 
 HEAD_DIM = 128
@@ -99,6 +102,19 @@ def read_geometry(
     _compare(geometry, said, weights, place)
     _refuse_others(geometry, weights)
     return geometry
+
+
+def sizes_in(path: Path) -> WanConfig:
+    """Sizes of a generator as a config.json alone has them, in Wan's or diffusers' keys.
+
+    Raises:
+        CheckpointError: it is no JSON, or does not tell every size.
+    """
+    said = _in_wan_keys(read_json(path), path)
+    told = {name: _whole(said.get(name), name, path) for name in SIZES}
+    usual = ("in_dim", "out_dim", "freq_dim", "text_len", "text_dim")
+    told |= {name: _whole(said[name], name, path) for name in usual if name in said}
+    return WanConfig(**told)
 
 
 def vae_stride(config: tuple[Path, Mapping[str, object]] | None) -> int | None:

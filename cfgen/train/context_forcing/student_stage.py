@@ -82,6 +82,7 @@ class StudentSettings:
         critic_betas: its decays.
         weight_decay: of both.
         limiter: whether the critic's steps are held back, see `step_limiter`.
+        recompute: whether activations are worked out again instead of kept.
     """
 
     student: str = "model"
@@ -111,6 +112,7 @@ class StudentSettings:
     critic_betas: tuple[float, float] = (0.5, 0.95)
     weight_decay: float = 0.01
     limiter: bool = False
+    recompute: bool = False
 
     def __post_init__(self) -> None:
         first, last = self.chunks
