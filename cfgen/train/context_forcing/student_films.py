@@ -19,8 +19,8 @@ from cfgen.train.film_world.return_memory import CHUNK_LATENTS, SlowFastSizes
 from cfgen.train.film_world.return_run import Model, Player, whole_films
 from cfgen.train.film_world.return_test import Case, first_frame, make_case, own_return
 from cfgen.train.film_world.world import FPS
-from cfgen.video.encoding import ENCODER
 from cfgen.video.ffmpeg import find_ffmpeg
+from cfgen.video.formats import MP4
 from cfgen.video.writer import VideoWriter
 
 Frames = NDArray[np.uint8]
@@ -100,7 +100,7 @@ class StudentFilms:
             width=frames.shape[2],
             height=frames.shape[1],
             fps=FPS,
-            ffmpeg=find_ffmpeg(ENCODER),
+            ffmpeg=find_ffmpeg(MP4.codec.encoder),
             quality="good",
             metadata={"title": f"after step {step}"},
             parts=self.folder / "parts",

@@ -57,6 +57,6 @@ def draw_family(
     # Few films learnt by heart make small losses on themselves alone, so none stays for long.
     renewed = int(number * chances[length] * size / (lengths.members * lengths.uses))
     family = len(lengths.chunks) * (renewed + int(rng.integers(lengths.families))) + length
-    chunks = int(rng_for("family", family).integers((most + 1) // 2, most + 1))
+    chunks = int(rng_for("family", family).integers(max(min(2, most), most // 2), most + 1))
     members = rng.choice(lengths.members, size, replace=False)
     return store.family(family, chunks, [int(i) for i in members]), length
