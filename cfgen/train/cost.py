@@ -89,7 +89,7 @@ class Network:
         return self.factors if self.lora.rank else self.weights
 
     def weights_nbytes(self, still: torch.dtype) -> int:
-        """Bytes of all weights: those that learn in float32, matrices that stand still in `still`."""
+        """Bytes of all weights: float32 if they learn, matrices in `still` if they do not."""
         if self.learns and not self.lora.rank:
             return 4 * self.weights
         shapes = shapes_of(Generator, self.sizes)

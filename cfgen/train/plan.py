@@ -6,7 +6,7 @@ Memory is that of one process, time that of all steps. Means stand for what is d
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,11 @@ from cfgen.train.context_forcing.lora import LoraSettings
 from cfgen.train.context_forcing.student_stage import StudentSettings
 from cfgen.train.context_forcing.teacher_parts import DTYPES
 from cfgen.train.context_forcing.teacher_stage import TeacherSettings
-from cfgen.train.cost import DEVICES, UMT5_XXL, USED, Network, device_tflops
+from cfgen.train.cost import UMT5_XXL, Network
 from cfgen.train.film_world.latents import CHUNK_LATENTS
 from cfgen.train.flow_matching_stage import FlowMatchingSettings
 from cfgen.train.stage import LoopSettings
 from cfgen.train.training_memory import MemorySettings
-from cfgen.units import bytes_words
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -291,24 +290,6 @@ PLANS: Mapping[str, Callable[[Mapping[str, Any], Model, int], Plan]] = {
 """Stages that can be planned."""
 
 
-def rate_of(settings: Mapping[str, Any], given: float | None) -> tuple[float, str]:
-    """TFLOP/s that time is reckoned at, and where the figure is from.
-
-    Raises:
-        UsageError: none is given and the device of the values is not known.
-    """
-    if given is not None:
-        return given, "as given"
-    device = settings.get("plan", PlanSettings()).device
-    known = device_tflops(device)
-    if known is None:
-        raise UsageError(
-            f"plan.device: how fast {device!r} trains is not known",
-            f"give --rate TFLOPS, or one of {', '.join(DEVICES)}",
-        )
-    return known, f"estimate: {USED:.0%} of what the makers of {device} name"
-
-
 def plan_of(stage: str, settings: Mapping[str, Any], model: Model) -> Plan:
     """The costs of a stage.
 
@@ -319,49 +300,3 @@ def plan_of(stage: str, settings: Mapping[str, Any], model: Model) -> Plan:
         raise UsageError(f"stage {stage} has no plan", f"stages with one: {', '.join(PLANS)}")
     processes: int = settings.get("plan", PlanSettings()).processes
     return PLANS[stage](settings, model, processes)
-
-
-def facts_of(stage: str, plan: Plan, model: Model, rate: tuple[float, str]) -> dict[str, object]:
-    """A plan for programs: bytes of a process, operations of a step, seconds."""
-    tflops, source = rate
-    seconds = sum(plan.passes.values()) / (1e12 * tflops)
-    return {
-        "stage": stage,
-        "sizes": asdict(model.generator),
-        "sizes_from": model.source,
-        "weights": plan.network.weights,
-        "learnt": plan.network.learnt,
-        "processes": plan.processes,
-        "sharded": plan.loop.shard and plan.processes > 1,
-        "memory": {**plan.memory, "sum": sum(plan.memory.values())},
-        "aside": plan.aside,
-        "flops": {**plan.passes, "sum": sum(plan.passes.values())},
-        "tflops": tflops,
-        "rate_from": source,
-        "seconds_per_step": seconds,
-        "steps": plan.loop.steps,
-        "hours": seconds * plan.loop.steps / 3600,
-    }
-
-
-def text_of(facts: Mapping[str, Any]) -> str:
-    """The same for people."""
-    g, sharded = facts["sizes"], ", weights shared out" if facts["sharded"] else ""
-    lines = [
-        f"{facts['stage']}: {facts['weights'] / 1e6:.1f} M weights, {facts['learnt'] / 1e6:.1f} M "
-        f"of them or beside them learn",
-        f"sizes     {g['num_layers']} layers, {g['dim']} wide, from {facts['sizes_from']}",
-        f"processes {facts['processes']}{sharded}",
-        "",
-        "memory of a process (estimates)",
-        *(f"  {what:32}{bytes_words(nbytes):>10}" for what, nbytes in facts["memory"].items()),
-        *(f"  beside that: {w}, {bytes_words(nbytes)}" for w, nbytes in facts["aside"].items()),
-        "",
-        "operations of an average step and process",
-        *(f"  {what:32}{flops / 1e12:10.4g} TFLOP" for what, flops in facts["flops"].items()),
-        "",
-        f"rate      {facts['tflops']:.4g} TFLOP/s ({facts['rate_from']})",
-        f"time      {facts['seconds_per_step']:.4g} s a step, {facts['hours']:.4g} h for "
-        f"{facts['steps']} steps (estimates)",
-    ]
-    return "\n".join(lines)

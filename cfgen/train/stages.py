@@ -36,7 +36,8 @@ from cfgen.train.film_world.latents import LatentStore, encoder_digest
 from cfgen.train.film_world.return_memory import SlowFastSizes
 from cfgen.train.flow_matching_stage import FlowMatchingSettings, FlowMatchingStage
 from cfgen.train.loop import Progress, train
-from cfgen.train.plan import PlanSettings, facts_of, model_of, plan_of, rate_of, text_of
+from cfgen.train.plan import PlanSettings, model_of, plan_of
+from cfgen.train.plan_text import facts_of, rate_of, text_of
 from cfgen.train.stage import LoopSettings, Stage
 from cfgen.train.tokenizer_stage import TokenizerSettings, train_tokenizer
 from cfgen.train.training_memory import MemorySettings

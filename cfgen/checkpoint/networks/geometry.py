@@ -8,6 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import cast
 
+from cfgen.checkpoint.formats.base import read_json
 from cfgen.errors import CheckpointError
 from cfgen.model.generator import WanConfig
 from cfgen.model.vae import TEMPORAL_STRIDE

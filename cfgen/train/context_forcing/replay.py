@@ -189,7 +189,7 @@ class ReplayView:
             )
         )
         k, v = (torch.unflatten(x, 1, (frames, tokens)) for x in (k, self._heads(v)))
-        self._keep(k, v)
+        self._keep(layer, k, v)
         plan = self._plan(layer, k.device)
         if plan.past:
             k, v = (
@@ -225,7 +225,9 @@ class ReplayView:
         rotated = rotate(x.flatten(1, 2), turns(angles, x.dtype, x.device))
         return torch.unflatten(rotated, 1, (x.shape[1], -1))
 
-    def _keep(self, k: Tensor, v: Tensor) -> None:
+    def _keep(self, layer: int, k: Tensor, v: Tensor) -> None:
+        if len(self.pages) > layer:
+            return  # worked out again for gradients
         written = [frame for part in self._parts[: self._commits] for frame in part.frames]
         self.pages.append({frame: (k[:, i], v[:, i]) for i, frame in enumerate(written)})
 

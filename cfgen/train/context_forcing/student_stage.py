@@ -11,6 +11,7 @@ Axis letters: B batch, F latent frames, C channels, h w latent grid.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
@@ -41,6 +42,7 @@ from cfgen.train.context_forcing.self_rollout import (
 )
 from cfgen.train.context_forcing.step_limiter import StepLimiter
 from cfgen.train.context_forcing.student_memory import Memories
+from cfgen.train.context_forcing.teacher_stage import recomputed
 from cfgen.train.film_world.backgrounds import rng_for
 from cfgen.train.film_world.latents import CHUNK_LATENTS
 from cfgen.train.processes import process
@@ -266,13 +268,14 @@ class StudentStage(Stage):
         targets, x0 = rollout.targets, rollout.targets.x0
         eps, level = self._noise(targets, "critic", step, number)
         prompts, _ = rollout.prompts(self.critic)
-        flow = targets.flow(
-            self.critic,
-            prompts,
-            noised(x0, eps, level),
-            level,
-            through_context=self.settings.critic_grad == "replay",
-        )
+        with recomputed(self.critic) if self.settings.recompute else nullcontext():
+            flow = targets.flow(
+                self.critic,
+                prompts,
+                noised(x0, eps, level),
+                level,
+                through_context=self.settings.critic_grad == "replay",
+            )
         return critic_loss(flow, x0, eps, level, self._score.critic_weight), {}
 
     @torch.no_grad()
@@ -314,12 +317,13 @@ class StudentStage(Stage):
         learnt: set[int] | None = set()
         if s.grad == "replay":
             learnt = targets.visible if s.reach == "visible" else None
-        flows = replay(
-            self.student,
-            [targets.record[i].commit_part(prompts[i]) for i in range(len(prompts) - 1)],
-            [targets.record[i].exit_part(prompts[i]) for i in taught],
-            learnt=learnt,
-        )
+        with recomputed(self.student) if s.recompute else nullcontext():
+            flows = replay(
+                self.student,
+                [targets.record[i].commit_part(prompts[i]) for i in range(len(prompts) - 1)],
+                [targets.record[i].exit_part(prompts[i]) for i in taught],
+                learnt=learnt,
+            )
         kept = [targets.record[i] for i in taught]
         clean = [each.noisy - each.level * flow for each, flow in zip(kept, flows, strict=True)]
         return torch.cat(clean, 1)
