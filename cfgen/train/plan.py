@@ -18,7 +18,7 @@ from cfgen.model.generator import WanConfig
 from cfgen.train.context_forcing.dmd import ScoreSettings
 from cfgen.train.context_forcing.error_bank import ErrorSettings
 from cfgen.train.context_forcing.lora import LoraSettings
-from cfgen.train.context_forcing.student_stage import StudentSettings
+from cfgen.train.context_forcing.student_settings import StudentSettings
 from cfgen.train.context_forcing.teacher_parts import DTYPES
 from cfgen.train.context_forcing.teacher_stage import TeacherSettings
 from cfgen.train.cost import UMT5_XXL, Network
@@ -267,7 +267,8 @@ def _student(stage: str, settings: Mapping[str, Any], model: Model, processes: i
     del plan.memory["weights of the teacher"]
     shared = processes if loop.shard else 1
     plan.memory["weights of the teacher"] = teacher.weights_nbytes(still) // shared
-    plan.memory["weights of the text encoder"] = 4 * model.text
+    on_gpu = settings.get("plan", PlanSettings()).device != "CPU"
+    plan.memory["weights of the text encoder"] = (2 if on_gpu else 4) * model.text
     frames = target + (CHUNK_LATENTS * (s.chunks[1] - 1) if s.grad == "replay" else 0)
     plan.keep(s.batch * frames, recompute=s.recompute)
     # A replay has the keys and values of everything that was committed.

@@ -25,7 +25,8 @@ from cfgen.train.context_forcing.error_bank import ErrorSettings
 from cfgen.train.context_forcing.lora import LoraSettings
 from cfgen.train.context_forcing.student_films import SampleSettings
 from cfgen.train.context_forcing.student_parts import STUDENT, PromptSettings, build_student
-from cfgen.train.context_forcing.student_stage import StudentSettings, StudentStage
+from cfgen.train.context_forcing.student_settings import StudentSettings
+from cfgen.train.context_forcing.student_stage import StudentStage
 from cfgen.train.context_forcing.teacher_films import FilmWorldSettings
 from cfgen.train.context_forcing.teacher_parts import TEACHER, build_teacher
 from cfgen.train.context_forcing.teacher_stage import TeacherSettings, TeacherStage

@@ -60,11 +60,14 @@ class Targets:
         record: every chunk of the rollout.
         count: how many of them are targets, the last ones.
         settings: how they are seen.
+        first_latent: what scores see for the first latent frame of a contiguous context,
+            [B, C, h, w]; None: the student's own.
     """
 
     record: Sequence[ChunkRecord]
     count: int
     settings: ScoreSettings
+    first_latent: Tensor | None = None
 
     @property
     def first(self) -> int:
@@ -132,10 +135,15 @@ class Targets:
     def _commits(self, prompts: Sequence[Conditioning]) -> list[Part]:
         """Commit passes of all that the targets read."""
         last = self.first if self.settings.score == "joint" else len(self.record) - 1
-        return [
+        parts = [
             replace(self.record[i].commit_part(prompts[i]), reads=self._reads_of(i)[1])
             for i in range(self._begin, last)
         ]
+        if self.first_latent is not None:
+            latents = parts[0].latents.clone()
+            latents[:, 0] = self.first_latent
+            parts[0] = replace(parts[0], latents=latents)
+        return parts
 
     def _parts(self, prompts: Sequence[Conditioning], noisy: Tensor, level: Tensor) -> list[Part]:
         """Denoising passes of the targets."""

@@ -16,7 +16,7 @@ from cfgen.checkpoint.networks.geometry import read_geometry, vae_stride
 from cfgen.checkpoint.networks.model_files import ModelFiles, find_files, generator_file
 from cfgen.checkpoint.networks.text_encoder import load_text_encoder
 from cfgen.checkpoint.networks.vae import load_vae
-from cfgen.errors import CheckpointError
+from cfgen.errors import CheckpointError, UsageError
 from cfgen.files.reading import read_bytes
 from cfgen.files.writing import write_file
 from cfgen.memory.slow_fast import SlowFastMemory
@@ -28,9 +28,12 @@ from cfgen.train.context_forcing.roles import Role
 from cfgen.train.context_forcing.scripts import FilmWorldScripts, PromptScripts, Scripts
 from cfgen.train.context_forcing.student_films import SampleSettings, StudentFilms
 from cfgen.train.context_forcing.student_memory import DrawnMemories, Memories, OwnMemories
-from cfgen.train.context_forcing.student_stage import StudentParts, StudentSettings, StudentStage
+from cfgen.train.context_forcing.student_settings import StudentSettings
+from cfgen.train.context_forcing.student_stage import StudentParts, StudentStage
 from cfgen.train.context_forcing.teacher_parts import TeacherExporter
+from cfgen.train.context_forcing.window_cut import Reencode, reencoder
 from cfgen.train.data.prompts import read_prompts
+from cfgen.train.film_world.latents import CHUNK_LATENTS
 from cfgen.train.film_world.return_memory import SlowFastSizes
 from cfgen.train.stage import LoopSettings
 from cfgen.train.training_memory import MemorySettings
@@ -79,8 +82,13 @@ def build_student(
     whole = work / "model"  # a student of an earlier stage may be a generator alone
     files = replace(find_files(whole if whole.is_dir() else begin), generator=generator_file(begin))
     encoder = load_text_encoder(
-        files.text_encoder, files.tokenizer, text_len=text_len_of(files.generator), expand=True
+        files.text_encoder,
+        files.tokenizer,
+        text_len=text_len_of(files.generator),
+        dtype=torch.bfloat16 if torch.cuda.is_available() else torch.float32,
+        expand=True,
     )
+    score: ScoreSettings = section("score", ScoreSettings())
     frozen = torch.bfloat16 if loop.precision == "bf16" else torch.float32
     parts = StudentParts(
         student=Role.learning(files.generator, lora, seed=1),
@@ -98,8 +106,28 @@ def build_student(
             encoder,
             values.latent_size,
         ),
+        reencode=_reencode(files, values, score),
     )
-    return StudentStage(stage, values, section("score", ScoreSettings()), parts)
+    return StudentStage(stage, values, score, parts)
+
+
+def _reencode(files: ModelFiles, values: StudentSettings, score: ScoreSettings) -> Reencode | None:
+    """What makes the first latent of a contiguous context.
+
+    Raises:
+        UsageError: the values have no such context, or one that begins within a chunk.
+    """
+    if values.first_latent == "keep":
+        return None
+    if score.context != "contiguous" or score.context_frames % CHUNK_LATENTS:
+        raise UsageError(
+            "first_latent reencode is for scores after a contiguous context of whole chunks, got "
+            f"context {score.context} of {score.context_frames} latent frames",
+            f"set score.context to contiguous and score.context_frames to a multiple of "
+            f"{CHUNK_LATENTS}",
+        )
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return reencoder(load_vae(files.vae, device=device))
 
 
 def _model(work: Path, name: str, stage: str, role: str) -> Path:

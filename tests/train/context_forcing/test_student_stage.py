@@ -21,7 +21,8 @@ from cfgen.train.context_forcing.lora import LoraSettings, add_lora
 from cfgen.train.context_forcing.roles import Role
 from cfgen.train.context_forcing.scripts import FilmWorldScripts, PromptScripts
 from cfgen.train.context_forcing.student_memory import DrawnMemories, OwnMemories
-from cfgen.train.context_forcing.student_stage import StudentParts, StudentSettings, StudentStage
+from cfgen.train.context_forcing.student_settings import StudentSettings
+from cfgen.train.context_forcing.student_stage import StudentParts, StudentStage
 from cfgen.train.loop import train
 from cfgen.train.stage import LoopSettings
 from cfgen.train.state import read_state
@@ -178,6 +179,21 @@ def test_the_student_stays_where_critic_and_teacher_agree() -> None:
     loss.backward()
     assert figures["gradient"] == 0
     assert all(p.grad is None or not p.grad.any() for p in stage.student.parameters())
+
+
+@pytest.mark.parametrize("grad", ["frozen", "replay"])
+def test_activations_that_are_worked_out_again_give_the_same_gradients(grad: str) -> None:
+    found = []
+    for recompute in (False, True):
+        stage = stage_of(grad=grad, critic_grad=grad, recompute=recompute)
+        stage.learners()
+        stage.student_loss(0, 0)[0].backward()
+        stage.critic_loss(0, 0)[0].backward()
+        learnt = [*stage.student.parameters(), *stage.critic.parameters()]
+        found.append([p.grad for p in learnt])
+    for kept, again in zip(*found, strict=True):
+        assert (kept is None) == (again is None)
+        assert kept is None or torch.equal(kept, again)
 
 
 def test_updates_on_one_rollout_differ_in_noise_alone() -> None:
