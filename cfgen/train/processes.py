@@ -27,6 +27,12 @@ def process() -> tuple[int, int]:
     return int(state.process_index), int(state.num_processes)
 
 
+def as_one(number: int) -> tuple[int, int, int]:
+    """Seed of a micro-batch of this process, as one process has it that makes all of them."""
+    index, count = process()
+    return number * count + index, 0, 1
+
+
 def shard(modules: nn.Module) -> None:
     """Give each process its part of every generator that learns; parameters become new objects."""
     state = PartialState()

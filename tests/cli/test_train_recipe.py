@@ -45,11 +45,11 @@ STUDENT = {"latent_size": "[2, 2]", "targets": "2", "micro_batches": "2"}
 
 
 @pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The installed presets, an empty current folder, an accelerator of this test's own."""
     monkeypatch.setattr(catalog, "presets_folder", lambda: PRESETS)
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
     AcceleratorState._reset_state(reset_partial_state=True)
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
@@ -59,10 +59,10 @@ def write_model(folder: Path) -> None:
     """Wan's three networks, tiny, with random weights."""
     tokenizer = train_tokenizer(folder, captions=100)
     torch.manual_seed(0)
-    geometry = WanConfig(dim=24, ffn_dim=32, num_heads=2, num_layers=2, text_dim=16, text_len=64)
+    geometry = WanConfig(dim=24, ffn_dim=32, num_heads=2, num_layers=2, text_dim=16, text_len=512)
     generator = Generator(geometry)
     facts = text_config(tokenizer.get_vocab_size(), width=16, layers=1, ffn=16)
-    encoder = TextEncoder(facts, tokenizer, text_len=64)
+    encoder = TextEncoder(facts, tokenizer, text_len=512)
     weights = {f"generator.{name}": w for name, w in generator.state_dict().items()}
     with torch.no_grad():
         for weight in weights.values():

@@ -40,7 +40,7 @@ from cfgen.train.context_forcing.teacher_stage import recomputed
 from cfgen.train.context_forcing.window_cut import Reencode, first_latent
 from cfgen.train.film_world.backgrounds import rng_for
 from cfgen.train.film_world.latents import CHUNK_LATENTS
-from cfgen.train.processes import process
+from cfgen.train.processes import as_one
 from cfgen.train.shots import split
 from cfgen.train.stage import Learner, Stage, Update, constant, rate_of
 
@@ -208,7 +208,8 @@ class StudentStage(Stage):
         Processes that share layers make the same passes of other films.
         """
         s, rng = self.settings, rng_for(self.name, *key)
-        own = rng_for(self.name, "own", *key, *process())
+        *stem, number = key
+        own = rng_for(self.name, "own", *stem, *as_one(int(number)))
         chunks = rollout_chunks(step, *s.chunks, s.grow, rng)
         script = self._parts.scripts.draw(own, s.batch, chunks)
         latents = (CHUNK_LATENTS * chunks, *s.latent_size)
@@ -256,7 +257,9 @@ class StudentStage(Stage):
 
     def _noise(self, targets: Targets, *key: int | str) -> tuple[Tensor, Tensor]:
         """Noise [B, F, C, h, w] for the targets, and its levels [B, F]."""
-        seed = int(rng_for(self.name, "noise", *key, *process()).integers(2**62))
+        *stem, number = key
+        rng = rng_for(self.name, "noise", *stem, *as_one(int(number)))
+        seed = int(rng.integers(2**62))
         draw = torch.Generator().manual_seed(seed)
         level = targets.draw_levels(draw)
         return torch.randn(targets.x0.shape, generator=draw).to(targets.x0), level

@@ -202,7 +202,9 @@ class Clips:
     def batch(self, numbers: Sequence[int]) -> tuple[Tensor, list[str]]:
         """Latents [B, F, C, h, w] float32 of clips by their numbers, and their captions."""
         latents = [load(read_bytes(self.paths[i], limit=1 << 30))["latents"] for i in numbers]
-        return torch.stack(latents).float(), [self.captions[i] for i in numbers]
+        # Widened first: autocast to bfloat16 has no rule for joining tensors of float16.
+        wide = [each.float() for each in latents]
+        return torch.stack(wide), [self.captions[i] for i in numbers]
 
 
 def in_random_order(first: int, count: int, total: int, *key: int | str) -> list[int]:

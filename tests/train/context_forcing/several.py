@@ -1,17 +1,22 @@
-"""A process that trains a tiny teacher: `several.py FOLDER MICRO_BATCHES RANK SHARD`."""
+"""Tiny trainings in one process or in one of two: all cases into a folder."""
 
 from __future__ import annotations
 
+import dataclasses
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
+from cfgen.memory.window import WindowMemory
 from cfgen.model.generator import Generator, WanConfig
 from cfgen.model.text_encoder import TextEncoder
 from cfgen.train.context_forcing.error_bank import ErrorSettings
 from cfgen.train.context_forcing.lora import LoraSettings
+from cfgen.train.context_forcing.student_memory import OwnMemories
 from cfgen.train.context_forcing.teacher_films import ClipFilms
 from cfgen.train.context_forcing.teacher_stage import (
     TeacherParts,
@@ -21,43 +26,70 @@ from cfgen.train.context_forcing.teacher_stage import (
 from cfgen.train.data.clips import Clips
 from cfgen.train.export import text_config
 from cfgen.train.loop import train
-from cfgen.train.stage import LoopSettings
+from cfgen.train.processes import process, whole
+from cfgen.train.stage import LoopSettings, Stage
 from cfgen.train.tokenizer_stage import train_tokenizer
 from cfgen.train.training_memory import MemorySettings
+from tests.train.context_forcing.test_student_stage import stage_of
+
+# No gradient is cut, since the norm of parts is summed up in another order.
+LOOP = LoopSettings(steps=3, log_every=1, precision="no", ema=0.5, clip=1e9)
+CASES = ("teacher", "teacher lora", "student")
 
 
-def main(folder: Path, micro_batches: int, rank: int, *, shard: bool) -> None:
+def teacher(folder: Path, micro_batches: int, rank: int) -> Stage:
     torch.manual_seed(0)
-    clips = []
-    for number in range(4):
-        clips.append(folder / f"{number}.safetensors")
-        if not clips[-1].exists():
-            save_file({"latents": torch.randn(9, 4, 6, 10)}, clips[-1])
-    tokenizer = train_tokenizer(folder / "model", captions=100)
+    clips = [folder / f"{number}.safetensors" for number in range(4)]
+    for clip in clips:
+        save_file({"latents": torch.randn(9, 4, 6, 10)}, clip)
+    tokenizer = train_tokenizer(folder, captions=100)
     torch.manual_seed(1)
     sizes = {"dim": 24, "ffn_dim": 32, "num_heads": 2, "num_layers": 2, "text_dim": 16}
     generator = Generator(WanConfig(in_dim=4, out_dim=4, text_len=64, **sizes))
     config = text_config(tokenizer.get_vocab_size(), width=16, layers=1, ffn=16)
-    parts = TeacherParts(
-        generator,
-        TextEncoder(config, tokenizer, text_len=64),
-        ClipFilms(Clips(tuple(clips), ("a cat",) * 4), 1),
-        lambda weights: save_file(
-            {name: w.detach().contiguous() for name, w in weights.items()},
-            folder / "exported.safetensors",
-        ),
-    )
-    loop = LoopSettings(steps=3, log_every=1, precision="no", ema=0.5, shard=shard)
-    stage = TeacherStage(
+    encoder = TextEncoder(config, tokenizer, text_len=64)
+    films = ClipFilms(Clips(tuple(clips), ("a cat",) * 4), 1)
+    return TeacherStage(
         TeacherSettings(lr=1e-3, targets=3, micro_batches=micro_batches),
         MemorySettings(slow=4, window_shares=(0.0, 0.0), full_share=0.0),
         ErrorSettings(clean_chance=1.0),
-        LoraSettings(rank=rank),
-        parts,
+        LoraSettings(rank=rank, alpha=float(rank)),
+        TeacherParts(generator, encoder, films, _unwritten),
     )
-    list(train(stage, folder, loop, minutes=5))
+
+
+def student(micro_batches: int) -> Stage:
+    """Nothing is drawn that processes have in common: one exit, one length, one memory."""
+    stage = stage_of(timesteps=(1000.0,), chunks=(4, 4), grow=0, micro_batches=micro_batches)
+    memories = OwnMemories(WindowMemory(size=9, sink=3))
+    stage._parts = dataclasses.replace(stage._parts, memories=memories)
+    return stage
+
+
+def trained(folder: Path, case: str, *, micro_batches: int = 1, shard: bool = False) -> None:
+    """Train, and write all weights and the average as this process has them."""
+    own = folder / f"process {process()[0]}"
+    own.mkdir(parents=True, exist_ok=True)
+    if case == "student":
+        stage = student(micro_batches)
+    else:
+        stage = teacher(own, micro_batches, rank=2 if "lora" in case else 0)
+    for _ in train(stage, folder, dataclasses.replace(LOOP, shard=shard), minutes=2):
+        pass
+    weights = {name: whole(p.detach()) for name, p in stage.modules.named_parameters()}
+    save_file({name: w.contiguous() for name, w in weights.items()}, own / "all.safetensors")
+
+
+def _unwritten(_weights: Mapping[str, Tensor]) -> None:
+    pass
+
+
+def main(folder: Path) -> None:
+    torch.set_num_threads(1)
+    for case in CASES:
+        for shard in (False, True):
+            trained(folder / f"{case} {'shared' if shard else 'whole'}", case, shard=shard)
 
 
 if __name__ == "__main__":
-    path, micro_batches, rank, shard = sys.argv[1:]
-    main(Path(path), int(micro_batches), int(rank), shard=shard == "shard")
+    main(Path(sys.argv[1]))
