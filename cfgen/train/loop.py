@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from cfgen.errors import CheckpointError
 from cfgen.files.writing import append
-from cfgen.train.processes import average_gradients, part_like, shard, whole
+from cfgen.train.processes import average_gradients
 from cfgen.train.stage import Learner, LoopSettings, Stage, Update
 from cfgen.train.state import read_state, save_state
 
@@ -50,8 +50,6 @@ def train(
     began = saved = time.monotonic()
     accelerator = Accelerator(mixed_precision=settings.precision, cpu=not torch.cuda.is_available())
     stage.modules.to(accelerator.device)
-    if settings.shard and accelerator.num_processes > 1:
-        shard(stage.modules)
     trainer = _Trainer(stage, settings, accelerator)
     folder = work / stage.name
     folder.mkdir(parents=True, exist_ok=True)
@@ -114,7 +112,7 @@ class _Trainer:
             self._accelerator.backward(loss / update.micro_batches)
             yield from {"loss": float(loss.detach()), **figures}.items()
         average_gradients(learner.parameters)
-        norm = float(whole(nn.utils.clip_grad_norm_(learner.parameters, settings.clip)))
+        norm = float(nn.utils.clip_grad_norm_(learner.parameters, settings.clip))
         if not math.isfinite(norm):
             what = f" of the {learner.name}" if learner.name else ""
             raise CheckpointError(
@@ -157,11 +155,9 @@ class _Trainer:
                 for key, value in state.items():
                     tensors[f"optimizer.{i}.{j}.{key}"] = value
         tensors |= {f"extra.{name}": t for name, t in self._stage.extra_state().items()}
-        tensors = {name: whole(t) for name, t in tensors.items()}
-        average = {name: whole(t) for name, t in self.average.items()}
         if self._accelerator.is_main_process:
             save_state(folder, tensors, step=step, seconds=seconds)
-            self._stage.export(average)
+            self._stage.export(self.average)
 
     @torch.no_grad()
     def restore(self, folder: Path) -> tuple[int, float]:
@@ -182,14 +178,12 @@ class _Trainer:
                 "train in another folder",
             )
         for name, tensor in ours.items():
-            tensor.copy_(part_like(tensors[name], tensor))
+            tensor.copy_(tensors[name])
         for i, optimizer in enumerate(self._optimizers):
-            parameters = [p for group in optimizer.param_groups for p in group["params"]]
             state: dict[int, dict[str, Tensor]] = {}
             for name, tensor in _under(tensors, f"optimizer.{i}.").items():
                 number, _, key = name.partition(".")
-                part = part_like(tensor, parameters[int(number)])
-                state.setdefault(int(number), {})[key] = part
+                state.setdefault(int(number), {})[key] = tensor
             optimizer.load_state_dict(
                 {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
             )

@@ -72,7 +72,7 @@ class Plan:
     Attributes:
         network: of all its generators.
         loop: its schedule.
-        processes: that share weights, if it shards.
+        processes: that train together.
         memory: bytes of a process by what takes them.
         aside: bytes that are no part of the sum: what would be, or lies in main memory.
         passes: operations of an average step and process by what makes them.
@@ -90,15 +90,14 @@ class Plan:
 
         The first network is averaged.
         """
-        shared = self.processes if self.loop.shard else 1
         learnt = {name: network.learnt for name, network in networks.items()}
         averaged = next(iter(learnt.values()))
         weights = {n: network.weights_nbytes(still) for n, network in networks.items()}
-        self.memory |= {f"weights of the {n}": b // shared for n, b in weights.items()}
+        self.memory |= {f"weights of the {n}": b for n, b in weights.items()}
         total = sum(learnt.values())
-        self.memory["gradients"] = 4 * total // shared
-        self.memory["optimizer states"] = 4 * adam * total // shared
-        self.memory["average"] = 4 * averaged // shared
+        self.memory["gradients"] = 4 * total
+        self.memory["optimizer states"] = 4 * adam * total
+        self.memory["average"] = 4 * averaged
 
     def keep(self, frames: float, *, recompute: bool | None) -> None:
         """Count activations; what the other choice would take stands aside, if there is one."""
@@ -265,8 +264,7 @@ def _student(stage: str, settings: Mapping[str, Any], model: Model, processes: i
     networks = {"student": plan.network, "critic": plan.network, "teacher": teacher}
     plan.hold(networks, torch.float32)
     del plan.memory["weights of the teacher"]
-    shared = processes if loop.shard else 1
-    plan.memory["weights of the teacher"] = teacher.weights_nbytes(still) // shared
+    plan.memory["weights of the teacher"] = teacher.weights_nbytes(still)
     on_gpu = settings.get("plan", PlanSettings()).device != "CPU"
     plan.memory["weights of the text encoder"] = (2 if on_gpu else 4) * model.text
     frames = target + (CHUNK_LATENTS * (s.chunks[1] - 1) if s.grad == "replay" else 0)

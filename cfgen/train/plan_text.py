@@ -41,7 +41,6 @@ def facts_of(stage: str, plan: Plan, model: Model, rate: tuple[float, str]) -> d
         "weights": plan.network.weights,
         "learnt": plan.network.learnt,
         "processes": plan.processes,
-        "sharded": plan.loop.shard and plan.processes > 1,
         "memory": {**plan.memory, "sum": sum(plan.memory.values())},
         "aside": plan.aside,
         "flops": {**plan.passes, "sum": sum(plan.passes.values())},
@@ -55,12 +54,12 @@ def facts_of(stage: str, plan: Plan, model: Model, rate: tuple[float, str]) -> d
 
 def text_of(facts: Mapping[str, Any]) -> str:
     """The same for people."""
-    g, sharded = facts["sizes"], ", weights shared out" if facts["sharded"] else ""
+    g = facts["sizes"]
     lines = [
         f"{facts['stage']}: {facts['weights'] / 1e6:.1f} M weights, {facts['learnt'] / 1e6:.1f} M "
         f"of them or beside them learn",
         f"sizes     {g['num_layers']} layers, {g['dim']} wide, from {facts['sizes_from']}",
-        f"processes {facts['processes']}{sharded}",
+        f"processes {facts['processes']}, each with all weights",
         "",
         "memory of a process (estimates)",
         *(f"  {what:32}{bytes_words(nbytes):>10}" for what, nbytes in facts["memory"].items()),

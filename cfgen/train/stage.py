@@ -30,7 +30,6 @@ class LoopSettings:
         log_every: steps between two lines of the log.
         measure_every: steps between two measures of the weights; a multiple of `log_every`.
         precision: `no`, `fp16` or `bf16`: what autocast computes in.
-        shard: whether each of several processes holds a part of the generators that learn (FSDP).
     """
 
     steps: int
@@ -43,7 +42,6 @@ class LoopSettings:
     log_every: int = 10
     measure_every: int = 100
     precision: str = "bf16"
-    shard: bool = False
 
 
 Rate = Callable[[int, LoopSettings], float]

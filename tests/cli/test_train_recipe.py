@@ -138,7 +138,7 @@ def test_a_plan_needs_no_weights(cfgen: Run, name: str, stage: str) -> None:
 
 
 def test_what_a_plan_reckons_with_changes_it(cfgen: Run) -> None:
-    """Kept activations, a bank of the release's size, another device, whole weights."""
+    """Kept activations, a bank of the release's size, another device."""
 
     def facts(stage: str, *sets: str) -> dict[str, dict[str, int]]:
         flags = [part for each in sets for part in ("--set", each)]
@@ -149,9 +149,8 @@ def test_what_a_plan_reckons_with_changes_it(cfgen: Run) -> None:
     assert kept["memory"]["activations"] == plain["aside"]["activations, kept"]
     assert plain["memory"]["activations"] == kept["aside"]["activations, worked out again"]
     assert plain["flops"]["sum"] > kept["flops"]["sum"]
-    whole = facts("dmd", "dmd.loop.shard=false", "plan.device=A100")
-    assert whole["memory"]["gradients"] == pytest.approx(8 * plain["memory"]["gradients"], abs=8)
-    assert whole["seconds_per_step"] > plain["seconds_per_step"]
+    slower = facts("dmd", "plan.device=A100")
+    assert slower["seconds_per_step"] > plain["seconds_per_step"]
     bank = facts("teacher", "teacher.errors.size=500")["aside"]["error bank, in main memory"]
     assert bank == 2 * 50 * 500 * 21 * 16 * 60 * 104 * 2
 

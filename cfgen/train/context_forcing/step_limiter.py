@@ -13,8 +13,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from cfgen.train.processes import whole
-
 MOST = 1.5
 """Ratio of relative steps beyond which the critic's gradients are scaled down."""
 
@@ -77,4 +75,4 @@ class StepLimiter:
 
 @torch.no_grad()
 def _norm(weights: Sequence[Tensor]) -> float:
-    return float(whole(torch.stack(torch._foreach_norm(list(weights))).norm()))
+    return float(torch.stack(torch._foreach_norm(list(weights))).norm())

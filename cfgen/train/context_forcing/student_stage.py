@@ -205,7 +205,7 @@ class StudentStage(Stage):
     def _rollout(self, step: int, *key: int | str) -> Rollout:
         """Roll the student out; everything that is drawn derives from `key`.
 
-        Processes that share layers make the same passes of other films.
+        Processes make the same passes, of other films: none waits for another.
         """
         s, rng = self.settings, rng_for(self.name, *key)
         *stem, number = key

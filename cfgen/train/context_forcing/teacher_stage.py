@@ -161,7 +161,7 @@ class TeacherStage(Stage):
         number = round_ * count + index
         rng, noise = rng_for("teacher", number), torch.Generator().manual_seed(number)
         drawn = self._parts.films.draw(number, rng)
-        # Processes that share layers make the same passes, so they have their targets in common.
+        # Processes make the same passes, of other films, so that none waits for another.
         targets = self._targets(drawn, rng_for("targets", round_))
         admission = TrainingAdmission.drawn(self._memory, rng, drawn.starts, drawn.chunks)
         batch = _on(drawn.batch, self.generator.device)
