@@ -133,7 +133,7 @@ def model_of(settings: Mapping[str, Any], folder: Path, said: Callable[[Path], A
         return Model(said(config), text, str(config))
     source: Any = base or plan
     names = ("dim", "ffn_dim", "num_heads", "num_layers")
-    sizes: dict[str, int] = {name: getattr(source, name) for name in names}
+    sizes: dict[str, Any] = {name: getattr(source, name) for name in names}
     channels = plan.in_dim
     if base is not None:
         channels = settings["vae"].latent_channels

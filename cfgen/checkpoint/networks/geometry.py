@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from cfgen.checkpoint.formats.base import read_json
 from cfgen.errors import CheckpointError
@@ -112,7 +112,7 @@ def sizes_in(path: Path) -> WanConfig:
         CheckpointError: it is no JSON, or does not tell every size.
     """
     said = _in_wan_keys(read_json(path), path)
-    told = {name: _whole(said.get(name), name, path) for name in SIZES}
+    told: dict[str, Any] = {name: _whole(said.get(name), name, path) for name in SIZES}
     usual = ("in_dim", "out_dim", "freq_dim", "text_len", "text_dim")
     told |= {name: _whole(said[name], name, path) for name in usual if name in said}
     return WanConfig(**told)
