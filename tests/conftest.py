@@ -18,9 +18,13 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parent.parent
 
 # Workers of pytest-xdist share the processors. If each had as many threads as there are processors,
-# threads would wait for one another: tests of a second have then taken half a minute.
-if "PYTEST_XDIST_WORKER" in os.environ:
+# threads would wait for one another: tests of a second have then taken half a minute. So each has a
+# processor to itself, and so have the processes that it starts.
+if worker := os.environ.get("PYTEST_XDIST_WORKER"):
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    if hasattr(os, "sched_setaffinity"):
+        processors = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {processors[int(worker.removeprefix("gw")) % len(processors)]})
 
 # How long an example takes says more of what else runs on the machine than of cfgen.
 hypothesis.settings.register_profile("cfgen", deadline=None)

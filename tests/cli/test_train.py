@@ -167,11 +167,11 @@ def test_another_autoencoder_encodes_the_films_anew(train: Run) -> None:
     train("vae", vae__loop__steps="2")
     assert train("base", base__loop__steps="1").exit_code == 0
     (first,) = Path("work/latents").iterdir()
-    train("vae")
-    assert train("base").exit_code == 0
+    train("vae", vae__loop__steps="3")
+    assert train("base", base__loop__steps="2").exit_code == 0
     second = set(Path("work/latents").iterdir()) - {first}
     assert len(second) == 1
-    assert _steps("base") == [1, 2, 3, 4]
+    assert _steps("base") == [1, 2]
 
 
 def test_the_stages_end_in_a_model_that_renders(train: Run, cfgen: Run) -> None:

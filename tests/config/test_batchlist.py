@@ -185,7 +185,7 @@ values = st.recursive(
 )
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=80)
 @given(st.dictionaries(st.sampled_from(["version", "defaults", "clips"]) | words, values))
 def test_any_yaml_is_read_or_refused(tree: dict[str, object]) -> None:
     import yaml
