@@ -21,64 +21,68 @@ if TYPE_CHECKING:
 
 Values = dict[str, dict[str, RawValue]]
 
+Name = Annotated[
+    str, typer.Argument(metavar="NAME", help="What to train: mini, or context-forcing.")
+]
+StageName = Annotated[
+    str,
+    typer.Option(
+        "--stage",
+        metavar="STAGE",
+        help="The stage: tokenizer, vae, base, teacher, dmd, cdmd. probe only measures.",
+    ),
+]
+Minutes = Annotated[
+    float,
+    typer.Option("--minutes", min=0.01, help="Save the state and stop after this many minutes."),
+]
+Work = Annotated[
+    Path, typer.Option("--work", metavar="FOLDER", help="Where state and model are kept.")
+]
+Start = Annotated[
+    Path | None,
+    typer.Option(
+        "--start",
+        metavar="FOLDER",
+        help="Begin from the weights of this model folder; a run that has begun ignores it.",
+    ),
+]
+Assignments = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Set any value of presets/train.NAME.yaml, such as base.dim=256; may be repeated.",
+    ),
+]
+AsPlan = Annotated[
+    bool, typer.Option("--plan", help="Tell what memory and time the stage will take, and stop.")
+]
+Rate = Annotated[
+    float | None,
+    typer.Option(
+        "--rate",
+        metavar="TFLOPS",
+        min=1e-6,
+        help="What --plan reckons time at, in TFLOP/s of a process; an estimate without it.",
+    ),
+]
+
 app = options.command_app()
 
 
 @app.command()
+@options.takes(options.Json, options.Quiet, options.Debug)
 def train(
     ctx: typer.Context,
-    name: Annotated[
-        str, typer.Argument(metavar="NAME", help="What to train: mini, or context-forcing.")
-    ],
-    stage: Annotated[
-        str,
-        typer.Option(
-            "--stage",
-            metavar="STAGE",
-            help="The stage: tokenizer, vae, base, teacher, dmd, cdmd. probe only measures.",
-        ),
-    ],
-    minutes: Annotated[
-        float,
-        typer.Option(
-            "--minutes", min=0.01, help="Save the state and stop after this many minutes."
-        ),
-    ] = 60.0,
-    work: Annotated[
-        Path, typer.Option("--work", metavar="FOLDER", help="Where state and model are kept.")
-    ] = Path("mini-training"),
-    start: Annotated[
-        Path | None,
-        typer.Option(
-            "--start",
-            metavar="FOLDER",
-            help="Begin from the weights of this model folder; a run that has begun ignores it.",
-        ),
-    ] = None,
-    assignments: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="KEY=VALUE",
-            help="Set any value of presets/train.NAME.yaml, such as base.dim=256; may be repeated.",
-        ),
-    ] = None,
-    plan: Annotated[
-        bool,
-        typer.Option("--plan", help="Tell what memory and time the stage will take, and stop."),
-    ] = False,
-    rate: Annotated[
-        float | None,
-        typer.Option(
-            "--rate",
-            metavar="TFLOPS",
-            min=1e-6,
-            help="What --plan reckons time at, in TFLOP/s of a process; an estimate without it.",
-        ),
-    ] = None,
-    json_lines: options.Json = False,
-    quiet: options.Quiet = False,
-    debug: options.Debug = False,
+    name: Name,
+    stage: StageName,
+    minutes: Minutes = 60.0,
+    work: Work = Path("mini-training"),
+    start: Start = None,
+    assignments: Assignments = None,
+    plan: AsPlan = False,
+    rate: Rate = None,
 ) -> None:
     """Train a model of our own, in slices of minutes.
 
@@ -101,7 +105,6 @@ def train(
     from cfgen.train.stages import STAGES, Job, planned
 
     console = options.console_of(ctx)
-    console.configure(json=json_lines, quiet=quiet, debug=debug)
     values = _values(name, assignments or [])
     known = [each for each in STAGES if each in values]
     if stage not in known:
