@@ -56,12 +56,14 @@ class Network:
         latent_size: rows and columns of a latent frame.
         lora: its factors, if it has any.
         learns: whether it is trained at all.
+        still: number type of its matrices where they do not learn.
     """
 
     sizes: WanConfig
     latent_size: tuple[int, int]
     lora: LoraSettings = LoraSettings()
     learns: bool = True
+    still: torch.dtype = torch.float32
 
     @property
     def tokens(self) -> int:
@@ -88,13 +90,14 @@ class Network:
             return 0
         return self.factors if self.lora.rank else self.weights
 
-    def weights_nbytes(self, still: torch.dtype) -> int:
+    @property
+    def weights_nbytes(self) -> int:
         """Bytes of all weights: float32 if they learn, matrices in `still` if they do not."""
         if self.learns and not self.lora.rank:
             return 4 * self.weights
         shapes = shapes_of(Generator, self.sizes)
         sizes = {
-            n: math.prod(s) * (still.itemsize if MATRICES.fullmatch(n) else 4)
+            n: math.prod(s) * (self.still.itemsize if MATRICES.fullmatch(n) else 4)
             for n, s in shapes.items()
         }
         return sum(sizes.values()) + 4 * self.learnt

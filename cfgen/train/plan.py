@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from cfgen.checkpoint.networks.geometry import sizes_in
 from cfgen.errors import UsageError
 from cfgen.memory.slow_fast import SlowFastMemory
 from cfgen.model.generator import WanConfig
@@ -85,18 +86,18 @@ class Plan:
     aside: dict[str, int] = field(default_factory=dict)
     passes: dict[str, float] = field(default_factory=dict)
 
-    def hold(self, networks: Mapping[str, Network], still: torch.dtype, *, adam: int = 2) -> None:
-        """Count weights, gradients, averages and optimizer states, of which each weight has `adam`.
+    def hold(self, networks: Mapping[str, Network]) -> None:
+        """Count weights, gradients, averages, and the two states that AdamW has of each weight.
 
         The first network is averaged.
         """
         learnt = {name: network.learnt for name, network in networks.items()}
         averaged = next(iter(learnt.values()))
-        weights = {n: network.weights_nbytes(still) for n, network in networks.items()}
+        weights = {n: network.weights_nbytes for n, network in networks.items()}
         self.memory |= {f"weights of the {n}": b for n, b in weights.items()}
         total = sum(learnt.values())
         self.memory["gradients"] = 4 * total
-        self.memory["optimizer states"] = 4 * adam * total
+        self.memory["optimizer states"] = 4 * 2 * total
         self.memory["average"] = 4 * averaged
 
     def keep(self, frames: float, *, recompute: bool | None) -> None:
@@ -113,13 +114,12 @@ class Plan:
             self.aside[f"activations, {words}"] = both[words]
 
 
-def model_of(settings: Mapping[str, Any], folder: Path, said: Callable[[Path], Any]) -> Model:
+def model_of(settings: Mapping[str, Any], folder: Path) -> Model:
     """Sizes of the model of a stage.
 
     Args:
         settings: an object of its class for each section of values.
         folder: of the model; it need not be there.
-        said: reads the sizes in a config.json.
     """
     base: FlowMatchingSettings | None = settings.get("base")
     plan: PlanSettings = settings.get("plan", PlanSettings())
@@ -130,7 +130,7 @@ def model_of(settings: Mapping[str, Any], folder: Path, said: Callable[[Path], A
         text = words + base.text_layers * layer
     config = folder / "config.json"
     if config.is_file():
-        return Model(said(config), text, str(config))
+        return Model(sizes_in(config), text, str(config))
     source: Any = base or plan
     names = ("dim", "ffn_dim", "num_heads", "num_layers")
     sizes: dict[str, Any] = {name: getattr(source, name) for name in names}
@@ -165,7 +165,7 @@ def _base(settings: Mapping[str, Any], model: Model, processes: int) -> Plan:
         commits += chance * films * chunks * plan.network.forward(CHUNK_LATENTS, keys)
         kept = max(kept, films * min(trained, most) * (s.draws + 1) * CHUNK_LATENTS)
     plan.passes = {"targets": 3 * once, "context": commits + 2 * once / s.draws}
-    plan.hold({"generator": plan.network}, torch.float32)
+    plan.hold({"generator": plan.network})
     plan.memory["text encoder, all of it"] = 20 * model.text
     plan.keep(kept, recompute=None)
     frames = max(
@@ -198,7 +198,8 @@ def _teacher(settings: Mapping[str, Any], model: Model, processes: int) -> Plan:
         ]
         chunks = sum(share * 0.75 * most for share, most, _ in pairs)
         films = sum(share * n for share, _, n in pairs)
-    plan = Plan(Network(model.generator, size, lora), loop, processes)
+    network = Network(model.generator, size, lora, still=DTYPES[lora.base])
+    plan = Plan(network, loop, processes)
     target = CHUNK_LATENTS * s.target_chunks
     context = (min(s.earliest, chunks - s.target_chunks) + chunks - s.target_chunks) / 2
     keys = _capacity(memory) - CHUNK_LATENTS + target
@@ -209,7 +210,7 @@ def _teacher(settings: Mapping[str, Any], model: Model, processes: int) -> Plan:
         "context": times * context * plan.network.forward(CHUNK_LATENTS, _capacity(memory)),
         "prompts": times * (2 * model.text * model.generator.text_len + plan.network.prompt()),
     }
-    plan.hold({"generator": plan.network}, DTYPES[lora.base])
+    plan.hold({"generator": plan.network})
     plan.memory["weights of the text encoder"] = 2 * model.text
     # The first chunk of a shot is committed with gradients, too.
     plan.keep(films * s.targets * s.draws * target, recompute=s.recompute)
@@ -260,11 +261,8 @@ def _student(stage: str, settings: Mapping[str, Any], model: Model, processes: i
         "critic": times * (commits * taught + scored * (1 + backward)),
     }
     still = torch.bfloat16 if loop.precision == "bf16" else torch.float32
-    teacher = Network(model.generator, s.latent_size, learns=False)
-    networks = {"student": plan.network, "critic": plan.network, "teacher": teacher}
-    plan.hold(networks, torch.float32)
-    del plan.memory["weights of the teacher"]
-    plan.memory["weights of the teacher"] = teacher.weights_nbytes(still)
+    teacher = Network(model.generator, s.latent_size, learns=False, still=still)
+    plan.hold({"student": plan.network, "critic": plan.network, "teacher": teacher})
     on_gpu = settings.get("plan", PlanSettings()).device != "CPU"
     plan.memory["weights of the text encoder"] = (2 if on_gpu else 4) * model.text
     frames = target + (CHUNK_LATENTS * (s.chunks[1] - 1) if s.grad == "replay" else 0)

@@ -12,7 +12,7 @@ from cfgen.train.plan import Model, Plan, PlanSettings
 from cfgen.units import bytes_words
 
 
-def rate_of(settings: Mapping[str, Any], given: float | None) -> tuple[float, str]:
+def device_rate(settings: Mapping[str, Any], given: float | None) -> tuple[float, str]:
     """TFLOP/s that time is reckoned at, and where the figure is from.
 
     Raises:

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 
-from cfgen.checkpoint.networks.geometry import sizes_in
 from cfgen.checkpoint.networks.vae import load_tiny
 from cfgen.errors import CheckpointError
 from cfgen.files.writing import write_file
@@ -38,7 +37,7 @@ from cfgen.train.film_world.return_memory import SlowFastSizes
 from cfgen.train.flow_matching_stage import FlowMatchingSettings, FlowMatchingStage
 from cfgen.train.loop import Progress, train
 from cfgen.train.plan import PlanSettings, model_of, plan_of
-from cfgen.train.plan_text import facts_of, rate_of, text_of
+from cfgen.train.plan_text import device_rate, facts_of, text_of
 from cfgen.train.stage import LoopSettings, Stage
 from cfgen.train.tokenizer_stage import TokenizerSettings, train_tokenizer
 from cfgen.train.training_memory import MemorySettings
@@ -235,9 +234,9 @@ def planned(job: Job, rate: float | None) -> Result:
         CheckpointError: the config.json of the model is damaged.
         UsageError: the stage has no plan, or the device is not known.
     """
-    model = model_of(job.settings, job.start or job.model, sizes_in)
+    model = model_of(job.settings, job.start or job.model)
     plan = plan_of(job.stage, job.settings, model)
-    facts = facts_of(job.stage, plan, model, rate_of(job.settings, rate))
+    facts = facts_of(job.stage, plan, model, device_rate(job.settings, rate))
     return Result(text_of(facts), facts)
 
 
