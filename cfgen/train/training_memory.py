@@ -104,7 +104,7 @@ class TrainingAdmission:
 
 def training_memory(
     policy: Policy,
-    admission: TrainingAdmission,
+    admission: TrainingAdmission | None,
     generator: Generator,
     latents: tuple[int, int, int],
 ) -> PagedMemory:
@@ -112,7 +112,7 @@ def training_memory(
 
     Args:
         policy: What is kept.
-        admission: Decides on key frames.
+        admission: Decides on key frames; None: the policy's own rule.
         generator: Whose keys and values they are.
         latents: Latent frames of a film, their height and width.
     """

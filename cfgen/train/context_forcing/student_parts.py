@@ -27,7 +27,7 @@ from cfgen.train.context_forcing.lora import LoraSettings
 from cfgen.train.context_forcing.roles import Role
 from cfgen.train.context_forcing.scripts import FilmWorldScripts, PromptScripts, Scripts
 from cfgen.train.context_forcing.student_films import SampleSettings, StudentFilms
-from cfgen.train.context_forcing.student_memory import DrawnMemories, Memories, OwnMemories
+from cfgen.train.context_forcing.student_memory import Memories, drawn_memories, own_memories
 from cfgen.train.context_forcing.student_settings import StudentSettings
 from cfgen.train.context_forcing.student_stage import StudentParts, StudentStage
 from cfgen.train.context_forcing.teacher_parts import TeacherExporter
@@ -148,7 +148,7 @@ def _scripts(prompts: PromptSettings | None) -> Scripts:
 
 
 def _memories(policy: SlowFastMemory | None, drawn: MemorySettings) -> Memories:
-    return DrawnMemories(drawn) if policy is None else OwnMemories(policy)
+    return drawn_memories(drawn) if policy is None else own_memories(policy)
 
 
 def _films(

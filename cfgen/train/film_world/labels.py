@@ -7,7 +7,7 @@ truth, where others take the features of a pretrained network.
 Source: representation alignment, arXiv 2410.06940.
 
 Axis letters: B batch, F latent frames, L = F * rows * columns / patch, E width of the generator,
-h w latent grid, K labels.
+h w latent grid.
 """
 
 from __future__ import annotations
@@ -65,13 +65,13 @@ def cell_labels(
         across = (2 * x - box.x0 - box.x1) / (box.x1 - box.x0)
         down = (2 * y - box.y0 - box.y1) / (box.y1 - box.y0)
         inside = (abs(across) < 1) & (abs(down) < 1)
-        for list_, word in enumerate(said, at):
-            words[i, list_][inside] = 1 + WORDS[list_].index(word)
+        for number, word in enumerate(said, at):
+            words[i, number][inside] = 1 + WORDS[number].index(word)
         places[i, at] = np.where(inside, across, places[i, at])
         places[i, at + 1] = np.where(inside, down, places[i, at + 1])
 
-    for i, number in enumerate(frames):
-        frame = number * TEMPORAL_STRIDE
+    for i, latent in enumerate(frames):
+        frame = latent * TEMPORAL_STRIDE
         for each in landmark_boxes(film, frame):
             colour, _, form = each.kind.partition(" ")
             mark(i, each, (form, colour), 2)

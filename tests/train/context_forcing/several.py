@@ -16,7 +16,7 @@ from cfgen.model.generator import Generator, WanConfig
 from cfgen.model.text_encoder import TextEncoder
 from cfgen.train.context_forcing.error_bank import ErrorSettings
 from cfgen.train.context_forcing.lora import LoraSettings
-from cfgen.train.context_forcing.student_memory import OwnMemories
+from cfgen.train.context_forcing.student_memory import own_memories
 from cfgen.train.context_forcing.teacher_films import ClipFilms
 from cfgen.train.context_forcing.teacher_stage import (
     TeacherParts,
@@ -60,7 +60,7 @@ def teacher(folder: Path, micro_batches: int, rank: int) -> Stage:
 def student(micro_batches: int) -> Stage:
     """Nothing is drawn that processes have in common: one exit, one length, one memory."""
     stage = stage_of(timesteps=(1000.0,), chunks=(4, 4), grow=0, micro_batches=micro_batches)
-    memories = OwnMemories(WindowMemory(size=9, sink=3))
+    memories = own_memories(WindowMemory(size=9, sink=3))
     stage._parts = dataclasses.replace(stage._parts, memories=memories)
     return stage
 

@@ -20,7 +20,7 @@ from cfgen.train.context_forcing.dmd import ScoreSettings
 from cfgen.train.context_forcing.lora import LoraSettings, add_lora
 from cfgen.train.context_forcing.roles import Role
 from cfgen.train.context_forcing.scripts import FilmWorldScripts, PromptScripts
-from cfgen.train.context_forcing.student_memory import DrawnMemories, OwnMemories
+from cfgen.train.context_forcing.student_memory import drawn_memories, own_memories
 from cfgen.train.context_forcing.student_settings import StudentSettings
 from cfgen.train.context_forcing.student_stage import StudentParts, StudentStage
 from cfgen.train.loop import train
@@ -91,7 +91,7 @@ def stage_of(
         critic=role(2, learns=True),
         text_encoder=Words(),  # type: ignore[arg-type]
         scripts=FilmWorldScripts(),
-        memories=DrawnMemories(MemorySettings()),
+        memories=drawn_memories(MemorySettings()),
         export=export,
     )
     settings = dataclasses.replace(SETTINGS, **changes)  # type: ignore[arg-type]
@@ -227,10 +227,10 @@ def test_values_that_do_not_go_together_are_refused(
 def test_a_policy_of_its_own_takes_one_film() -> None:
     rng = np.random.default_rng(0)
     script = PromptScripts(["a", "b"]).draw(rng, 2, 3)
-    made = OwnMemories(WindowMemory(size=6, sink=0))(script, generator(0), (9, 2, 4), rng)
+    made = own_memories(WindowMemory(size=6, sink=0))(script, generator(0), (9, 2, 4), rng)
     assert made.on_chunk is None
     with pytest.raises(UsageError, match="got a batch of 2"):
-        OwnMemories(SlowFastMemory())(script, generator(0), (9, 2, 4), rng)
+        own_memories(SlowFastMemory())(script, generator(0), (9, 2, 4), rng)
 
 
 def test_scripts_of_films_share_their_shots() -> None:
