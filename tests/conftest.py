@@ -80,7 +80,8 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     from cfgen.train.export import Exporter
     from cfgen.train.film_world.latents import LatentStore
-    from cfgen.train.flow_matching_stage import FlowMatchingSettings, FlowMatchingStage
+    from cfgen.train.flow_matching_settings import FlowMatchingSettings
+    from cfgen.train.flow_matching_stage import FlowMatchingStage
     from cfgen.train.tokenizer_stage import train_tokenizer
     from cfgen.train.training_memory import MemorySettings
     from cfgen.train.vae_stage import VaeSettings, VaeStage

@@ -26,17 +26,20 @@ from cfgen.checkpoint.networks.fill import load_generator
 from cfgen.checkpoint.networks.text_encoder import load_text_encoder
 from cfgen.errors import CheckpointError
 from cfgen.memory.paged import PagedView
+from cfgen.memory.window import FullMemory
 from cfgen.model.generator import Conditioning, Generator, WanConfig
 from cfgen.model.text_encoder import TextEncoder
 from cfgen.rollout.loop import commit_chunk, predict_flow
 from cfgen.train.export import Exporter, text_config
 from cfgen.train.film_world.backgrounds import rng_for
 from cfgen.train.film_world.captions import caption
+from cfgen.train.film_world.crops import draw_crops
 from cfgen.train.film_world.families import draw_family
-from cfgen.train.film_world.labels import LabelHead
+from cfgen.train.film_world.labels import LabelHead, Labels, film_labels
 from cfgen.train.film_world.latents import CHUNK_LATENTS, FilmBatch, LatentStore
 from cfgen.train.film_world.world import Film
 from cfgen.train.flow_loss import Errors, LossWeights, spread_levels
+from cfgen.train.flow_matching_settings import FlowMatchingSettings
 from cfgen.train.muon import Muon
 from cfgen.train.recall import RecallProbe
 from cfgen.train.shots import choose_chunks, prompts_by_chunk, repeated, shot_starts, spans
@@ -49,76 +52,21 @@ from cfgen.train.training_memory import (
 )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class FlowMatchingSettings:
-    """Values of the stage.
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What is to be denoised.
 
     Attributes:
-        dim: width of the generator; `ffn_dim`, `num_heads`, `num_layers`, `text_len` and `text_dim`
-            as in `WanConfig`.
-        text_layers: layers of the text encoder.
-        text_ffn: width of its feed-forward layers.
-        lr: peak learning rate of both optimizers.
-        families: how many families of films of each length are drawn from at a time.
-        members: films of a family; each is encoded when it is first drawn.
-        uses: how often a film is drawn, on average, until a new family takes the place of its own.
-        chunks: most chunks of films of each length, from stills to long ones; a family has half as
-            many or more.
-        batches: films of a step, for each of the lengths.
-        trained: chunks of a film that are denoised, for each length.
-        shares: how often each length is drawn.
-        late_shares: the same from step `late_from` on.
-        late_from: the step from which long films are drawn more often.
-        draws: noise draws of a chosen chunk.
-        first_draws: noise draws of a film's first chunk; it has the text to go by and nothing else.
-        shift: noise levels are shift u / (1 + (shift - 1) u) for u even in [0, 1].
-        subject_weight: weight of latent cells near a subject, where any other cell's is 1.
-        return_weight: weight of latent cells that only a memory of the past can know.
-        motion_weight: weight of the error's change from one latent frame to the next, where the
-            error's own is 1: most of a chunk's error is its layout, hardly any its motion.
-        label_weight: weight of the error of telling what each cell shows; see `labels`.
-        noise_share: share of the chunks that are committed with noise on them.
-        noise_strength: highest standard deviation of that noise.
-        own_share: share of the chosen chunks that are committed as the model made them in one step.
-        own_below: highest noise level from which that is done.
-        drop_text: share of the films whose prompts are replaced by the empty one.
-        given_share: share of steps whose films begin with a given frame: their first latent frame
-            is committed by itself, and the rest of the first chunk is denoised after it.
-        probe_films: held-out films on which recall is measured.
+        latents: [B, F, C, h, w].
+        subjects: cells near a subject, [B, F, h, w] in {0, 1}.
+        returns: cells whose place was shown before, [B, F, h, w] in {0, 1}.
+        labels: what the cells show.
     """
 
-    dim: int = 320
-    ffn_dim: int = 1280
-    num_heads: int = 5
-    num_layers: int = 6
-    text_len: int = 64
-    text_dim: int = 192
-    text_layers: int = 3
-    text_ffn: int = 384
-    lr: float = 1.5e-3
-    families: int = 12
-    members: int = 24
-    uses: float = 3.0
-    chunks: tuple[int, int, int, int] = (1, 6, 14, 36)
-    batches: tuple[int, int, int, int] = (16, 3, 2, 2)
-    trained: tuple[int, int, int, int] = (1, 4, 4, 4)
-    shares: tuple[float, float, float, float] = (0.35, 0.35, 0.27, 0.03)
-    late_shares: tuple[float, float, float, float] = (0.2, 0.25, 0.35, 0.2)
-    late_from: int = 6000
-    draws: int = 4
-    first_draws: int = 4
-    shift: float = 3.0
-    subject_weight: float = 3.0
-    return_weight: float = 3.0
-    motion_weight: float = 1.0
-    label_weight: float = 0.1
-    noise_share: float = 0.4
-    noise_strength: float = 0.25
-    own_share: float = 0.2
-    own_below: float = 0.7
-    drop_text: float = 0.08
-    given_share: float = 0.1
-    probe_films: int = 6
+    latents: Tensor
+    subjects: Tensor
+    returns: Tensor
+    labels: Labels
 
 
 class FlowMatchingStage(SingleLossStage):
@@ -238,13 +186,22 @@ class FlowMatchingStage(SingleLossStage):
             is_given = span.stop == 1
             if chunk in chosen and not is_given:
                 draws = s.draws if chunk else s.first_draws
-                clean = self._denoise(part, span, view, prompts[chunk], noise, draws, errors)
+                labels = film_labels(
+                    batch.films, range(span.start, span.stop), *part.latents.shape[-2:]
+                )
+                target = Target(*part.tensors, labels)
+                clean = self._denoise(target, view, prompts[chunk], noise, draws, errors)
             if chunk < max(chosen) or is_given:  # nothing reads what comes after
                 learnt = chunk in chosen or chunk in starts
                 latents = self._committed(part, clean, noise)
                 with nullcontext() if learnt else torch.no_grad():
                     commit_chunk(self.generator, memory, view, latents, prompts[chunk])
-        return errors.total()
+        total, figures = errors.total()
+        if s.crops:
+            cropped, crop_figures = self._crops(batch, rng, noise)
+            total = total + s.crop_weight * cropped
+            figures |= {f"crop_{name}": value for name, value in crop_figures.items()}
+        return total, figures
 
     def _films(self, step: int, rng: np.random.Generator) -> tuple[FilmBatch, int]:
         """A batch of one family, and which of the lengths it has."""
@@ -263,33 +220,51 @@ class FlowMatchingStage(SingleLossStage):
 
         return prompts_by_chunk(films, words, self.generator, self.text_encoder)
 
+    def _crops(
+        self, batch: FilmBatch, rng: np.random.Generator, noise: torch.Generator
+    ) -> tuple[Tensor, dict[str, float]]:
+        """Learn to draw subjects from crops of single latent frames, which know no past."""
+        s = self.settings
+        crops = draw_crops(batch, s.crops, s.crop_cells, rng)
+        dropped = rng.uniform(size=s.crops) < s.drop_text
+        words = ["" if out else said for out, said in zip(dropped, crops.captions, strict=True)]
+        text = self.generator.condition(self.text_encoder(words))
+        memory = training_memory(
+            FullMemory(), None, self.generator, (CHUNK_LATENTS, *crops.latents.shape[-2:])
+        )
+        errors = Errors(LossWeights(subject=s.subject_weight))
+        target = Target(
+            crops.latents, crops.subjects, torch.zeros_like(crops.subjects), crops.labels
+        )
+        self._denoise(target, memory.begin(1), text, noise, s.crop_draws, errors)
+        return errors.total()
+
     def _denoise(
         self,
-        part: FilmBatch,
-        span: slice,
+        target: Target,
         view: PagedView,
         text: Conditioning,
         noise: torch.Generator,
         draws: int,
         errors: Errors,
     ) -> tuple[Tensor, Tensor]:
-        """Learn from a chunk at several noise levels.
+        """Learn from pictures at several noise levels.
 
         Returns:
-            the chunk as the first draw predicts it, [B, F, C, h, w], and that draw's noise levels,
+            them as the first draw predicts them, [B, F, C, h, w], and that draw's noise levels,
             [B, 1, 1, 1, 1].
         """
-        x0 = part.latents.repeat(draws, 1, 1, 1, 1)
+        batch = len(target.latents)
+        x0 = target.latents.repeat(draws, 1, 1, 1, 1)
         eps = torch.randn(x0.shape, generator=noise).to(x0)
-        level = spread_levels(draws, len(part.latents), self.settings.shift, noise).to(x0)
+        level = spread_levels(draws, batch, self.settings.shift, noise).to(x0)
         x = (1 - level) * x0 + level * eps
         levels, texts = level[:, :, 0, 0, 0], repeated(text, draws)
         with self.labels.watching(self.generator) as hidden:
             flow = predict_flow(self.generator, x, levels, texts, view)
-        told = self.labels.loss(hidden[0], part.films, range(span.start, span.stop), x.shape[-2:])
-        errors.add(flow - (eps - x0), part.subjects, part.returns, draws=draws)
+        errors.add(flow - (eps - x0), target.subjects, target.returns, draws=draws)
+        told = self.labels.loss(hidden[0], target.labels)
         errors.add_aside("labels", told, self.settings.label_weight, draws=draws)
-        batch = len(part.latents)
         return (x - level * flow).detach()[:batch], level[:batch]
 
     def _committed(

@@ -24,7 +24,7 @@ from cfgen.train.context_forcing.teacher_parts import DTYPES
 from cfgen.train.context_forcing.teacher_stage import TeacherSettings
 from cfgen.train.cost import UMT5_XXL, Network
 from cfgen.train.film_world.latents import CHUNK_LATENTS
-from cfgen.train.flow_matching_stage import FlowMatchingSettings
+from cfgen.train.flow_matching_settings import FlowMatchingSettings
 from cfgen.train.stage import LoopSettings
 from cfgen.train.training_memory import MemorySettings
 
@@ -165,6 +165,9 @@ def _base(settings: Mapping[str, Any], model: Model, processes: int) -> Plan:
         commits += chance * films * chunks * plan.network.forward(CHUNK_LATENTS, keys)
         kept = max(kept, films * min(trained, most) * (s.draws + 1) * CHUNK_LATENTS)
     plan.passes = {"targets": 3 * once, "context": commits + 2 * once / s.draws}
+    if s.crops:
+        crop = Network(model.generator, s.crop_cells).forward(1, 1)
+        plan.passes["crops"] = 3 * s.crops * s.crop_draws * crop
     plan.hold({"generator": plan.network})
     plan.memory["text encoder, all of it"] = 20 * model.text
     plan.keep(kept, recompute=None)

@@ -34,7 +34,8 @@ from cfgen.train.export import Exporter
 from cfgen.train.film_world import return_probe
 from cfgen.train.film_world.latents import LatentStore, encoder_digest
 from cfgen.train.film_world.return_memory import SlowFastSizes
-from cfgen.train.flow_matching_stage import FlowMatchingSettings, FlowMatchingStage
+from cfgen.train.flow_matching_settings import FlowMatchingSettings
+from cfgen.train.flow_matching_stage import FlowMatchingStage
 from cfgen.train.loop import Progress, train
 from cfgen.train.plan import PlanSettings, model_of, plan_of
 from cfgen.train.plan_text import device_rate, facts_of, text_of

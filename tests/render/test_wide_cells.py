@@ -27,7 +27,8 @@ from cfgen.runs.folder import RunFolder
 from cfgen.runs.journal import ChunkLine
 from cfgen.train.export import Exporter
 from cfgen.train.film_world.latents import LatentStore
-from cfgen.train.flow_matching_stage import FlowMatchingSettings, FlowMatchingStage
+from cfgen.train.flow_matching_settings import FlowMatchingSettings
+from cfgen.train.flow_matching_stage import FlowMatchingStage
 from cfgen.train.tokenizer_stage import train_tokenizer
 from cfgen.train.training_memory import MemorySettings
 from cfgen.train.vae_stage import VaeSettings, VaeStage

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -39,6 +40,32 @@ WORDS: tuple[tuple[str, ...], ...] = (SHAPES, COLOURS, tuple(FORMS), tuple(LANDM
 
 PLACES = 4
 """Where it lies in the box of its subject, and of its landmark: x and y in [-1, 1] of each."""
+
+
+@dataclass(frozen=True, slots=True)
+class Labels:
+    """What the cells of several pictures show; the numbers are those of `cell_labels`.
+
+    Attributes:
+        words: [B, F, len(WORDS), h, w].
+        places: [B, F, PLACES, h, w].
+    """
+
+    words: Tensor
+    places: Tensor
+
+    @classmethod
+    def of(
+        cls, words: Sequence[NDArray[np.int64]], places: Sequence[NDArray[np.float32]]
+    ) -> Labels:
+        """From those of each picture."""
+        return cls(torch.from_numpy(np.stack(words)), torch.from_numpy(np.stack(places)))
+
+
+def film_labels(films: Sequence[Film], frames: Sequence[int], rows: int, columns: int) -> Labels:
+    """Labels of the same latent frames of several films, all their cells."""
+    words, places = zip(*[cell_labels(film, frames, rows, columns) for film in films], strict=True)
+    return Labels.of(words, places)
 
 
 def cell_labels(
@@ -109,29 +136,24 @@ class LabelHead(nn.Module):
         finally:
             handle.remove()
 
-    def loss(
-        self, hidden: Tensor, films: Sequence[Film], frames: range, grid: Sequence[int]
-    ) -> Tensor:
+    def loss(self, hidden: Tensor, labels: Labels) -> Tensor:
         """Cross-entropy of the four words, plus the squared error of the places.
 
         What is not there has the logit 0. Cells that show something count as much as all others.
 
         Args:
-            hidden: what the layer gave, [draws * B, L, E], all films of one draw together.
-            films: B of them.
-            frames: numbers of the latent frames.
-            grid: rows and columns of the latent grid, h and w.
+            hidden: what the layer gave, [draws * B, L, E], all pictures of one draw together.
+            labels: of B pictures.
         """
-        rows, columns = grid
-        maps = [cell_labels(film, frames, rows, columns) for film in films]
-        draws = len(hidden) // len(films)
+        draws = len(hidden) // len(labels.words)
         words, places = (
-            torch.from_numpy(np.stack(part)).to(hidden.device).repeat(draws, 1, 1, 1, 1)
-            for part in zip(*maps, strict=True)
+            each.to(hidden.device).repeat(draws, 1, 1, 1, 1)
+            for each in (labels.words, labels.places)
         )
+        frames, rows, columns = words.shape[1], *words.shape[-2:]
         _, ph, pw = self._patch
         read = self.head(hidden).float()
-        read = read.view(len(hidden), len(frames), rows // ph, columns // pw, ph, pw, -1)
+        read = read.view(len(hidden), frames, rows // ph, columns // pw, ph, pw, -1)
         read = read.permute(0, 1, 6, 2, 4, 3, 5).reshape(*words.shape[:2], -1, rows, columns)
         *told, placed = read.split(self._sizes, 2)
         known = ~places.isnan()

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cfgen.model.generator import Generator, WanConfig
-from cfgen.train.film_world.labels import WORDS, LabelHead, cell_labels
+from cfgen.train.film_world.labels import WORDS, LabelHead, cell_labels, film_labels
 from cfgen.train.film_world.latents import subject_cells
 from cfgen.train.film_world.sampling import sample_film
 
@@ -51,10 +51,11 @@ def test_the_head_learns_the_labels_of_a_layer_that_knows_them() -> None:
     words, _ = cell_labels(film, frames, ROWS, COLUMNS)
     by_token = words.reshape(3, len(WORDS), ROWS // 2, 2, COLUMNS // 2, 2).max((3, 5))
     hidden[0, :, : len(WORDS)] = torch.from_numpy(by_token).permute(0, 2, 3, 1).flatten(0, 2)
+    labels = film_labels([film], frames, ROWS, COLUMNS)
     optimizer = torch.optim.Adam(head.parameters(), lr=0.3)
     losses = []
     for _ in range(40):
-        loss = head.loss(hidden, [film], frames, (ROWS, COLUMNS))
+        loss = head.loss(hidden, labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
