@@ -2,7 +2,8 @@
 
 The video autoencoder turns the first latent frame into one frame and each later one into
 `temporal_stride` frames. Latent frames are made in chunks of a fixed size, so a clip is rendered up
-to the chunk grid and cut to the frames that were asked for.
+to the chunk grid and cut to the frames that were asked for. A clip may begin with latent frames
+that are given: then the first chunk holds as many as make the given ones whole chunks.
 """
 
 from __future__ import annotations
@@ -10,12 +11,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
 
 from cfgen.errors import UsageError
 from cfgen.units import count
-
-T = TypeVar("T")
 
 SEGMENT_CHUNKS = 16
 """Chunks in one encoded segment. Coded frames depend on it, so it is one number for all renders."""
@@ -79,6 +77,19 @@ class VideoShape:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Given:
+    """What a clip begins with that is not made but given: a picture, or the past of a film.
+
+    Attributes:
+        latent_frames: Latent frames that are given.
+        shown: Whether the clip shows them; otherwise it begins with the first frame after them.
+    """
+
+    latent_frames: int = 0
+    shown: bool = True
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ChunkPlan:
     """One chunk of a plan; every range is half open and starts at 0.
 
@@ -87,7 +98,7 @@ class ChunkPlan:
         latent_start: First latent frame.
         latent_frames: Latent frames in the chunk, never trimmed.
         frame_start: First frame.
-        frames: Frames to write; fewer than decoded only in the last chunk.
+        frames: Frames to write; fewer than decoded in the last chunk, none where it is not shown.
         segment: The encoded segment that the chunk belongs to.
         ends_segment: Whether the segment ends after this chunk.
     """
@@ -121,7 +132,7 @@ class Plan:
     """What a render will make. Holds a few numbers whatever the length; chunks are computed.
 
     A chunk's number tells where it plays. The order in which chunks are made is another thing:
-    whoever makes them goes by `order`, and whoever shows them, by `Playing`.
+    whoever makes them goes by `order`, and whoever shows them, by `renderer.playing`.
 
     Attributes:
         duration_s: The duration asked for, in seconds.
@@ -130,6 +141,7 @@ class Plan:
         chunks: Chunks to roll out.
         segment_chunks: Chunks in each encoded segment, the last one excepted.
         spans: What is shown when, without gaps, in playing order.
+        given: What the clip begins with.
     """
 
     duration_s: float
@@ -138,6 +150,7 @@ class Plan:
     chunks: int
     segment_chunks: int
     spans: tuple[Span, ...]
+    given: Given = Given()
 
     @property
     def order(self) -> Sequence[int]:
@@ -146,23 +159,55 @@ class Plan:
 
     def span_of(self, chunk: int) -> int:
         """The number of the span that a chunk belongs to."""
-        frame = chunk * self.geometry.chunk_latent_frames
+        frame = self.latent_start(chunk)
         return next(i for i, span in enumerate(self.spans) if span.start <= frame < span.stop)
 
     @property
+    def first_latent_frames(self) -> int:
+        """Latent frames of the first chunk: fewer than others where they are given."""
+        return self.given.latent_frames % self._size or self._size
+
+    def latent_start(self, chunk: int) -> int:
+        """The first latent frame of a chunk; that of one past the last is their number."""
+        return 0 if chunk == 0 else self.first_latent_frames + (chunk - 1) * self._size
+
+    def chunk_of_latent(self, latent_frame: int) -> int:
+        """The chunk that holds a latent frame."""
+        return -(-(latent_frame + 1 - self.first_latent_frames) // self._size)
+
+    @property
+    def given_chunks(self) -> int:
+        """Chunks at the start whose latents are given."""
+        return -(-self.given.latent_frames // self._size)
+
+    @property
+    def hidden_chunks(self) -> int:
+        """Chunks at the start that are not shown."""
+        return 0 if self.given.shown else self.given_chunks
+
+    @property
+    def hidden_frames(self) -> int:
+        """Frames that are decoded before the first that is shown."""
+        return self.geometry.frames_of(self.latent_start(self.hidden_chunks))
+
+    @property
     def latent_frames(self) -> int:
-        """Latent frames rolled out, up to the chunk grid."""
-        return self.chunks * self.geometry.chunk_latent_frames
+        """Latent frames rolled out, up to the chunk grid, those that are given included."""
+        return self.latent_start(self.chunks)
 
     @property
     def decoded_frames(self) -> int:
-        """Frames decoded before the last chunk is trimmed."""
-        return self.geometry.frames_of(self.latent_frames)
+        """Frames decoded before the last chunk is trimmed, without those that are not shown."""
+        return self.geometry.frames_of(self.latent_frames) - self.hidden_frames
 
     @property
     def segments(self) -> int:
         """Encoded segments."""
-        return -(-self.chunks // self.segment_chunks)
+        return -(-(self.chunks - self.hidden_chunks) // self.segment_chunks)
+
+    @property
+    def _size(self) -> int:
+        return self.geometry.chunk_latent_frames
 
     @property
     def seconds(self) -> float:
@@ -170,8 +215,8 @@ class Plan:
         return self.frames / self.geometry.fps
 
     def chunks_of(self, segment: int) -> range:
-        """The chunks of an encoded segment, in playing order."""
-        first = segment * self.segment_chunks
+        """The chunks of an encoded segment, in playing order; none after the last."""
+        first = min(self.hidden_chunks + segment * self.segment_chunks, self.chunks)
         return range(first, min(first + self.segment_chunks, self.chunks))
 
     def chunk(self, index: int) -> ChunkPlan:
@@ -182,18 +227,21 @@ class Plan:
         """
         if not 0 <= index < self.chunks:
             raise IndexError(f"chunk {index} of a plan with {self.chunks} chunks")
-        size = self.geometry.chunk_latent_frames
-        start = self.geometry.frames_of(index * size)
-        end = min(self.geometry.frames_of((index + 1) * size), self.frames)
+        begin, stop = self.latent_start(index), self.latent_start(index + 1)
+        start, end = (
+            min(max(0, self.geometry.frames_of(each) - self.hidden_frames), self.frames)
+            for each in (begin, stop)
+        )
+        shown = index - self.hidden_chunks
         last = index == self.chunks - 1
         return ChunkPlan(
             index=index,
-            latent_start=index * size,
-            latent_frames=size,
+            latent_start=begin,
+            latent_frames=stop - begin,
             frame_start=start,
             frames=end - start,
-            segment=index // self.segment_chunks,
-            ends_segment=last or (index + 1) % self.segment_chunks == 0,
+            segment=max(0, shown) // self.segment_chunks,
+            ends_segment=last or (shown >= 0 and (shown + 1) % self.segment_chunks == 0),
         )
 
     def chunk_at(self, seconds: float) -> int:
@@ -207,8 +255,9 @@ class Plan:
             raise UsageError(
                 f"the video is {_number(self.seconds)} s long, got {_number(seconds)} s"
             )
-        latent = self.geometry.latent_frames_for(frame + 1) - 1
-        return latent // self.geometry.chunk_latent_frames
+        return self.chunk_of_latent(
+            self.geometry.latent_frames_for(self.hidden_frames + frame + 1) - 1
+        )
 
     def __iter__(self) -> Iterator[ChunkPlan]:
         """Yield every chunk in playing order."""
@@ -226,18 +275,7 @@ class Plan:
                 f"{asked} are {_number(exact)} frames, "
                 f"rounded to {count(self.frames, 'frame')} ({_number(self.seconds)} s)"
             )
-        needed = geometry.latent_frames_for(self.frames)
-        grid = (
-            f"{count(self.frames, 'frame')} need {count(needed, 'latent frame')} "
-            f"(the first holds 1 frame, each later one {geometry.temporal_stride})"
-        )
-        if self.latent_frames == needed:
-            second = f"{grid}: {count(self.chunks, 'chunk')} of {geometry.chunk_latent_frames}"
-        else:
-            second = (
-                f"{grid}, rounded up to {self.latent_frames}: "
-                f"{count(self.chunks, 'chunk')} of {geometry.chunk_latent_frames}"
-            )
+        second = self._grid_line()
         surplus = self.decoded_frames - self.frames
         third = (
             f"{self.decoded_frames} frames are decoded and the last {surplus} cut off"
@@ -246,26 +284,35 @@ class Plan:
         )
         fourth = f"{count(self.segments, 'encoded segment')} of {self.segment_chunks} chunks"
         last = len(self.chunks_of(self.segments - 1))
-        return first, second, third, f"{fourth}, the last of {last}"
+        return first, *self._given_lines(), second, third, f"{fourth}, the last of {last}"
 
+    def _grid_line(self) -> str:
+        """How frames became chunks."""
+        stride, size = self.geometry.temporal_stride, self._size
+        needed = self.geometry.latent_frames_for(self.hidden_frames + self.frames)
+        before = self.latent_start(self.hidden_chunks)
+        opens = "" if before else f"the first holds 1 frame, each later one {stride}"
+        line = (
+            f"{count(self.frames, 'frame')} need {count(needed - before, 'latent frame')} "
+            f"({opens or f'each holds {stride}'})"
+        )
+        if self.latent_frames != needed:
+            line += f", rounded up to {self.latent_frames - before}"
+        if not self.hidden_chunks and self.first_latent_frames != size:
+            rest = count(self.chunks - 1, "chunk")
+            return f"{line}: a chunk of {self.first_latent_frames}, then {rest} of {size}"
+        return f"{line}: {count(self.chunks - self.hidden_chunks, 'chunk')} of {size}"
 
-class Playing(Generic[T]):
-    """Puts chunks that come in the order of making into that of playing.
-
-    Args:
-        next: Number of the chunk that plays first.
-    """
-
-    def __init__(self, next: int = 0) -> None:
-        self.next = next
-        self._waiting: dict[int, T] = {}
-
-    def add(self, index: int, chunk: T) -> Iterator[T]:
-        """Take in a chunk; yield all that can play now, each once those before it have."""
-        self._waiting[index] = chunk
-        while self.next in self._waiting:
-            self.next += 1
-            yield self._waiting.pop(self.next - 1)
+    def _given_lines(self) -> tuple[str, ...]:
+        """What is there before anything is made."""
+        if not self.given.latent_frames:
+            return ()
+        frames = self.geometry.frames_of(self.given.latent_frames)
+        whole = (
+            f"{count(frames, 'frame')} are given, {count(self.given.latent_frames, 'latent frame')}"
+            f" in {count(self.given_chunks, 'chunk')}"
+        )
+        return (f"{whole}: {'the video shows them' if self.given.shown else 'not shown again'}",)
 
 
 def make_plan(
@@ -274,6 +321,7 @@ def make_plan(
     *,
     prompt: str = "",
     segment_chunks: int = SEGMENT_CHUNKS,
+    given: Given = Given(),
 ) -> Plan:
     """Plan a clip.
 
@@ -282,12 +330,14 @@ def make_plan(
         geometry: The shape of frames and latents.
         prompt: What the clip shows, from start to end.
         segment_chunks: Chunks in one encoded segment.
+        given: What the clip begins with.
 
     Returns:
         A plan of round(duration_s * fps) frames.
 
     Raises:
-        UsageError: The duration is not a positive number or rounds to no frame at all.
+        UsageError: The duration is not a positive number, rounds to no frame at all, or ends
+            before what is given does.
     """
     if not (math.isfinite(duration_s) and duration_s > 0):
         raise UsageError(f"the duration must be a positive number of seconds, got {duration_s}")
@@ -299,16 +349,25 @@ def make_plan(
             f"{_number(duration_s)} s is shorter than one frame at {_number(geometry.fps)} fps",
             hint=f"ask for at least {1 / geometry.fps:.3g} s",
         )
-    latent_frames = geometry.latent_frames_for(frames)
-    chunks = -(-latent_frames // geometry.chunk_latent_frames)
-    whole = Span(start=0, stop=chunks * geometry.chunk_latent_frames, prompt=prompt)
+    size = geometry.chunk_latent_frames
+    given_frames = geometry.frames_of(given.latent_frames)
+    if given.shown and given_frames and frames <= given_frames:
+        raise UsageError(
+            f"the video begins with {count(given_frames, 'frame')} that are given, "
+            f"{_number(given_frames / geometry.fps)} s, and is to be {_number(duration_s)} s long",
+            hint="ask for a longer --duration: it counts what the video begins with",
+        )
+    latent_frames = geometry.latent_frames_for(frames + (0 if given.shown else given_frames))
+    first = given.latent_frames % size or size
+    chunks = 1 + max(0, -(-(latent_frames - first) // size))
     return Plan(
         duration_s=duration_s,
         geometry=geometry,
         frames=frames,
         chunks=chunks,
         segment_chunks=segment_chunks,
-        spans=(whole,),
+        spans=(Span(start=0, stop=first + (chunks - 1) * size, prompt=prompt),),
+        given=given,
     )
 
 

@@ -158,7 +158,8 @@ def chunk_of(at: str, parent: Plan, child: Plan) -> int:
                 f"the {what} video is {plan.seconds:g} s long, and {seconds:g} s is asked for",
                 "choose an earlier moment" + (", or a longer --duration" if what == "new" else ""),
             )
-    return parent.chunks - 1 if seconds == parent.seconds else parent.chunk_at(seconds)
+    chunk = parent.chunks - 1 if seconds == parent.seconds else parent.chunk_at(seconds)
+    return max(chunk, parent.given_chunks)  # what is given stays
 
 
 def _changed(folder: RunFolder, changes: Mapping[str, str | None]) -> RenderConfig:

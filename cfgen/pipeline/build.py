@@ -281,10 +281,11 @@ def build_noise(config: RenderConfig, plan: Plan) -> Noise:
             return KeyedNoise(config.seed)
         case "reference":
             g = plan.geometry
-            shape = (1, plan.latent_frames, g.channels, g.latent_height, g.latent_width)
+            frames = plan.latent_frames - plan.given.latent_frames
+            shape = (1, frames, g.channels, g.latent_height, g.latent_width)
             fresh = config.schedule.renoise == "fresh"
             draws = len(config.schedule.timesteps) - 1 if fresh else 0
-            return ReferenceNoise(config.seed, shape, draws=draws)
+            return ReferenceNoise(config.seed, shape, draws=draws, first=plan.given_chunks)
 
 
 def _video_metadata(config: RenderConfig) -> dict[str, str]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from cfgen.errors import BudgetError, Interrupted
 from cfgen.model.vae import Mode
 from cfgen.renderer.events import ChunkDone, Encoded, Event, Finished, Resumed, Warned
+from cfgen.renderer.playing import Playing
 from cfgen.renderer.recorder import RunRecorder
 from cfgen.renderer.replay import replay, require_same
 from cfgen.renderer.source import FrameSource
@@ -20,7 +21,6 @@ from cfgen.rollout.loop import Chunk
 from cfgen.runs.folder import RunFolder
 from cfgen.runs.recovery import RunAudit, chunk_list, plan_recovery
 from cfgen.runs.snapshot import SnapshotStore
-from cfgen.timeline import Playing
 from cfgen.units import bytes_words
 from cfgen.video.output import resume_command
 from cfgen.video.writer import VideoWriter
@@ -121,7 +121,7 @@ class ChunkLoop:
                 line = lines[chunk.index]  # frames are the same only if decoded likewise
                 state.mode = Mode(line.tile or None, line.on_cpu)
                 frames = self.source.decode(chunk, state)
-                if chunk.index >= encode_from:
+                if chunk.index >= encode_from and len(frames):
                     self.writer.write(frames)
                     now = self.writer.frames_sha256
                     require_same(self._folder, line.frames_sha256 or now, now)
@@ -142,7 +142,8 @@ class ChunkLoop:
             chunk, before = making.finish(), state.mode
             # This chunk first, if it can play yet, then those that were made early and wait for it.
             playable = list(self._playing.add(chunk.index, chunk))
-            decoding = self.source.decoding(chunk, state) if playable else None
+            seen = playable and chunk.index >= self.source.decode_from
+            decoding = self.source.decoding(chunk, state) if seen else None
             beside = self.source.beside
             pauses = not beside or self._must_sync()
             if done < len(order) and not pauses:
@@ -150,8 +151,8 @@ class ChunkLoop:
             frames = None if decoding is None else decoding.wait()
             yield from self._told(chunk.index, before)
             sha256 = self._recorder.latents(chunk.index, chunk.latents)
-            if frames is None:
-                yield self._record(chunk.index, sha256, "", Mode())
+            if frames is None or not len(frames):
+                yield self._record(chunk.index, sha256, "", state.mode if playable else Mode())
             else:
                 self.writer.write(frames)
                 yield self._record(chunk.index, sha256, self.writer.frames_sha256, state.mode)

@@ -15,9 +15,10 @@ from cfgen.errors import NotFinite
 from cfgen.memory.paged import PagedMemory
 from cfgen.model.generator import Conditioning, Generator
 from cfgen.model.vae import Decoder, State
+from cfgen.renderer.playing import Playing
 from cfgen.rollout.loop import Chunk, ChunkDenoiser, ChunkFn, Guidance, Rollout, recommit
 from cfgen.rollout.schedule import FewStepSchedule, Noise
-from cfgen.timeline import ChunkPlan, Plan, Playing
+from cfgen.timeline import ChunkPlan, Plan
 
 Frames = npt.NDArray[np.uint8]
 
@@ -38,6 +39,8 @@ class FrameSource:
         backend: What it is computed with.
         capture: Makes the passes of a chunk one piece, None to run them one by one.
         notes: What is worth knowing of how it was put together, a line each.
+        given: The latents of the chunks that the plan has as given, float32 [1, F, C, H, W] by
+            number; None where there are none.
     """
 
     generator: Generator
@@ -51,10 +54,11 @@ class FrameSource:
     backend: str = "torch"
     capture: Callable[[ChunkFn], ChunkFn] | None = None
     notes: tuple[str, ...] = ()
+    given: Callable[[int], Tensor] | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """[B, F, C, H, W] of a chunk's latents."""
+        """[B, F, C, H, W] of the latents of a chunk that is made."""
         g = self.plan.geometry
         return (1, g.chunk_latent_frames, g.channels, g.latent_height, g.latent_width)
 
@@ -63,12 +67,18 @@ class FrameSource:
         """Chunks that the decoder must see before one whose frames are to be right."""
         return -(-self.vae.reach // self.plan.geometry.chunk_latent_frames)
 
+    @property
+    def decode_from(self) -> int:
+        """The first chunk that the decoder must see: none of a long past that is not shown."""
+        return max(0, self.plan.hidden_chunks - self.warm_up)
+
     def chunks(self) -> Iterator[tuple[ChunkPlan, Chunk, Frames]]:
         """Yield each chunk of the film with its frames, as they play; nothing is kept."""
         state, playing = self.vae.start(), Playing[Chunk]()
         for made in self.make(self.plan.order):
             for chunk in playing.add(made.index, made):
-                yield self.plan.chunk(chunk.index), chunk, self.decode(chunk, state)
+                if chunk.index >= self.decode_from:
+                    yield self.plan.chunk(chunk.index), chunk, self.decode(chunk, state)
 
     def make(self, chunks: Iterable[int]) -> Iterator[Chunk]:
         """Denoise and commit chunks; the memory must hold the ones before them."""
@@ -149,9 +159,20 @@ class ChunkWorker:
             )
 
     def start(self, index: int) -> None:
-        """Begin a chunk."""
+        """Begin a chunk, one that is given with its commit pass.
+
+        Raises:
+            CfgenError: What is given cannot be read.
+        """
+        source = self._source
         with torch.inference_mode():
-            self._rollout.start(index, self._source.conditioning_of(index))
+            conditioning = source.conditioning_of(index)
+            if index < source.plan.given_chunks:
+                if source.given is None:
+                    raise ValueError(f"chunk {index} is given, and nothing gives it")
+                self._rollout.start_given(Chunk(index, source.given(index)), conditioning)
+            else:
+                self._rollout.start(index, conditioning)
 
     def finish(self) -> Chunk:
         """The chunk that was begun.

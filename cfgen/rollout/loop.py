@@ -134,9 +134,13 @@ class ChunkDenoiser:
             conditioning: what the chunk's prompt says.
         """
         x0 = self.denoise(noise, view, conditioning)
+        self.commit(x0, view, conditioning)
+        return x0
+
+    def commit(self, x0: Tensor, view: View, conditioning: Conditioning) -> None:
+        """The commit pass alone: the clean chunk [B, F, C, H, W] is written to memory."""
         commit = view.at(Pass(len(self._levels), commit=True))
         self.generator.commit(x0, self._clean, conditioning, commit)
-        return x0
 
     def denoise(self, noise: Tensor, view: View, conditioning: Conditioning) -> Tensor:
         """The clean chunk, of which memory keeps nothing yet; the rest as for a call."""
@@ -181,6 +185,7 @@ class Rollout(Generic[V]):
     ) -> None:
         self._run: ChunkFn = denoise if capture is None else capture(denoise)
         self._draws, self._device = denoise.draws, denoise.generator.device
+        self._commit = denoise.commit
         self._memory, self._noise, self._shape = memory, noise, shape
 
     def start(self, index: int, conditioning: Conditioning) -> None:
@@ -189,6 +194,16 @@ class Rollout(Generic[V]):
         drawn = torch.stack([self._noise.draw(index, step, self._shape) for step in steps])
         self._view = self._memory.begin(self._shape[1])
         self._chunk = Chunk(index, self._run(drawn.to(self._device), self._view, conditioning))
+
+    def start_given(self, chunk: Chunk, conditioning: Conditioning) -> None:
+        """Begin a chunk whose latents are given: its commit pass is its only one.
+
+        Source: Self-Forcing pipeline/causal_inference.py @ 33593df (`initial_latent`).
+        """
+        latents = chunk.latents.to(self._device)
+        self._view = self._memory.begin(latents.shape[1])
+        self._commit(latents, self._view, conditioning)
+        self._chunk = Chunk(chunk.index, latents)
 
     def finish(self) -> Chunk:
         """The chunk that was begun, once it is in the memory."""

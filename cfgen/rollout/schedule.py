@@ -89,15 +89,20 @@ class ReferenceNoise:
         seed: seed of the one generator.
         clip_shape: [B, F, C, H, W] of the whole clip; other lengths give other noise.
         draws: how often noise is drawn in a chunk after its step 0.
+        first: the first chunk that has noise; the clip is what is made from it on.
     """
 
-    def __init__(self, seed: int, clip_shape: tuple[int, ...], *, draws: int) -> None:
+    def __init__(
+        self, seed: int, clip_shape: tuple[int, ...], *, draws: int, first: int = 0
+    ) -> None:
         self._seed, self._clip_shape, self._draws = seed, clip_shape, draws
+        self._first = first
         self._drawn = 0
         self._begin()
 
     def draw(self, chunk: int, step: int, shape: tuple[int, ...]) -> Tensor:
         """See `Noise`; all chunks must have the same shape."""
+        chunk -= self._first
         batch, frames, *rest = shape
         if step == 0:
             return self._clip[:, chunk * frames : (chunk + 1) * frames]

@@ -157,7 +157,7 @@ def plan_recovery(
         replayable: Whether committing kept latents again gives the memory that was.
     """
     until = len(audited.lines)
-    encode_from = min(len(audited.segments) * plan.segment_chunks, plan.chunks)
+    encode_from = plan.chunks_of(len(audited.segments)).start
     decode_from = plan.chunks if encode_from == plan.chunks else max(0, encode_from - warm_up)
     begin = audited.first(range(decode_from, plan.chunks))
     damaged = [chunk for chunk in audited.damaged if chunk >= decode_from]
@@ -167,7 +167,14 @@ def plan_recovery(
         )
     else:
         first = audited.first(damaged)
-        memory = plan_memory(until, audited, store, snapshot_before=first, replayable=replayable)
+        memory = plan_memory(
+            until,
+            audited,
+            store,
+            snapshot_before=first,
+            replayable=replayable,
+            given=plan.given_chunks,
+        )
     begin = min(begin, memory.begin)
     return replace(memory, begin=begin, decode_from=decode_from, encode_from=encode_from)
 
@@ -179,6 +186,7 @@ def plan_memory(
     *,
     replayable: bool,
     snapshot_before: int | None = None,
+    given: int = 0,
 ) -> RecoveryPlan:
     """Find the shortest way to the memory of the first `until` chunks; nothing is decoded.
 
@@ -188,6 +196,7 @@ def plan_memory(
         store: The snapshots of the render.
         replayable: Whether committing kept latents again gives the memory that was.
         snapshot_before: Most chunks that the memory of the snapshot may hold, `until` if None.
+        given: Chunks at the start of the film that are given: nothing but a commit pass made them.
 
     Raises:
         SnapshotCorrupt: There is no way: the render began with a snapshot, and that is damaged.
@@ -203,7 +212,7 @@ def plan_memory(
     recompute = frozenset(
         audited.lines[place].index
         for place in range(snapshot, until)
-        if not (replayable and audited.intact[place])
+        if not (audited.intact[place] and (replayable or audited.lines[place].index < given))
     )
     return RecoveryPlan(
         snapshot=snapshot, memory_from=snapshot, until=until, recompute=recompute, begin=snapshot

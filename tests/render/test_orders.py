@@ -14,10 +14,11 @@ from cfgen.pipeline.branch import plan_branch
 from cfgen.pipeline.build import build_source
 from cfgen.pipeline.job import RenderJob
 from cfgen.renderer.events import ChunkDone, Finished, Resumed
+from cfgen.renderer.playing import Playing
 from cfgen.renderer.source import FrameSource
 from cfgen.runs.folder import RunFolder
 from cfgen.runs.journal import ChunkLine
-from cfgen.timeline import Plan, Playing
+from cfgen.timeline import Plan
 from cfgen.video.facts import chain_frames
 from cfgen.video.output import sidecar_of
 from tests.render.film import EIGHT_CHUNKS, PROMPT, Film, MakeFilm
