@@ -20,24 +20,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cfgen.model.latent_moments import denormalised, normalised
+
 TEMPORAL_STRIDE = 4
 SPATIAL_STRIDE = 8
 """Pixels along a latent cell that the layers of an autoencoder cover; times the patch's, if any."""
 
 RGB = 3
-
-LATENT_MEAN = (
-    *(-0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508),
-    *(0.4134, -0.0715, 0.5517, -0.3632, -0.1922, -0.9497, 0.2503, -0.2921),
-)
-LATENT_STD = (
-    *(2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743),
-    *(3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160),
-)
-"""Moments of the 16 channels of Wan2.1's raw latents. A generator makes normalised ones.
-
-Source: Wan-Video/Wan2.1 wan/modules/vae.py @ 9737cba.
-"""
 
 Cache = Tensor | str | None
 
@@ -112,19 +101,16 @@ class Decoder(Protocol):
         """The weights; they tell dtype and device."""
 
 
-def normalised(raw_CHW: Tensor) -> Tensor:
-    """Raw latents [..., 16, h, w] of Wan2.1 as a generator makes them, in float32 at least."""
-    return (raw_CHW - _channels(LATENT_MEAN, raw_CHW)) / _channels(LATENT_STD, raw_CHW)
+def require_whole_latents(frames: int, *, beginning: bool) -> None:
+    """Refuse frames that are no whole latent frames of a clip, or of what follows in it.
 
-
-def denormalised(latents_CHW: Tensor) -> Tensor:
-    """The raw latents [..., 16, h, w] of Wan2.1 that normalised ones mean, in float32 at least."""
-    return latents_CHW * _channels(LATENT_STD, latents_CHW) + _channels(LATENT_MEAN, latents_CHW)
-
-
-def _channels(values: Sequence[float], like: Tensor) -> Tensor:
-    dtype = torch.promote_types(like.dtype, torch.float32)
-    return torch.tensor(values, dtype=dtype, device=like.device)[:, None, None]
+    Raises:
+        ValueError: they are not.
+    """
+    if frames < 1 or frames % TEMPORAL_STRIDE != beginning:
+        wanted = "1, 5, 9" if beginning else "4, 8, 12"
+        what = "a clip" if beginning else "what goes on with a clip"
+        raise ValueError(f"{what} must have {wanted}, ... frames, got {frames}")
 
 
 class Clamp(nn.Module):
@@ -206,7 +192,7 @@ class TinyAutoencoder(nn.Module):
 
     Args:
         latent_channels: channels of a latent frame.
-        encoder_width: channels inside the encoder (64 in `taew2_1`).
+        encoder_width: channels inside the encoder (64 in `taew2_1`), 0 for none.
         decoder_widths: channels of the four decoder stages (256, 128, 64, 64 in `taew2_1`).
         patch_size: pixels on the side of the squares that the convolutions see as one point (1 in
             `taew2_1`, 2 in `taew2_2`).
@@ -228,8 +214,8 @@ class TinyAutoencoder(nn.Module):
         self.latent_channels = latent_channels
         self.patch_size = patch_size
         self.raw_latents = raw_latents
-        encoder: list[nn.Module] = [_conv(RGB * patch_size**2, e), nn.ReLU()]
-        for stride in (2, 2, 1):
+        encoder: list[nn.Module] = [_conv(RGB * patch_size**2, e), nn.ReLU()] if e else []
+        for stride in (2, 2, 1) if e else ():
             encoder += [
                 TPool(e, stride),
                 _conv(e, e, stride=2, bias=False),
@@ -237,7 +223,7 @@ class TinyAutoencoder(nn.Module):
                 MemBlock(e),
                 MemBlock(e),
             ]
-        self.encoder = nn.ModuleList([*encoder, _conv(e, latent_channels)])
+        self.encoder = nn.ModuleList([*encoder, _conv(e, latent_channels)] if e else [])
         w = list(decoder_widths)
         decoder: list[nn.Module] = [Clamp(), _conv(latent_channels, w[0]), nn.ReLU()]
         for i, stride in enumerate((1, 2, 2)):
@@ -253,7 +239,8 @@ class TinyAutoencoder(nn.Module):
         """An autoencoder whose widths and patch are those of a state dict (it is not loaded)."""
         widths = [state[f"decoder.{i}.weight"].shape[1] for i in (8, 14, 20, 22)]
         latent_channels = state["decoder.1.weight"].shape[1]
-        encoder_width = state["encoder.0.weight"].shape[0]
+        encodes = any(name.startswith("encoder.") for name in state)
+        encoder_width = state["encoder.0.weight"].shape[0] if encodes else 0
         return cls(
             latent_channels,
             encoder_width,
@@ -262,19 +249,29 @@ class TinyAutoencoder(nn.Module):
             raw_latents=raw_latents,
         )
 
-    def encode(self, video_BTCHW: Tensor) -> Tensor:
-        """Latents of whole clips.
+    @property
+    def has_encoder(self) -> bool:
+        """Whether it can make latents."""
+        return len(self.encoder) > 0
 
-        Args:
-            video_BTCHW: [B, 1 + 4(F - 1), 3, H, W] in [0, 1], H and W divisible by the stride s.
+    def start_encoding(self) -> State:
+        """The state before the first frame."""
+        return State([None] * len(self.encoder))
 
-        Returns:
-            [B, F, C, H / s, W / s] of the input's dtype. The first frame is repeated to fill its
-            group of four.
+    def encode(self, video_BTCHW: Tensor, state: State | None = None) -> Tensor:
+        """Latents of the next frames of a clip; see `Encoder.encode`.
+
+        Of the input's dtype. The first frame is repeated to fill its group of four.
         """
-        first = video_BTCHW[:, :1].expand(-1, TEMPORAL_STRIDE - 1, -1, -1, -1)
-        clip = F.pixel_unshuffle(torch.cat([first, video_BTCHW], 1), self.patch_size)
-        latents = _run(self.encoder, clip, [None] * len(self.encoder))
+        state = self.start_encoding() if state is None else state
+        beginning = all(cache is None for cache in state.caches)
+        require_whole_latents(video_BTCHW.shape[1], beginning=beginning)
+        if beginning:
+            first = video_BTCHW[:, :1].expand(-1, TEMPORAL_STRIDE - 1, -1, -1, -1)
+            video_BTCHW = torch.cat([first, video_BTCHW], 1)
+        caches = list(state.caches)
+        latents = _run(self.encoder, F.pixel_unshuffle(video_BTCHW, self.patch_size), caches)
+        state.caches = caches
         return normalised(latents).to(latents.dtype) if self.raw_latents else latents
 
     @property

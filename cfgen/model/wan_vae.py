@@ -16,15 +16,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from cfgen.model.vae import (
-    LATENT_MEAN,
-    SPATIAL_STRIDE,
-    TEMPORAL_STRIDE,
-    Cache,
-    State,
-    denormalised,
-    normalised,
-)
+from cfgen.model.latent_moments import LATENT_MEAN, denormalised, normalised
+from cfgen.model.vae import SPATIAL_STRIDE, TEMPORAL_STRIDE, Cache, State, require_whole_latents
 
 STAGES = 4
 """Stages of a decoder; from each to the next the picture doubles, hence 8 pixels a latent cell."""
@@ -34,7 +27,8 @@ class WanAutoencoder(nn.Module):
     """The autoencoder; pixel values in [0, 1], latents normalised.
 
     Args:
-        encoder_width: channels of the encoder's first stage (96, or 24 in a pruned one).
+        encoder_width: channels of the encoder's first stage (96, or 24 in a pruned one), 0 for no
+            encoder.
         decoder_width: channels of the decoder's last stage (96, or 24 in a pruned one).
         width_factors: channels of each stage over those of the one nearest to the pixels.
     """
@@ -49,12 +43,14 @@ class WanAutoencoder(nn.Module):
 
         super().__init__()
         network = AutoencoderKLWan(  # type: ignore[no-untyped-call]
-            base_dim=encoder_width,
+            base_dim=encoder_width or 1,
             decoder_base_dim=decoder_width,
             z_dim=len(LATENT_MEAN),
             dim_mult=list(width_factors),
         )
         self.network = cast(nn.Module, network)
+        if not encoder_width:
+            del self.network.encoder, self.network.quant_conv
 
     @classmethod
     def for_weights(cls, state: Mapping[str, Tensor]) -> WanAutoencoder:
@@ -69,7 +65,14 @@ class WanAutoencoder(nn.Module):
         ]
         decoder_width = max(1, widths[0])
         factors = [width // decoder_width for width in widths]
-        return cls(state["encoder.conv_in.bias"].shape[0], decoder_width, factors)
+        encodes = any(name.startswith(("encoder.", "quant_conv.")) for name in state)
+        encoder_width = state["encoder.conv_in.bias"].shape[0] if encodes else 0
+        return cls(encoder_width, decoder_width, factors)
+
+    @property
+    def has_encoder(self) -> bool:
+        """Whether it can make latents."""
+        return hasattr(self.network, "encoder")
 
     @property
     def latent_channels(self) -> int:
@@ -124,26 +127,28 @@ class WanAutoencoder(nn.Module):
         video = torch.cat(parts, 2).transpose(1, 2)
         return (video.to(torch.promote_types(video.dtype, torch.float32)) + 1) / 2
 
-    def encode(self, video_BTCHW: Tensor) -> Tensor:
-        """Latents of whole clips: the mean of what the encoder says.
+    def start_encoding(self) -> State:
+        """The state before the first frame."""
+        return State(self._no_caches("encoder"))
 
-        Args:
-            video_BTCHW: [B, 1 + 4(F - 1), 3, H, W] in [0, 1], H and W divisible by 8.
+    def encode(self, video_BTCHW: Tensor, state: State | None = None) -> Tensor:
+        """Latents of the next frames of a clip, float32 at least; see `vae.Encoder.encode`.
 
-        Returns:
-            [B, F, 16, H / 8, W / 8], float32 at least.
-
-        Raises:
-            ValueError: the clip has another number of frames.
+        They are the mean of what the encoder says.
         """
-        frames = video_BTCHW.shape[1]
-        if frames % TEMPORAL_STRIDE != 1:
-            raise ValueError(f"a clip must have 1, 5, 9, ... frames, got {frames}")
+        state = self.start_encoding() if state is None else state
+        beginning = all(cache is None for cache in state.caches)
+        require_whole_latents(video_BTCHW.shape[1], beginning=beginning)
         encoder, mixer = self._part("encoder"), self._part("quant_conv")
-        caches = self._no_caches("encoder")
+        caches = list(state.caches)
         video = (video_BTCHW * 2 - 1).to(self._dtype).transpose(1, 2)
-        pieces = [video[:, :, :1], *torch.split(video[:, :, 1:], TEMPORAL_STRIDE, dim=2)]
-        parts = [encoder(p, feat_cache=caches, feat_idx=[0]) for p in pieces if p.shape[2]]
+        pieces = torch.split(video[:, :, beginning:], TEMPORAL_STRIDE, dim=2)
+        parts = [
+            encoder(piece, feat_cache=caches, feat_idx=[0])
+            for piece in (video[:, :, :beginning], *pieces)
+            if piece.shape[2]
+        ]
+        state.caches = caches
         mean, _log_variance = mixer(torch.cat(parts, 2)).chunk(2, dim=1)
         return normalised(mean.transpose(1, 2))
 

@@ -20,7 +20,8 @@ from cfgen.errors import BudgetError, CheckpointError, SetupError, UsageError
 from cfgen.memory.page_pool import page_dtypes
 from cfgen.memory.policy import Storage, pages_of
 from cfgen.model.generator import WanConfig
-from cfgen.model.vae import LATENT_MEAN, SPATIAL_STRIDE
+from cfgen.model.latent_moments import LATENT_MEAN
+from cfgen.model.vae import SPATIAL_STRIDE
 from cfgen.ops.select import build_ops
 from cfgen.ops.triton_backend import Request
 from cfgen.pipeline.device import Runtime

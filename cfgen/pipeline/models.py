@@ -38,10 +38,11 @@ from cfgen.errors import CheckpointError
 from cfgen.files.reading import WEIGHTS
 from cfgen.hub import locate
 from cfgen.model.generator import Generator, WanConfig
+from cfgen.model.latent_moments import LATENT_MEAN
 from cfgen.model.prompts import embeddings
 from cfgen.model.text_encoder import TextEncoder
 from cfgen.model.tiled import TiledDecoder
-from cfgen.model.vae import LATENT_MEAN, SPATIAL_STRIDE
+from cfgen.model.vae import SPATIAL_STRIDE
 from cfgen.pipeline.cpu_offload import offload_blocks
 from cfgen.pipeline.missing_files import refuse_missing
 from cfgen.pipeline.offload_plan import Offload

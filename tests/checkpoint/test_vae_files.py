@@ -13,7 +13,8 @@ from torch import Tensor
 
 from cfgen.checkpoint.networks.vae import latent_sizes, load_vae, open_vae, to_diffusers
 from cfgen.errors import CheckpointError
-from cfgen.model.vae import LATENT_MEAN, LATENT_STD, TinyAutoencoder, denormalised
+from cfgen.model.latent_moments import LATENT_MEAN, LATENT_STD, denormalised
+from cfgen.model.vae import TinyAutoencoder
 from cfgen.model.wan_vae import WanAutoencoder
 
 GOLDEN = Path(__file__).parent.parent / "golden"

@@ -52,7 +52,9 @@ def test_a_film_goes_on_from_given_latents_as_published(source: str) -> None:
     steps = Traced(STEPS)
     latents = extended(given, case.chunks, noise, case.tensors["text/A"], steps)
     assert float((latents - case.tensors["latents"]).abs().max()) < FLOAT32
-    traced = [steps.x0[4 * chunk + step] for chunk in case.facts["trace_chunks"] for step in range(4)]
+    traced = [
+        steps.x0[4 * chunk + step] for chunk in case.facts["trace_chunks"] for step in range(4)
+    ]
     expected = case.tensors["trace/x0"].flatten(0, 1)
     assert float((torch.cat(traced) - expected).abs().max()) < FLOAT32
 

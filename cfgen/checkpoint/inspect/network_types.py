@@ -21,7 +21,7 @@ from cfgen.checkpoint.networks.network import Network
 from cfgen.checkpoint.networks.umt5_names import SHARED, TWIN, UMT5
 from cfgen.errors import CheckpointError
 from cfgen.model.generator import Generator, WanConfig
-from cfgen.model.vae import LATENT_MEAN
+from cfgen.model.latent_moments import LATENT_MEAN
 from cfgen.model.wan_vae import WanAutoencoder
 
 Word = Literal["generator", "text encoder", "vae", "lora"]

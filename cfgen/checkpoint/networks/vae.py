@@ -28,7 +28,8 @@ from cfgen.checkpoint.naming import (
 from cfgen.checkpoint.networks.fill import CPU, fill
 from cfgen.checkpoint.networks.network import Network, describe_network
 from cfgen.errors import CheckpointError
-from cfgen.model.vae import LATENT_MEAN, RGB, SPATIAL_STRIDE, TinyAutoencoder
+from cfgen.model.latent_moments import LATENT_MEAN
+from cfgen.model.vae import RGB, SPATIAL_STRIDE, TinyAutoencoder
 from cfgen.model.wan_vae import WanAutoencoder
 
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
@@ -159,6 +160,7 @@ def build_vae(
     Raises:
         CheckpointError: the file is missing, damaged or of an unknown layout, holds another kind
             of network or not exactly the tensors of one, or nothing says which latents it takes.
+            The encoder may be missing, as a whole.
     """
     config = _files(path)[1]
     tiny = network.naming.layout is TINY
@@ -212,6 +214,11 @@ def open_vae(path: Path) -> Network:
     raise holds_no("autoencoder", path, file.entries, WANTED)
 
 
+def has_encoder(network: Network) -> bool:
+    """Whether an autoencoder's file holds its encoder; told by its names."""
+    return any(name.startswith("encoder.") for name in network.shapes)
+
+
 def latent_sizes(network: Network) -> tuple[int, int]:
     """Channels of an autoencoder's latents and pixels along a cell; told by its shapes.
 
@@ -259,7 +266,7 @@ def _tiny(network: Network, raw_latents: bool | None) -> TinyAutoencoder:
             f"have {len(LATENT_MEAN)}",
             "leave out model.raw_latents",
         )
-    if raw_latents is None and all(shapes.get(name) == shape for name, shape in FULL_TINY.items()):
+    if raw_latents is None and _is_published_size(shapes):
         if network.layers["decoder.1.weight"].format != "float16":
             raise CheckpointError(
                 f"{path} is either taew2_1 or lighttaew2_1: they have the same tensors and take "
@@ -272,6 +279,11 @@ def _tiny(network: Network, raw_latents: bool | None) -> TinyAutoencoder:
             return TinyAutoencoder.for_weights(_hollow(network), raw_latents=bool(raw_latents))
     except (KeyError, IndexError) as error:
         raise _incomplete(path, error) from error
+
+
+def _is_published_size(shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether a TAEHV has the sizes of `taew2_1`, its encoder or not."""
+    return all(shapes.get(name, shape) == shape for name, shape in FULL_TINY.items())
 
 
 def wan_channels(network: Network) -> int:
