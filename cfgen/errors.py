@@ -7,6 +7,7 @@ CfgenError
 ├── SetupError           3  this machine or its files refuse, before any work
 │   ├── BackendUnavailable  3  the asked-for ops cannot run here
 │   ├── FfmpegMissing    3  no ffmpeg, or one without the needed encoder
+│   ├── InputRefused     3  a picture or film to begin with that cannot be used
 │   ├── OutputRefused    3  the output exists, or its folder is missing or not writable
 │   └── LockHeld         3  another process works on it
 ├── CheckpointError      3  weights are damaged, incomplete or of an unknown layout
@@ -123,6 +124,12 @@ class FfmpegMissing(SetupError):
     """There is no ffmpeg, or the one that is there lacks an encoder."""
 
     code = "ffmpeg-missing"
+
+
+class InputRefused(SetupError):
+    """A picture or a film that a render is to begin with cannot be used."""
+
+    code = "input-refused"
 
 
 class OutputRefused(SetupError):

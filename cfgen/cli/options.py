@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
+from keyword import iskeyword
 from pathlib import Path
 from typing import Annotated, Any, cast, get_args
 
@@ -74,9 +75,9 @@ def takes(*flags: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
 def _parameter(flag: Any) -> inspect.Parameter:
     """A flag as a parameter of a command, called as its long name: `--set` is `set`."""
     kind, option = get_args(flag)
-    name = (option.default, *option.param_decls)[-1]
+    name = (option.default, *option.param_decls)[-1].removeprefix("--").replace("-", "_")
     return inspect.Parameter(
-        name.removeprefix("--").replace("-", "_"),
+        f"{name}_" if iskeyword(name) else name,
         inspect.Parameter.KEYWORD_ONLY,
         default=False if kind is bool else None,
         annotation=flag,
@@ -174,6 +175,30 @@ Fps = _value(
     "RATE",
     FILM,
     "Playback rate. Another rate than the model's own makes motion faster or slower.",
+)
+Image = _value("--image", "FILE", FILM, "A picture that the video begins with: its first frame.")
+LastImage = _value(
+    "--last-image", "FILE", FILM, "A picture that the video ends with; no preset can do that yet."
+)
+Video = _value("--video", "FILE", FILM, "A film that the video goes on from, where it ends.")
+VideoFrom = _value(
+    "--from", "TIME", FILM, "Where of the film its past begins: 10s, 0:10.", default="its start"
+)
+VideoTo = _value(
+    "--to", "TIME", FILM, "Where of the film the video goes on: 15s, 0:15.", default="its end"
+)
+KeepInput = _switch(
+    "--keep-input",
+    FILM,
+    "Show that part of the film, with its sound, before the video goes on; --duration counts it.",
+)
+FitOption = _value(
+    "--fit",
+    "HOW",
+    FILM,
+    "What becomes of a picture or film of other proportions: crop cuts it, pad adds black.",
+    default="crop",
+    offered=completion.values_of("begin.fit"),
 )
 Config = _value("--config", "FILE", FILM, "A YAML file with values for this run.", kind=Path | None)
 Set = _value(
@@ -321,13 +346,14 @@ AllowChanged = _value(
 Debug = Annotated[bool, option("--debug", None, RARE, "Show the traceback of every error.")]
 
 _MODEL = (Preset, Model, Loras, TextEncoder, Tokenizer, Vae)
+_BEGIN = (Image, Video, VideoFrom, VideoTo, KeepInput, FitOption, LastImage)
 _SHAPE = (Size, Fps, Memory, CommitReads, Offload, Vram, Backend, KvCache)
 _RUN = (Yes, Resume, AllowChanged, Snapshot, DiskBudget, Clean, DryRun)
 
-PLANNED = (*_MODEL, Duration, *_SHAPE, Set, Config)
+PLANNED = (*_MODEL, Duration, *_BEGIN, *_SHAPE, Set, Config)
 """Flags of what a plan depends on."""
 
-RENDERED = (Output, *_MODEL, Duration, Seed, *_SHAPE, Compile, Rng, Set, Config, *_RUN)
+RENDERED = (Output, *_MODEL, Duration, Seed, *_BEGIN, *_SHAPE, Compile, Rng, Set, Config, *_RUN)
 """Flags of a render."""
 
 SHOWN = (Json, Quiet, Verbose, Debug)

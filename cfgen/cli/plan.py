@@ -93,6 +93,8 @@ def _text(job: RenderJob, needs: Estimate, every_chunk: bool) -> Iterator[str]:
     longest = config.model.longest_s
     if longest is not None and config.duration_s > longest:
         yield f"{'':10}longer than the {longest:g} s that it was trained for: pictures may drift"
+    for number, line in enumerate(job.require_beginning()):
+        yield f"{'begins' if number == 0 else '':10}{line}"
     for number, line in enumerate([*planned.lines(), *_speed(config)]):
         yield f"{'rounding' if number == 0 else '':10}{line}"
     yield from _memory_words(memory_of(job), config.placement)

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
 from cfgen.config.values import (
     ByteCount,
     Duration,
+    Moment,
     Rate,
     Seed,
     Size,
@@ -26,10 +27,12 @@ from cfgen.fields import Pattern, Positive, Range, check
 from cfgen.memory.slow_fast import SlowFastMemory
 from cfgen.memory.window import FullMemory, WindowMemory
 
+_IN_SECONDS = frozenset({"duration_s", "from_s", "to_s"})
+
 
 def key_of(name: str) -> str:
     """The key by which a person sets the schema field `name` (units are left out of keys)."""
-    return "duration" if name == "duration_s" else name
+    return name.removesuffix("_s") if name in _IN_SECONDS else name
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -125,6 +128,57 @@ class ScheduleConfig:
         check(self, Problem(key="timesteps", reason=reason))
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BeginConfig:
+    """What the video begins with.
+
+    Attributes:
+        image: A picture that is the first frame.
+        last_image: A picture that is the last frame; no model can do that yet.
+        video: A film that the video goes on from.
+        from_s: Where of the film its past begins, null for its start.
+        to_s: Where of the film the video goes on, null for its end.
+        frames: Frames of the film from there to there, null to count them; a run keeps the number.
+        keep_input: Whether the video shows the film's part, with its sound, before it goes on;
+            the playing time counts it.
+        fit: How a picture or film of other proportions is fitted: cut (crop), or with black (pad).
+    """
+
+    image: Path | None = None
+    last_image: Path | None = None
+    video: Path | None = None
+    from_s: Moment = None
+    to_s: Moment = None
+    frames: Annotated[int | None, Range(low=1)] = None
+    keep_input: bool = False
+    fit: Literal["crop", "pad"] = "crop"
+
+    def __post_init__(self) -> None:
+        more = []
+        if self.last_image is not None:
+            reason = "a causal model cannot be told how a film ends, and no preset has one that can"
+            more.append(Problem(key="last_image", reason=reason))
+        if self.image is not None and self.video is not None:
+            reason = "is a picture beside a film (begin.video): a video begins with one of them"
+            more.append(Problem(key="image", reason=reason))
+        if self.video is None:
+            for name in ("from_s", "to_s", "frames", "keep_input"):
+                if getattr(self, name) not in (None, False):
+                    reason = "belongs to a film, and none is given (begin.video)"
+                    more.append(Problem(key=key_of(name), reason=reason))
+        if self.to_s is not None and self.to_s <= (self.from_s or 0):
+            reason = (
+                f"must lie behind where it begins, at {self.from_s or 0:g} s, got {self.to_s:g}"
+            )
+            more.append(Problem(key="to", reason=reason))
+        check(self, *more, key_of=key_of)
+
+    @property
+    def file(self) -> Path | None:
+        """The picture or the film, if there is one."""
+        return self.image or self.video
+
+
 MemoryConfig = FullMemory | WindowMemory | SlowFastMemory
 
 
@@ -197,6 +251,7 @@ class RenderConfig:
         backend: What computes attention and the other ops.
         compile: Whether torch.compile fuses what lies between the ops; takes a minute to begin.
         cuda_graph: Whether the passes of a chunk are one CUDA graph where they can be.
+        begin: What the video begins with.
         model: The model.
         schedule: How a chunk is denoised.
         memory: What the generator keeps of earlier chunks.
@@ -221,6 +276,7 @@ class RenderConfig:
     backend: Literal["auto", "torch", "triton", "reference"] = "auto"
     compile: bool = False
     cuda_graph: bool = True
+    begin: BeginConfig = field(default_factory=BeginConfig)
     model: ModelConfig
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     memory: MemoryConfig = field(default_factory=FullMemory)
@@ -253,9 +309,16 @@ class RenderConfig:
 
 def to_mapping(config: RenderConfig) -> dict[str, object]:
     """Return `config` as plain JSON values under the keys that a person writes."""
-    named = {key_of(item.name): asdict(config)[item.name] for item in fields(config)}
-    plain: dict[str, object] = json.loads(json.dumps(named, default=str))
+    plain: dict[str, object] = json.loads(json.dumps(_named(asdict(config)), default=str))
     return plain
+
+
+def _named(values: dict[str, object]) -> dict[str, object]:
+    """Values of fields under the keys that a person writes."""
+    return {
+        key_of(name): _named(value) if isinstance(value, dict) else value
+        for name, value in values.items()
+    }
 
 
 CHANGES_NO_FRAME = frozenset(("output", "snapshot", "placement", "cuda_graph"))

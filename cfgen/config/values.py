@@ -39,11 +39,14 @@ _NONE = {"null", "none", "~", ""}
 class Unit:
     """Marks a type that is written in a form of its own."""
 
-    name: Literal["duration", "size", "bytes", "rate", "seed"]
+    name: Literal["duration", "moment", "size", "bytes", "rate", "seed"]
 
 
 Duration = Annotated[float, Unit("duration"), Range(above=0)]
 """Seconds."""
+
+Moment = Annotated[float | None, Unit("moment"), Range(low=0)]
+"""Seconds from the start of a film, or None."""
 
 Size = Annotated[tuple[int, int], Unit("size")]
 """Width and height in pixels."""
@@ -94,6 +97,24 @@ def parse_duration(text: str) -> float:
         raise ValueError(f"{text!r} is not a duration: {_DURATION_FORMS}")
     if negative or seconds <= 0:
         raise ValueError(f"a duration must be longer than 0 seconds, got {text!r}")
+    return seconds
+
+
+def parse_moment(text: str) -> float | None:
+    """Read a moment of a film, as a duration is written; 0 is its start.
+
+    Returns:
+        Seconds, or None for none.
+
+    Raises:
+        ValueError: The text is no moment; the message is one sentence.
+    """
+    stripped = text.strip().lower()
+    if stripped in _NONE:
+        return None
+    seconds = _seconds(stripped)
+    if seconds is None or not math.isfinite(seconds):
+        raise ValueError(f"{text!r} is not a moment of a film: {_DURATION_FORMS}")
     return seconds
 
 
@@ -200,10 +221,11 @@ def _unit(unit: Unit, tree: RawValue) -> object:
     if unit.name == "size" and isinstance(tree, list) and len(tree) == 2:
         tree = f"{tree[0]}x{tree[1]}"
     if not isinstance(tree, str):
-        kind = "one value" if unit.name in ("rate", "seed") else f"a {unit.name}"
+        kind = "one value" if unit.name in ("rate", "seed", "moment") else f"a {unit.name}"
         raise ValueError(f"must be {kind}, got {shown(tree)}")
     readers: dict[str, Callable[[str], object]] = {
         "duration": parse_duration,
+        "moment": parse_moment,
         "size": parse_size,
         "bytes": parse_bytes,
         "rate": _rate,

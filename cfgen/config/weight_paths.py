@@ -1,4 +1,4 @@
-"""Paths of weights that hold from any folder: a render may be resumed from another one."""
+"""Paths of files that hold from any folder: a render may be resumed from another one."""
 
 from __future__ import annotations
 
@@ -14,15 +14,23 @@ PATHS = frozenset(
 )
 """Keys that name weights: on disk, or in a cache."""
 
+INPUTS = frozenset({"begin.image", "begin.last_image", "begin.video"})
+"""Keys that name pictures and films on disk."""
+
 
 def anchored(entries: Entries, folder: Path | None) -> Entries:
-    """Entries whose paths of weights on disk are absolute.
+    """Entries whose paths of weights, pictures and films on disk are absolute.
 
     Args:
         entries: What one source holds.
         folder: Where paths in it start from: the folder of a file, None for the current one.
     """
     found = dict(entries)
+    for key in INPUTS & set(entries):
+        tree = entries[key].tree
+        if isinstance(tree, str) and _on_disk(tree, folder):
+            place = os.path.abspath((folder or Path()) / os.path.expanduser(tree))
+            found[key] = Entry(tree=place, origin=entries[key].origin)
     for key in PATHS & set(entries):
         tree = entries[key].tree
         if key == "model.loras" and isinstance(tree, str):

@@ -34,7 +34,7 @@ from cfgen.pipeline.preflight import check_place
 from cfgen.pipeline.rendering import Rendering, whole_video
 from cfgen.pipeline.runs import config_to_resume
 from cfgen.renderer.batch import Batch, BatchEvent, Item
-from cfgen.renderer.events import Event
+from cfgen.renderer.events import Event, Noted
 from cfgen.renderer.place import try_place
 from cfgen.runs.folder import RunFolder, is_run
 from cfgen.runs.journal import ChunkLine
@@ -145,14 +145,18 @@ class BatchRunner:
         """Why a clip cannot be begun or gone on with, as far as can be told beforehand."""
         run, config = run_of(item.output), self.configs[item.name]
         try:
-            if self._begun(run, config) is None:
+            begun = self._begun(run, config)
+            if begun is None:
                 there = next(path for path in item.output.absolute().parents if path.exists())
                 if not there.is_dir() or item.output.is_dir():
                     odd = item.output if there.is_dir() else there
                     raise OutputRefused(f"{odd} is in the way")
                 if not self._overwrite:
                     refuse_existing(item.output, run)
-            check(RenderJob(config))
+            job = RenderJob(config)
+            if begun is None:
+                job.require_beginning()
+            check(job)
         except CfgenError as error:
             return str(error)
         return ""
@@ -200,7 +204,7 @@ class BatchRunner:
         self._rendering = None  # its memory goes before the next is made
         begun = self._begun(path, config)
         try:
-            warnings = () if folder in self._tried else try_place(folder)
+            warnings: tuple[Event, ...] = () if folder in self._tried else try_place(folder)
             self._tried.add(folder)
             rendering = self._rendering_of(RenderJob(begun or config), begun is not None, warnings)
             if not rendering.is_finished:
@@ -219,6 +223,8 @@ class BatchRunner:
             if (video := whole_video(RunFolder(run_of(job.output)), job)) is not None:
                 return Rendering.finished(job, video, *warnings)
         else:
+            lines = job.require_beginning()
+            warnings = (*warnings, *(Noted(message=line) for line in lines))
             check_place(job, overwrite=self._overwrite)
         return Rendering(
             job,

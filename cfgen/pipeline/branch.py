@@ -19,6 +19,7 @@ from cfgen.pipeline.rendering import Rendering
 from cfgen.pipeline.runs import config_of
 from cfgen.renderer.branch import BranchPoint, fork, locate, retry_from
 from cfgen.renderer.events import Noted
+from cfgen.runs.beginning import believed
 from cfgen.runs.contents import LOCK
 from cfgen.runs.folder import RunFolder, RunRecord
 from cfgen.runs.lock import Lock
@@ -178,7 +179,8 @@ def _at(folder: RunFolder, chunk: int) -> tuple[BranchPoint, RunRecord, str]:
     job = RenderJob(config)
     job.model.hash_anew()
     render = build_render(job)
-    folder.expect(render.record, allow_changed=())
+    record = believed(folder, render.record, job.plan)
+    folder.expect(record, allow_changed=())
     point = locate(folder, render.source, job.plan, chunk)
     lines, recovery = point.audited.lines, point.recovery
     chunk_s = lines[-1].elapsed_s / len(lines) if lines else 0.0
@@ -197,7 +199,7 @@ def _at(folder: RunFolder, chunk: int) -> tuple[BranchPoint, RunRecord, str]:
     words = f"going on at chunk {chunk + 1}, which begins at {begins:.2f} s, from {start}" + (
         f": {', '.join(work)}, about {clock(cost_s)}" if work else ""
     )
-    return point, render.record, words
+    return point, record, words
 
 
 def _with_config(record: RunRecord, config: RenderConfig, point: BranchPoint) -> RunRecord:

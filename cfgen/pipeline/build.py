@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -37,6 +38,7 @@ from cfgen.renderer.source import FrameSource
 from cfgen.rollout.cuda_graph import ChunkGraph
 from cfgen.rollout.loop import Guidance
 from cfgen.rollout.schedule import FewStepSchedule, KeyedNoise, Noise, ReferenceNoise
+from cfgen.runs.beginning import DIGEST
 from cfgen.runs.folder import RunRecord
 from cfgen.timeline import Plan
 from cfgen.video.ffmpeg import find_ffmpeg
@@ -98,6 +100,10 @@ def build_render(
     graph_module()  # a missing ffmpeg-python, too, is found before any model loads
     began = time.monotonic()
     recorded = resolve_auto(config, job.runtime)
+    beginning = job.beginning
+    if beginning is not None:
+        begin = dataclasses.replace(config.begin, frames=beginning.frames)
+        recorded = dataclasses.replace(recorded, begin=begin)
     facts = {**job.model.digests, **versions()}
     path = run_of(config.output)
     writer = VideoWriter(
@@ -135,6 +141,7 @@ def build_render(
             details=(*filter(None, [ffmpeg.note]), *licence_of(config), *source.notes),
         ),
         warnings=warnings_of(config),
+        sound=None if beginning is None else beginning.sound,
     )
 
 
@@ -148,7 +155,9 @@ def _backend_text(job: RenderJob, source: FrameSource) -> str:
 
 def _fingerprint(job: RenderJob, source: FrameSource) -> dict[str, str]:
     """What fixes the frames besides weights and versions, by name."""
+    begun = {} if job.beginning is None else {DIGEST: job.beginning.digest}
     return {
+        **begun,
         "text_sha256": job.model.text_digest,
         "prompt_sha256": prompt_digest(source.conditionings, source.guidance),
         "processor": processor(job.runtime.device),
@@ -199,6 +208,7 @@ def build_source(job: RenderJob, models: ModelCache | None = None) -> FrameSourc
         backend=f"{ops.name}, compiled" if config.compile else ops.name,
         capture=ChunkGraph if can_capture_graph(config, runtime, ops, placement.offload) else None,
         notes=(*loaded.notes, placement.why),
+        given=None if job.beginning is None else job.beginning.latents(vae, plan),
     )
 
 

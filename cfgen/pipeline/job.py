@@ -6,9 +6,10 @@ from functools import cached_property
 from pathlib import Path
 
 from cfgen.config.schema import RenderConfig
+from cfgen.pipeline.beginning import Beginning
 from cfgen.pipeline.device import Runtime
 from cfgen.pipeline.models import OpenedModel
-from cfgen.timeline import Plan, VideoShape, make_plan
+from cfgen.timeline import Given, Plan, VideoShape, make_plan
 
 
 class RenderJob:
@@ -43,22 +44,40 @@ class RenderJob:
         return Runtime.of(self.config)
 
     @cached_property
+    def beginning(self) -> Beginning | None:
+        """The picture or film that it begins with, if any; nothing is read yet."""
+        return Beginning.of(self.config)
+
+    def require_beginning(self) -> tuple[str, ...]:
+        """Look at what it begins with, and say what becomes of that, a line each.
+
+        Raises:
+            InputRefused, CheckpointError: It cannot begin with that.
+        """
+        if self.beginning is None:
+            return ()
+        return self.beginning.require_usable(self.model.vae if self.model.is_here else None)
+
+    @cached_property
     def plan(self) -> Plan:
         """What will be made.
 
         Raises:
             CheckpointError: The autoencoder is damaged, or none that cfgen decodes with.
+            InputRefused: The film that it begins with cannot be used.
             UsageError: Size or duration cannot be made.
         """
-        return plan_of(self.config, self.model.latents)
+        given = Given() if self.beginning is None else self.beginning.given
+        return plan_of(self.config, self.model.latents, given)
 
 
-def plan_of(config: RenderConfig, latents: tuple[int, int]) -> Plan:
+def plan_of(config: RenderConfig, latents: tuple[int, int], given: Given) -> Plan:
     """Plan the clip that a configuration asks for.
 
     Args:
         config: The render.
         latents: Channels of the model's latents and pixels along a cell.
+        given: What it begins with.
 
     Raises:
         UsageError: Size or duration cannot be made.
@@ -73,4 +92,4 @@ def plan_of(config: RenderConfig, latents: tuple[int, int]) -> Plan:
         chunk_latent_frames=config.model.chunk_latent_frames,
         fps=config.playback_fps,
     )
-    return make_plan(config.duration_s, shape, prompt=config.prompt)
+    return make_plan(config.duration_s, shape, prompt=config.prompt, given=given)

@@ -112,9 +112,11 @@ def begin(job: RenderJob, *, overwrite: bool = False) -> Rendering:
 
     Raises:
         UsageError, OutputRefused, BudgetError: The video cannot or must not be written there.
+        InputRefused, CheckpointError: It cannot begin with the picture or film that is given.
     """
+    opening = tuple(Noted(message=line) for line in job.require_beginning())
     check_place(job, overwrite=overwrite)
-    return Rendering(job, overwrite=overwrite)
+    return Rendering(job, overwrite=overwrite, opening=opening)
 
 
 def go_on(

@@ -11,8 +11,8 @@ from cfgen.errors import SnapshotError, SnapshotMismatch
 from cfgen.runs.folder import RunFolder, is_run
 from cfgen.video.output import resume_command, run_of
 
-_RESOLVED = ("threads", "dtype", "device")
-"""Keys of which a run holds what `auto` came to on its machine."""
+_RESOLVED = ("threads", "dtype", "device", "begin.frames")
+"""Keys of which a run holds what `auto`, or nothing, came to on its machine."""
 
 
 def run_folder(given: Path) -> Path:

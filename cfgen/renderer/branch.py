@@ -18,9 +18,10 @@ from cfgen.files.reading import open_binary
 from cfgen.files.writing import create, disk_errors, part_of, sync_file, sync_folder
 from cfgen.renderer.replay import replay
 from cfgen.renderer.source import FrameSource
+from cfgen.runs.beginning import SOUND
 from cfgen.runs.contents import JOURNAL, LOCK, make_empty
 from cfgen.runs.folder import RunFolder, RunRecord, settle_journal, write_record
-from cfgen.runs.journal import ChunkLine, Journal, Line, SegmentLine
+from cfgen.runs.journal import ChunkLine, Journal, Line, SegmentLine, SoundLine
 from cfgen.runs.lock import Lock
 from cfgen.runs.recovery import RecoveryPlan, RunAudit, audit, plan_memory
 from cfgen.runs.snapshot import SnapshotStore
@@ -69,6 +70,8 @@ class BranchPoint:
         if isinstance(line, SegmentLine):
             whole = line.index < len(self.audited.segments)
             return whole and all(chunk in kept for chunk in self.plan.chunks_of(line.index))
+        if isinstance(line, SoundLine):
+            return self.plan.given.latent_frames > 0
         return isinstance(line, ChunkLine) and line.index in kept
 
 
@@ -142,6 +145,8 @@ def fork(point: BranchPoint, path: Path, record: RunRecord) -> Iterator[int]:
                     _link(point.folder.latents(line.index), path / "latents")
                 elif isinstance(line, SegmentLine):
                     _link(point.audited.segments[line.index].path, path / "segments")
+                elif isinstance(line, SoundLine) and line.nbytes:
+                    _link(point.folder.path / SOUND, path)
             for name in ("latents", "segments"):
                 sync_folder(path / name)
         _save(point, path / "snapshots", record)

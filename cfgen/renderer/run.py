@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import fields
 from pathlib import Path
 
@@ -29,6 +29,7 @@ from cfgen.renderer.events import (
 )
 from cfgen.renderer.recorder import RunRecorder
 from cfgen.renderer.source import FrameSource
+from cfgen.runs.beginning import believed, keep_sound, told
 from cfgen.runs.contents import LOCK, remove
 from cfgen.runs.folder import RunFolder, RunRecord
 from cfgen.runs.journal import ChunkLine, VideoLine
@@ -53,6 +54,7 @@ class Render:
         clean: Whether the run folder goes when the video is finished.
         loaded: Told before the first chunk.
         warnings: Told after it.
+        sound: Gives the sound of the film that the video begins with, None where there is none.
     """
 
     def __init__(
@@ -67,11 +69,12 @@ class Render:
         clean: bool,
         loaded: Loaded,
         warnings: tuple[Warned, ...] = (),
+        sound: Callable[[], Iterable[bytes]] | None = None,
     ) -> None:
         self.source, self.writer = source, writer
         self._path, self._record = path, record
         self._mode, self._budget, self._clean = mode, budget_nbytes, clean
-        self._loaded, self._warnings = loaded, warnings
+        self._loaded, self._warnings, self._sound = loaded, warnings, sound
         self._stop = StopRequest()
         self._loop: ChunkLoop | None = None
         self._resume = False
@@ -183,6 +186,8 @@ class Render:
         if audited.journal != tuple(journal.lines) or journal.problem:
             journal.rewrite(audited.journal)
         self.writer.go_on(audited.segments)
+        if self._sound is not None:
+            self.writer.sound = keep_sound(folder, self._sound)
         recorder = RunRecorder(folder, store, self._lock, self.source.memory)
         with self.writer:
             try:
@@ -207,11 +212,14 @@ class Render:
             CfgenError: What is there is not what this render may go on with, or replace.
         """
         if not self._resume:
+            self.writer.add_metadata(told(self._record))
             return RunFolder.create(self._path, self._record)
         folder = RunFolder(self._path)
         self._video = folder.finished
         if self._video is None:  # what is finished and whole is so whatever changed since
-            folder.expect(self._record, allow_changed=self._allow_changed)
+            now = believed(folder, self._record, self.plan)
+            folder.expect(now, allow_changed=self._allow_changed)
+        self.writer.add_metadata(told(folder.record))
         if folder.record.parts:
             parts = json.dumps(folder.record.parts, ensure_ascii=False)
             self.writer.add_metadata({"parts": parts})

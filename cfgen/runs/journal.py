@@ -107,16 +107,30 @@ class VideoLine:
     frames_sha256: str
 
 
-Line = SessionLine | ChunkLine | SegmentLine | VideoLine
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SoundLine:
+    """The sound of the film that the video begins with is kept.
+
+    Attributes:
+        nbytes: Size of its file; 0 if there is no sound.
+        sha256: Digest of its file.
+    """
+
+    nbytes: int
+    sha256: str
+
+
+Line = SessionLine | ChunkLine | SegmentLine | SoundLine | VideoLine
 
 _KINDS: dict[str, type[Line]] = {
     "session": SessionLine,
     "chunk": ChunkLine,
     "segment": SegmentLine,
+    "sound": SoundLine,
     "video": VideoLine,
 }
 _NAMES = {cls: name for name, cls in _KINDS.items()}
-_L = TypeVar("_L", SessionLine, ChunkLine, SegmentLine, VideoLine)
+_L = TypeVar("_L", SessionLine, ChunkLine, SegmentLine, SoundLine, VideoLine)
 
 
 class Journal:

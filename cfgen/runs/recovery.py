@@ -12,7 +12,14 @@ from dataclasses import dataclass, replace
 from cfgen.errors import SnapshotCorrupt
 from cfgen.files.writing import sha256_of
 from cfgen.runs.folder import RunFolder
-from cfgen.runs.journal import ChunkLine, Line, SegmentLine, SessionLine, VideoLine
+from cfgen.runs.journal import (
+    ChunkLine,
+    Line,
+    SegmentLine,
+    SessionLine,
+    SoundLine,
+    VideoLine,
+)
 from cfgen.runs.snapshot import SnapshotStore
 from cfgen.timeline import Plan
 from cfgen.units import count
@@ -104,7 +111,8 @@ def audit(folder: RunFolder, plan: Plan) -> RunAudit:
         journal=tuple(
             line
             for line in journal.lines
-            if isinstance(line, SessionLine | ChunkLine | VideoLine)  # what may be replaced, too
+            # what may be replaced, too
+            if isinstance(line, SessionLine | ChunkLine | SoundLine | VideoLine)
             or (isinstance(line, SegmentLine) and line.index < len(segments))
         ),
     )

@@ -90,7 +90,9 @@ class Encoding:
         prefix = [*ffmpeg.prefix(), "-filter_complex_threads", "1"]
         return argv_of(stream, prefix)
 
-    def join_argv(self, ffmpeg: Ffmpeg, listing: str, metadata: str, output: str) -> list[str]:
+    def join_argv(
+        self, ffmpeg: Ffmpeg, listing: str, metadata: str, output: str, sound: str | None = None
+    ) -> list[str]:
         """Return the command that joins segments without re-encoding and adds the metadata.
 
         Args:
@@ -98,18 +100,23 @@ class Encoding:
             listing: File made of `concat_listing`.
             metadata: File made of `ffmetadata`.
             output: The video.
+            sound: File of its sound, as AAC in ADTS, or None for none.
         """
         graph = graph_module()
 
         video = graph.input(shielded(listing), format="concat")["v:0"]
         # An input without streams; mapped because ffmpeg-python drops inputs that lead nowhere.
         texts = graph.input(shielded(metadata), format="ffmetadata")["v?"]
+        # Behind the texts, which `map_metadata` counts.
+        heard = [] if sound is None else [graph.input(shielded(sound), format="aac")["a:0"]]
         stream = graph.output(
             video,
             texts,
+            *heard,
             shielded(output),
             format=self.format.muxer,
             vcodec="copy",
+            **({"acodec": "copy"} if heard else {}),
             map_metadata=1,
             **filled(self.format.options, timescale=self.timescale),
             **filled(self.format.film_options, timescale=self.timescale),

@@ -146,6 +146,26 @@ def _ask(path: Path, question: str) -> str:
     return answer.stdout.decode("utf-8", "replace")
 
 
+def described(ffmpeg: Ffmpeg, path: Path) -> str:
+    """What ffmpeg says of a file that it is given to read, whatever that is.
+
+    Raises:
+        FfmpegMissing: It does not run.
+    """
+    argv = [str(ffmpeg.path), "-hide_banner", "-nostdin", "-i", f"file:{path.absolute()}"]
+    try:
+        answer = subprocess.run(
+            argv,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=_PROBE_TIMEOUT_S,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as exc:
+        raise FfmpegMissing(f"{ffmpeg.path} does not run: {exc}", _hint()) from exc
+    return answer.stderr.decode("utf-8", "replace")
+
+
 def _first_line(text: str) -> str:
     return text.strip().partition("\n")[0].strip()
 

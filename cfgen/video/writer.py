@@ -55,6 +55,7 @@ class VideoWriter:
     Attributes:
         frames: Frames written so far, those that it went on after included.
         frames_sha256: `chain_frames` over them.
+        sound: A file of the video's sound, as AAC in ADTS, or None; it may be set until `join`.
     """
 
     def __init__(
@@ -106,6 +107,7 @@ class VideoWriter:
         self._replaces = replaces
         self._before: tuple[object, ...] = ()
         self._part = Path()
+        self.sound: Path | None = None
 
     def add_metadata(self, metadata: Mapping[str, str]) -> None:
         """Before the block: more texts for the container and the sidecar.
@@ -302,7 +304,8 @@ class VideoWriter:
         }
         write_file(self._parts / _LISTING, listing.encode("ascii"), shared=True)
         write_file(self._parts / _METADATA, ffmetadata(metadata), shared=True)
-        argv = self._encoding.join_argv(self._ffmpeg, _LISTING, _METADATA, part.name)
+        sound = None if self.sound is None else os.path.relpath(self.sound, self._parts)
+        argv = self._encoding.join_argv(self._ffmpeg, _LISTING, _METADATA, part.name, sound)
         with FfmpegRun(argv, purpose=f"joining {self._output.name}", cwd=self._parts) as run:
             run.finish()
 

@@ -1,0 +1,96 @@
+"""What a run keeps of the picture or film that its video begins with, so that it can do without.
+
+Once all chunks that are given lie in the run folder, whole, nothing is read from the input again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+
+from cfgen.errors import SnapshotMismatch
+from cfgen.files.writing import disk_errors, sha256_of, write_file
+from cfgen.runs.folder import RunFolder, RunRecord
+from cfgen.runs.journal import ChunkLine, SoundLine
+from cfgen.timeline import Plan
+
+DIGEST = "beginning_sha256"
+"""The name in a fingerprint of the digest of the picture or film."""
+
+SOUND = "sound.aac"
+
+
+def believed(folder: RunFolder, record: RunRecord, plan: Plan) -> RunRecord:
+    """A record of what would be rendered now, to compare with that of a run.
+
+    Where the run holds all that was given, its picture or film may have changed, or be gone.
+    """
+    before = folder.record.fingerprint.get(DIGEST)
+    lines = {line.index: line for line in folder.journal.of(ChunkLine)}
+    if before is None or not all(
+        index in lines and folder.has_latents(index, lines[index].latents_sha256)
+        for index in range(plan.given_chunks)
+    ):
+        return record
+    return replace(record, fingerprint={**record.fingerprint, DIGEST: before})
+
+
+def told(record: RunRecord) -> dict[str, str]:
+    """What a video is told to begin with: texts for its container and sidecar."""
+    digest, begin = record.fingerprint.get(DIGEST), record.config.get("begin")
+    if digest is None or not isinstance(begin, dict):
+        return {}
+    shown = {
+        key: Path(value).name if key in ("image", "video") else value
+        for key, value in begin.items()
+        if value is not None
+    }
+    text = json.dumps({**shown, "sha256": digest}, ensure_ascii=False)
+    return {"beginning": text.encode(errors="backslashreplace").decode()}
+
+
+def keep_sound(folder: RunFolder, read: Callable[[], Iterable[bytes]]) -> Path | None:
+    """The file of a run with the sound of the film that its video begins with.
+
+    It is written when it is not there, or damaged.
+
+    Args:
+        folder: The run folder, whose lock is ours.
+        read: Gives the sound.
+
+    Returns:
+        The file, or None if there is no sound.
+
+    Raises:
+        InputRefused: The film cannot be read.
+        SnapshotMismatch: It gives another sound than it did.
+        BudgetError, WriterError: The disk refused.
+    """
+    path, lines = folder.path / SOUND, folder.journal.of(SoundLine)
+    before = lines[-1] if lines else None
+    if before is not None and before.nbytes == 0:
+        return None
+    if before is None or not _is_whole(path, before.sha256):
+        blocks = list(read())
+        nbytes = sum(len(block) for block in blocks)
+        with disk_errors(path):
+            digest = write_file(path, blocks)
+        if before is None:
+            folder.journal.append(SoundLine(nbytes=nbytes, sha256=digest), sync=True)
+        elif digest != before.sha256:
+            raise SnapshotMismatch(
+                f"{path} is damaged, and the film that the video begins with gives another sound "
+                "than it did",
+                "restore the film, or render again from the start with -y",
+            )
+        return path if nbytes else None
+    return path
+
+
+def _is_whole(path: Path, sha256: str) -> bool:
+    try:
+        return sha256_of(path) == sha256
+    except OSError:
+        return False
