@@ -308,11 +308,11 @@ class Plan:
         if not self.given.latent_frames:
             return ()
         frames = self.geometry.frames_of(self.given.latent_frames)
-        whole = (
-            f"{count(frames, 'frame')} are given, {count(self.given.latent_frames, 'latent frame')}"
-            f" in {count(self.given_chunks, 'chunk')}"
-        )
-        return (f"{whole}: {'the video shows them' if self.given.shown else 'not shown again'}",)
+        latents = count(self.given.latent_frames, "latent frame")
+        chunks = count(self.given_chunks, "chunk")
+        are, them = ("is", "it") if frames == 1 else ("are", "them")
+        fate = f"the video shows {them}" if self.given.shown else f"the video begins behind {them}"
+        return (f"{count(frames, 'frame')} {are} given, {latents} in {chunks}: {fate}",)
 
 
 def make_plan(

@@ -180,6 +180,7 @@ OPENERS = {
         "Path(f'/proc/{pid}/stat').read_text",
     },
     "cfgen.train.plot": {"figure.savefig"},  # into memory
+    "cfgen.video.pictures": {"PIL.Image.open"},  # of bytes
 }
 """Where files are opened, and what else of the same name is called: nothing else opens one."""
 

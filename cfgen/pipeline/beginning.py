@@ -152,7 +152,9 @@ class Beginning:
         whole = f"{count(_frames_of(self.given.latent_frames), 'frame')} of {name}, "
         begins, ends = (float(each / self._fps) for each in self._bounds)
         yield f"{whole}{begins:.2f} s to {ends:.2f} s, are the past of the video" + (
-            f": the {count(left_out, 'frame')} before them make no whole chunk" if left_out else ""
+            f"; what lies before, {count(left_out, 'frame')}, makes no whole chunk"
+            if left_out
+            else ""
         )
         if facts.rotation:
             yield f"{name} is turned by {abs(facts.rotation):g} degrees, as it says"
