@@ -144,8 +144,6 @@ class Beginning:
     def _film_lines(self) -> Iterator[str]:
         facts, section, name = self._facts, self.section, self.file.name
         size = (facts.width, facts.height)
-        if round(facts.rotation) % 180:
-            size = (facts.height, facts.width)
         if words := fitted(size, self._size, self.config.fit).words:
             yield f"{name} is {size[0]}x{size[1]}: {words}"
         left_out = section.first - self._asked.first

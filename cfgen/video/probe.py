@@ -13,6 +13,8 @@ from cfgen.video.ffmpeg import Ffmpeg, described
 _STREAM = re.compile(r"^\s*Stream #0:\d+.*?: (Video|Audio): (.*)$", re.MULTILINE)
 _SIZE = re.compile(r", ([1-9]\d*)x([1-9]\d*)[, \[]")
 _DURATION = re.compile(r"^\s*Duration: (\d+):(\d\d):(\d\d\.\d+)", re.MULTILINE)
+_SOURCE = re.compile(r"^\s*\[[^]]*\]")
+_PIXEL = re.compile(r"\bSAR ([1-9]\d*):([1-9]\d*)")
 _ROTATION = re.compile(r"rotation of (-?\d+(?:\.\d+)?) degrees")
 _HDR = {"smpte2084": "PQ", "arib-std-b67": "HLG"}
 _FIELDS = re.compile(r"\b(top|bottom) (coded )?first\b")
@@ -28,7 +30,7 @@ class FilmFacts:
     """The first picture stream of a film.
 
     Attributes:
-        width: Width of a frame in pixels as it is stored.
+        width: Width of a frame as it is shown, in pixels as high as wide.
         height: Height likewise.
         seconds: Playing time by its own word, 0 if it does not say.
         rotation: Degrees that it is turned by to be shown.
@@ -60,8 +62,10 @@ def probe(ffmpeg: Ffmpeg, path: Path) -> FilmFacts:
     streams = _STREAM.findall(text)
     films = [line for kind, line in streams if kind == "Video" and "(attached pic)" not in line]
     if not streams:
-        last = text.strip().splitlines()[-1:] or ["ffmpeg does not say why"]
-        raise InputRefused(f"{path} is no film that ffmpeg reads: {last[0].strip()}")
+        said = text.strip().splitlines()[:1] or ["ffmpeg does not say why"]
+        raise InputRefused(
+            f"{path} is no film that ffmpeg reads: {_SOURCE.sub('', said[0]).strip()}"
+        )
     size = _SIZE.search(films[0]) if films else None
     if not films or size is None:
         raise InputRefused(f"{path} has no moving picture", "give a film, or a picture by --image")
@@ -72,17 +76,19 @@ def probe(ffmpeg: Ffmpeg, path: Path) -> FilmFacts:
             "make an SDR copy: ffmpeg -i FILM -vf zscale=t=linear:npl=100,tonemap=hable,"
             "zscale=p=bt709:t=bt709:m=bt709:r=tv,format=yuv420p SDR.mp4",
         )
-    height = int(size[2])
-    told = _MATRICES.search(films[0].partition(", ")[2].partition(f", {size[1]}x")[0])
+    width, height = int(size[1]), int(size[2])
+    told = _MATRICES.search(films[0].partition(", ")[2].partition(f", {width}x")[0])
     untold = "bt709" if height >= HD_ROWS else "bt601"
-    turned = _ROTATION.search(text)
+    turned, pixel = _ROTATION.search(text), _PIXEL.search(films[0])
+    rotation = float(turned[1]) if turned else 0.0
+    shown = (round(width * int(pixel[1]) / int(pixel[2])) if pixel else width, height)
     lasts = _DURATION.search(text)
     hours, minutes, seconds = lasts.groups() if lasts else ("0", "0", "0")
     return FilmFacts(
-        width=int(size[1]),
-        height=height,
+        width=shown[round(rotation) % 180 != 0],
+        height=shown[round(rotation) % 180 == 0],
         seconds=int(hours) * 3600 + int(minutes) * 60 + float(seconds),
-        rotation=float(turned[1]) if turned else 0.0,
+        rotation=rotation,
         interlaced=_FIELDS.search(films[0]) is not None,
         matrix="" if told or "rgb" in films[0] or "pal8" in films[0] else untold,
         sound=any(kind == "Audio" for kind, _ in streams),
