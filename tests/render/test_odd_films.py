@@ -117,11 +117,12 @@ TAKEN: dict[str, tuple[Callable[[Path], Path], str]] = {
     "a name like a flag": (still("-i.mkv", "-vf", TAGGED_709, "-pix_fmt", "yuv444p", *FFV1), ""),
 }
 COARSE = {
-    "fields",
-    "an animated GIF",
-    "a stream that begins at 1.4 s",
-    "pixels that are not square",
+    "fields": 6,
+    "an animated GIF": 12,
+    "a stream that begins at 1.4 s": 6,
+    "pixels that are not square": 6,
 }
+"""Levels that kinds may be off, as their own coding is coarse: dithered, or half the columns."""
 
 
 @pytest.mark.parametrize("kind", TAKEN)
@@ -210,13 +211,13 @@ def test_other_films_are_refused_with_the_reason(
 
 
 def test_a_damaged_film_is_refused_when_it_is_counted(tmp_path: Path) -> None:
-    whole = film(tmp_path / "whole.mkv")
+    whole = film(tmp_path / "whole.mov", "-c:v", "png")
     content = bytearray(whole.read_bytes())
     middle = len(content) // 2
     content[middle : middle + 4000] = bytes(4000)
-    (tmp_path / "a.mkv").write_bytes(content)
+    (tmp_path / "a.mov").write_bytes(content)
     with pytest.raises(InputRefused, match="cannot be read to its end"):
-        _ = begun(tmp_path / "a.mkv").frames
+        _ = begun(tmp_path / "a.mov").frames
 
 
 def test_uneven_frames_stand_for_the_time_at_which_they_are_shown(
