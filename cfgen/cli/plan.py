@@ -65,7 +65,8 @@ def show_plan(console: Console, job: RenderJob) -> None:
     if console.json:
         rows = [asdict(chunk) for chunk in planned]
         memory = _memory_data(memory_of(job))
-        console.result("", {**plan_data(planned, needs), **memory, "table": rows})
+        begins = {"begins": list(job.require_beginning())}
+        console.result("", {**plan_data(planned, needs), **begins, **memory, "table": rows})
     else:
         console.result("\n".join(_text(job, needs, console.verbose)), {})
 

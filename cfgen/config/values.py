@@ -32,7 +32,8 @@ _LEAST_BARE = 1000
 _DURATION_FORMS = "write 12.5 (seconds), 30s, 2m30s, 1h5m or 1:05"
 _TRUE = {"true", "yes", "on"}
 _FALSE = {"false", "no", "off"}
-_NONE = {"null", "none", "~", ""}
+NONE = frozenset({"null", "none", "~", ""})
+"""What stands for no value, in small letters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +111,7 @@ def parse_moment(text: str) -> float | None:
         ValueError: The text is no moment; the message is one sentence.
     """
     stripped = text.strip().lower()
-    if stripped in _NONE:
+    if stripped in NONE:
         return None
     seconds = _seconds(stripped)
     if seconds is None or not math.isfinite(seconds):
@@ -255,18 +256,18 @@ def _typed(hint: object, tree: RawValue) -> object:
 
 def _seed(text: str) -> int | None:
     """A seed; -1 means, as in other tools, that one is to be chosen."""
-    if text.strip().lower() in _NONE:
+    if text.strip().lower() in NONE:
         return None
     number = _integer(text)
     return None if number == -1 else number
 
 
 def _rate(text: str) -> float | None:
-    return None if text.strip().lower() in _NONE else parse_rate(text)
+    return None if text.strip().lower() in NONE else parse_rate(text)
 
 
 def _optional(hint: object, tree: RawValue) -> object:
-    if isinstance(tree, str) and tree.strip().lower() in _NONE:
+    if isinstance(tree, str) and tree.strip().lower() in NONE:
         return None
     (inner,) = (arg for arg in get_args(hint) if arg is not type(None))
     return parse_value(inner, tree)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cfgen.config.presets import presets_folder
 from cfgen.config.sources import Entries, Entry
-from cfgen.config.values import RawValue
+from cfgen.config.values import NONE, RawValue
 
 PATHS = frozenset(
     {"model.path", "model.text_encoder", "model.tokenizer", "model.vae", "model.loras"}
@@ -19,7 +19,7 @@ INPUTS = frozenset({"begin.image", "begin.last_image", "begin.video"})
 
 
 def anchored(entries: Entries, folder: Path | None) -> Entries:
-    """Entries whose paths of weights, pictures and films on disk are absolute.
+    """Entries whose paths of weights on disk are absolute, and of pictures and films anywhere.
 
     Args:
         entries: What one source holds.
@@ -28,7 +28,7 @@ def anchored(entries: Entries, folder: Path | None) -> Entries:
     found = dict(entries)
     for key in INPUTS & set(entries):
         tree = entries[key].tree
-        if isinstance(tree, str) and _on_disk(tree, folder):
+        if isinstance(tree, str) and tree.strip().lower() not in NONE:
             place = os.path.abspath((folder or Path()) / os.path.expanduser(tree))
             found[key] = Entry(tree=place, origin=entries[key].origin)
     for key in PATHS & set(entries):

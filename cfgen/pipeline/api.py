@@ -32,6 +32,17 @@ if TYPE_CHECKING:
 
 Value = str | int | float | bool | Path | None | Iterable[object]
 
+_BEGIN = {
+    "image": "begin.image",
+    "last_image": "begin.last_image",
+    "video": "begin.video",
+    "start": "begin.from",
+    "end": "begin.to",
+    "keep_input": "begin.keep_input",
+    "fit": "begin.fit",
+}
+"""Keys of what a video begins with, by the names that functions here have for them."""
+
 
 def plan(
     prompt: str = "", *, settings: Mapping[str, Value] | None = None, **values: Value
@@ -43,7 +54,8 @@ def plan(
         settings: Values by dotted key, such as `{"memory.tau": 0.9}`; `cfgen presets show` lists
             the keys.
         values: Values at the top of a preset: `preset`, `output`, `duration`, `seed`, `size`,
-            `fps`, `rng`, `device`, `dtype`, `threads`, `backend`.
+            `fps`, `rng`, `device`, `dtype`, `threads`, `backend`; and what the video begins with:
+            `image`, or `video` with `start`, `end` and `keep_input`, and `fit`.
 
     Returns:
         The job: its `config`, its `plan`, its `model`; `pipeline.plan.estimate_of` and
@@ -52,7 +64,8 @@ def plan(
     Raises:
         PresetError: A key is unknown or a value cannot be used.
     """
-    given = {"prompt": " ".join(prompt.split()) or None, **values, **(settings or {})}
+    named = {_BEGIN.get(name, name): value for name, value in values.items()}
+    given = {"prompt": " ".join(prompt.split()) or None, **named, **(settings or {})}
     flags = {key: _written(value) for key, value in given.items() if value is not None}
     return RenderJob(load(flags, recipe=recipe_of).config)
 

@@ -56,8 +56,8 @@ def read_picture(path: Path, *, width: int, height: int, fit: Fit = "crop") -> P
     """
     try:
         content = read_bytes(path, limit=LIMIT_NBYTES)
-    except OSError as error:
-        raise InputRefused(f"cannot read {path}: {error.strerror or error}") from None
+    except (OSError, ValueError) as error:
+        raise InputRefused(f"cannot read {path}: {getattr(error, 'strerror', error)}") from None
     notes: list[str] = []
     image = _flat(_decoded(path, content, notes), path, notes)
     scaled = fitted(image.size, (width, height), fit)

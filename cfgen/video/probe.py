@@ -56,8 +56,8 @@ def probe(ffmpeg: Ffmpeg, path: Path) -> FilmFacts:
     """
     try:
         open_binary(path).close()
-    except OSError as error:
-        raise InputRefused(f"cannot read {path}: {error.strerror or error}") from None
+    except (OSError, ValueError) as error:
+        raise InputRefused(f"cannot read {path}: {getattr(error, 'strerror', error)}") from None
     text = described(ffmpeg, path)
     streams = _STREAM.findall(text)
     films = [line for kind, line in streams if kind == "Video" and "(attached pic)" not in line]
