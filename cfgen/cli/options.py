@@ -177,28 +177,14 @@ Fps = _value(
     "Playback rate. Another rate than the model's own makes motion faster or slower.",
 )
 Image = _value("--image", "FILE", FILM, "A picture that the video begins with: its first frame.")
-LastImage = _value(
-    "--last-image", "FILE", FILM, "A picture that the video ends with; no preset can do that yet."
-)
-Video = _value("--video", "FILE", FILM, "A film that the video goes on from, where it ends.")
-VideoFrom = _value(
-    "--from", "TIME", FILM, "Where of the film its past begins: 10s, 0:10.", default="its start"
-)
-VideoTo = _value(
-    "--to", "TIME", FILM, "Where of the film the video goes on: 15s, 0:15.", default="its end"
-)
-KeepInput = _switch(
-    "--keep-input",
-    FILM,
-    "Show that part of the film, with its sound, before the video goes on; --duration counts it.",
-)
+LastImage = _value("--last-image", "FILE", FILM, "A last picture; no preset can end with one yet.")
+Video = _value("--video", "FILE", FILM, "A film that the video goes on from.")
+VideoFrom = _value("--from", "TIME", FILM, "Where its past begins in it.", default="its start")
+VideoTo = _value("--to", "TIME", FILM, "Where the video goes on from it.", default="its end")
+KeepInput = _switch("--keep-input", FILM, "Show that part first, with sound; --duration counts it.")
+_FITS = "Other proportions of the picture or film: cut (crop), or filled with black (pad)."
 FitOption = _value(
-    "--fit",
-    "HOW",
-    FILM,
-    "What becomes of a picture or film of other proportions: crop cuts it, pad adds black.",
-    default="crop",
-    offered=completion.values_of("begin.fit"),
+    "--fit", "HOW", FILM, _FITS, default="crop", offered=completion.values_of("begin.fit")
 )
 Config = _value("--config", "FILE", FILM, "A YAML file with values for this run.", kind=Path | None)
 Set = _value(

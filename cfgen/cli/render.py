@@ -45,6 +45,8 @@ def render(
     Examples:
       cfgen render "a red balloon drifts over snowy hills" --duration 30s -o a.mp4
       echo "a blue boat on a calm sea" | cfgen render - --seed 7
+      cfgen render "a kite at dusk" --image kite.png -o from-picture.mp4
+      cfgen render "a kite at dusk" --video a.mp4 --to 0:15 --keep-input -o b.mp4
       cfgen render "a kite over green hills" --duration 10m --dry-run
     """
     console = options.console_of(ctx)

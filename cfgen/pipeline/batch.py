@@ -153,7 +153,7 @@ class BatchRunner:
                     raise OutputRefused(f"{odd} is in the way")
                 if not self._overwrite:
                     refuse_existing(item.output, run)
-            job = RenderJob(config)
+            job = RenderJob(begun or config)
             if begun is None:
                 job.require_beginning()
             check(job)

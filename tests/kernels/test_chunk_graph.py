@@ -25,7 +25,7 @@ from cfgen.model.generator import Generator, WanConfig
 from cfgen.ops.reference import Rope
 from cfgen.ops.select import TORCH, Ops, PageOps, _triton
 from cfgen.rollout.cuda_graph import ChunkGraph
-from cfgen.rollout.loop import ChunkDenoiser, Guidance, Rollout
+from cfgen.rollout.loop import Chunk, ChunkDenoiser, Guidance, Rollout
 from cfgen.rollout.schedule import FewStepSchedule, KeyedNoise
 from tests.strategies import memory_of, random_generator
 
@@ -139,6 +139,7 @@ def rolled(
     prompts: str = "one",
     tau: float = 0.9,
     admission_layers: tuple[int, ...] = (),
+    given: int = 0,
 ) -> tuple[Tensor, list[list[int]], int]:
     """Latents of a clip, which frames layers hold after each chunk, and key frames admitted."""
     generator.compute_with(ops)
@@ -186,7 +187,11 @@ def rolled(
             capture=captured if graph else None,
         )
         first, other = (generator.condition(each) for each in (text, PROMPTS[prompts](text)))
-        for index in range(CHUNKS):
+        if given:
+            beginning = KeyedNoise(7).draw(0, 0, (1, given, *SHAPE[2:]))
+            rolling.start_given(Chunk(0, beginning), first)
+            latents.append(rolling.finish().latents)
+        for index in range(len(latents), CHUNKS):
             rolling.start(index, other if index >= CHUNKS // 2 else first)
             latents.append(rolling.finish().latents)
             held += [memory.frames(layer) for layer in range(SMALL.num_layers)]
@@ -216,6 +221,16 @@ def test_a_recorded_chunk_goes_for_every_chunk(name: str, storage: Storage, guid
     error = (graph[0] - plain[0]).norm() / plain[0].norm()
     assert float(error) < (1e-4 if storage == "auto" else 2e-2)
     assert float((plain[0][:, -1:] - plain[0][:, -2:-1]).abs().max()) > 0.1
+
+
+@pytest.mark.parametrize("name", ["release", "slow_fast", "window"])
+def test_a_given_chunk_of_another_size_comes_before_the_recorded_ones(name: str) -> None:
+    generator = random_generator(SMALL)
+    plain = rolled(generator, TABLES[name], TORCH, given=2)
+    graph = rolled(generator, TABLES[name], on_tape(_triton()), graph=True, given=2)
+    assert graph[1:] == plain[1:]
+    assert plain[0].shape[1] == 2 + CHUNKS - 1
+    assert float((graph[0] - plain[0]).norm() / plain[0].norm()) < 1e-4
 
 
 def test_another_prompt_makes_another_chunk() -> None:

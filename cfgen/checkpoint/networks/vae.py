@@ -266,7 +266,8 @@ def _tiny(network: Network, raw_latents: bool | None) -> TinyAutoencoder:
             f"have {len(LATENT_MEAN)}",
             "leave out model.raw_latents",
         )
-    if raw_latents is None and _is_published_size(shapes):
+    published = all(shapes.get(name, shape) == shape for name, shape in FULL_TINY.items())
+    if raw_latents is None and published:
         if network.layers["decoder.1.weight"].format != "float16":
             raise CheckpointError(
                 f"{path} is either taew2_1 or lighttaew2_1: they have the same tensors and take "
@@ -279,11 +280,6 @@ def _tiny(network: Network, raw_latents: bool | None) -> TinyAutoencoder:
             return TinyAutoencoder.for_weights(_hollow(network), raw_latents=bool(raw_latents))
     except (KeyError, IndexError) as error:
         raise _incomplete(path, error) from error
-
-
-def _is_published_size(shapes: Mapping[str, tuple[int, ...]]) -> bool:
-    """Whether a TAEHV has the sizes of `taew2_1`, its encoder or not."""
-    return all(shapes.get(name, shape) == shape for name, shape in FULL_TINY.items())
 
 
 def wan_channels(network: Network) -> int:
