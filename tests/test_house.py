@@ -25,7 +25,7 @@ BELOW = {
     "out_of_memory": set(),
     "plain_text": set(),
     "units": set(),
-    "timeline": set(),
+    "timeline": {"video"},
     "kernels": set(),
     "presets": set(),
     "hub": set(),

@@ -9,7 +9,8 @@ from cfgen.config.schema import RenderConfig
 from cfgen.pipeline.beginning import Beginning
 from cfgen.pipeline.device import Runtime
 from cfgen.pipeline.models import OpenedModel
-from cfgen.timeline import Given, Plan, VideoShape, make_plan
+from cfgen.timeline import Given, Plan, make_plan
+from cfgen.video.shape import VideoShape
 
 
 class RenderJob:

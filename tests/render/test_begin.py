@@ -21,7 +21,8 @@ from cfgen.renderer.events import Finished, Noted
 from cfgen.runs.beginning import SOUND
 from cfgen.runs.folder import RunFolder
 from cfgen.runs.journal import ChunkLine, SoundLine
-from cfgen.timeline import Given, VideoShape, make_plan
+from cfgen.timeline import Given, make_plan
+from cfgen.video.shape import VideoShape
 from tests.render.film import MEMORIES, PROMPT, MakeFilm
 from tests.render.inputs import film as make_input
 from tests.render.inputs import picture

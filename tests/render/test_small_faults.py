@@ -14,9 +14,10 @@ from cfgen.runs.contents import JOURNAL, clear, make_empty
 from cfgen.runs.folder import RunFolder, RunRecord, write_record
 from cfgen.runs.journal import ChunkLine, Journal, VideoLine
 from cfgen.runs.recovery import audit
-from cfgen.timeline import VideoShape, make_plan
+from cfgen.timeline import make_plan
 from cfgen.units import bytes_words
 from cfgen.video.output import holds_render, refuse_existing, sidecar_of
+from cfgen.video.shape import VideoShape
 
 RECORD = RunRecord(output="a.mp4", overwrite=False, config={}, fingerprint={}, created="")
 LINE = ChunkLine(index=0, frames=9, frames_sha256="a", latents_sha256="b", elapsed_s=1.0)

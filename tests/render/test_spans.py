@@ -11,7 +11,8 @@ from cfgen.config.loader import load
 from cfgen.pipeline.build import build_source, read_prompts
 from cfgen.pipeline.job import RenderJob
 from cfgen.renderer.source import FrameSource
-from cfgen.timeline import Span, VideoShape, make_plan
+from cfgen.timeline import Span, make_plan
+from cfgen.video.shape import VideoShape
 from tests.render.film import PROMPT
 
 OTHER = "a blue boat on a calm sea"
