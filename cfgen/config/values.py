@@ -42,6 +42,13 @@ class Unit:
     name: Literal["duration", "size", "bytes", "rate", "seed"]
 
 
+@dataclass(frozen=True, slots=True)
+class Form:
+    """Marks a type that a function of its own reads; it raises a ValueError of one sentence."""
+
+    read: Callable[[RawValue], object]
+
+
 Duration = Annotated[float, Unit("duration"), Range(above=0)]
 """Seconds."""
 
@@ -185,8 +192,8 @@ def parse_value(hint: object, tree: RawValue) -> object:
         hint, *extras = get_args(hint)
         rules = tuple(extras)
     for rule in rules:
-        if isinstance(rule, Unit):
-            value: object = _unit(rule, tree)
+        if isinstance(rule, Unit | Form):
+            value: object = _unit(rule, tree) if isinstance(rule, Unit) else rule.read(tree)
             break
     else:
         value = _typed(hint, tree)

@@ -73,7 +73,7 @@ class Policy(Protocol):
         """Most latent frames that are committed again at once; 0 if that cannot be."""
 
     def refuses(self, transition: Transition) -> str | None:
-        """Why a shot cannot begin with a transition, to go after "cannot be", or None."""
+        """Why a shot cannot begin with a transition, or None if it can."""
 
     def problems(self, *, chunk: int, guidance: float, snapshot: str) -> Iterable[Problem]:
         """What does not go together with the rest of a configuration.

@@ -69,9 +69,7 @@ class ReleaseTable:
     def admission(self) -> Admission:
         """Admit at most once a chunk, never before the second chunk after the sink."""
         is_open = (
-            self._slow > 0
-            and not self._again
-            and self._copy.frame >= self._sink + self._current
+            self._slow > 0 and not self._again and self._copy.frame >= self._sink + self._current
         )
         return Admission(is_open, update_reference=True)
 

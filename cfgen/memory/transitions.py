@@ -18,8 +18,8 @@ fresh     it is emptied
 """
 
 FLUSHED = 2
-"""Newest latent frames that stay beside the sink. Source: Infinity-RoPE pipeline/causal_inference.py
-@ 63d7b84 (arXiv 2511.20649), whose window of 6 then holds 1 + 2 and the chunk's 3."""
+"""Newest latent frames that stay beside the sink. Source: Infinity-RoPE @ 63d7b84 (arXiv
+2511.20649) pipeline/causal_inference.py, whose window of 6 then holds 1 + 2 and the chunk's 3."""
 
 CUT = 42
 """Latent frames that a chunk stands further away in time. Source: as above, where a chunk stands at

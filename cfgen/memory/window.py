@@ -55,10 +55,10 @@ class FullMemory:
         return 0
 
     def refuses(self, transition: Transition) -> str | None:
-        """What commits again what is kept, which here is all of the clip."""
+        """What commits again all that is kept."""
         if transition != "recache":
             return None
-        return "recache with memory full, which would commit the whole film again at once"
+        return "memory full keeps the whole film, and would have to commit it again at once"
 
     def problems(self, *, chunk: int, guidance: float, snapshot: str) -> Iterable[Problem]:
         """None: it goes together with everything."""

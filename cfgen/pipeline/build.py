@@ -215,9 +215,9 @@ def prompts_of(config: RenderConfig, plan: Plan | None = None) -> list[str]:
         config: The render.
         plan: Its plan, if it is made already.
     """
-    spans = [config.prompt] if plan is None else [span.prompt for span in plan.spans]
+    shown = config.film if plan is None else plan.spans
     without = [] if config.schedule.guidance == 1 else [""]
-    return list(dict.fromkeys([*spans, *without]))
+    return list(dict.fromkeys([*(each.prompt for each in shown), *without]))
 
 
 def read_prompts(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
 from cfgen.config.schema import RenderConfig
 from cfgen.pipeline.device import Runtime
 from cfgen.pipeline.models import OpenedModel
+from cfgen.pipeline.shots import spans_of
 from cfgen.timeline import Plan, VideoShape, make_plan
 
 
@@ -61,7 +63,7 @@ def plan_of(config: RenderConfig, latents: tuple[int, int]) -> Plan:
         latents: Channels of the model's latents and pixels along a cell.
 
     Raises:
-        UsageError: Size or duration cannot be made.
+        UsageError: Size or duration cannot be made, or a shot is too short.
     """
     width, height = config.frame_size
     channels, stride = latents
@@ -73,4 +75,7 @@ def plan_of(config: RenderConfig, latents: tuple[int, int]) -> Plan:
         chunk_latent_frames=config.model.chunk_latent_frames,
         fps=config.playback_fps,
     )
-    return make_plan(config.duration_s, shape, prompt=config.prompt)
+    plan = make_plan(config.duration_s, shape, prompt=config.prompt)
+    if not config.shots:
+        return plan
+    return replace(plan, spans=spans_of(plan, config.shots, default=config.transition))

@@ -17,6 +17,7 @@ from cfgen.model.generator import Conditioning, Generator
 from cfgen.model.vae import Decoder, State
 from cfgen.rollout.loop import Chunk, ChunkDenoiser, ChunkFn, Guidance, Rollout, recommit
 from cfgen.rollout.schedule import FewStepSchedule, Noise
+from cfgen.rollout.transitions import enter
 from cfgen.timeline import ChunkPlan, Plan, Playing
 
 Frames = npt.NDArray[np.uint8]
@@ -88,6 +89,7 @@ class FrameSource:
     def recommit(self, chunk: Chunk) -> None:
         """Commit a chunk that was made before; see `rollout.recommit`."""
         with torch.inference_mode():
+            self.enter(chunk.index)
             recommit(
                 self.generator,
                 self.memory,
@@ -95,6 +97,20 @@ class FrameSource:
                 self.conditioning_of(chunk.index),
                 step=len(self.schedule.sigmas),
             )
+
+    def enter(self, chunk: int) -> None:
+        """Before a chunk is made or committed again: what the shot that it begins does to memory.
+
+        Raises:
+            SnapshotError: It needs latents that an older snapshot does not hold.
+        """
+        enter(
+            self.generator,
+            self.memory,
+            self.plan.transition_before(chunk),
+            self.conditioning_of(chunk),
+            step=len(self.schedule.sigmas),
+        )
 
     def decode(self, chunk: Chunk, state: State) -> Frames:
         """Frames of the next chunk, cut to the plan: uint8 [n, height, width, 3], RGB.
@@ -151,6 +167,7 @@ class ChunkWorker:
     def start(self, index: int) -> None:
         """Begin a chunk."""
         with torch.inference_mode():
+            self._source.enter(index)
             self._rollout.start(index, self._source.conditioning_of(index))
 
     def finish(self) -> Chunk:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cfgen.memory.protocols import Memory, V
-from cfgen.memory.transitions import CUT, FLUSHED, Transition
+from cfgen.memory.transitions import CUT, FLUSHED
 from cfgen.model.generator import Conditioning, Generator
 from cfgen.rollout.loop import recommit
 
@@ -11,7 +11,7 @@ from cfgen.rollout.loop import recommit
 def enter(
     generator: Generator,
     memory: Memory[V],
-    transition: Transition,
+    transition: str,
     conditioning: Conditioning,
     *,
     step: int = 0,
@@ -24,7 +24,7 @@ def enter(
     Args:
         generator: the causal model.
         memory: what was committed so far.
-        transition: how the shot begins.
+        transition: one of `memory.transitions`.
         conditioning: what its prompt says.
         step: number of a commit pass, the denoising passes of a chunk counted.
     """
@@ -42,3 +42,5 @@ def enter(
             latents = memory.rewind()
             if latents is not None:
                 recommit(generator, memory, latents, conditioning, step=step)
+        case _:
+            raise ValueError(f"{transition!r} is no transition")

@@ -25,8 +25,8 @@ def small_segments(monkeypatch: pytest.MonkeyPatch) -> None:
     from cfgen.renderer.recorder import RunRecorder
     from cfgen.timeline import make_plan
 
-    def small(*given: object, **_: object) -> object:
-        return make_plan(*given, segment_chunks=3)  # type: ignore[arg-type]
+    def small(*given: object, **named: object) -> object:
+        return make_plan(*given, **named, segment_chunks=3)  # type: ignore[arg-type]
 
     monkeypatch.setattr("cfgen.pipeline.job.make_plan", small)
 
