@@ -159,6 +159,11 @@ class Plan:
         begins = made > 0 and self.span_of(self.order[made - 1]) != span
         return self.spans[span].transition if begins else "continue"
 
+    def begins_scene(self, chunk: int) -> bool:
+        """Whether a chunk is the first to play of a span that knows nothing of those before."""
+        span = self.spans[self.span_of(chunk)]
+        return 0 < span.start == self.chunk(chunk).latent_start and span.transition == "fresh"
+
     @property
     def latent_frames(self) -> int:
         """Latent frames rolled out, up to the chunk grid."""

@@ -129,9 +129,14 @@ class FrameSource:
             if stream is not None:
                 stream.wait_stream(torch.cuda.default_stream(parameter.device))
                 chunk.latents.record_stream(stream)
-            latents = chunk.latents.to(parameter.device, parameter.dtype)
+            latents, lead = chunk.latents.to(parameter.device, parameter.dtype), 0
+            if self.plan.begins_scene(chunk.index):
+                # Nothing of the scene before may shine through. The first latent frame of a clip
+                # decodes to one frame, so it is given twice and that frame is dropped.
+                state.caches, lead = self.vae.start().caches, 1
+                latents = torch.cat([latents[:, :1], latents], 1)
             levels = to_levels(self.vae.decode(latents, state)[0])
-            frames = levels[: self.plan.chunk(chunk.index).frames]
+            frames = levels[lead : lead + self.plan.chunk(chunk.index).frames]
             if stream is None:
                 return PendingFrames(frames.cpu(), None)
             host = torch.empty(frames.shape, dtype=frames.dtype, pin_memory=True)
