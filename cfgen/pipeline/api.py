@@ -96,6 +96,7 @@ def branch(
     at: float | str,
     output: Path | str,
     prompt: str | None = None,
+    transition: str | None = None,
     seed: int | None = None,
     duration: float | str | None = None,
     overwrite: bool = False,
@@ -107,12 +108,18 @@ def branch(
         at: The moment, in seconds or as a person writes it; the chunk that plays then is the first
             to be other.
         output: The new video.
-        prompt: What it shows from there on.
+        prompt: What it shows from there on, as a new shot.
+        transition: What becomes of the memory there: continue, recache, flush, cut or fresh.
         seed: Another seed from there on; one is chosen if nothing else is new.
         duration: Its playing time.
         overwrite: Whether it may replace a file.
     """
-    changes = {"prompt": prompt, "seed": _text(seed), "duration": _text(duration)}
+    changes = {
+        "prompt": prompt,
+        "transition": transition,
+        "seed": _text(seed),
+        "duration": _text(duration),
+    }
     return plan_branch(
         run_folder(Path(run)),
         at=str(at),
@@ -123,17 +130,23 @@ def branch(
 
 
 def retry(
-    run: Path | str, *, begin: float | str, prompt: str | None = None, seed: int | None = None
+    run: Path | str,
+    *,
+    begin: float | str,
+    prompt: str | None = None,
+    transition: str | None = None,
+    seed: int | None = None,
 ) -> Rendering:
-    """Do a video over from a moment on; what comes after is replaced once the new one is finished.
+    """Do a video over from a moment on; a finished one stays as ``NAME.take-1.mp4``.
 
     Args:
         run: The run folder or the video.
         begin: The moment; the chunk that plays then is the first to be made anew.
         prompt: What it shows from there on.
+        transition: As for `branch`.
         seed: Another seed; one is chosen without it.
     """
-    changes = {"prompt": prompt, "seed": _text(seed)}
+    changes = {"prompt": prompt, "transition": transition, "seed": _text(seed)}
     return plan_retry(run_folder(Path(run)), begin=str(begin), changes=changes).make()
 
 
