@@ -109,6 +109,13 @@ def link_or_copy(file: Path, target: Path) -> None:
         raise
 
 
+def take_name(made: Path, part: Path) -> None:
+    """Give what ffmpeg made the name under which it is measured; if it made nothing, that tells."""
+    part.unlink(missing_ok=True)
+    with contextlib.suppress(FileNotFoundError):
+        os.rename(made, part)
+
+
 def publish(*paths: Path) -> None:
     """Give complete files their final names, first making sure that all of them are on the disk.
 

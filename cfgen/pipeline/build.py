@@ -30,6 +30,7 @@ from cfgen.pipeline.memory_estimate import place, wanted_of
 from cfgen.pipeline.models import LoadedModels, OpenedModel
 from cfgen.pipeline.offload_plan import Offload
 from cfgen.pipeline.preflight import licence_of, warnings_of
+from cfgen.pipeline.shots import chapters_of
 from cfgen.pipeline.torch_compile import compile_blocks
 from cfgen.renderer.events import Loaded
 from cfgen.renderer.run import Render
@@ -110,6 +111,7 @@ def build_render(
         metadata={**_video_metadata(recorded), **facts},
         parts=path / "segments",
         replaces=overwrite,
+        chapters=chapters_of(plan),
     )
     source = build_source(job, models)
     job.model.require_unchanged()

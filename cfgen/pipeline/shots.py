@@ -9,6 +9,7 @@ from itertools import pairwise
 from cfgen.config.shots import Shot
 from cfgen.errors import UsageError
 from cfgen.timeline import Plan, Span
+from cfgen.video.facts import Chapter
 
 
 def spans_of(plan: Plan, shots: Sequence[Shot], *, default: str) -> tuple[Span, ...]:
@@ -70,3 +71,18 @@ def recached_frames(plan: Plan, most: int) -> int:
         most: As `memory.policy.Policy.recaches`.
     """
     return most if any(span.transition == "recache" for span in plan.spans[1:]) else 0
+
+
+def chapters_of(plan: Plan) -> tuple[Chapter, ...]:
+    """The shots of a film as chapters of its video; none for a film of one shot."""
+    if len(plan.spans) == 1:
+        return ()
+    starts = [span.start // plan.geometry.chunk_latent_frames for span in plan.spans]
+    return tuple(
+        Chapter(
+            frame=plan.chunk(chunk).frame_start,
+            prompt=span.prompt,
+            transition=span.transition if chunk else "fresh",
+        )
+        for chunk, span in zip(starts, plan.spans, strict=True)
+    )

@@ -165,9 +165,8 @@ def retry_from(point: BranchPoint, record: RunRecord) -> Iterator[int]:
     before = point.folder.record
     # What comes before has the shots that it had, so it can still be committed again from latents.
     base = point.made
-    if point.source.memory.replayable and (
-        not before.base or point.store.newest(before=before.base) == before.base
-    ):
+    sound = not before.base or point.store.newest(before=before.base) == before.base
+    if sound and point.source.memory.replayable:
         base = before.base
     record = replace(
         record,

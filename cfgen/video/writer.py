@@ -7,7 +7,6 @@ under a temporary name, measured, and only then given the name that the user ask
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -24,6 +23,7 @@ from cfgen.files.writing import (
     part_of,
     publish,
     sha256_of,
+    take_name,
     write_file,
 )
 from cfgen.video.encoding import (
@@ -33,7 +33,14 @@ from cfgen.video.encoding import (
     exact_fps,
     ffmetadata,
 )
-from cfgen.video.facts import SegmentFacts, VideoFacts, chain_frames, require_whole, sidecar_text
+from cfgen.video.facts import (
+    Chapter,
+    SegmentFacts,
+    VideoFacts,
+    chain_frames,
+    require_whole,
+    sidecar_text,
+)
 from cfgen.video.ffmpeg import Ffmpeg, FfmpegRun, require_encoder
 from cfgen.video.measure import Measured, measure
 from cfgen.video.output import check_output, format_of, sidecar_of, standing_at
@@ -69,6 +76,7 @@ class VideoWriter:
         metadata: Mapping[str, str],
         parts: Path,
         replaces: bool = False,
+        chapters: Sequence[Chapter] = (),
     ) -> None:
         """Check everything that can be checked without touching the disk.
 
@@ -82,6 +90,7 @@ class VideoWriter:
             metadata: Texts for the container and the sidecar, such as title, comment and seed.
             parts: Folder for the segments; it is made if need be.
             replaces: Whether a file may be replaced that comes to the output's place meanwhile.
+            chapters: The film's shots, in order, if there are several.
 
         Raises:
             UsageError: A value cannot be used.
@@ -94,7 +103,7 @@ class VideoWriter:
             format=self._format, width=width, height=height, fps=exact_fps(fps), quality=quality
         )
         self._ffmpeg = ffmpeg
-        self._metadata = dict(metadata)
+        self._metadata, self._chapters = dict(metadata), tuple(chapters)
         self._output = output.absolute()
         self._parts = parts.absolute()
         self._open = False
@@ -184,7 +193,7 @@ class VideoWriter:
         self._run, self._frames_in_segment = None, 0
         path = self._segment(index)
         with disk_errors(path):
-            _rename(self._part, part_of(path))
+            take_name(self._part, part_of(path))
             self._verify(part_of(path), frames, decode=False)
             publish(path)
             nbytes, digest = path.stat().st_size, sha256_of(path)
@@ -210,12 +219,12 @@ class VideoWriter:
         with disk_errors(self._output):
             joined = own_name(self._parts / f"joined{self._format.ending}")
             self._join(joined)
-            _rename(joined, part)
+            take_name(joined, part)
             for decode in (False, True):
                 self._verify(part, self.frames, decode=decode)
             facts = self._facts(part)
             with create(part_of(sidecar)) as file:
-                file.write(sidecar_text(facts, self._metadata).encode())
+                file.write(sidecar_text(facts, self._metadata, self._chapters).encode())
         self._joined = facts
         return facts
 
@@ -301,8 +310,10 @@ class VideoWriter:
             "quality": self._encoding.quality,
         }
         write_file(self._parts / _LISTING, listing.encode("ascii"), shared=True)
-        write_file(self._parts / _METADATA, ffmetadata(metadata), shared=True)
-        argv = self._encoding.join_argv(self._ffmpeg, _LISTING, _METADATA, part.name)
+        texts = ffmetadata(metadata, self._chapters, frames=self.frames, fps=self._encoding.fps)
+        write_file(self._parts / _METADATA, texts, shared=True)
+        files, chapters = (_LISTING, _METADATA, part.name), bool(self._chapters)
+        argv = self._encoding.join_argv(self._ffmpeg, *files, chapters=chapters)
         with FfmpegRun(argv, purpose=f"joining {self._output.name}", cwd=self._parts) as run:
             run.finish()
 
@@ -334,10 +345,3 @@ class VideoWriter:
             encoder=self._format.codec.encoder,
             ffmpeg_version=self._ffmpeg.version,
         )
-
-
-def _rename(made: Path, part: Path) -> None:
-    """Give what ffmpeg made the name under which it is measured; if it made nothing, that tells."""
-    part.unlink(missing_ok=True)
-    with contextlib.suppress(FileNotFoundError):
-        os.rename(made, part)

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import re
+import subprocess
+from fractions import Fraction
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +18,9 @@ from cfgen.renderer.events import ChunkDone, Resumed
 from cfgen.renderer.source import FrameSource, to_levels
 from cfgen.rollout.loop import Chunk, Rollout
 from cfgen.rollout.transitions import enter
-from cfgen.video.facts import chain_frames
+from cfgen.video.facts import Chapter, chain_frames
+from cfgen.video.ffmpeg import Ffmpeg
+from cfgen.video.output import sidecar_of
 from tests.render.film import FOUR_SHOTS, MEMORIES, MakeFilm
 from tests.render.test_orders import frames_sha256
 
@@ -97,6 +105,35 @@ def test_the_first_shot_is_the_film_of_its_prompt_alone(film: MakeFilm) -> None:
     first = np.concatenate([frames for _, _, frames in alone.chunks()])
     assert np.array_equal(first[:21], frames[:21])
     assert not np.array_equal(first[21:33], frames[21:33])
+
+
+def test_shots_are_chapters_of_the_video_and_stand_in_the_sidecar(
+    film: MakeFilm, ffmpeg: Ffmpeg
+) -> None:
+    odd = "a = b; c # d \\ e, ü 北京"
+    whole = film(f"shots=1.4s: a red balloon | 1.5s cut: a blue kite | 1.4s: {odd}")
+    whole.whole()
+    argv = [str(ffmpeg.path), "-v", "error", "-i", str(whole.output), "-f", "ffmetadata", "-"]
+    text = subprocess.run(argv, capture_output=True, check=True).stdout.decode()
+    chapters = [dict(re.findall(r"^(\w+)=(.*)$", part, re.M)) for part in text.split("[CHAPTER]")]
+    times = [
+        tuple(int(each[k]) * Fraction(each["TIMEBASE"]) for k in ("START", "END"))
+        for each in chapters[1:]
+    ]
+    borders = [Fraction(frame, 16) for frame in (0, 21, 45, 69)]
+    assert times == list(pairwise(borders))
+    titles = [re.sub(r"\\(.)", r"\1", each["title"]) for each in chapters[1:]]
+    assert titles == ["a red balloon", "a blue kite", odd]
+    long = Chapter(frame=0, prompt="x" + "北" * 200, transition="cut").title
+    assert long == "x" + "北" * 84
+    told = json.loads(sidecar_of(whole.output).read_text())["shots"]
+    assert [(each["frame"], each["start_s"], each["transition"]) for each in told] == [
+        (0, 0.0, "fresh"),
+        (21, 1.3125, "cut"),
+        (45, 2.8125, whole.config.transition),
+    ]
+    assert told[2]["prompt"] == odd
+    assert told[2]["end_s"] == 69 / 16
 
 
 def test_a_fresh_shot_remembers_nothing_of_those_before(film: MakeFilm) -> None:
