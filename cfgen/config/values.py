@@ -6,6 +6,7 @@ Flags, environment variables and YAML scalars all arrive as text and are read by
 from __future__ import annotations
 
 import difflib
+import json
 import math
 import re
 import types
@@ -295,6 +296,15 @@ def _number(text: str) -> float:
     if not math.isfinite(value):
         raise ValueError(f"must be a finite number, got {text!r}")
     return value
+
+
+def raw_value(value: object) -> RawValue:
+    """A value of JSON as a source holds it."""
+    if isinstance(value, list):
+        return [raw_value(each) for each in value]
+    if isinstance(value, dict):
+        return {str(key): raw_value(each) for key, each in value.items()}
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def shown(tree: object) -> str:
