@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from cfgen.config.values import RawValue
 
 LONGLIVE_S = 10
-"""Seconds of each prompt, as LongLive v1.0 @ e52d9ef changes prompts at latents 40, 80, ..., four of
-which play a second (configs/longlive_interactive_inference.yaml)."""
+"""Seconds of each prompt: LongLive v1.0 @ e52d9ef changes it at latents 40, 80 and so on, at four a
+second (configs/longlive_interactive_inference.yaml)."""
 
 INFINITY_CUT = (
     "a segment with # cuts at its own start, as Infinity-RoPE's README says; its code cuts at the "
