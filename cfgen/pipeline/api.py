@@ -39,11 +39,13 @@ def plan(
     """What a render will make and need; nothing is loaded.
 
     Args:
-        prompt: What the video shows.
+        prompt: What the video shows; left out where there are `shots`.
         settings: Values by dotted key, such as `{"memory.tau": 0.9}`; `cfgen presets show` lists
             the keys.
         values: Values at the top of a preset: `preset`, `output`, `duration`, `seed`, `size`,
-            `fps`, `rng`, `device`, `dtype`, `threads`, `backend`.
+            `fps`, `rng`, `device`, `dtype`, `threads`, `backend`, `transition`, and `shots`: texts
+            such as "8s: a red kite" or "6s cut: a boat", or mappings of `duration`, `prompt` and
+            `transition`.
 
     Returns:
         The job: its `config`, its `plan`, its `model`; `pipeline.plan.estimate_of` and
@@ -58,7 +60,7 @@ def plan(
 
 
 def render(
-    prompt: str,
+    prompt: str = "",
     *,
     overwrite: bool = False,
     settings: Mapping[str, Value] | None = None,
@@ -67,7 +69,7 @@ def render(
     """Render a video from a prompt. Iterating over what is returned does it.
 
     Args:
-        prompt: What the video shows.
+        prompt: What the video shows; left out where there are `shots`.
         overwrite: Whether the video may replace a file.
         settings: As for `plan`.
         values: As for `plan`; without `output` a name is made from prompt and seed, in the current
@@ -183,12 +185,14 @@ def inspect(path: Path | str, *, digests: bool = True, values: bool = False) -> 
 
 
 def _written(value: Value) -> RawValue:
-    """A value as a preset holds it: text, or a list of it."""
+    """A value as a preset holds it: text, or lists and mappings of it."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str | int | float | Path):
         return str(value)
-    return [str(each) for each in value or ()]
+    if isinstance(value, Mapping):
+        return {str(key): _written(each) for key, each in value.items()}
+    return [_written(each) for each in value or ()]  # type: ignore[arg-type]
 
 
 def _text(value: float | str | None) -> str | None:
