@@ -95,6 +95,9 @@ def test_a_branch_and_a_retry(film: Film, tmp_path: Path) -> None:
     assert (tmp_path / "a.mp4").read_bytes() == first
     assert frames_of(list(cfgen.retry(tmp_path / "a.cfgen", begin="1s", seed=9))) == frames
     assert (tmp_path / "a.mp4").read_bytes() != first
+    back, kept = cfgen.undo_retry(tmp_path / "a.mp4")
+    assert (back.name, kept.name) == ("a.take-1.mp4", "a.take-2.mp4")
+    assert (tmp_path / "a.mp4").read_bytes() == first
 
 
 def test_a_list(settings: dict[str, str], tmp_path: Path) -> None:

@@ -119,11 +119,13 @@ def show(
     console = options.console_of(ctx)
     path = run_folder(run)
     job, record = job_of(path), RunFolder(path).record
+    shots = record.config.get("shots")
     lines = [
         f"run       {job.path}",
         f"state     {job.state}{f' ({job.detail})' if job.detail else ''}",
         f"video     {RunFolder(path).output}",
         f"prompt    {job.prompt}",
+        *(f"shot      {text}" for text in (shots if isinstance(shots, list) else [])),
         f"seed      {job.seed}",
         f"done      chunk {job.chunks_done} of {job.chunks}, "
         f"{clock(job.done_s)} of {clock(job.total_s)}, in {clock(job.elapsed_s)}",

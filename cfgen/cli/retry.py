@@ -66,12 +66,12 @@ def retry(
     """
     console = options.console_of(ctx)
     path = run_folder(run)
-    from cfgen.pipeline.branch import plan_retry, undo_retry
+    from cfgen.pipeline.branch import plan_retry, take_back
 
     if undo:
         if begin or seed or prompt or transition:
             raise UsageError("--undo goes with no other change", "leave the other flags out")
-        video, kept = undo_retry(path)
+        video, kept = take_back(path)
         output = str(run.with_suffix(video.suffix) if run.suffix == ".cfgen" else run)
         console.note(f"{video.name} is back as {output}; what was there is {kept.name}")
         console.made(output, {"output": output, "take": str(kept)})

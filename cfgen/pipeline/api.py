@@ -20,7 +20,7 @@ from cfgen.config.loader import load
 from cfgen.config.presets import locate_model
 from cfgen.config.values import RawValue
 from cfgen.pipeline.batch import BatchRunner, ClipList
-from cfgen.pipeline.branch import plan_branch, plan_retry
+from cfgen.pipeline.branch import plan_branch, plan_retry, take_back
 from cfgen.pipeline.job import RenderJob
 from cfgen.pipeline.model_preset import recipe_of
 from cfgen.pipeline.naming import completed
@@ -150,6 +150,18 @@ def retry(
     """
     changes = {"prompt": prompt, "transition": transition, "seed": _text(seed)}
     return plan_retry(run_folder(Path(run)), begin=str(begin), changes=changes).make()
+
+
+def undo_retry(run: Path | str) -> tuple[Path, Path]:
+    """Put the newest take of a video back in its place; what is there becomes a take in turn.
+
+    Args:
+        run: The run folder or the video.
+
+    Returns:
+        The names of the take that is back, and of the one that the video becomes.
+    """
+    return take_back(run_folder(Path(run)))
 
 
 def batch(

@@ -150,7 +150,7 @@ def plan_retry(run: Path, *, begin: str, changes: Mapping[str, str | None]) -> B
     return Branch(run=run, child=child, chunk=chunk, new_seed=True, beside=False)
 
 
-def undo_retry(run: Path) -> tuple[Path, Path]:
+def take_back(run: Path) -> tuple[Path, Path]:
     """Put the newest take of a film back in its place, with all that is needed to go on from it.
 
     Args:
