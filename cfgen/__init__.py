@@ -21,6 +21,7 @@ _HOMES = {
     "render": "cfgen.pipeline.api",
     "resume": "cfgen.pipeline.api",
     "retry": "cfgen.pipeline.api",
+    "undo_retry": "cfgen.pipeline.api",
 }
 
 __all__ = ["__version__", *_HOMES]

@@ -67,11 +67,15 @@ class Span:
         start: First latent frame; spans begin where chunks do.
         stop: The latent frame after the last.
         prompt: What the film shows meanwhile.
+        transition: What becomes of the memory before its first chunk; of the first span, nothing.
+        asked_s: When it was to begin, in seconds; it does so with the nearest chunk.
     """
 
     start: int
     stop: int
     prompt: str
+    transition: str = "continue"
+    asked_s: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -108,6 +112,17 @@ class Plan:
         """The number of the span that a chunk belongs to."""
         frame = self.latent_start(chunk)
         return next(i for i, span in enumerate(self.spans) if span.start <= frame < span.stop)
+
+    def transition_before(self, chunk: int) -> str:
+        """What becomes of the memory before a chunk is made: the word of a span that begins."""
+        made, span = self.order.index(chunk), self.span_of(chunk)
+        begins = made > 0 and self.span_of(self.order[made - 1]) != span
+        return self.spans[span].transition if begins else "continue"
+
+    def begins_scene(self, chunk: int) -> bool:
+        """Whether a chunk is the first to play of a span that knows nothing of those before."""
+        span = self.spans[self.span_of(chunk)]
+        return 0 < span.start == self.chunk(chunk).latent_start and span.transition == "fresh"
 
     @property
     def first_latent_frames(self) -> int:
@@ -231,7 +246,17 @@ class Plan:
         )
         fourth = f"{count(self.segments, 'encoded segment')} of {self.segment_chunks} chunks"
         last = len(self.chunks_of(self.segments - 1))
-        return first, *self._given_lines(), second, third, f"{fourth}, the last of {last}"
+        lines = first, *self._given_lines(), second, third, f"{fourth}, the last of {last}"
+        return *lines, *self._borders()
+
+    def _borders(self) -> Iterator[str]:
+        """Say where shots begin, after the first."""
+        for number, span in enumerate(self.spans[1:], start=2):
+            chunk = self.chunk_of_latent(span.start)
+            begins_s = self.chunk(chunk).frame_start / self.geometry.fps
+            words = f"shot {number} begins with chunk {chunk + 1}, at {_number(begins_s)} s"
+            asked = "" if begins_s == span.asked_s else f" instead of {_number(span.asked_s)} s"
+            yield f"{words}{asked}: {span.transition}"
 
     def _grid_line(self) -> str:
         """How frames became chunks."""

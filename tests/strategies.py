@@ -140,6 +140,7 @@ def memory_of(
     admit: Callable[..., None] | None = None,
     tau: float = 0.95,
     admission_layers: tuple[int, ...] = (),
+    recaches: int = 0,
 ) -> PagedMemory:
     """A memory of these tables, as `memory.build` puts one together."""
     return assemble(
@@ -152,6 +153,7 @@ def memory_of(
         admit=admit,
         rule=AdmissionRule(tau, admission_layers),
         shared=shared,
+        recaches=recaches,
     )
 
 

@@ -95,6 +95,9 @@ def test_a_branch_and_a_retry(film: Film, tmp_path: Path) -> None:
     assert (tmp_path / "a.mp4").read_bytes() == first
     assert frames_of(list(cfgen.retry(tmp_path / "a.cfgen", begin="1s", seed=9))) == frames
     assert (tmp_path / "a.mp4").read_bytes() != first
+    back, kept = cfgen.undo_retry(tmp_path / "a.mp4")
+    assert (back.name, kept.name) == ("a.take-1.mp4", "a.take-2.mp4")
+    assert (tmp_path / "a.mp4").read_bytes() == first
 
 
 def test_a_list(settings: dict[str, str], tmp_path: Path) -> None:
@@ -145,3 +148,18 @@ def test_a_value_that_cannot_be_used_is_named(values: dict[str, object], named: 
 def test_no_prompt_no_film(film: Film) -> None:
     with pytest.raises(cfgen.CfgenError, match="prompt is empty"):
         cfgen.render("  ")
+
+
+def test_a_film_of_shots(settings: dict[str, str], tmp_path: Path) -> None:
+    shots = ["1s: a red balloon", {"duration": 1, "prompt": "a kite", "transition": "cut"}]
+    job = cfgen.plan(shots=shots, settings=settings)
+    assert [(span.prompt, span.transition) for span in job.plan.spans][1] == ("a kite", "cut")
+    asked = {"shots": shots, "seed": 3, "output": tmp_path / "a.mp4", "settings": settings}
+    frames = frames_of(list(cfgen.render(**asked)))
+    assert frames == 32
+    other = cfgen.branch(
+        tmp_path / "a.mp4", at=1, output=tmp_path / "b.mp4", prompt="a boat", transition="flush"
+    )
+    assert frames_of(list(other)) == frames
+    with pytest.raises(cfgen.CfgenError, match="does not go with shots"):
+        cfgen.plan("a boat", shots=shots, settings=settings)

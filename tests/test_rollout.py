@@ -41,6 +41,9 @@ class Recorder:
     def level(self, sigma: float) -> float:
         return sigma
 
+    def remember(self, latents: Tensor) -> None:
+        """Of the memory: nothing is committed again here."""
+
     def commit(self, *args: object) -> None:
         """Of the generator, with what a pass takes, or of the memory, with the view."""
         if args == (self,):

@@ -123,6 +123,8 @@ def _show(console: Console, runner: BatchRunner, event: BatchEvent) -> None:
                 f"clip {items.index(item) + 1} of {len(items)}: {item.name}, seed {config.seed}"
                 f"{again}"
             )
+            if note := next(clip.note for clip in runner.listed.clips if clip.name == item.name):
+                console.note(note)
             console.event("clip", {"name": item.name, "attempt": attempt, "seed": config.seed})
             console.start(fps=config.playback_fps)
         case ClipEnded(item=item, fate=fate, again=again):
@@ -175,6 +177,8 @@ def _show_plan(console: Console, runner: BatchRunner) -> None:
             told = [warning.message for warning in warnings_of(clip.config)]
             facts["warnings"] = told
             lines += [f"  warning: {message}" for message in told]
+        if clip.note:
+            lines.append(f"  {clip.where}: {clip.note}")
         seconds += plan.seconds
     ok = not any(facts["obstacle"] for facts in listed)
     lines.append(f"{len(clips)} clips, {clock(seconds)} of video")

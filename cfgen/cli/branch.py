@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cfgen.cli import options
+from cfgen.cli import completion, options
 from cfgen.cli.command import FILM, OUTPUT
 from cfgen.cli.console import Console
 from cfgen.cli.run_render import run_render
@@ -29,6 +29,17 @@ NewPrompt = Annotated[
         "TEXT",
         FILM,
         "What the video shows from there on, in quotes.  [default: the old prompt]",
+    ),
+]
+NewTransition = Annotated[
+    str | None,
+    options.option(
+        "--transition",
+        "HOW",
+        FILM,
+        "What becomes of the memory there: continue, recache, flush, cut or fresh.  [default: "
+        "with --prompt, what the preset says]",
+        autocompletion=completion.values_of("transition"),
     ),
 ]
 NewOutput = Annotated[
@@ -63,6 +74,7 @@ def branch(
     at: At,
     output: NewOutput,
     prompt: NewPrompt = None,
+    transition: NewTransition = None,
     seed: NewSeed = None,
     duration: NewDuration = None,
     *,
@@ -72,18 +84,20 @@ def branch(
 
     The new continuation begins with the chunk that plays at that moment. All earlier frames are
     those of the old video, before encoding. The old video stays as it is. A longer --duration
-    alone extends it. Without --prompt, --seed and --duration, cfgen chooses another seed.
+    alone extends it. With --prompt, a new shot begins there. Without any of these flags, cfgen
+    chooses another seed.
 
     \b
     Examples:
       cfgen branch a.mp4 --at 1:12 --prompt "a red kite at night" -o b.mp4
+      cfgen branch a.mp4 --at 1:12 --prompt "a red kite" --transition cut -o b.mp4
       cfgen branch a.cfgen --at 40s --seed 8 -o c.mp4
       cfgen branch a.mp4 --at 2m --duration 3m -o longer.mp4
     """
     console = options.console_of(ctx)
     from cfgen.pipeline.branch import plan_branch
 
-    changes = {"prompt": prompt, "seed": seed, "duration": duration}
+    changes = {"prompt": prompt, "transition": transition, "seed": seed, "duration": duration}
     plan = plan_branch(run_folder(run), at=at, output=output, changes=changes, overwrite=yes)
     make_branch(console, plan, seed)
 

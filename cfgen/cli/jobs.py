@@ -20,6 +20,7 @@ from cfgen.files.reading import nbytes_under
 from cfgen.files.writing import disk_errors
 from cfgen.pipeline.runs import config_of, run_folder
 from cfgen.plain_text import aligned, cells
+from cfgen.renderer.takes import takes_of
 from cfgen.runs.contents import LOCK, remove, require_own
 from cfgen.runs.folder import RunFolder, is_run
 from cfgen.runs.journal import ChunkLine, VideoLine
@@ -64,6 +65,7 @@ class Job:
         nbytes: Disk used by the run folder.
         changed: When something was last finished, in seconds since 1970.
         base: The chunk that it branched off at, or 0.
+        takes: Names of the earlier takes that are kept of it, in order.
     """
 
     path: Path
@@ -79,6 +81,7 @@ class Job:
     nbytes: int = 0
     changed: float = 0.0
     base: int = 0
+    takes: tuple[str, ...] = ()
 
     def data(self) -> dict[str, object]:
         """Plain values for `--json`."""
@@ -116,18 +119,22 @@ def show(
     console = options.console_of(ctx)
     path = run_folder(run)
     job, record = job_of(path), RunFolder(path).record
+    shots = record.config.get("shots")
     lines = [
         f"run       {job.path}",
         f"state     {job.state}{f' ({job.detail})' if job.detail else ''}",
         f"video     {RunFolder(path).output}",
         f"prompt    {job.prompt}",
+        *(f"shot      {text}" for text in (shots if isinstance(shots, list) else [])),
         f"seed      {job.seed}",
         f"done      chunk {job.chunks_done} of {job.chunks}, "
         f"{clock(job.done_s)} of {clock(job.total_s)}, in {clock(job.elapsed_s)}",
         f"disk      {bytes_words(job.nbytes)}",
         f"began     {record.created}",
+        *(f"take      {name}" for name in job.takes),
         *(
-            f"part      up to frame {part['until_frame']}: seed {part['seed']}, {part['prompt']}"
+            f"part      up to frame {part['until_frame']}: seed {part['seed']}"
+            f"{f', {words}' if (words := part.get('prompt')) else ''}"
             for part in record.parts
         ),
         *(f"{name:26}{value}" for name, value in sorted(record.fingerprint.items())),
@@ -231,6 +238,7 @@ def job_of(path: Path) -> Job:
         elapsed_s=lines[-1].elapsed_s if lines else 0.0,
         nbytes=nbytes_under(path),
         base=folder.record.base,
+        takes=tuple(path.name for path in takes_of(folder.output).values()),
         changed=file.stat().st_mtime if file.exists() else 0.0,
     )
 

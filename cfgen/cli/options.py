@@ -163,6 +163,14 @@ Prompt = Annotated[
 Duration = _value(
     "--duration", "TIME", FILM, "Playing time: 12.5, 30s, 2m30s, 1h5m or 1:05.", default="10s"
 )
+Shots = _value(
+    "--shot",
+    "SHOT",
+    FILM,
+    "A shot of the film, '8s: a red kite' or '6s cut: a blue boat'; may be repeated, instead "
+    "of PROMPT and --duration. What a shot begins with: continue, recache, flush, cut or fresh.",
+    kind=list[str] | None,
+)
 Seed = _value(
     "--seed",
     "N",
@@ -336,10 +344,11 @@ _BEGIN = (Image, Video, VideoFrom, VideoTo, KeepInput, FitOption, LastImage)
 _SHAPE = (Size, Fps, Memory, CommitReads, Offload, Vram, Backend, KvCache)
 _RUN = (Yes, Resume, AllowChanged, Snapshot, DiskBudget, Clean, DryRun)
 
-PLANNED = (*_MODEL, Duration, *_BEGIN, *_SHAPE, Set, Config)
+PLANNED = (*_MODEL, Duration, Shots, *_BEGIN, *_SHAPE, Set, Config)
 """Flags of what a plan depends on."""
 
-RENDERED = (Output, *_MODEL, Duration, Seed, *_BEGIN, *_SHAPE, Compile, Rng, Set, Config, *_RUN)
+_WHAT = (Duration, Shots, Seed, *_BEGIN)
+RENDERED = (Output, *_MODEL, *_WHAT, *_SHAPE, Compile, Rng, Set, Config, *_RUN)
 """Flags of a render."""
 
 SHOWN = (Json, Quiet, Verbose, Debug)

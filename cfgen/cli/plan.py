@@ -73,6 +73,8 @@ def show_plan(console: Console, job: RenderJob) -> None:
 
 def plan_data(planned: Plan, needs: Estimate) -> dict[str, object]:
     """Return a plan and its estimate as plain values, without the table of chunks."""
+    from cfgen.pipeline.shots import chapters_of
+
     return {
         "frames": planned.frames,
         "seconds": planned.seconds,
@@ -82,6 +84,7 @@ def plan_data(planned: Plan, needs: Estimate) -> dict[str, object]:
         "chunks": planned.chunks,
         "segments": planned.segments,
         "roundings": list(planned.lines()),
+        "shots": [asdict(chapter) for chapter in chapters_of(planned)],
         "estimate": asdict(needs),
     }
 

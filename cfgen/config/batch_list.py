@@ -21,6 +21,7 @@ import yaml
 from cfgen.config.loader import Recipe, Resolved, known_keys, load
 from cfgen.config.queues import FRAMES, Raw, entry, read_queue
 from cfgen.config.schema import RenderConfig
+from cfgen.config.shots import parse_shots, told
 from cfgen.config.sources import EXTENSION, Entries, Entry, Origin, compose, flatten
 from cfgen.config.values import nearest
 from cfgen.errors import CfgenError, PresetError, Problem
@@ -45,11 +46,13 @@ class Clip:
         name: What tells it from the others; also what its seed is made from.
         where: Its line, such as ``list.yaml:7``.
         config: What to render, with a seed and an output.
+        note: What is to be told of how its list was read, or empty.
     """
 
     name: str
     where: str
     config: RenderConfig
+    note: str = ""
 
 
 def read_list(
@@ -84,9 +87,9 @@ def read_list(
     names: dict[str, str] = {}
     outputs: dict[str, str] = {}
     for raw in raws:
-        entries = defaults | raw.entries
-        prompt = entries["prompt"].tree if "prompt" in entries else ""
-        name = raw.name if raw.name is not None else _made(slug(str(prompt), 4 * NAME_NBYTES))
+        entries = _joined(defaults, raw.entries)
+        words = _prompts(entries)
+        name = raw.name if raw.name is not None else _made(slug(words, 4 * NAME_NBYTES))
         if raw.numbered and _same(name) in names:
             name = next(n for i in count(2) if _same(n := _made(name, f"-{i}")) not in names)
         if (reason := _bad_name(name)) is not None:
@@ -114,6 +117,23 @@ def read_list(
     return clips
 
 
+def _joined(defaults: Entries, own: Entries) -> Entries:
+    """A clip's entries over the defaults; a prompt or shots of its own stand for the other."""
+    single = {"prompt", "duration"}
+    dropped = single if "shots" in own else {"shots"} if single & set(own) else set()
+    return {key: value for key, value in defaults.items() if key not in dropped} | own
+
+
+def _prompts(entries: Entries) -> str:
+    """What a clip shows, for its name; nothing where that is no prompt."""
+    if "shots" not in entries:
+        return str(entries["prompt"].tree) if "prompt" in entries else ""
+    try:
+        return told(parse_shots(entries["shots"].tree))
+    except ValueError:
+        return ""
+
+
 def clip_seed(list_seed: str, name: str) -> int:
     """The seed of a clip: it depends on the list's seed and the clip's name alone."""
     key = hashlib.blake2b(f"{list_seed}/{name}".encode(), digest_size=4).digest()
@@ -138,6 +158,9 @@ def _clip(  # noqa: PLR0913 - the parts of a list
     given = {key: entry for key, entry in entries.items() if key not in ("output", FRAMES)}
     try:
         config = resolve(run_entries=given).config
+        if FRAMES in entries and config.shots:
+            reason = "counts the frames of a film whose shots have durations"
+            raise PresetError([Problem(key=FRAMES, where=raw.where, reason=reason)])
         if FRAMES in entries:
             frames = int(str(entries[FRAMES].tree))
             config = replace(config, duration_s=frames / config.playback_fps)
@@ -159,7 +182,7 @@ def _clip(  # noqa: PLR0913 - the parts of a list
     except ValueError as error:
         problems.append(Problem(key="output", where=raw.where, reason=str(error)))
         return None
-    return Clip(name=name, where=raw.where, config=replace(config, output=output))
+    return Clip(name=name, where=raw.where, config=replace(config, output=output), note=raw.note)
 
 
 def _made(words: str, ending: str = "") -> str:

@@ -17,6 +17,7 @@ from cfgen.config.schema import RenderConfig, key_of
 
 FLAGS: Mapping[str, str] = {
     "prompt": "PROMPT",
+    "shots": "--shot",
     "output": "--output",
     "preset": "--preset",
     "duration": "--duration",

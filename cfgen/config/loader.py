@@ -119,6 +119,7 @@ def load(
     merged: Entries = {} if choice.origin.kind == "default" else {"preset": choice}
     for layer in [*preset_layers, *stronger]:
         _overlay(merged, layer)
+    sources.require_one_film(merged, problems)
     origins: dict[str, Origin] = {}
     config = _build(RenderConfig, "", merged, origins, problems)
     if problems:

@@ -5,7 +5,8 @@ Plain text        a prompt a line; `#` begins a comment; musubi-tuner's --w --h 
 Options           lines of `--prompt "..." --seed N`
 JSON              a list of texts or of mappings, or one of either a line (JSON lines)
 CSV               a header with a column `prompt`; commas, semicolons or tabs
-LongLive          JSON lines of {"prompts_list": ["..."]}
+LongLive          JSON lines of {"prompts_list": ["..."]}; several prompts are shots of 10 s
+Infinity-RoPE     a line of `A[3s#] | B[4.5s]`, which are shots
 VBench            JSON with `prompt_en`, `dimension`, `auxiliary_info`
 MovieGenBench     CSV with `prompt`, `concept`, `motion_level`
 """
@@ -17,11 +18,12 @@ import io
 import json
 import re
 import shlex
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
+from cfgen.config.shot_imports import infinity_shots, longlive_shots
 from cfgen.config.sources import Entries, Entry, Origin, unknown_key
-from cfgen.config.values import RawValue
+from cfgen.config.values import RawValue, raw_value
 from cfgen.errors import Problem
 
 FRAMES = "frames"
@@ -58,12 +60,14 @@ class Raw:
         name: Its name, or None for one that is made from the prompt.
         entries: Its values, by dotted key.
         numbered: Whether a second clip of the same name gets a number: its list cannot name clips.
+        note: What is to be told of how it was read, or empty.
     """
 
     where: str
     name: str | None
     entries: Entries
     numbered: bool = False
+    note: str = ""
 
 
 def entry(text: RawValue, where: str) -> Entry:
@@ -138,10 +142,21 @@ class _Queue:
                 self.wrong(where, reason)
             elif words.lstrip().startswith("--"):
                 yield from self._options(words, where)
-            else:
+            elif not (yield from self._infinity(words, where)):
                 prompt, *options = re.split(r"\s+--(?=[a-z])", words.strip())
                 given = {"prompt": unquoted(prompt)} | self._musubi(options, where)
                 yield from self._raw(given, where)
+
+    def _infinity(self, words: str, where: str) -> Generator[Raw, None, bool]:
+        """A line of Infinity-RoPE's segments, if it is one."""
+        try:
+            read = infinity_shots(words)
+        except ValueError as error:
+            self.wrong(where, str(error))
+            return True
+        if read is not None:
+            yield from self._raw({"shots": read[0]}, where, note=read[1])
+        return read is not None
 
     def _musubi(self, options: Iterable[str], where: str) -> dict[str, RawValue]:
         values: dict[str, RawValue] = {}
@@ -212,11 +227,10 @@ class _Queue:
             if len(item) != 1 or not texts:
                 reason = 'must be LongLive\'s {"prompts_list": ["..."]} and nothing else'
                 self.wrong(where, reason)
-            elif len(prompts) != 1:
-                reason = f"has {len(prompts)} prompts, and a clip of cfgen has one"
-                self.wrong(where, reason, "prompts_list")
-            else:
+            elif len(prompts) == 1:
                 yield from self._raw({"prompt": prompts[0]}, where)
+            else:
+                yield from self._raw({"shots": longlive_shots(prompts)}, where)
         elif isinstance(item, dict):
             yield from self._raw(dict(_flat(item)), where)
         else:
@@ -255,7 +269,7 @@ class _Queue:
                 cells = zip(names, row, strict=True)
                 yield from self._raw({name: cell for name, cell in cells if cell.strip()}, where)
 
-    def _raw(self, given: Mapping[str, RawValue], where: str) -> Iterator[Raw]:
+    def _raw(self, given: Mapping[str, RawValue], where: str, note: str = "") -> Iterator[Raw]:
         """A clip of values by their names in the list."""
         found: dict[str, RawValue] = {}
         for key, value in given.items():
@@ -267,10 +281,14 @@ class _Queue:
                 return
             found[name] = value
         prompts = [found.pop(name) for name in _PROMPTS if name in found]
-        if len(prompts) != 1 or not isinstance(prompts[0], str):
-            self.wrong(where, "must have one `prompt`, a text")
+        if "shots" not in found:
+            if len(prompts) != 1 or not isinstance(prompts[0], str):
+                self.wrong(where, "must have one `prompt`, a text, or `shots`")
+                return
+            found["prompt"] = " ".join(prompts[0].split())  # as `cfgen render` has it
+        elif prompts:
+            self.wrong(where, "must have a `prompt` or `shots`, not both")
             return
-        found["prompt"] = " ".join(prompts[0].split())  # as `cfgen render` has it
         width, height = found.pop("width", None), found.pop("height", None)
         if (width is None) != (height is None):
             self.wrong(where, "--w and --h belong together")
@@ -283,7 +301,7 @@ class _Queue:
             return
         named = found.pop("name", None)
         entries = {key: entry(value, where) for key, value in found.items()}
-        yield Raw(where, None if named is None else str(named), entries, numbered=True)
+        yield Raw(where, None if named is None else str(named), entries, numbered=True, note=note)
 
 
 def unquoted(text: str) -> str:
@@ -321,13 +339,7 @@ def _flat(item: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, R
         if isinstance(value, dict) and prefix.count(".") < 2:
             yield from _flat(value, f"{prefix}{key}.")
         else:
-            yield f"{prefix}{key}", _text(value)
-
-
-def _text(value: object) -> RawValue:
-    if isinstance(value, list):
-        return [_text(each) for each in value]
-    return value if isinstance(value, str) else json.dumps(value)
+            yield f"{prefix}{key}", raw_value(value)
 
 
 def _column(cell: str) -> str:

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
+from cfgen.config.shots import Shot, Shots, told, total_s
 from cfgen.config.values import (
     ByteCount,
     Duration,
@@ -25,6 +26,7 @@ from cfgen.config.values import (
 from cfgen.errors import Problem, UsageError
 from cfgen.fields import Pattern, Positive, Range, check
 from cfgen.memory.slow_fast import SlowFastMemory
+from cfgen.memory.transitions import Transition
 from cfgen.memory.window import FullMemory, WindowMemory
 
 _IN_SECONDS = frozenset({"duration_s", "from_s", "to_s"})
@@ -239,6 +241,12 @@ class RenderConfig:
     Attributes:
         preset: The preset that the values started from.
         prompt: What the video shows; empty only where no video is made.
+        shots: What it shows one after another, instead of one prompt and duration: each a text such
+            as `8s: PROMPT` or `6s cut: PROMPT`, or a mapping of duration, prompt and transition.
+        transition: What becomes of the memory where a shot begins that does not say so itself: only
+            the prompt changes (continue), the newest frames are committed again under the new
+            prompt (recache), sink and newest frames stay (flush), likewise, and the shot begins far
+            away in time (cut), or nothing stays (fresh).
         output: The video file, or None for a name made from prompt and seed.
         duration_s: Playing time in seconds.
         seed: Fixes all noise, or None for one chosen at random.
@@ -262,6 +270,8 @@ class RenderConfig:
 
     preset: str = "mini"
     prompt: str = ""
+    shots: Shots = ()
+    transition: Transition = "continue"
     output: Path | None = None
     duration_s: Duration = 10.0
     seed: Seed = None
@@ -286,6 +296,14 @@ class RenderConfig:
 
     def __post_init__(self) -> None:
         more = []
+        if self.shots:
+            object.__setattr__(self, "prompt", told(self.shots))
+            object.__setattr__(self, "duration_s", total_s(self.shots))
+        for number, shot in enumerate(self.shots[1:], start=2):
+            begins = shot.transition or self.transition
+            if why := self.memory.refuses(begins):
+                reason = f"shot {number} cannot begin with {begins}: {why}"
+                more.append(Problem(key="shots", reason=reason))
         if self.size is not None and self.size not in self.model.sizes:
             known = ", ".join(size_text(size) for size in self.model.sizes)
             reason = f"this model was not trained for {size_text(self.size)}; it knows {known}"
@@ -295,6 +313,11 @@ class RenderConfig:
             chunk=chunk, guidance=self.schedule.guidance, snapshot=self.snapshot.mode
         )
         check(self, *more, key_of=key_of)
+
+    @property
+    def film(self) -> tuple[Shot, ...]:
+        """The shots; a film of one prompt is one shot."""
+        return self.shots or (Shot(prompt=self.prompt, duration_s=self.duration_s),)
 
     @property
     def frame_size(self) -> tuple[int, int]:
@@ -310,6 +333,7 @@ class RenderConfig:
 def to_mapping(config: RenderConfig) -> dict[str, object]:
     """Return `config` as plain JSON values under the keys that a person writes."""
     plain: dict[str, object] = json.loads(json.dumps(_named(asdict(config)), default=str))
+    plain["shots"] = [str(shot) for shot in config.shots]
     return plain
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import yaml
 
@@ -292,3 +292,16 @@ def read_flags(
             origin = Origin(kind="flag", where=flag_of(key))
             entries[key] = Entry(tree=flag_text, origin=origin)
     return entries
+
+
+def require_one_film(merged: Entries, problems: list[Problem]) -> None:
+    """Shots have prompts and durations of their own: drop weaker ones, refuse the others."""
+    if "shots" not in merged or not merged["shots"].tree:
+        return
+    shots, kinds = merged["shots"].origin, get_args(Kind)
+    for key in ("prompt", "duration"):
+        if key in merged and kinds.index(merged[key].origin.kind) < kinds.index(shots.kind):
+            del merged[key]
+        elif key in merged:
+            reason = f"does not go with shots (of {shots}), which have a {key} each"
+            problems.append(Problem(key=key, reason=reason, where=merged[key].origin.where))

@@ -6,6 +6,7 @@ Flags, environment variables and YAML scalars all arrive as text and are read by
 from __future__ import annotations
 
 import difflib
+import json
 import math
 import re
 import types
@@ -41,6 +42,13 @@ class Unit:
     """Marks a type that is written in a form of its own."""
 
     name: Literal["duration", "moment", "size", "bytes", "rate", "seed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """Marks a type that a function of its own reads; it raises a ValueError of one sentence."""
+
+    read: Callable[[RawValue], object]
 
 
 Duration = Annotated[float, Unit("duration"), Range(above=0)]
@@ -207,8 +215,8 @@ def parse_value(hint: object, tree: RawValue) -> object:
         hint, *extras = get_args(hint)
         rules = tuple(extras)
     for rule in rules:
-        if isinstance(rule, Unit):
-            value: object = _unit(rule, tree)
+        if isinstance(rule, Unit | Form):
+            value: object = _unit(rule, tree) if isinstance(rule, Unit) else rule.read(tree)
             break
     else:
         value = _typed(hint, tree)
@@ -311,6 +319,15 @@ def _number(text: str) -> float:
     if not math.isfinite(value):
         raise ValueError(f"must be a finite number, got {text!r}")
     return value
+
+
+def raw_value(value: object) -> RawValue:
+    """A value of JSON as a source holds it."""
+    if isinstance(value, list):
+        return [raw_value(each) for each in value]
+    if isinstance(value, dict):
+        return {str(key): raw_value(each) for key, each in value.items()}
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def shown(tree: object) -> str:

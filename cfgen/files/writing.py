@@ -18,6 +18,7 @@ import io
 import json
 import os
 import secrets
+import shutil
 import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -80,6 +81,39 @@ def part_of(path: Path) -> Path:
 def own_name(path: Path) -> Path:
     """A temporary name that no other process uses: ``x.mp4`` is ``x.1f0c93ab.part.mp4``."""
     return path.with_name(f"{path.stem}.{secrets.token_hex(4)}.part{path.suffix}")
+
+
+def link_or_copy(file: Path, target: Path) -> None:
+    """Have a file, whose content is never changed in place, under another name too.
+
+    Args:
+        file: The file.
+        target: The other name; what has it is replaced at once.
+
+    Raises:
+        OSError: The disk refused; `target` is as it was.
+    """
+    made = own_name(target)
+    try:
+        try:
+            os.link(file, made)
+        except OSError:  # no links there, or another disk
+            with open_binary(file) as old, create(made) as new:
+                shutil.copyfileobj(old, new)
+        sync_file(made)
+        os.replace(made, target)
+        made.unlink(missing_ok=True)  # two names of one file are left by `replace` as they are
+    except BaseException:
+        with contextlib.suppress(OSError):
+            made.unlink(missing_ok=True)
+        raise
+
+
+def take_name(made: Path, part: Path) -> None:
+    """Give what ffmpeg made the name under which it is measured; if it made nothing, that tells."""
+    part.unlink(missing_ok=True)
+    with contextlib.suppress(FileNotFoundError):
+        os.rename(made, part)
 
 
 def publish(*paths: Path) -> None:

@@ -22,10 +22,14 @@ class Chunk:
         frames: Its latent frames.
         tables: One per layer; it has entered them.
         decisions: [layers, 4] int32 on the device, see `kernels.pages`.
+        jump: Latent frames that the chunk stands later in time than its tables have it.
     """
 
-    def __init__(self, frames: int, tables: Sequence[Table], decisions: Tensor) -> None:
+    def __init__(
+        self, frames: int, tables: Sequence[Table], decisions: Tensor, *, jump: int = 0
+    ) -> None:
         self.frames, self.tables, self.decisions = frames, tables, decisions
+        self._jump = jump
         self._shown: dict[tuple[int, bool, bool], list[VisibleSlot]] = {}
 
     def visible_slots(self, layer: int, pass_: Pass) -> list[VisibleSlot]:
@@ -38,7 +42,10 @@ class Chunk:
         """What a pass reads if the chunk was admitted, or was not."""
         key = layer, pass_.commit, admitted
         if key not in self._shown:
-            self._shown[key] = self.tables[layer].visible_slots(pass_, admitted)
+            shown = self.tables[layer].visible_slots(pass_, admitted)
+            past, own = shown[: -self.frames], shown[-self.frames :]
+            far = [VisibleSlot(each.slot, each.position + self._jump) for each in own]
+            self._shown[key] = [*past, *far] if self._jump else shown
         return self._shown[key]
 
 

@@ -56,6 +56,7 @@ def build_memory(
         slots=slots,
         admit=admit,
         rule=rule,
+        recaches=0 if isinstance(pool, GraphCache) else policy.recaches,
         shared=isinstance(pool, KVCache) and (pool.is_offloaded or pool.is_quantized),
     )
 
@@ -71,6 +72,7 @@ def assemble(
     admit: Admit | None = None,
     rule: AdmissionRule | None = None,
     shared: bool = False,
+    recaches: int = 0,
 ) -> PagedMemory:
     """A memory of given tables, one per layer, which reads at most `slots` latent frames a pass.
 
@@ -85,9 +87,13 @@ def assemble(
         attention = PagedAttention(pool, ops.pages, rope=rope, grid=grid, slots=slots)
     else:
         attention = PreRotatedAttention(pool, ops, rope=rope, grid=grid, slots=slots, shared=shared)
-    decide = admit or ops.admit
-    if rule is None:
-        return PagedMemory(tables, pool, attention, admit=decide)
+    tau, layers = rule or AdmissionRule(0.95, ())
     return PagedMemory(
-        tables, pool, attention, admit=decide, tau=rule.tau, admission_layers=rule.layers
+        tables,
+        pool,
+        attention,
+        admit=admit or ops.admit,
+        tau=tau,
+        admission_layers=layers,
+        recaches=recaches,
     )

@@ -19,6 +19,7 @@ from cfgen.kernels.pages import ADMITTED, ADMITTED_NOW, CAN_ADMIT, UPDATE_REFERE
 from cfgen.memory.attention import Chunk, KVAttention, Prepared
 from cfgen.memory.page_pool import KVCache, PagePool
 from cfgen.memory.protocols import MemoryState, Norms, Pass, Scalars, Table, whole
+from cfgen.memory.recent import RecentLatents
 
 Admit = Callable[..., None]
 """The op that decides; see `ops.reference.admit`."""
@@ -35,6 +36,8 @@ class PagedMemory:
         tau: its threshold.
         admission_layers: layers that decide together for all, in rising order; with none, each
             layer decides for itself. Only for tables whose decisions count from the next chunk on.
+        recaches: most latent frames that are committed again at once: so many of the newest clean
+            latents are kept.
     """
 
     def __init__(
@@ -46,6 +49,7 @@ class PagedMemory:
         admit: Admit,
         tau: float = 0.95,
         admission_layers: Sequence[int] = (),
+        recaches: int = 0,
     ) -> None:
         if admission_layers and any(table.spare_pages for table in tables):
             raise ValueError("a table that reads its decision at once cannot wait for other layers")
@@ -55,9 +59,12 @@ class PagedMemory:
         self._key_sums: list[Tensor] = []
         self.decisions = torch.zeros(len(self.tables), 4, dtype=torch.int32, device=pool.device)
         self.reference: Tensor | None = None
-        self._fixed: dict[str, Tensor] = {}
+        self._fixed: dict[tuple[str, torch.Size], Tensor] = {}
         self._next_frame = 0
         self._admitted = 0
+        self._empty = [table.state() for table in self.tables]
+        self._recent = RecentLatents(recaches)
+        self._jump = 0
 
     def begin(self, frames: int) -> PagedView:
         """Open the next chunk: evict, give it pages, and have the device know."""
@@ -71,7 +78,8 @@ class PagedMemory:
             asked.append([int(answer) for answer in table.admission])
         self.decisions.zero_()
         self.decisions[:, CAN_ADMIT : UPDATE_REFERENCE + 1] = self._on_device("asked", asked)
-        chunk = Chunk(frames, self.tables, self.decisions)
+        chunk = Chunk(frames, self.tables, self.decisions, jump=self._jump)
+        self._jump = 0
         self.attention.begin(chunk)
         targets, spares = self._on_device("target", pages), self._on_device("spare", spare)
         return PagedView(self, chunk, targets, spares)
@@ -79,9 +87,10 @@ class PagedMemory:
     def _on_device(self, name: str, numbers: list[list[int]]) -> Tensor:
         """Whole numbers where they were last time, so that what was captured finds them."""
         fresh = torch.tensor(numbers, dtype=torch.int32)
-        if name not in self._fixed or self._fixed[name].shape != fresh.shape:
-            self._fixed[name] = torch.empty_like(fresh, device=self.pool.device)
-        return self._fixed[name].copy_(fresh)
+        key = name, fresh.shape
+        if key not in self._fixed:
+            self._fixed[key] = torch.empty_like(fresh, device=self.pool.device)
+        return self._fixed[key].copy_(fresh)
 
     def commit(self, view: PagedView) -> None:
         """Close the chunk; here the host learns what was decided in it."""
@@ -92,6 +101,46 @@ class PagedMemory:
             self.pool.retain(layer, (slot.page for slot in table.slots()))
         self._next_frame += view.frames
         self._admitted = sum(flags)
+
+    def remember(self, latents: Tensor) -> None:
+        """Keep the clean latents [B, F, C, H, W] of the chunk that was committed."""
+        self._recent.add(latents)
+
+    def clear(self) -> None:
+        """Be as empty as at the start; frames are counted from 0 again."""
+        for table, state in zip(self.tables, self._empty, strict=True):
+            table.restore(state)
+        self._next_frame = 0
+        self._recent.clear()
+        self._settle()
+
+    def forget(self, newest: int) -> None:
+        """Keep the sink and so many of the newest latent frames."""
+        held = [table.slots() for table in self.tables]
+        for table in self.tables:
+            table.forget(newest)
+        if held != [table.slots() for table in self.tables]:
+            self._recent.cut(newest)
+        self._settle()
+
+    def jump(self, frames: int) -> None:
+        """Have the next chunk, and it alone, stand so many latent frames later in time."""
+        self._jump = frames
+
+    def rewind(self) -> Tensor | None:
+        """Drop what is to be committed again; the clean latents of that, [B, n, C, H, W]."""
+        reach = self._recent.frames
+        counts = {table.rewind(reach, self._next_frame) for table in self.tables}
+        count = counts.pop()
+        self._next_frame -= count
+        self._settle()
+        return self._recent.take(count)
+
+    def _settle(self) -> None:
+        """After slots were dropped: their pages are free, and may hold other frames soon."""
+        for layer, table in enumerate(self.tables):
+            self.pool.retain(layer, (slot.page for slot in table.slots()))
+        self.attention.forget()
 
     @property
     def admission_layers(self) -> Sequence[int]:
@@ -134,6 +183,7 @@ class PagedMemory:
         pool, pages = self.pool.state()
         scalars: Scalars = {"pool": pool, "tables": [table.state() for table in self.tables]}
         tensors = {} if self.reference is None else {"reference": self.reference}
+        tensors |= self._recent.state()
         return MemoryState(scalars | {"next_frame": self._next_frame}, tensors, pages)
 
     def restore(self, state: MemoryState) -> None:
@@ -153,6 +203,7 @@ class PagedMemory:
         reference = state.tensors.get("reference")
         self.reference = None if reference is None else reference.to(self.pool.device, copy=True)
         self._next_frame = whole(state.scalars["next_frame"])
+        self._recent.restore(state.tensors, self.pool.device)
         self.attention.forget()
 
     def frames(self, layer: int) -> list[int]:

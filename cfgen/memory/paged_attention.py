@@ -43,7 +43,8 @@ class PagedAttention:
         self._row = self._whole(2, 2, slots)
         self._count = self._whole(2, 2)
         self._here = self._whole(2, slots)
-        self._turns = self._on_device(_cosine_sine(rope.temporal([0] * slots)))
+        # A chunk that jumps in time stands at positions of its own in each layer.
+        self._turns = self._on_device(_cosine_sine(rope.temporal([0] * 2 * slots)))
 
     def begin(self, chunk: Chunk) -> None:
         """Write down what the passes of a chunk will read."""

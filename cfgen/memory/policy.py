@@ -13,6 +13,7 @@ from typing import ClassVar, Literal, NamedTuple, Protocol
 
 from cfgen.errors import Problem
 from cfgen.memory.protocols import Table
+from cfgen.memory.transitions import Transition
 
 CommitReads = Literal["all", "fast"]
 """What the commit pass may attend to: all of the memory, or fast memory and the chunk itself."""
@@ -66,6 +67,13 @@ class Policy(Protocol):
 
     def table(self, latent_frames: int) -> Table:
         """One layer's table, empty, for a clip of so many latent frames."""
+
+    @property
+    def recaches(self) -> int:
+        """Most latent frames that are committed again at once; 0 if that cannot be."""
+
+    def refuses(self, transition: Transition) -> str | None:
+        """Why a shot cannot begin with a transition, or None if it can."""
 
     def problems(self, *, chunk: int, guidance: float, snapshot: str) -> Iterable[Problem]:
         """What does not go together with the rest of a configuration.

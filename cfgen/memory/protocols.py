@@ -87,6 +87,21 @@ class Table(Protocol):
     def commit(self, admitted: bool) -> None:
         """The chunk is finished, and was admitted or not."""
 
+    def forget(self, newest: int) -> None:
+        """Between two chunks: keep the sink and so many of the newest latent frames."""
+
+    def rewind(self, reach: int, total: int) -> int:
+        """Between two chunks: drop what is to be committed again, as one chunk.
+
+        Args:
+            reach: Newest latent frames that can be committed again.
+            total: Latent frames committed so far.
+
+        Returns:
+            How many of the newest latent frames are to be committed again; the same in every layer,
+            and `total` where the table is empty now.
+        """
+
     def slots(self) -> list[Slot]:
         """Every slot held, in table order; a page may appear twice."""
 
@@ -132,6 +147,25 @@ class Memory(Protocol[V]):
 
     def commit(self, view: V) -> None:
         """The finished chunk becomes pages; its commit pass must have run."""
+
+    def remember(self, latents: Tensor) -> None:
+        """Keep the clean latents [B, F, C, H, W] of the chunk that was committed, for `rewind`."""
+
+    def clear(self) -> None:
+        """Between two chunks: be as empty as at the start."""
+
+    def forget(self, newest: int) -> None:
+        """Between two chunks: keep the sink and so many of the newest latent frames."""
+
+    def jump(self, frames: int) -> None:
+        """Have the next chunk, and it alone, stand so many latent frames later in time."""
+
+    def rewind(self) -> Tensor | None:
+        """Between two chunks: go back to before the newest latent frames that can be told again.
+
+        Returns:
+            Their clean latents [B, n, C, H, W], to be committed again as one chunk; or None.
+        """
 
     @property
     def nbytes(self) -> int:

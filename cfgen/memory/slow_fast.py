@@ -26,6 +26,7 @@ from cfgen.memory.protocols import (
     whole,
 )
 from cfgen.memory.slow_fast_release import ReleaseTable
+from cfgen.memory.transitions import Transition
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,6 +44,10 @@ class SlowFastMemory:
         min_gap: Chunks that must lie between two admitted ones.
         admission_layers: Layers that decide together for all layers, by the mean of their cosines;
             with none, each layer decides for itself.
+        global_sink: Whether a shot that begins with `recache` keeps the sink as it was committed,
+            unless the clip is still there from its start.
+        recache_slow: Whether such a shot keeps the key frames as they were, for identity, or clears
+            them and commits more of the newest frames again, which then follow the new prompt.
         commit_reads: What the commit pass may attend to.
         kv_cache: How the KV cache is stored.
     """
@@ -64,6 +69,8 @@ class SlowFastMemory:
     interval: Positive = 1
     min_gap: Natural = 1
     admission_layers: tuple[Natural, ...] = ()
+    global_sink: bool = True
+    recache_slow: Literal["keep", "clear"] = "keep"
     commit_reads: CommitReads = "all"
     kv_cache: Storage = "auto"
 
@@ -83,7 +90,12 @@ class SlowFastMemory:
         """One layer's table under the rule of `variant`."""
         if self.variant == "release":
             return ReleaseTable(
-                sink=self.sink, slow=self.slow, fast=self.fast, commit_reads=self.commit_reads
+                sink=self.sink,
+                slow=self.slow,
+                fast=self.fast,
+                commit_reads=self.commit_reads,
+                global_sink=self.global_sink,
+                keep_slow=self.recache_slow == "keep",
             )
         return SlowFastTable(
             sink=self.sink,
@@ -93,7 +105,18 @@ class SlowFastMemory:
             min_gap=self.min_gap,
             against="previous" if self.variant == "paper" else "admitted",
             commit_reads=self.commit_reads,
+            global_sink=self.global_sink,
+            keep_slow=self.recache_slow == "keep",
         )
+
+    @property
+    def recaches(self) -> int:
+        """What is kept, without the key frames if those stay as they are."""
+        return self.sink + self.fast + (self.slow if self.recache_slow == "clear" else 0)
+
+    def refuses(self, transition: Transition) -> str | None:
+        """Nothing."""
+        return None
 
     def problems(self, *, chunk: int, guidance: float, snapshot: str) -> Iterable[Problem]:
         """Fast memory must hold a chunk; what `release` cannot do beside."""
@@ -108,6 +131,9 @@ class SlowFastMemory:
         if self.admission_layers:
             reason = "must be empty: variant release reads a decision in the layer that made it"
             yield Problem(key="memory.admission_layers", reason=reason)
+        if self.recache_slow == "keep" and not self.global_sink:
+            reason = "must be clear: variant release keeps key frames behind a sink that stays"
+            yield Problem(key="memory.recache_slow", reason=reason)
         if snapshot == "latents":
             reason = (
                 "must be full or off: variant release decides in every pass, so its memory "
@@ -129,6 +155,8 @@ class SlowFastTable:
         min_gap: chunks from one admission to the next, at least.
         against: the reference is the `previous` chunk (paper) or the last `admitted` one (cfgen).
         commit_reads: `all`, or `fast`: the commit pass reads fast memory only.
+        global_sink: whether `rewind` keeps a sink that lies before all that is told again.
+        keep_slow: whether it keeps key frames.
     """
 
     spare_pages = 0
@@ -143,9 +171,13 @@ class SlowFastTable:
         min_gap: int = 1,
         against: str = "admitted",
         commit_reads: str = "all",
+        global_sink: bool = True,
+        keep_slow: bool = True,
     ) -> None:
         self.capacity = sink + slow + fast
         self._sizes = (sink, slow, fast)
+        self._global_sink, self._keep_slow = global_sink, keep_slow
+        self._again = self._renewed = False
         self._interval, self._min_gap = interval, min_gap
         self._against, self._commit_reads = against, commit_reads
         self._sink: list[Slot] = []
@@ -165,7 +197,7 @@ class SlowFastTable:
 
     def append_chunk(self, start: int, pages: list[int], copies: list[int]) -> None:
         """Fill the sink first, then fast memory."""
-        self._chunk += 1
+        self._chunk += not self._again
         self._current = [Slot(start + i, page) for i, page in enumerate(pages)]
         room = self._sizes[0] - len(self._sink)
         self._sink += self._current[:room]
@@ -180,11 +212,13 @@ class SlowFastTable:
         """Whether the chunk's first latent frame is admitted; the first chunk of all is not."""
         is_open = (
             self._chunk > 0
+            and not self._again
             and self._current[0].frame >= self._sizes[0] + len(self._current)
             and self._chunk % self._interval == 0
             and self._chunk - self._admitted_chunk >= self._min_gap
         )
-        return Admission(is_open, update_reference=self._chunk == 0 or self._against == "previous")
+        renews = self._chunk == 0 or self._against == "previous" or self._renewed
+        return Admission(is_open, update_reference=renews)
 
     def visible_slots(self, pass_: Pass, admitted: bool) -> list[VisibleSlot]:
         """Sink, slow, fast at contiguous positions; what this chunk admits is not yet seen."""
@@ -195,10 +229,32 @@ class SlowFastTable:
 
     def commit(self, admitted: bool) -> None:
         """An admitted frame joins slow memory, which drops its oldest."""
+        self._again = self._renewed = False
+        del self._fast[: max(0, len(self._fast) - self._sizes[2])]  # more were told again at once
         if admitted:
             self._slow.append(self._current[0])
             self._admitted_chunk = self._chunk
             del self._slow[: max(0, len(self._slow) - self._sizes[1])]
+
+    def forget(self, newest: int) -> None:
+        """Drop the key frames and all of fast memory but the newest."""
+        self._slow = []
+        del self._fast[: max(0, len(self._fast) - newest)]
+
+    def rewind(self, reach: int, total: int) -> int:
+        """Drop fast memory and, if they are not to be kept, key frames and sink."""
+        sink, slow, _ = self._sizes
+        room = self.capacity - (slow if self._keep_slow else 0)
+        whole = reach >= total and total <= room
+        if whole or not self._global_sink:
+            self._sink = []
+        if whole or not self._keep_slow:
+            self._slow = []
+        self._fast, self._again, self._renewed = [], True, not self._slow
+        if whole:
+            return total
+        kept = sink if self._global_sink else 0
+        return min(reach, room - kept, total - kept)
 
     def slots(self) -> list[Slot]:
         """Sink, slow by age, fast by age."""

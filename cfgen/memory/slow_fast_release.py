@@ -30,8 +30,18 @@ class ReleaseTable:
 
     spare_pages = 1
 
-    def __init__(self, *, sink: int, slow: int, fast: int, commit_reads: str = "all") -> None:
+    def __init__(
+        self,
+        *,
+        sink: int,
+        slow: int,
+        fast: int,
+        commit_reads: str = "all",
+        global_sink: bool = True,
+        keep_slow: bool = True,
+    ) -> None:
         self.capacity = sink + slow + fast
+        self._global_sink, self._keep_slow, self._again = global_sink, keep_slow, False
         self._sink, self._slow, self._fast = sink, slow, fast
         self._commit_reads = commit_reads
         self._table: list[Slot] = []
@@ -58,7 +68,9 @@ class ReleaseTable:
     @property
     def admission(self) -> Admission:
         """Admit at most once a chunk, never before the second chunk after the sink."""
-        is_open = self._slow > 0 and self._copy.frame >= self._sink + self._current
+        is_open = (
+            self._slow > 0 and not self._again and self._copy.frame >= self._sink + self._current
+        )
         return Admission(is_open, update_reference=True)
 
     def visible_slots(self, pass_: Pass, admitted: bool) -> list[VisibleSlot]:
@@ -72,6 +84,7 @@ class ReleaseTable:
 
     def commit(self, admitted: bool) -> None:
         """The copy stays where the passes after it read it."""
+        self._again = False
         if admitted:
             self._table, self._key_frames = self._with_copy()
 
@@ -91,6 +104,31 @@ class ReleaseTable:
             )
         kept = self._table[begin + 1 : end]
         return [*self._table[:begin], *kept, self._copy, *self._table[end:]], self._key_frames
+
+    def forget(self, newest: int) -> None:
+        """Drop the key frames and what lies between them and the newest."""
+        rest = self._table[self._sink + self._key_frames :]
+        self._table = [*self._table[: self._sink], *rest[max(0, len(rest) - newest) :]]
+        self._key_frames = 0
+
+    def rewind(self, reach: int, total: int) -> int:
+        """Drop the newest frames and, if they are not to be kept, all other slots.
+
+        Told again, frames stand as early ones do: until key frames replace them.
+        """
+        self._again = True
+        room = self.capacity - (self._slow if self._keep_slow else 0)
+        if reach >= total and total <= room:
+            self._table, self._key_frames = [], 0
+            return total
+        kept = self._sink if self._global_sink else 0
+        count = min(reach, room - kept, total - kept)
+        if not self._keep_slow:
+            self._table, self._key_frames = self._table[:kept], 0
+        first, fixed = total - count, self._sink + self._key_frames
+        early = [slot for slot in self._table[fixed:] if slot.frame < first]
+        self._table = [*self._table[:fixed], *early]
+        return count
 
     def slots(self) -> list[Slot]:
         """Sink, key frames, the rest."""

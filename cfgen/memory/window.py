@@ -15,6 +15,7 @@ from cfgen.errors import Problem
 from cfgen.fields import Natural, Positive, check
 from cfgen.memory.policy import CommitReads, Storage
 from cfgen.memory.protocols import Admission, Pass, Scalars, Slot, VisibleSlot, pairs_of, slots_of
+from cfgen.memory.transitions import Transition
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,6 +49,17 @@ class FullMemory:
         """A window that is never full."""
         return WindowTable(latent_frames, commit_reads=self.commit_reads)
 
+    @property
+    def recaches(self) -> int:
+        """None: all of a long clip at once would be too much."""
+        return 0
+
+    def refuses(self, transition: Transition) -> str | None:
+        """What commits again all that is kept."""
+        if transition != "recache":
+            return None
+        return "memory full keeps the whole film, and would have to commit it again at once"
+
     def problems(self, *, chunk: int, guidance: float, snapshot: str) -> Iterable[Problem]:
         """None: it goes together with everything."""
         return ()
@@ -61,6 +73,8 @@ class WindowMemory:
         sink: Latent frames kept from the start of the clip.
         size: Latent frames kept, the sink and the current chunk included.
         positions: Temporal positions: of the clip, or of the slot in the window.
+        global_sink: Whether a shot that begins with `recache` keeps the sink as it was committed,
+            unless the window still holds the clip from its start.
         commit_reads: What the commit pass may attend to.
         kv_cache: How the KV cache is stored.
     """
@@ -72,6 +86,7 @@ class WindowMemory:
     sink: Natural = 3
     size: Positive = 21
     positions: Literal["absolute", "relative"] = "relative"
+    global_sink: bool = True
     commit_reads: CommitReads = "all"
     kv_cache: Storage = "auto"
 
@@ -93,7 +108,17 @@ class WindowMemory:
             sink=self.sink,
             relative=self.positions == "relative",
             commit_reads=self.commit_reads,
+            global_sink=self.global_sink,
         )
+
+    @property
+    def recaches(self) -> int:
+        """The window."""
+        return self.size
+
+    def refuses(self, transition: Transition) -> str | None:
+        """Nothing."""
+        return None
 
     def problems(self, *, chunk: int, guidance: float, snapshot: str) -> Iterable[Problem]:
         """A window must have room for a chunk beside its sink."""
@@ -110,15 +135,23 @@ class WindowTable:
         sink: first latent frames of the clip that always stay.
         relative: positions are slot numbers; otherwise a page sits at its frame number.
         commit_reads: `all`, or `fast`: the commit pass does not read the sink.
+        global_sink: whether `rewind` keeps a sink that lies before all other slots.
     """
 
     spare_pages = 0
 
     def __init__(
-        self, size: int, *, sink: int = 0, relative: bool = False, commit_reads: str = "all"
+        self,
+        size: int,
+        *,
+        sink: int = 0,
+        relative: bool = False,
+        commit_reads: str = "all",
+        global_sink: bool = True,
     ) -> None:
         self.capacity = size
         self._sink = sink
+        self._global_sink = global_sink
         self._relative = relative
         self._commit_reads = commit_reads
         self._slots: list[Slot] = []
@@ -156,6 +189,21 @@ class WindowTable:
 
     def commit(self, admitted: bool) -> None:
         """Nothing is left to settle."""
+
+    def forget(self, newest: int) -> None:
+        """Drop what lies between the sink and the newest."""
+        del self._slots[self._sink : max(self._sink, len(self._slots) - newest)]
+
+    def rewind(self, reach: int, total: int) -> int:
+        """Drop all but, if it is to be kept, the sink; if all of the clip is there, that too."""
+        # Source: LongLive v1.0 pipeline/interactive_causal_inference.py @ e52d9ef. It computes the
+        # newest `size` frames, of which the first `sink` are neither kept nor read: not so here.
+        if reach >= total and total <= self.capacity:
+            self._slots = []
+            return total
+        kept = self._sink if self._global_sink else 0
+        del self._slots[kept:]
+        return min(reach, self.capacity - kept, total - kept)
 
     def slots(self) -> list[Slot]:
         """Sink, then the rest by age."""

@@ -20,7 +20,7 @@ from cfgen.config.loader import load
 from cfgen.config.presets import locate_model
 from cfgen.config.values import RawValue
 from cfgen.pipeline.batch import BatchRunner, ClipList
-from cfgen.pipeline.branch import plan_branch, plan_retry
+from cfgen.pipeline.branch import plan_branch, plan_retry, take_back
 from cfgen.pipeline.job import RenderJob
 from cfgen.pipeline.model_preset import recipe_of
 from cfgen.pipeline.naming import completed
@@ -50,12 +50,14 @@ def plan(
     """What a render will make and need; nothing is loaded.
 
     Args:
-        prompt: What the video shows.
+        prompt: What the video shows; left out where there are `shots`.
         settings: Values by dotted key, such as `{"memory.tau": 0.9}`; `cfgen presets show` lists
             the keys.
         values: Values at the top of a preset: `preset`, `output`, `duration`, `seed`, `size`,
-            `fps`, `rng`, `device`, `dtype`, `threads`, `backend`; and what the video begins with:
-            `image`, or `video` with `start`, `end` and `keep_input`, and `fit`.
+            `fps`, `rng`, `device`, `dtype`, `threads`, `backend`, `transition`, and `shots`: texts
+            such as "8s: a red kite" or "6s cut: a boat", or mappings of `duration`, `prompt` and
+            `transition`; and what the video begins with: `image`, or `video` with `start`, `end`
+            and `keep_input`, and `fit`.
 
     Returns:
         The job: its `config`, its `plan`, its `model`; `pipeline.plan.estimate_of` and
@@ -71,7 +73,7 @@ def plan(
 
 
 def render(
-    prompt: str,
+    prompt: str = "",
     *,
     overwrite: bool = False,
     settings: Mapping[str, Value] | None = None,
@@ -80,7 +82,7 @@ def render(
     """Render a video from a prompt. Iterating over what is returned does it.
 
     Args:
-        prompt: What the video shows.
+        prompt: What the video shows; left out where there are `shots`.
         overwrite: Whether the video may replace a file.
         settings: As for `plan`.
         values: As for `plan`; without `output` a name is made from prompt and seed, in the current
@@ -109,6 +111,7 @@ def branch(
     at: float | str,
     output: Path | str,
     prompt: str | None = None,
+    transition: str | None = None,
     seed: int | None = None,
     duration: float | str | None = None,
     overwrite: bool = False,
@@ -120,12 +123,18 @@ def branch(
         at: The moment, in seconds or as a person writes it; the chunk that plays then is the first
             to be other.
         output: The new video.
-        prompt: What it shows from there on.
+        prompt: What it shows from there on, as a new shot.
+        transition: What becomes of the memory there: continue, recache, flush, cut or fresh.
         seed: Another seed from there on; one is chosen if nothing else is new.
         duration: Its playing time.
         overwrite: Whether it may replace a file.
     """
-    changes = {"prompt": prompt, "seed": _text(seed), "duration": _text(duration)}
+    changes = {
+        "prompt": prompt,
+        "transition": transition,
+        "seed": _text(seed),
+        "duration": _text(duration),
+    }
     return plan_branch(
         run_folder(Path(run)),
         at=str(at),
@@ -136,18 +145,36 @@ def branch(
 
 
 def retry(
-    run: Path | str, *, begin: float | str, prompt: str | None = None, seed: int | None = None
+    run: Path | str,
+    *,
+    begin: float | str,
+    prompt: str | None = None,
+    transition: str | None = None,
+    seed: int | None = None,
 ) -> Rendering:
-    """Do a video over from a moment on; what comes after is replaced once the new one is finished.
+    """Do a video over from a moment on; a finished one stays as ``NAME.take-1.mp4``.
 
     Args:
         run: The run folder or the video.
         begin: The moment; the chunk that plays then is the first to be made anew.
         prompt: What it shows from there on.
+        transition: As for `branch`.
         seed: Another seed; one is chosen without it.
     """
-    changes = {"prompt": prompt, "seed": _text(seed)}
+    changes = {"prompt": prompt, "transition": transition, "seed": _text(seed)}
     return plan_retry(run_folder(Path(run)), begin=str(begin), changes=changes).make()
+
+
+def undo_retry(run: Path | str) -> tuple[Path, Path]:
+    """Put the newest take of a video back in its place; what is there becomes a take in turn.
+
+    Args:
+        run: The run folder or the video.
+
+    Returns:
+        The names of the take that is back, and of the one that the video becomes.
+    """
+    return take_back(run_folder(Path(run)))
 
 
 def batch(
@@ -183,12 +210,14 @@ def inspect(path: Path | str, *, digests: bool = True, values: bool = False) -> 
 
 
 def _written(value: Value) -> RawValue:
-    """A value as a preset holds it: text, or a list of it."""
+    """A value as a preset holds it: text, or lists and mappings of it."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str | int | float | Path):
         return str(value)
-    return [str(each) for each in value or ()]
+    if isinstance(value, Mapping):
+        return {str(key): _written(each) for key, each in value.items()}
+    return [_written(each) for each in value or ()]  # type: ignore[arg-type]
 
 
 def _text(value: float | str | None) -> str | None:

@@ -11,14 +11,17 @@ from cfgen.config.schema import RenderConfig, to_mapping
 from cfgen.config.values import parse_duration
 from cfgen.errors import UsageError
 from cfgen.pipeline.build import build_render, prompts_of, read_prompts
+from cfgen.pipeline.film_changes import changed_from, cut_to, with_film
 from cfgen.pipeline.fingerprint import prompt_digest
 from cfgen.pipeline.job import RenderJob
+from cfgen.pipeline.models import OpenedModel
 from cfgen.pipeline.naming import random_seed
 from cfgen.pipeline.preflight import check_place
 from cfgen.pipeline.rendering import Rendering
 from cfgen.pipeline.runs import config_of
 from cfgen.renderer.branch import BranchPoint, fork, locate, retry_from
 from cfgen.renderer.events import Noted
+from cfgen.renderer.takes import keep_take, undo
 from cfgen.runs.beginning import believed
 from cfgen.runs.contents import LOCK
 from cfgen.runs.folder import RunFolder, RunRecord
@@ -72,7 +75,10 @@ class Branch:
                 record = _with_config(record, self.child, point)
                 done = fork(point, run_of(self.child.output), record)
             else:
-                done = retry_from(point, _with_config(record, self.child, point))
+                record = _with_config(record, self.child, point)
+                if folder.finished is not None:
+                    words = f"{words}; {folder.output.name} stays as {keep_take(folder).name}"
+                done = retry_from(point, record)
             for _ in done:
                 pass
             del point, done  # and the model with them, before it is loaded for the new render
@@ -94,8 +100,8 @@ def plan_branch(
         run: The run folder.
         at: The moment at which it begins, as a person writes it.
         output: The new video.
-        changes: Prompt, seed and duration; None leaves what the run has. With none of them a seed
-            is chosen.
+        changes: Prompt, transition, seed and duration; None leaves what the run has. With none of
+            them a seed is chosen.
         overwrite: Whether the new video may replace a file.
 
     Raises:
@@ -109,8 +115,10 @@ def plan_branch(
     config = _changed(folder, changes)
     if run_of(output).absolute() == run.absolute():
         raise UsageError("a branch needs an output of its own", "name another with -o")
-    child = RenderJob(dataclasses.replace(config, output=output))
-    same = (config.prompt, config.seed) == (parent.config.prompt, parent.config.seed)
+    chunk = chunk_of(at, parent.plan, RenderJob(config, parent.model).plan)
+    longer = dataclasses.replace(config, output=output)
+    child = RenderJob(_shown_from(longer, chunk, changes, parent.model))
+    same = (child.config.film, config.seed) == (longer.film, parent.config.seed)
     if same and child.plan.frames <= parent.plan.frames:
         raise UsageError(
             "nothing would be different: prompt and seed are those of the old video, and the new "
@@ -119,7 +127,6 @@ def plan_branch(
             "is chosen",
         )
     check_place(child, overwrite=overwrite)
-    chunk = chunk_of(at, parent.plan, child.plan)
     new_seed = config.seed != parent.config.seed
     return Branch(
         run=run,
@@ -138,9 +145,27 @@ def plan_retry(run: Path, *, begin: str, changes: Mapping[str, str | None]) -> B
     config = config_of(folder)
     seed = changes.get("seed") or str(random_seed())
     child = dataclasses.replace(_changed(folder, {**changes, "seed": seed}), output=config.output)
-    plan = RenderJob(config).plan
-    chunk = chunk_of(begin, plan, plan)
+    job = RenderJob(config)
+    chunk = chunk_of(begin, job.plan, job.plan)
+    child = _shown_from(child, chunk, changes, job.model)
     return Branch(run=run, child=child, chunk=chunk, new_seed=True, beside=False)
+
+
+def take_back(run: Path) -> tuple[Path, Path]:
+    """Put the newest take of a film back in its place, with all that is needed to go on from it.
+
+    Args:
+        run: The run folder of the film.
+
+    Returns:
+        The names of the take that is back, and of the take that the film becomes.
+
+    Raises:
+        UsageError: No take is kept.
+        CfgenError: It cannot be done.
+    """
+    with Lock(run / LOCK):
+        return undo(RunFolder(run))
 
 
 def chunk_of(at: str, parent: Plan, child: Plan) -> int:
@@ -164,13 +189,33 @@ def chunk_of(at: str, parent: Plan, child: Plan) -> int:
 
 
 def _changed(folder: RunFolder, changes: Mapping[str, str | None]) -> RenderConfig:
-    """The configuration of a run with what is said otherwise; None says nothing.
+    """The configuration of a run with another seed or duration; None says nothing.
 
     A seed of -1, as everywhere, means that one is chosen.
     """
     label = str(folder.path / "run.json")
-    config = from_mapping(folder.record.config, label=label, flags=dict(changes))
+    film = from_mapping(folder.record.config, label=label).film
+    flags = {name: changes.get(name) for name in ("seed", "duration")}
+    plain = {key: value for key, value in folder.record.config.items() if key != "shots"}
+    config = from_mapping(plain, label=label, flags=flags)
+    if len(film) > 1:
+        asked = flags["duration"] is not None
+        config = with_film(config, cut_to(film, config.duration_s) if asked else film)
     return config if config.seed is not None else dataclasses.replace(config, seed=random_seed())
+
+
+def _shown_from(
+    config: RenderConfig, chunk: int, changes: Mapping[str, str | None], model: OpenedModel
+) -> RenderConfig:
+    """The configuration with what is to be shown from a chunk on."""
+    film = changed_from(
+        config.film,
+        RenderJob(config, model).plan,
+        chunk,
+        prompt=changes.get("prompt"),
+        transition=changes.get("transition"),
+    )
+    return config if film == config.film else with_film(config, film)
 
 
 def _at(folder: RunFolder, chunk: int) -> tuple[BranchPoint, RunRecord, str]:

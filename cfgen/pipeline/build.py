@@ -31,6 +31,7 @@ from cfgen.pipeline.memory_estimate import place, wanted_of
 from cfgen.pipeline.models import LoadedModels, OpenedModel
 from cfgen.pipeline.offload_plan import Offload
 from cfgen.pipeline.preflight import licence_of, warnings_of
+from cfgen.pipeline.shots import chapters_of
 from cfgen.pipeline.torch_compile import compile_blocks
 from cfgen.renderer.events import Loaded
 from cfgen.renderer.run import Render
@@ -116,6 +117,7 @@ def build_render(
         metadata={**_video_metadata(recorded), **facts},
         parts=path / "segments",
         replaces=overwrite,
+        chapters=chapters_of(plan),
     )
     source = build_source(job, models)
     job.model.require_unchanged()
@@ -225,9 +227,9 @@ def prompts_of(config: RenderConfig, plan: Plan | None = None) -> list[str]:
         config: The render.
         plan: Its plan, if it is made already.
     """
-    spans = [config.prompt] if plan is None else [span.prompt for span in plan.spans]
+    shown = config.film if plan is None else plan.spans
     without = [] if config.schedule.guidance == 1 else [""]
-    return list(dict.fromkeys([*spans, *without]))
+    return list(dict.fromkeys([*(each.prompt for each in shown), *without]))
 
 
 def read_prompts(

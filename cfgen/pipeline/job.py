@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from cfgen.config.schema import RenderConfig
 from cfgen.pipeline.beginning import Beginning
 from cfgen.pipeline.device import Runtime
 from cfgen.pipeline.models import OpenedModel
+from cfgen.pipeline.shots import spans_of
 from cfgen.timeline import Given, Plan, make_plan
 from cfgen.video.shape import VideoShape
 
@@ -81,7 +83,7 @@ def plan_of(config: RenderConfig, latents: tuple[int, int], given: Given) -> Pla
         given: What it begins with.
 
     Raises:
-        UsageError: Size or duration cannot be made.
+        UsageError: Size or duration cannot be made, or a shot is too short.
     """
     width, height = config.frame_size
     channels, stride = latents
@@ -93,4 +95,7 @@ def plan_of(config: RenderConfig, latents: tuple[int, int], given: Given) -> Pla
         chunk_latent_frames=config.model.chunk_latent_frames,
         fps=config.playback_fps,
     )
-    return make_plan(config.duration_s, shape, prompt=config.prompt, given=given)
+    plan = make_plan(config.duration_s, shape, prompt=config.prompt, given=given)
+    if not config.shots:
+        return plan
+    return replace(plan, spans=spans_of(plan, config.shots, default=config.transition))

@@ -29,6 +29,7 @@ from cfgen.pipeline.job import RenderJob
 from cfgen.pipeline.limits import free_memory
 from cfgen.pipeline.models import OpenedModel
 from cfgen.pipeline.offload_plan import PROGRAM, MemoryEstimate, Placement, choose, table
+from cfgen.pipeline.shots import recached_frames
 from cfgen.timeline import Plan
 
 DECODED = {torch.bfloat16: 24_000, torch.float32: 38_000}
@@ -101,6 +102,8 @@ def estimate_memory(job: RenderJob) -> MemoryEstimate:
     rotates = build_ops(config.backend, wanted_of(config, job.runtime, sizes)).pages is None
     held = kv_nbytes(sizes, grid, config.memory.capacity(plan.latent_frames), dtype)
     held = held if kv == full else held // sizes.num_layers
+    prompts = len({span.prompt for span in plan.spans}) + (config.schedule.guidance != 1)
+    most = max(geometry.chunk_latent_frames, recached_frames(plan, config.memory.recaches))
     return MemoryEstimate(
         blocks=sum(blocks.values()),
         largest=max(blocks.values()),
@@ -108,8 +111,8 @@ def estimate_memory(job: RenderJob) -> MemoryEstimate:
         kv=kv,
         context=held if rotates else 0,
         layers=sizes.num_layers,
-        conditioning=_prompts(config) * kv_nbytes(sizes, (1, sizes.text_len), 1, dtype),
-        forward=_forward(sizes, grid[0] * grid[1], geometry.chunk_latent_frames, dtype),
+        conditioning=prompts * kv_nbytes(sizes, (1, sizes.text_len), 1, dtype),
+        forward=_forward(sizes, grid[0] * grid[1], most, dtype),
         vae=vae,
         decode=decode,
         text=text,
@@ -213,10 +216,6 @@ def _require_main_memory(needed: int, sizes: MemoryEstimate, held: int) -> None:
         "choose --memory slow_fast or window, whose cache does not grow with the clip, a "
         "smaller --size, or smaller weights (cfgen quantize)",
     )
-
-
-def _prompts(config: RenderConfig) -> int:
-    return 1 if config.schedule.guidance == 1 else 2
 
 
 def _generator(network: Network, model: ModelConfig, dtype: torch.dtype) -> dict[str, int]:

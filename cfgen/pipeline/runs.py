@@ -48,8 +48,7 @@ def config_to_resume(folder: RunFolder, asked: RenderConfig | None) -> RenderCon
     stored = config_of(folder)
     if asked is not None and folder.record.parts:
         raise SnapshotMismatch(
-            f"{folder.path} is a branch, or was done over: its first frames are of another prompt "
-            "or seed",
+            f"{folder.path} is a branch, or was done over: its first frames are of another seed",
             f"go on with it: `{resume_command(folder.path)}`, or begin again with -y",
         )
     if asked is not None:

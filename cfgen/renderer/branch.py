@@ -7,15 +7,13 @@ at that point becomes a snapshot that the new render can always go back to.
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cfgen.errors import UsageError
-from cfgen.files.reading import open_binary
-from cfgen.files.writing import create, disk_errors, part_of, sync_file, sync_folder
+from cfgen.files.writing import disk_errors, link_or_copy, part_of, sync_folder
 from cfgen.renderer.replay import replay
 from cfgen.renderer.source import FrameSource
 from cfgen.runs.beginning import SOUND
@@ -171,10 +169,10 @@ def retry_from(point: BranchPoint, record: RunRecord) -> Iterator[int]:
     """
     point.folder.require_replaceable()  # before anything is changed
     before = point.folder.record
-    # With the same prompt, what comes before can still be committed again from its latents.
-    same = before.config["prompt"] == record.config["prompt"] and point.source.memory.replayable
+    # What comes before has the shots that it had, so it can still be committed again from latents.
     base = point.made
-    if same and (not before.base or point.store.newest(before=before.base) == before.base):
+    sound = not before.base or point.store.newest(before=before.base) == before.base
+    if sound and point.source.memory.replayable:
         base = before.base
     record = replace(
         record,
@@ -201,14 +199,13 @@ def retry_from(point: BranchPoint, record: RunRecord) -> Iterator[int]:
 def _parts(point: BranchPoint, record: RunRecord) -> list[dict[str, object]]:
     """What the frames before the point were made with, where it is not what `record` has."""
     before, start = point.folder.record, point.plan.chunk(point.chunk).frame_start
-    made_with: dict[str, object] = {name: before.config[name] for name in ("prompt", "seed")}
-    parts = [*before.parts, {"until_frame": point.plan.frames, **made_with}]
+    parts = [*before.parts, {"until_frame": point.plan.frames, "seed": before.config["seed"]}]
     kept: list[dict[str, object]] = []
     for part in parts:
         begins = int(str(kept[-1]["until_frame"])) if kept else 0
         if begins < start:
             kept.append({**part, "until_frame": min(start, int(str(part["until_frame"])))})
-    if kept and all(kept[-1][name] == record.config[name] for name in made_with):
+    if kept and kept[-1].get("prompt") is None and kept[-1]["seed"] == record.config["seed"]:
         kept.pop()
     return kept
 
@@ -235,9 +232,4 @@ def _lines(point: BranchPoint) -> list[Line]:
 
 def _link(file: Path, folder: Path) -> None:
     """The same file in another folder; its content is never changed in place."""
-    try:
-        os.link(file, folder / file.name)
-    except OSError:
-        with open_binary(file) as old, create(folder / file.name) as new:
-            shutil.copyfileobj(old, new)
-    sync_file(folder / file.name)
+    link_or_copy(file, folder / file.name)

@@ -18,6 +18,7 @@ from cfgen.model.vae import Decoder, State
 from cfgen.renderer.playing import Playing
 from cfgen.rollout.loop import Chunk, ChunkDenoiser, ChunkFn, Guidance, Rollout, recommit
 from cfgen.rollout.schedule import FewStepSchedule, Noise
+from cfgen.rollout.transitions import enter
 from cfgen.timeline import ChunkPlan, Plan
 
 Frames = npt.NDArray[np.uint8]
@@ -98,6 +99,7 @@ class FrameSource:
     def recommit(self, chunk: Chunk) -> None:
         """Commit a chunk that was made before; see `rollout.recommit`."""
         with torch.inference_mode():
+            self.enter(chunk.index)
             recommit(
                 self.generator,
                 self.memory,
@@ -105,6 +107,20 @@ class FrameSource:
                 self.conditioning_of(chunk.index),
                 step=len(self.schedule.sigmas),
             )
+
+    def enter(self, chunk: int) -> None:
+        """Before a chunk is made or committed again: what the shot that it begins does to memory.
+
+        Raises:
+            SnapshotError: It needs latents that an older snapshot does not hold.
+        """
+        enter(
+            self.generator,
+            self.memory,
+            self.plan.transition_before(chunk),
+            self.conditioning_of(chunk),
+            step=len(self.schedule.sigmas),
+        )
 
     def decode(self, chunk: Chunk, state: State) -> Frames:
         """Frames of the next chunk, cut to the plan: uint8 [n, height, width, 3], RGB.
@@ -123,9 +139,14 @@ class FrameSource:
             if stream is not None:
                 stream.wait_stream(torch.cuda.default_stream(parameter.device))
                 chunk.latents.record_stream(stream)
-            latents = chunk.latents.to(parameter.device, parameter.dtype)
+            latents, lead = chunk.latents.to(parameter.device, parameter.dtype), 0
+            if self.plan.begins_scene(chunk.index):
+                # Nothing of the scene before may shine through. The first latent frame of a clip
+                # decodes to one frame, so it is given twice and that frame is dropped.
+                state.caches, lead = self.vae.start().caches, 1
+                latents = torch.cat([latents[:, :1], latents], 1)
             levels = to_levels(self.vae.decode(latents, state)[0])
-            frames = levels[: self.plan.chunk(chunk.index).frames]
+            frames = levels[lead : lead + self.plan.chunk(chunk.index).frames]
             if stream is None:
                 return PendingFrames(frames.cpu(), None)
             host = torch.empty(frames.shape, dtype=frames.dtype, pin_memory=True)
@@ -166,6 +187,7 @@ class ChunkWorker:
         """
         source = self._source
         with torch.inference_mode():
+            source.enter(index)
             conditioning = source.conditioning_of(index)
             if index < source.plan.given_chunks:
                 if source.given is None:

@@ -84,6 +84,7 @@ def commit_chunk(
     commit = view.at(Pass(step, commit=True))
     generator.commit(latents, generator.level(0.0), conditioning, commit)
     memory.commit(view)
+    memory.remember(latents)
 
 
 def recommit(
@@ -208,6 +209,7 @@ class Rollout(Generic[V]):
     def finish(self) -> Chunk:
         """The chunk that was begun, once it is in the memory."""
         self._memory.commit(self._view)
+        self._memory.remember(self._chunk.latents)
         return self._chunk
 
     def chunks(self, indices: range, conditioning: Conditioning) -> Iterator[Chunk]:

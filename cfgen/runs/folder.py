@@ -63,8 +63,9 @@ class RunRecord:
         created: When, in ISO 8601.
         base: The chunk that this render branched off at, or 0; what comes before is another's.
         take: Counts how often the render was done over from some chunk, in place.
-        parts: Pieces at the start that were made with another prompt or seed than `config` has, in
-            order: each with ``until_frame`` (the first frame after it), ``prompt`` and ``seed``.
+        parts: Pieces at the start that were made with another seed than `config` has, in order:
+            each with ``until_frame`` (the first frame after it) and ``seed``; written by an older
+            cfgen also with ``prompt``.
     """
 
     output: str
@@ -336,9 +337,9 @@ def _check(record: RunRecord) -> None:
         raise ValueError("its fingerprint holds something else than words")
     before = 0
     for part in record.parts:
-        if not isinstance(part, dict) or set(part) != {"until_frame", "prompt", "seed"}:
+        if not isinstance(part, dict) or set(part) - {"prompt"} != {"until_frame", "seed"}:
             raise ValueError("its parts are not pieces of a film")
-        until, prompt, seed = part["until_frame"], part["prompt"], part["seed"]
+        until, prompt, seed = part["until_frame"], part.get("prompt", ""), part["seed"]
         if type(until) is not int or type(seed) is not int or not isinstance(prompt, str):
             raise ValueError("a value in its parts is of another type")
         if until <= before:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
 from cfgen.errors import UsageError
 from cfgen.units import ntsc
+from cfgen.video.facts import Chapter
 from cfgen.video.ffmpeg import Ffmpeg
 from cfgen.video.ffmpeg_graph import argv_of, graph_module, shielded
 from cfgen.video.formats import OutputFormat, filled
@@ -91,7 +92,14 @@ class Encoding:
         return argv_of(stream, prefix)
 
     def join_argv(
-        self, ffmpeg: Ffmpeg, listing: str, metadata: str, output: str, sound: str | None = None
+        self,
+        ffmpeg: Ffmpeg,
+        listing: str,
+        metadata: str,
+        output: str,
+        *,
+        sound: str | None = None,
+        chapters: bool = False,
     ) -> list[str]:
         """Return the command that joins segments without re-encoding and adds the metadata.
 
@@ -101,6 +109,7 @@ class Encoding:
             metadata: File made of `ffmetadata`.
             output: The video.
             sound: File of its sound, as AAC in ADTS, or None for none.
+            chapters: Whether that file has chapters.
         """
         graph = graph_module()
 
@@ -118,6 +127,7 @@ class Encoding:
             vcodec="copy",
             **({"acodec": "copy"} if heard else {}),
             map_metadata=1,
+            **({"map_chapters": 1} if chapters else {}),
             **filled(self.format.options, timescale=self.timescale),
             **filled(self.format.film_options, timescale=self.timescale),
         )
@@ -156,10 +166,32 @@ def check_metadata(metadata: Mapping[str, str]) -> None:
             raise UsageError(f"the {key} contains a NUL character: {text!r}")
 
 
-def ffmetadata(metadata: Mapping[str, str]) -> bytes:
-    """Write metadata in ffmpeg's own text format, safe for newlines and any other character."""
-    escaped = ((key, re.sub(r"([=;#\\\n])", r"\\\1", text)) for key, text in metadata.items())
-    lines = (f"{key}={text}" for key, text in escaped)
+def ffmetadata(
+    metadata: Mapping[str, str],
+    chapters: Sequence[Chapter] = (),
+    *,
+    frames: int = 0,
+    fps: Fraction = Fraction(1),
+) -> bytes:
+    """Write metadata in ffmpeg's own text format, safe for newlines and any other character.
+
+    Args:
+        metadata: Texts of the whole film.
+        chapters: Its shots, in order, if there are several.
+        frames: Frames of the film, where there are chapters.
+        fps: Frames per second, likewise.
+    """
+
+    def line(key: str, text: str) -> str:
+        escaped = re.sub(r"([=;#\\\n])", r"\\\1", text)
+        return f"{key}={escaped}"
+
+    lines = [line(key, text) for key, text in metadata.items()]
+    ends = [*(chapter.frame for chapter in chapters[1:]), frames]
+    for chapter, end in zip(chapters, ends, strict=False):
+        unit = f"TIMEBASE={fps.denominator}/{fps.numerator}"
+        lines += ["[CHAPTER]", unit, f"START={chapter.frame}", f"END={end}"]
+        lines.append(line("title", chapter.title))
     return "\n".join((";FFMETADATA1", *lines, "")).encode("utf-8")
 
 

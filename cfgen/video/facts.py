@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from cfgen.errors import WriterError
 from cfgen.files.writing import json_bytes, sha256_of
 
 SIDECAR_VERSION = 1
+_TITLE_NBYTES = 255
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +63,26 @@ class VideoFacts:
     ffmpeg_version: str
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Chapter:
+    """A shot of a film, for players and for the sidecar.
+
+    Attributes:
+        frame: Its first frame.
+        prompt: What it shows.
+        transition: What became of the memory where it began.
+    """
+
+    frame: int
+    prompt: str
+    transition: str
+
+    @property
+    def title(self) -> str:
+        """The prompt in at most 255 bytes of UTF-8, as a list of chapters in mp4 holds them."""
+        return self.prompt.encode()[:_TITLE_NBYTES].decode(errors="ignore")
+
+
 def chain_frames(frames: npt.NDArray[np.uint8], before: str = "") -> str:
     """Return the digest of all frames so far: each link is sha256(previous link + frame's bytes).
 
@@ -80,10 +101,18 @@ def chain_frames(frames: npt.NDArray[np.uint8], before: str = "") -> str:
     return link.hex()
 
 
-def sidecar_text(facts: VideoFacts, metadata: Mapping[str, str]) -> str:
-    """What stands beside a video: its facts, and texts that say how it was made."""
+def sidecar_text(
+    facts: VideoFacts, metadata: Mapping[str, str], chapters: Sequence[Chapter] = ()
+) -> str:
+    """What stands beside a video: its facts, texts that say how it was made, and its shots."""
     named = asdict(facts) | {"path": facts.path.name, "sidecar": facts.sidecar.name}
-    record = {"version": SIDECAR_VERSION, "metadata": metadata, "facts": named}
+    record: dict[str, object] = {"version": SIDECAR_VERSION, "metadata": metadata, "facts": named}
+    if chapters:
+        ends = [*(chapter.frame for chapter in chapters[1:]), facts.frames]
+        record["shots"] = [
+            {"start_s": chapter.frame / facts.fps, "end_s": end / facts.fps, **asdict(chapter)}
+            for chapter, end in zip(chapters, ends, strict=True)
+        ]
     return json_bytes(record, indent=2).decode() + "\n"
 
 

@@ -24,6 +24,7 @@ from cfgen.files.writing import (
     part_of,
     publish,
     sha256_of,
+    take_name,
     write_file,
 )
 from cfgen.video.encoding import (
@@ -33,7 +34,14 @@ from cfgen.video.encoding import (
     exact_fps,
     ffmetadata,
 )
-from cfgen.video.facts import SegmentFacts, VideoFacts, chain_frames, require_whole, sidecar_text
+from cfgen.video.facts import (
+    Chapter,
+    SegmentFacts,
+    VideoFacts,
+    chain_frames,
+    require_whole,
+    sidecar_text,
+)
 from cfgen.video.ffmpeg import Ffmpeg, FfmpegRun, require_encoder
 from cfgen.video.measure import Measured, measure
 from cfgen.video.output import check_output, format_of, sidecar_of, standing_at
@@ -70,6 +78,7 @@ class VideoWriter:
         metadata: Mapping[str, str],
         parts: Path,
         replaces: bool = False,
+        chapters: Sequence[Chapter] = (),
     ) -> None:
         """Check everything that can be checked without touching the disk.
 
@@ -83,6 +92,7 @@ class VideoWriter:
             metadata: Texts for the container and the sidecar, such as title, comment and seed.
             parts: Folder for the segments; it is made if need be.
             replaces: Whether a file may be replaced that comes to the output's place meanwhile.
+            chapters: The film's shots, in order, if there are several.
 
         Raises:
             UsageError: A value cannot be used.
@@ -95,7 +105,7 @@ class VideoWriter:
             format=self._format, width=width, height=height, fps=exact_fps(fps), quality=quality
         )
         self._ffmpeg = ffmpeg
-        self._metadata = dict(metadata)
+        self._metadata, self._chapters = dict(metadata), tuple(chapters)
         self._output = output.absolute()
         self._parts = parts.absolute()
         self._open = False
@@ -186,7 +196,7 @@ class VideoWriter:
         self._run, self._frames_in_segment = None, 0
         path = self._segment(index)
         with disk_errors(path):
-            _rename(self._part, part_of(path))
+            take_name(self._part, part_of(path))
             self._verify(part_of(path), frames, decode=False)
             publish(path)
             nbytes, digest = path.stat().st_size, sha256_of(path)
@@ -212,12 +222,12 @@ class VideoWriter:
         with disk_errors(self._output):
             joined = own_name(self._parts / f"joined{self._format.ending}")
             self._join(joined)
-            _rename(joined, part)
+            take_name(joined, part)
             for decode in (False, True):
                 self._verify(part, self.frames, decode=decode)
             facts = self._facts(part)
             with create(part_of(sidecar)) as file:
-                file.write(sidecar_text(facts, self._metadata).encode())
+                file.write(sidecar_text(facts, self._metadata, self._chapters).encode())
         self._joined = facts
         return facts
 
@@ -303,9 +313,11 @@ class VideoWriter:
             "quality": self._encoding.quality,
         }
         write_file(self._parts / _LISTING, listing.encode("ascii"), shared=True)
-        write_file(self._parts / _METADATA, ffmetadata(metadata), shared=True)
+        texts = ffmetadata(metadata, self._chapters, frames=self.frames, fps=self._encoding.fps)
+        write_file(self._parts / _METADATA, texts, shared=True)
         sound = None if self.sound is None else os.path.relpath(self.sound, self._parts)
-        argv = self._encoding.join_argv(self._ffmpeg, _LISTING, _METADATA, part.name, sound)
+        files, chapters = (_LISTING, _METADATA, part.name), bool(self._chapters)
+        argv = self._encoding.join_argv(self._ffmpeg, *files, sound=sound, chapters=chapters)
         with FfmpegRun(argv, purpose=f"joining {self._output.name}", cwd=self._parts) as run:
             run.finish()
 
@@ -337,10 +349,3 @@ class VideoWriter:
             encoder=self._format.codec.encoder,
             ffmpeg_version=self._ffmpeg.version,
         )
-
-
-def _rename(made: Path, part: Path) -> None:
-    """Give what ffmpeg made the name under which it is measured; if it made nothing, that tells."""
-    part.unlink(missing_ok=True)
-    with contextlib.suppress(FileNotFoundError):
-        os.rename(made, part)

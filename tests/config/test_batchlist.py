@@ -126,7 +126,14 @@ def test_musubi_lines_are_taken_where_they_mean_the_same() -> None:
 def test_longlive_lines_are_taken_where_they_mean_the_same() -> None:
     (clip,) = read('{"prompts_list": ["a red kite"]}\n')
     assert clip.config.prompt == "a red kite"
-    assert "has 2 prompts, and a clip of cfgen has one" in refused('{"prompts_list": ["a", "b"]}')
+    (film,) = read('{"prompts_list": ["a red kite", "a boat", "a cube"]}\n')
+    assert [str(shot) for shot in film.config.shots] == [
+        "10s: a red kite",
+        "10s recache: a boat",
+        "10s recache: a cube",
+    ]
+    assert film.name == "a-red-kite-a-boat-a-cube"
+    assert film.config.duration_s == 30
     assert "nothing else" in refused('{"prompts_list": ["a"], "cut": true}')
     assert "is not a line of JSON" in refused('{"prompts_list": ["a"]}\n{nope')
 

@@ -15,12 +15,14 @@ from torch import Tensor
 from cfgen.memory.page_pool import KVCache
 from cfgen.memory.paged import PagedMemory
 from cfgen.memory.protocols import Pass, Table
+from cfgen.memory.transitions import Transition
 from cfgen.memory.window import WindowTable
 from cfgen.model.generator import Generator, WanConfig
 from cfgen.ops.reference import Rope
 from cfgen.ops.select import build_ops
 from cfgen.rollout.loop import ChunkDenoiser, Rollout
 from cfgen.rollout.schedule import FewStepSchedule
+from cfgen.rollout.transitions import enter
 from tests.strategies import memory_of
 
 FOLDER = Path(__file__).parent
@@ -30,12 +32,20 @@ CHUNK = (1, 3, 16, 8, 10)
 CPU = torch.device("cpu")
 STEPS = FewStepSchedule.from_timesteps((1000, 750, 500, 250))
 
+Switch = tuple[Callable[[], Table], int, Transition]
+
 TABLES: dict[str, Callable[[], Table]] = {
     "sf_full": lambda: WindowTable(21),
     "ll_plain": lambda: WindowTable(12, sink=3),
     "ll_infinity": lambda: WindowTable(12, sink=3, relative=True),
 }
 """The memory of each causal case."""
+
+SWITCHES: dict[str, Switch] = {
+    "ll_switch_global_sink": (TABLES["ll_plain"], 5, "recache"),
+    "ir_flush": (lambda: WindowTable(6, sink=1, relative=True), 4, "flush"),
+}
+"""The cases in which prompt A gives way to B: memory, first chunk of B, how it begins."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +117,14 @@ def paged(
     tables = [table() for _ in range(TINY.num_layers)]
     shape = (batch, GRID[0] * GRID[1], TINY.num_heads, TINY.head_dim)
     pool = KVCache(TINY.num_layers, tables[0].capacity + 1, shape, dtype=dtype, device=CPU)
-    return memory_of(tables, pool, ops=build_ops(backend), rope=rope or Rope(32), grid=GRID)
+    return memory_of(
+        tables,
+        pool,
+        ops=build_ops(backend),
+        rope=rope or Rope(32),
+        grid=GRID,
+        recaches=tables[0].capacity,
+    )
 
 
 def rolling(generator, memory, schedule, noise, *, shape, guidance=None) -> Rollout:
@@ -126,6 +143,18 @@ def play(
         chunks = run.chunks(range(case.chunks), generator.condition(text))
         latents = torch.cat([chunk.latents for chunk in chunks], 1)
     return Played(latents, schedule.x0, memory)
+
+
+def switch(case: Case, generator, memory: PagedMemory, at: int, transition: Transition) -> Played:
+    """Roll a case out whose prompt changes before chunk `at`."""
+    schedule = Traced(STEPS)
+    with torch.inference_mode():
+        run = rolling(generator, memory, schedule, Recorded(case), shape=CHUNK)
+        old, new = (generator.condition(case.tensors[f"text/{name}"]) for name in "AB")
+        chunks = [*run.chunks(range(at), old)]
+        enter(generator, memory, transition, new)
+        chunks += run.chunks(range(at, case.chunks), new)
+    return Played(torch.cat([chunk.latents for chunk in chunks], 1), schedule.x0, memory)
 
 
 def recorded_config(layout: str) -> dict:

@@ -27,6 +27,7 @@ from cfgen.ops.select import TORCH, Ops, PageOps, _triton
 from cfgen.rollout.cuda_graph import ChunkGraph
 from cfgen.rollout.loop import Chunk, ChunkDenoiser, Guidance, Rollout
 from cfgen.rollout.schedule import FewStepSchedule, KeyedNoise
+from cfgen.rollout.transitions import enter
 from tests.strategies import memory_of, random_generator
 
 CPU = torch.device("cpu")
@@ -140,6 +141,7 @@ def rolled(
     tau: float = 0.9,
     admission_layers: tuple[int, ...] = (),
     given: int = 0,
+    transition: str = "continue",
 ) -> tuple[Tensor, list[list[int]], int]:
     """Latents of a clip, which frames layers hold after each chunk, and key frames admitted."""
     generator.compute_with(ops)
@@ -161,6 +163,7 @@ def rolled(
         grid=(2, 3),
         tau=tau,
         admission_layers=admission_layers,
+        recaches=tables[0].capacity,
     )
     text = torch.randn(1, 9, 5, generator=torch.Generator().manual_seed(3))
     text[:, 4:] = 0
@@ -192,6 +195,8 @@ def rolled(
             rolling.start_given(Chunk(0, beginning), first)
             latents.append(rolling.finish().latents)
         for index in range(len(latents), CHUNKS):
+            if index == CHUNKS // 2 + 1:
+                enter(generator, memory, transition, other)
             rolling.start(index, other if index >= CHUNKS // 2 else first)
             latents.append(rolling.finish().latents)
             held += [memory.frames(layer) for layer in range(SMALL.num_layers)]
@@ -231,6 +236,23 @@ def test_a_given_chunk_of_another_size_comes_before_the_recorded_ones(name: str)
     assert graph[1:] == plain[1:]
     assert plain[0].shape[1] == 2 + CHUNKS - 1
     assert float((graph[0] - plain[0]).norm() / plain[0].norm()) < 1e-4
+
+
+@pytest.mark.parametrize("transition", ["recache", "flush", "cut", "fresh"])
+@pytest.mark.parametrize("name", ["release", "slow_fast", "window"])
+def test_a_recorded_chunk_goes_on_after_a_shot_began(name: str, transition: str) -> None:
+    """What memory does between two chunks leaves everything where the recording finds it."""
+    generator = random_generator(SMALL)
+    plain = rolled(generator, TABLES[name], TORCH, prompts="two", transition=transition)
+    ops = on_tape(_triton())
+    graph = rolled(generator, TABLES[name], ops, graph=True, prompts="two", transition=transition)
+    assert graph[1:] == plain[1:]
+    assert float((graph[0] - plain[0]).norm() / plain[0].norm()) < 1e-4
+    same = rolled(generator, TABLES[name], TORCH, prompts="two")
+    assert torch.equal(same[0][:, : CHUNKS // 2 + 1], plain[0][:, : CHUNKS // 2 + 1])
+    later = slice(CHUNKS // 2 + 1, None)
+    # Of so small a memory, a flush drops nothing that the next chunk would not.
+    assert torch.equal(same[0][:, later], plain[0][:, later]) == (transition == "flush")
 
 
 def test_another_prompt_makes_another_chunk() -> None:

@@ -47,7 +47,15 @@ class Spied:
         )
         ops = replace(TORCH, attend=self._attend)
         admit = told_by(self._decide)
-        self.memory = memory_of([self.table], pool, ops=ops, rope=Rope(2), grid=(1, 1), admit=admit)
+        self.memory = memory_of(
+            [self.table],
+            pool,
+            ops=ops,
+            rope=Rope(2),
+            grid=(1, 1),
+            admit=admit,
+            recaches=self.table.capacity,
+        )
         self.below = False
         self.asked = 0
         self.start = 0
@@ -72,6 +80,25 @@ class Spied:
 
     def commit(self) -> None:
         self.memory.commit(self._view)
+        frames = torch.arange(self.start, self.start + self._frames, dtype=torch.float64)
+        self.memory.remember(frames[None, :, None, None, None])
+
+    def clear(self) -> None:
+        self.memory.clear()
+        self.start = self._frames = 0
+
+    def recache(self) -> list[Read] | None:
+        """Commit again what is to be; what that pass read, its own frames last."""
+        latents = self.memory.rewind()
+        if latents is None:
+            return None
+        frames = latents.flatten().tolist()
+        self.start, self._frames = int(frames[0]), 0
+        assert frames == list(range(self.start, self.start + len(frames)))
+        self.begin(len(frames))
+        read = self.run(Pass(COMMIT, commit=True))
+        self.commit()
+        return read
 
     def chunk(self, frames: int, below: list[bool]) -> list[list[Read]]:
         """Run a whole chunk; what each of its passes read."""

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cfgen.config.loader import load
+from cfgen.config.schema import RenderConfig
 from cfgen.pipeline.build import ModelCache, build_render
 from cfgen.pipeline.job import RenderJob
 from cfgen.renderer.events import ChunkDone, Event
@@ -22,6 +23,12 @@ from tests.render.crash import Crash, dying
 
 PROMPT = "a red balloon drifts over snowy hills at sunset, the camera pans right"
 EIGHT_CHUNKS = "5.8s"
+
+FOUR_SHOTS = (
+    "shots=1.4s: a red balloon drifts over snowy hills | 1.5s recache: a blue kite at night | "
+    "1.4s cut: a green cube on sand | 1.5s fresh: a yellow star by day"
+)
+"""Eight chunks in four shots: two, two, two, two."""
 
 MEMORIES = {
     "full": ["memory.policy=full"],
@@ -62,11 +69,17 @@ class Film:
     def output(self) -> Path:
         return self.folder / "clip.mp4"
 
+    @property
+    def config(self) -> RenderConfig:
+        """What is rendered: `PROMPT`, unless the settings hold shots."""
+        shots = any(setting.startswith("shots=") for setting in self.settings)
+        values = {} if shots else {"prompt": PROMPT, "duration": EIGHT_CHUNKS}
+        values |= {"seed": "3", "output": str(self.output)}
+        return load(values, assignments=self.settings).config
+
     def events(self, *, resume: bool) -> Iterator[Event]:
         self.folder.mkdir(exist_ok=True)
-        values = {"prompt": PROMPT, "seed": "3", "duration": EIGHT_CHUNKS}
-        config = load(values | {"output": str(self.output)}, assignments=self.settings).config
-        render = build_render(RenderJob(config), models=self.models)
+        render = build_render(RenderJob(self.config), models=self.models)
         if resume:
             render.resume()
         yield from render.run()

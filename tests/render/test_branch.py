@@ -10,12 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner, Result
 
 from cfgen.cli.app import app
 from cfgen.config.loader import from_mapping, load
 from cfgen.pipeline.build import build_source
 from cfgen.pipeline.job import RenderJob
+from cfgen.rollout.transitions import enter
 from cfgen.runs.folder import RunFolder
 from cfgen.runs.journal import ChunkLine
 from cfgen.timeline import KEPT_SNAPSHOTS, Plan
@@ -33,7 +35,13 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Re
 
 
 def spliced(
-    settings: list[str], chunk: int, *, prompt: str, seed: str, duration: str = "5.8s"
+    settings: list[str],
+    chunk: int,
+    *,
+    prompt: str,
+    seed: str,
+    duration: str = "5.8s",
+    transition: str = "continue",
 ) -> str:
     """The digest of a film whose chunks from `chunk` on have another prompt and seed.
 
@@ -50,6 +58,8 @@ def spliced(
     state, frames = first.vae.start(), []
     for made in first.make(range(chunk)):
         frames.append(first.decode(made, state))
+    with torch.inference_mode():
+        enter(second.generator, first.memory, transition, second.conditionings[0])
     for made in second.make(range(chunk, second.plan.chunks)):
         frames.append(second.decode(made, state))
     return chain_frames(np.concatenate(frames))
@@ -67,30 +77,36 @@ def plan_of_film(made: Film) -> Plan:
     return RenderJob(from_mapping(RunFolder(made.run).record.config, label="run")).plan
 
 
-PLACES = [("0.5s", 0), ("1.4s", 2), ("3s", 4), ("5.5s", 7)]
-POLICIES = ["full", "window-relative", "release", "cfgen"]
+PLACES = {
+    "full": ("0.5s", 0, "continue"),
+    "window-relative": ("1.4s", 2, "recache"),
+    "release": ("3s", 4, "flush"),
+    "cfgen": ("5.5s", 7, "cut"),
+}
 
 
-@pytest.mark.parametrize(
-    ("memory", "at", "chunk"),
-    [(policy, *place) for policy, place in zip(POLICIES, PLACES, strict=True)],
-)
+@pytest.mark.parametrize(("memory", "at", "chunk", "how"), [(k, *v) for k, v in PLACES.items()])
 def test_a_branch_has_the_old_frames_and_then_its_own(
     film: MakeFilm,
     command: Callable[..., Result],
     memory: str,
     at: str,
     chunk: int,
+    how: str,
 ) -> None:
     parent, before = film.whole(*MEMORIES[memory]), film.expected(*MEMORIES[memory])
-    result = command(
-        "branch", str(parent.run), "--at", at, "--prompt", OTHER, "--seed", "9", "-o", "b.mp4"
-    )
+    changes = ["--prompt", OTHER, "--seed", "9", *(["--transition", how] if chunk else [])]
+    result = command("branch", str(parent.run), "--at", at, *changes, "-o", "b.mp4")
     assert result.exit_code == 0, result.stderr
     assert result.stdout == "b.mp4\n"
     assert f"going on at chunk {chunk + 1}" in result.stderr
-    assert digest_of(Path("b.mp4")) == spliced(parent.settings, chunk, prompt=OTHER, seed="9")
+    expected = spliced(parent.settings, chunk, prompt=OTHER, seed="9", transition=how)
+    assert digest_of(Path("b.mp4")) == expected
     assert parent.output.read_bytes() == before
+    config = RunFolder(Path("b.cfgen")).record.config
+    begins = f"{plan_of_film(parent).chunk(chunk).frame_start / 16:g}s"
+    shots = [f"{begins}: {PROMPT}", f"{5.8 - float(begins[:-1]):.6g}s {how}: {OTHER}"]
+    assert config["shots"] == (shots if chunk else [])
 
 
 def test_a_branch_may_branch_and_be_interrupted(
@@ -270,19 +286,18 @@ def test_what_the_parts_of_a_film_were_made_with_is_told(
 ) -> None:
     parent = film.whole()
     command("branch", str(parent.run), "--at", "1.4s", "--prompt", OTHER, "-o", "b.mp4")
+    assert "parts" not in sidecar(Path("b.mp4"))["metadata"]
     assert command("retry", "b.mp4", "--from", "4s", "--seed", "9").exit_code == 0
-    first = {"until_frame": 21, "prompt": PROMPT, "seed": 3}
-    second = {"until_frame": 57, "prompt": OTHER, "seed": 3}
-    assert json.loads(sidecar(Path("b.mp4"))["metadata"]["parts"]) == [first, second]
-    assert f"up to frame 21: seed 3, {PROMPT}" in command("jobs", "show", "b.mp4").stdout
-    again = command("retry", "b.mp4", "--from", "3s", "--seed", "3")
-    assert again.exit_code == 0, again.stderr
-    parts = json.loads(sidecar(Path("b.mp4"))["metadata"]["parts"])
-    assert parts == [first]
+    first = {"until_frame": 57, "seed": 3}
+    assert json.loads(sidecar(Path("b.mp4"))["metadata"]["parts"]) == [first]
+    assert "up to frame 57: seed 3\n" in command("jobs", "show", "b.mp4").stdout
+    assert command("retry", "b.mp4", "--from", "3s", "--seed", "3").exit_code == 0
+    assert "parts" not in sidecar(Path("b.mp4"))["metadata"]
+    assert command("retry", "b.mp4", "--from", "5s", "--seed", "4").exit_code == 0
     sets = [part for value in parent.settings for part in ("--set", value)]
     asked = command("render", OTHER, "--seed", "3", "-o", "b.mp4", "--resume", *sets)
     assert asked.exit_code == 3
-    assert "its first frames are of another prompt or seed" in asked.stderr
+    assert "its first frames are of another seed" in asked.stderr
 
 
 def test_a_branch_does_not_replace_a_render_that_began_meanwhile(
