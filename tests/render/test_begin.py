@@ -23,7 +23,7 @@ from cfgen.runs.folder import RunFolder
 from cfgen.runs.journal import ChunkLine, SoundLine
 from cfgen.timeline import Given, make_plan
 from cfgen.video.shape import VideoShape
-from tests.render.film import MEMORIES, PROMPT, MakeFilm
+from tests.render.film import FOUR_SHOTS, MEMORIES, PROMPT, MakeFilm
 from tests.render.inputs import film as make_input
 from tests.render.inputs import picture
 
@@ -284,3 +284,19 @@ def test_models_of_single_frames_take_a_picture_natively() -> None:
     plan = make_plan(1, shape, given=Given(latent_frames=1))
     assert [chunk.latent_frames for chunk in plan] == [1] * 5
     assert plan.given_chunks == 1
+
+
+def test_shots_follow_what_a_film_begins_with(kind: str, film: MakeFilm, inputs: Path) -> None:
+    settings = [FOUR_SHOTS, *BEGINNINGS[kind](inputs)]
+    cut = film.killed(GIVEN[kind] + 2, *settings)
+    assert cut.gone_on_with() == film.expected(*settings)
+    plan = RenderJob(cut.config).plan
+    starts = [plan.chunk_of_latent(span.start) for span in plan.spans]
+    assert all(
+        plan.latent_start(at) == span.start for at, span in zip(starts, plan.spans, strict=True)
+    )
+    shown = [plan.chunk(at).frame_start for at in starts]
+    nearest = 12  # frames of a chunk, of which a border is never further than half
+    asked = [span.asked_s * plan.geometry.fps for span in plan.spans]
+    assert max(abs(a - b) for a, b in zip(shown, asked, strict=True)) <= nearest / 2
+    assert film.expected(*settings) != film.expected(*settings[1:])
