@@ -8,6 +8,7 @@ to the chunk grid and cut to the frames that were asked for.
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -153,6 +154,11 @@ class Plan:
         frame = chunk * self.geometry.chunk_latent_frames
         return next(i for i, span in enumerate(self.spans) if span.start <= frame < span.stop)
 
+    def first_of(self, span: int) -> int:
+        """The chunk that a span begins with."""
+        chunks, start = range(self.chunks), self.spans[span].start
+        return bisect_left(chunks, start, key=lambda chunk: self.chunk(chunk).latent_start)
+
     def transition_before(self, chunk: int) -> str:
         """What becomes of the memory before a chunk is made: the word of a span that begins."""
         made, span = self.order.index(chunk), self.span_of(chunk)
@@ -266,7 +272,7 @@ class Plan:
     def _borders(self) -> Iterator[str]:
         """Say where shots begin, after the first."""
         for number, span in enumerate(self.spans[1:], start=2):
-            chunk = span.start // self.geometry.chunk_latent_frames
+            chunk = self.first_of(number - 1)
             begins_s = self.chunk(chunk).frame_start / self.geometry.fps
             words = f"shot {number} begins with chunk {chunk + 1}, at {_number(begins_s)} s"
             asked = "" if begins_s == span.asked_s else f" instead of {_number(span.asked_s)} s"
