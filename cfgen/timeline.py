@@ -113,6 +113,10 @@ class Plan:
         frame = self.latent_start(chunk)
         return next(i for i, span in enumerate(self.spans) if span.start <= frame < span.stop)
 
+    def first_of(self, span: int) -> int:
+        """The chunk that a span begins with."""
+        return self.chunk_of_latent(self.spans[span].start)
+
     def transition_before(self, chunk: int) -> str:
         """What becomes of the memory before a chunk is made: the word of a span that begins."""
         made, span = self.order.index(chunk), self.span_of(chunk)
@@ -252,7 +256,7 @@ class Plan:
     def _borders(self) -> Iterator[str]:
         """Say where shots begin, after the first."""
         for number, span in enumerate(self.spans[1:], start=2):
-            chunk = self.chunk_of_latent(span.start)
+            chunk = self.first_of(number - 1)
             begins_s = self.chunk(chunk).frame_start / self.geometry.fps
             words = f"shot {number} begins with chunk {chunk + 1}, at {_number(begins_s)} s"
             asked = "" if begins_s == span.asked_s else f" instead of {_number(span.asked_s)} s"

@@ -71,7 +71,7 @@ def changed_from(
         )
     start_s = plan.chunk(chunk).frame_start / plan.geometry.fps
     head = list(film[:number])
-    if plan.latent_start(chunk) > span.start:
+    if chunk > plan.first_of(number):
         head.append(replace(old, duration_s=round(start_s - span.asked_s, 6)))
     tail = [] if prompt is not None else list(film[number + 1 :])
     rest = round(total_s(film) - total_s(head) - total_s(tail), 6)

@@ -77,12 +77,11 @@ def chapters_of(plan: Plan) -> tuple[Chapter, ...]:
     """The shots of a film as chapters of its video; none for a film of one shot."""
     if len(plan.spans) == 1:
         return ()
-    starts = [plan.chunk_of_latent(span.start) for span in plan.spans]
     return tuple(
         Chapter(
-            frame=plan.chunk(chunk).frame_start,
+            frame=plan.chunk(plan.first_of(number)).frame_start,
             prompt=span.prompt,
-            transition=span.transition if chunk else "fresh",
+            transition=span.transition if number else "fresh",
         )
-        for chunk, span in zip(starts, plan.spans, strict=True)
+        for number, span in enumerate(plan.spans)
     )
