@@ -59,13 +59,14 @@ class RenderJob:
         """
         if self.beginning is None:
             return ()
+        lines = self.beginning.require_usable(self.model.vae if self.model.is_here else None)
         output = self.config.output
         if output is not None and output.resolve() == self.beginning.file.resolve():
             raise UsageError(
                 f"the video would take the place of {output}, which it begins with",
                 "name another output with -o",
             )
-        return self.beginning.require_usable(self.model.vae if self.model.is_here else None)
+        return lines
 
     @cached_property
     def plan(self) -> Plan:
