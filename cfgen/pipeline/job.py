@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 
 from cfgen.config.schema import RenderConfig
+from cfgen.errors import UsageError
 from cfgen.pipeline.beginning import Beginning
 from cfgen.pipeline.device import Runtime
 from cfgen.pipeline.models import OpenedModel
@@ -56,10 +57,18 @@ class RenderJob:
 
         Raises:
             InputRefused, CheckpointError: It cannot begin with that.
+            UsageError: The video would take its place.
         """
         if self.beginning is None:
             return ()
-        return self.beginning.require_usable(self.model.vae if self.model.is_here else None)
+        lines = self.beginning.require_usable(self.model.vae if self.model.is_here else None)
+        output = self.config.output
+        if output is not None and output.resolve() == self.beginning.file.resolve():
+            raise UsageError(
+                f"the video would take the place of {output}, which it begins with",
+                "name another output with -o",
+            )
+        return lines
 
     @cached_property
     def plan(self) -> Plan:

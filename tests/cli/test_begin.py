@@ -80,6 +80,14 @@ def test_a_name_that_is_none_is_refused(cfgen: Cfgen, build: FakeBuild) -> None:
         assert cfgen("render", PROMPT, flag, "a\0.png").exit_code == 3
 
 
+def test_a_film_is_not_replaced_by_what_goes_on_from_it(cfgen: Cfgen, build: FakeBuild) -> None:
+    film(Path("a.mp4"))
+    before = Path("a.mp4").read_bytes()
+    result = cfgen("render", PROMPT, "--video", "a.mp4", "-o", "a.mp4", "-y")
+    assert (result.exit_code, build.configs) == (2, [])
+    assert Path("a.mp4").read_bytes() == before
+
+
 def test_python_says_it_by_names() -> None:
     job = package.plan(PROMPT, image=picture(Path("a.png")), fit="pad", duration="1s")
     assert (job.config.begin.file, job.config.begin.fit) == (Path("a.png").absolute(), "pad")
