@@ -39,26 +39,38 @@ class Policy:
     make: Callable[[], Table]
     slow: int = 0
     spare: int = 0
-    absolute: bool = False
+    positions: str = "relative"
+    trained: int = 0
 
     def __repr__(self) -> str:
         sizes = f"sink={self.sink}, slow={self.slow}, fast={self.fast}, chunk={self.chunk}"
-        return f"{self.name}({sizes}, commit_reads={self.commit_reads})"
+        return f"{self.name}({sizes}, {self.positions}, commit_reads={self.commit_reads})"
+
+    @property
+    def newest(self) -> int:
+        """K where the commit pass reads the newest K frames, else 0."""
+        return int(self.commit_reads.removeprefix("newest:") if ":" in self.commit_reads else 0)
 
 
 chunk_sizes = st.integers(1, 4)
-commit_reads = st.sampled_from(["all", "fast"])
+commit_reads = st.sampled_from(["all", "fast", *(f"newest:{k}" for k in (4, 5, 7, 9, 12))])
 
 
 @st.composite
 def windows(draw: st.DrawFn) -> Policy:
     chunk, sink, reads = draw(chunk_sizes), draw(st.integers(0, 5)), draw(commit_reads)
-    fast, relative = chunk + draw(st.integers(0, 6)), draw(st.booleans())
+    fast = chunk + draw(st.integers(0, 6))
+    positions = draw(st.sampled_from(["absolute", "relative", "top"]))
+    trained = sink + fast + draw(st.integers(0, 9))
 
     def make() -> Table:
-        return WindowTable(sink + fast, sink=sink, relative=relative, commit_reads=reads)
+        return WindowTable(
+            sink + fast, sink=sink, positions=positions, trained=trained, commit_reads=reads
+        )
 
-    return Policy("window", sink, fast, chunk, reads, make, absolute=not relative)
+    return Policy(
+        "window", sink, fast, chunk, reads, make, positions=positions, trained=trained
+    )
 
 
 @st.composite

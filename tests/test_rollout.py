@@ -133,7 +133,7 @@ def generator():
 
 
 def clip(generator, chunks: int, seed: int = 4) -> list[Tensor]:
-    memory = paged(lambda: WindowTable(6, sink=1, relative=True))
+    memory = paged(lambda: WindowTable(6, sink=1, positions="relative"))
     with torch.inference_mode():
         run = rolling(generator, memory, STEPS, KeyedNoise(seed), shape=CHUNK)
         prompt = generator.condition(torch.zeros(1, 16, 32))

@@ -12,10 +12,8 @@ from collections.abc import Iterable, Mapping
 from typing import ClassVar, Literal, NamedTuple, Protocol
 
 from cfgen.errors import Problem
+from cfgen.memory.commit_reads import CommitReads
 from cfgen.memory.protocols import Table
-
-CommitReads = Literal["all", "fast"]
-"""What the commit pass may attend to: all of the memory, or fast memory and the chunk itself."""
 
 Storage = Literal["auto", "bf16", "int8", "fp8"]
 """How the KV cache is kept: as it is computed; in bfloat16; keys in int8 and values as they are

@@ -14,7 +14,8 @@ from typing import Annotated, ClassVar, Literal
 
 from cfgen.errors import Problem
 from cfgen.fields import Natural, Positive, Range, check
-from cfgen.memory.policy import AdmissionRule, CommitReads, Storage
+from cfgen.memory.commit_reads import CommitReads, commit_problems, narrowed
+from cfgen.memory.policy import AdmissionRule, Storage
 from cfgen.memory.protocols import (
     Admission,
     Pass,
@@ -43,7 +44,8 @@ class SlowFastMemory:
         min_gap: Chunks that must lie between two admitted ones.
         admission_layers: Layers that decide together for all layers, by the mean of their cosines;
             with none, each layer decides for itself.
-        commit_reads: What the commit pass may attend to.
+        commit_reads: What the commit pass may attend to: all; fast memory and the chunk; or the
+            newest K latent frames, key frames left out.
         kv_cache: How the KV cache is stored.
     """
 
@@ -97,6 +99,7 @@ class SlowFastMemory:
 
     def problems(self, *, chunk: int, guidance: float, snapshot: str) -> Iterable[Problem]:
         """Fast memory must hold a chunk; what `release` cannot do beside."""
+        yield from commit_problems(self.commit_reads, chunk=chunk)
         if self.fast < chunk:
             reason = f"must hold a chunk of {chunk}, got {self.fast}"
             yield Problem(key="memory.fast", reason=reason)
@@ -128,7 +131,7 @@ class SlowFastTable:
         interval: only every `interval`-th chunk is considered.
         min_gap: chunks from one admission to the next, at least.
         against: the reference is the `previous` chunk (paper) or the last `admitted` one (cfgen).
-        commit_reads: `all`, or `fast`: the commit pass reads fast memory only.
+        commit_reads: see `commit_reads.narrowed`.
     """
 
     spare_pages = 0
@@ -189,9 +192,11 @@ class SlowFastTable:
     def visible_slots(self, pass_: Pass, admitted: bool) -> list[VisibleSlot]:
         """Sink, slow, fast at contiguous positions; what this chunk admits is not yet seen."""
         placed = [VisibleSlot(slot, i) for i, slot in enumerate(self.slots())]
-        if pass_.commit and self._commit_reads == "fast":
-            return placed[-max(len(self._fast), len(self._current)) :]
-        return placed
+        if not pass_.commit:
+            return placed
+        copies = range(len(self._sink), len(self._sink) + len(self._slow))
+        fast, current = len(self._fast), len(self._current)
+        return narrowed(placed, self._commit_reads, fast=fast, current=current, copies=copies)
 
     def commit(self, admitted: bool) -> None:
         """An admitted frame joins slow memory, which drops its oldest."""

@@ -33,7 +33,7 @@ STEPS = FewStepSchedule.from_timesteps((1000, 750, 500, 250))
 TABLES: dict[str, Callable[[], Table]] = {
     "sf_full": lambda: WindowTable(21),
     "ll_plain": lambda: WindowTable(12, sink=3),
-    "ll_infinity": lambda: WindowTable(12, sink=3, relative=True),
+    "ll_infinity": lambda: WindowTable(12, sink=3, positions="relative"),
 }
 """The memory of each causal case."""
 

@@ -103,7 +103,8 @@ class Spied:
         angles = torch.view_as_complex(k[0, :, 0].contiguous()).angle()
         self._read = []
         for angle, (frame, written) in zip(angles.tolist(), v[0, :, 0].tolist(), strict=True):
-            position = self._position(angle, near=int(frame), far=self.table.capacity)
+            far = max(self.table.capacity, getattr(self.table, "_trained", 0))
+            position = self._position(angle, near=int(frame), far=far)
             self._read.append(Read(int(frame), int(written), position))
         return v[:, -q.shape[1] :]
 
