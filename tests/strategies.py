@@ -68,9 +68,7 @@ def windows(draw: st.DrawFn) -> Policy:
             sink + fast, sink=sink, positions=positions, trained=trained, commit_reads=reads
         )
 
-    return Policy(
-        "window", sink, fast, chunk, reads, make, positions=positions, trained=trained
-    )
+    return Policy("window", sink, fast, chunk, reads, make, positions=positions, trained=trained)
 
 
 @st.composite

@@ -18,7 +18,6 @@ from cfgen.memory.commit_reads import CommitReads, commit_problems, narrowed
 from cfgen.memory.policy import Storage
 from cfgen.memory.protocols import Admission, Pass, Scalars, Slot, VisibleSlot, pairs_of, slots_of
 
-
 Positions = Literal["absolute", "relative", "top"]
 
 

@@ -55,10 +55,19 @@ class Conditioning:
     Attributes:
         keys_values: Keys and values [B, T, N, D] of each layer's cross-attention.
         bias: [B, T], added to the scores of keys that stand for several; None where none does.
+        commit: What commit passes read, where weights of their own compute them.
     """
 
     keys_values: tuple[tuple[Tensor, Tensor], ...]
     bias: Tensor | None = None
+    commit: Conditioning | None = None
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All that it holds, in an order that does not change."""
+        found = [tensor for pair in self.keys_values for tensor in pair]
+        found += [] if self.bias is None else [self.bias]
+        return found if self.commit is None else [*found, *self.commit.tensors]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +77,12 @@ class Level:
     Attributes:
         time: Embedding [B, F, E].
         modulation: [B, F, 6, E].
+        commit: What commit passes read, where weights of their own compute them.
     """
 
     time: Tensor
     modulation: Tensor
+    commit: Level | None = None
 
 
 class Linear(nn.Linear):
@@ -215,7 +226,12 @@ class Generator(nn.Module):
     Args:
         geometry: Its sizes.
         ops: What its layers compute with.
+
+    Attributes:
+        writer: One of the same sizes whose weights compute commit passes; None where these do.
     """
+
+    writer: Generator | None
 
     def __init__(self, geometry: WanConfig, ops: Ops = TORCH) -> None:
         super().__init__()
@@ -230,6 +246,7 @@ class Generator(nn.Module):
         self.time_projection = nn.Sequential(nn.SiLU(), Linear(g.dim, 6 * g.dim))
         self.blocks = nn.ModuleList(Block(g, layer, ops) for layer in range(g.num_layers))
         self.head = Head(g, ops)
+        self.writer = None
 
     def compute_with(self, ops: Ops) -> None:
         """Compute with other ops from now on."""
@@ -247,6 +264,7 @@ class Generator(nn.Module):
 
         Padding is not masked, and all of it is one key: so a few are read, which count for all.
         """
+        padded = text
         blocks = [block for block in self.blocks if isinstance(block, Block)]
         used = text.ne(0).any(-1).any(0).nonzero()
         words = int(used[-1]) + 1 if len(used) else 0
@@ -259,14 +277,18 @@ class Generator(nn.Module):
             bias[:, words:] = shares
             bias = bias.to(text.device)
         embedded = self.text_embedding(text)
-        return Conditioning(tuple(block.cross_attn.read(embedded) for block in blocks), bias)
+        read = tuple(block.cross_attn.read(embedded) for block in blocks)
+        return Conditioning(
+            read, bias, None if self.writer is None else self.writer.condition(padded)
+        )
 
     def level(self, sigma: float | Tensor) -> Level:
         """Read a noise level once for all passes that have it: a number, or a tensor [B, F]."""
         level = torch.as_tensor(sigma, dtype=torch.float64, device=self.device)
         level = level.reshape(1, 1) if level.ndim == 0 else level
         time = self.time_embedding(sinusoid(level * 1000, self.geometry.freq_dim))
-        return Level(time, self.time_projection(time).unflatten(-1, (6, self.geometry.dim)))
+        modulation = self.time_projection(time).unflatten(-1, (6, self.geometry.dim))
+        return Level(time, modulation, None if self.writer is None else self.writer.level(sigma))
 
     def forward(
         self, x_BFCHW: Tensor, level: Level | float | Tensor, text: Conditioning, view: View
@@ -296,7 +318,18 @@ class Generator(nn.Module):
         return flow.reshape(batch, frames, g.out_dim, height, width)
 
     def commit(self, x_BFCHW: Tensor, level: Level, text: Conditioning, view: View) -> None:
-        """The commit pass of a clean chunk: what `forward` leaves in memory, and no more."""
+        """The commit pass of a clean chunk: what `forward` leaves in memory, and no more.
+
+        Where there is a `writer`, its weights compute it.
+
+        Raises:
+            ValueError: level or text were read without the writer.
+        """
+        if self.writer is not None:
+            if level.commit is None or text.commit is None:
+                raise ValueError("a commit pass needs level and text as its own weights read them")
+            self.writer.commit(x_BFCHW, level.commit, text.commit, view)
+            return
         x = self._patches(x_BFCHW)
         *blocks, last = (block for block in self.blocks if isinstance(block, Block))
         for block, keys_values in zip(blocks, text.keys_values[:-1], strict=True):

@@ -268,7 +268,11 @@ def build_memory(
 def build_schedule(config: ScheduleConfig) -> FewStepSchedule:
     """The noise levels of a chunk's passes."""
     return FewStepSchedule.from_timesteps(
-        config.timesteps, shift=config.shift, warped=config.warp, renoise=config.renoise
+        config.timesteps,
+        shift=config.shift,
+        warped=config.warp,
+        renoise=config.renoise,
+        first=config.first_timesteps,
     )
 
 
@@ -282,9 +286,9 @@ def build_noise(config: RenderConfig, plan: Plan) -> Noise:
         case "reference":
             g = plan.geometry
             shape = (1, plan.latent_frames, g.channels, g.latent_height, g.latent_width)
-            fresh = config.schedule.renoise == "fresh"
-            draws = len(config.schedule.timesteps) - 1 if fresh else 0
-            return ReferenceNoise(config.seed, shape, draws=draws)
+            steps = build_schedule(config.schedule)
+            draws, first = steps.draws - 1, steps.opening.draws - 1
+            return ReferenceNoise(config.seed, shape, draws=draws, first_draws=first)
 
 
 def _video_metadata(config: RenderConfig) -> dict[str, str]:

@@ -91,8 +91,10 @@ def estimate_memory(job: RenderJob) -> MemoryEstimate:
     _require_same_latents(network, sizes, plan)
     _require_patches(sizes, plan)
     pages = pages_of(config.memory, plan.latent_frames)
-    weights = _generator(network, config.model, dtype)
-    blocks = {name: n for name, n in weights.items() if MATRICES.fullmatch(name)}
+    sets = [network] if network.memory is None else [network, network.memory]
+    weights = [item for each in sets for item in _generator(each, config.model, dtype).items()]
+    blocks = [nbytes for name, nbytes in weights if MATRICES.fullmatch(name)]
+    prompt = kv_nbytes(sizes, (1, sizes.text_len), 1, dtype)
     text, widest = _text_encoder(model.text_encoder)
     vae, decode = _vae(model.vae, dtype, plan)
     full = kv_nbytes(sizes, grid, pages, dtype)
@@ -101,13 +103,13 @@ def estimate_memory(job: RenderJob) -> MemoryEstimate:
     held = kv_nbytes(sizes, grid, config.memory.capacity(plan.latent_frames), dtype)
     held = held if kv == full else held // sizes.num_layers
     return MemoryEstimate(
-        blocks=sum(blocks.values()),
-        largest=max(blocks.values()),
-        rest=sum(weights.values()) - sum(blocks.values()),
+        blocks=sum(blocks),
+        largest=max(blocks),
+        rest=sum(nbytes for _, nbytes in weights) - sum(blocks),
         kv=kv,
         context=held if rotates else 0,
         layers=sizes.num_layers,
-        conditioning=_prompts(config) * kv_nbytes(sizes, (1, sizes.text_len), 1, dtype),
+        conditioning=_prompts(config) * len(sets) * prompt,
         forward=_forward(sizes, grid[0] * grid[1], geometry.chunk_latent_frames, dtype),
         vae=vae,
         decode=decode,
@@ -235,7 +237,8 @@ def _adapters(model: OpenedModel, dtype: torch.dtype) -> int:
         return 0
     files = [open_container(lora.path) for lora in model.lora_files]
     shapes = [entry.shape for file in files for entry in file.entries.values()]
-    return sum(math.prod(shape) for shape in shapes) * dtype.itemsize
+    sets = 1 if model.generator.memory is None else 2
+    return sets * sum(math.prod(shape) for shape in shapes) * dtype.itemsize
 
 
 def _forward(sizes: WanConfig, tokens: int, frames: int, dtype: torch.dtype) -> int:

@@ -85,6 +85,14 @@ class FrameSource:
         """The encoded prompt that a chunk is made under."""
         return self.conditionings[self.plan.span_of(chunk)]
 
+    def opens(self, chunk: int) -> bool:
+        """Whether a chunk has nothing before it."""
+        return chunk == 0
+
+    def schedule_of(self, chunk: int) -> FewStepSchedule:
+        """The noise levels that a chunk passes through."""
+        return self.schedule.opening if self.opens(chunk) else self.schedule
+
     def recommit(self, chunk: Chunk) -> None:
         """Commit a chunk that was made before; see `rollout.recommit`."""
         with torch.inference_mode():
@@ -93,7 +101,7 @@ class FrameSource:
                 self.memory,
                 chunk.latents.to(self.generator.device),
                 self.conditioning_of(chunk.index),
-                step=len(self.schedule.sigmas),
+                step=len(self.schedule_of(chunk.index).sigmas),
             )
 
     def decode(self, chunk: Chunk, state: State) -> Frames:
@@ -140,12 +148,18 @@ class ChunkWorker:
     def __init__(self, source: FrameSource) -> None:
         with torch.inference_mode():
             self._source = source
+            generator, schedule, guidance = source.generator, source.schedule, source.guidance
+            opening = None
+            if schedule.first:
+                opening = ChunkDenoiser(generator, schedule.opening, guidance)
             self._rollout = Rollout(
-                ChunkDenoiser(source.generator, source.schedule, source.guidance),
+                ChunkDenoiser(generator, schedule, guidance),
                 source.memory,
                 source.noise,
                 shape=source.shape,
                 capture=source.capture,
+                opening=opening,
+                opens=source.opens,
             )
 
     def start(self, index: int) -> None:

@@ -75,7 +75,8 @@ class Traced:
 
     def __init__(self, schedule: FewStepSchedule) -> None:
         self._schedule = schedule
-        self.sigmas, self.renoise, self.next = schedule.sigmas, schedule.renoise, schedule.next
+        self.sigmas, self.draws, self.next = schedule.sigmas, schedule.draws, schedule.next
+        self.renoise = schedule.renoise
         self.x0: list[Tensor] = []
 
     def clean(self, x: Tensor, flow: Tensor, step: int) -> Tensor:
