@@ -303,8 +303,8 @@ CommitReads = _value(
     "--commit-reads",
     "WHAT",
     RARE,
-    "What a finished chunk attends to while it is written into memory: all of it, or "
-    "fast, its newest part.",
+    "What a finished chunk attends to while it is written into memory: all of it; fast, "
+    "its newest part; or newest:9, the newest 9 latent frames.",
     offered=completion.values_of("memory.commit_reads"),
 )
 Compile = _switch(

@@ -44,8 +44,8 @@ class SlowFastMemory:
         min_gap: Chunks that must lie between two admitted ones.
         admission_layers: Layers that decide together for all layers, by the mean of their cosines;
             with none, each layer decides for itself.
-        commit_reads: What the commit pass may attend to: all; fast memory and the chunk; or the
-            newest K latent frames, key frames left out.
+        commit_reads: What the commit pass may attend to: all; its newest part (fast: no sink of
+            earlier chunks, no key frames); or the newest K latent frames, without key frames.
         kv_cache: How the KV cache is stored.
     """
 

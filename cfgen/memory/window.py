@@ -26,7 +26,8 @@ class FullMemory:
     """Keep every latent frame; memory grows with the clip.
 
     Attributes:
-        commit_reads: What the commit pass may attend to: all, or the newest K latent frames.
+        commit_reads: What the commit pass may attend to: all; its newest part (fast: no sink of
+            earlier chunks, no key frames); or the newest K latent frames, without key frames.
         kv_cache: How the KV cache is stored.
     """
 
@@ -67,8 +68,8 @@ class WindowMemory:
         positions: Temporal positions: of the clip; of the slot in the window; or (top) of the clip
             up to the last of `trained`, where the newest frames then stay, behind a gap.
         trained: Latent frames of the clips that the model was trained on, for `top`.
-        commit_reads: What the commit pass may attend to: all; all but the sink of earlier chunks;
-            or the newest K latent frames.
+        commit_reads: What the commit pass may attend to: all; its newest part (fast: no sink of
+            earlier chunks, no key frames); or the newest K latent frames, without key frames.
         kv_cache: How the KV cache is stored.
     """
 

@@ -218,6 +218,7 @@ DIGESTS: Mapping[str, Published] = {
 }
 """Files by their SHA-256."""
 
+_ROLLING = "a Rolling Forcing model"
 _SGF, _SGF_PLUS = "JunhaoZhuang/Self_Gradient_Forcing", "ZihanSu/Self_Gradient_Forcing_Plus"
 
 FILES = (
@@ -239,11 +240,11 @@ FILES = (
     _file(
         _CAUSAL,
         "chunkwise/longvideo.pt",
-        "a Rolling Forcing model",
+        _ROLLING,
         recipes=(),
         unsupported=ROLLING,
     ),
-    _file("TencentARC/RollingForcing", "checkpoints/rolling_forcing_dmd.pt", "Rolling Forcing"),
+    _file("TencentARC/RollingForcing", "checkpoints/rolling_forcing_dmd.pt", _ROLLING),
 )
 """Files by where they are published; of those that are not in `DIGESTS` no SHA-256 is known."""
 
