@@ -16,6 +16,7 @@ from cfgen.memory.page_pool import KVCache
 from cfgen.memory.paged import PagedMemory
 from cfgen.memory.policy import AdmissionRule
 from cfgen.memory.protocols import Table
+from cfgen.memory.recency import RecencyTable
 from cfgen.memory.slow_fast import SlowFastTable
 from cfgen.memory.slow_fast_release import ReleaseTable
 from cfgen.memory.window import WindowTable
@@ -105,7 +106,21 @@ def releases(draw: st.DrawFn) -> Policy:
     return Policy("release", sink, fast, chunk, reads, make, slow=slow, spare=1)
 
 
-policies = st.one_of(windows(), slow_fasts(), releases())
+@st.composite
+def recencies(draw: st.DrawFn) -> Policy:
+    chunk, sink, reads = draw(chunk_sizes), draw(st.integers(0, 5)), draw(commit_reads)
+    read = chunk + draw(st.integers(0, 6))
+    size = sink + read + draw(st.integers(0, 5))
+    trained = draw(st.one_of(st.none(), st.integers(size, size + 5)))
+
+    def make() -> Table:
+        return RecencyTable(size, sink=sink, reads=read, trained=trained, commit_reads=reads)
+
+    ends = trained or 10**6
+    return Policy("recency", sink, read, chunk, reads, make, positions="shifted", trained=ends)
+
+
+policies = st.one_of(windows(), slow_fasts(), releases(), recencies())
 """Every policy there is; `full` is a window that is never filled."""
 
 

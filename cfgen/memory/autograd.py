@@ -10,7 +10,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from cfgen.memory.attention import Chunk, Prepared
+from cfgen.memory.attention import Chunk, Prepared, bias_of
 from cfgen.memory.pre_rotated import RotaryTables
 from cfgen.memory.protocols import Norms, Pass
 from cfgen.ops.reference import Rope, rotate, turns
@@ -122,4 +122,6 @@ class AutogradAttention:
             draws = len(made.k) // len(past)
             keys = [past.repeat(draws, 1, 1, 1)]
             values = [torch.cat(values, 1).repeat(draws, 1, 1, 1)]
-        return self._ops.attend(made.q, torch.cat([*keys, made.k], 1), torch.cat([*values, v], 1))
+        bias = bias_of(self._chunk.visible_slots(layer, pass_), tokens, made.q)
+        k, v = torch.cat([*keys, made.k], 1), torch.cat([*values, v], 1)
+        return self._ops.attend(made.q, k, v, bias)

@@ -82,7 +82,15 @@ def assemble(
     if isinstance(pool, GraphCache):
         attention = AutogradAttention(pool, ops, rope=rope, grid=grid)
     elif ops.pages is not None:
-        attention = PagedAttention(pool, ops.pages, rope=rope, grid=grid, slots=slots)
+        attention = PagedAttention(
+            pool,
+            ops.pages,
+            rope=rope,
+            grid=grid,
+            slots=slots,
+            steps=max(table.steps for table in tables),
+            biased=any(table.biased for table in tables),
+        )
     else:
         attention = PreRotatedAttention(pool, ops, rope=rope, grid=grid, slots=slots, shared=shared)
     decide = admit or ops.admit

@@ -27,6 +27,11 @@ CommitReads = Annotated[
 the chunk's own included, and no key frames, which are copies."""
 
 
+def newest_of(reads: str) -> int:
+    """K of `newest:K`, 0 for the others."""
+    return int(reads.removeprefix(NEWEST)) if reads.startswith(NEWEST) else 0
+
+
 def narrowed(
     placed: list[VisibleSlot],
     reads: str,
@@ -48,12 +53,12 @@ def narrowed(
         return placed
     if reads == "fast":
         return placed[-max(fast, current) :]
-    oldest = placed[-1].slot.frame - int(reads.removeprefix(NEWEST)) + 1
+    oldest = placed[-1].slot.frame - newest_of(reads) + 1
     return [p for i, p in enumerate(placed) if p.slot.frame >= oldest and i not in copies]
 
 
 def commit_problems(reads: str, *, chunk: int) -> Iterable[Problem]:
     """What of `commit_reads` does not go together with chunks of `chunk` latent frames."""
-    if reads.startswith(NEWEST) and int(reads.removeprefix(NEWEST)) < chunk:
+    if 0 < newest_of(reads) < chunk:
         reason = f"must be {NEWEST}{chunk} at least, which is the chunk itself, got {reads!r}"
         yield Problem(key="memory.commit_reads", reason=reason)

@@ -35,10 +35,19 @@ class Slot(NamedTuple):
 
 
 class VisibleSlot(NamedTuple):
-    """A slot that a pass may read, at its temporal position."""
+    """A slot that a pass may read, at its temporal position.
+
+    `bias` is added to the scores of its keys; those of the chunk itself have none.
+    """
 
     slot: Slot
     position: int
+    bias: float = 0.0
+
+    @property
+    def place(self) -> tuple[Slot, int]:
+        """What its rotated keys follow from."""
+        return self.slot, self.position
 
 
 class Admission(NamedTuple):
@@ -59,10 +68,15 @@ class Table(Protocol):
     Attributes:
         capacity: Most slots.
         spare_pages: Pages that a chunk may be copied to before it is finished.
+        steps: How many denoising passes may each read something of their own; later ones read as
+            the last of them.
+        biased: Whether slots may have a bias.
     """
 
     capacity: int
     spare_pages: int
+    steps: int
+    biased: bool
 
     def evict(self, frames: int) -> None:
         """Make room for a chunk of `frames` latent frames."""

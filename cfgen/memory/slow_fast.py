@@ -135,6 +135,8 @@ class SlowFastTable:
     """
 
     spare_pages = 0
+    steps = 1
+    biased = False
 
     def __init__(
         self,

@@ -30,6 +30,8 @@ class ReleaseTable:
     """
 
     spare_pages = 1
+    steps = 1
+    biased = False
 
     def __init__(self, *, sink: int, slow: int, fast: int, commit_reads: str = "all") -> None:
         self.capacity = sink + slow + fast

@@ -133,6 +133,8 @@ class WindowTable:
     """
 
     spare_pages = 0
+    steps = 1
+    biased = False
 
     def __init__(
         self,

@@ -69,10 +69,41 @@ class Released:
             return both
         return [(f, p) for f, p in both if f > frames[-1] - self.newest]
 
+    def bias(self, frame: int, number: int, step: int) -> float:
+        """What a denoising pass of a chunk adds to the scores of a frame."""
+        return 0.0
+
     def sigmas(self, number: int) -> list[float]:
         """Noise levels of a chunk's denoising passes: timesteps warped with shift 5."""
         steps = self.first if number == 0 and self.first else self.steps
         return [5 * (s / 1000) / (1 + 4 * (s / 1000)) for s in steps]
+
+
+@dataclass(frozen=True)
+class Discounted(Released):
+    """Recency Forcing: the sink and the `reads` newest frames, and a bias on older history."""
+
+    reads: int = 18
+
+    def read(self, number: int, *, commit: bool) -> list[tuple[int, int]]:
+        frames = self.held(number)
+        last = self.place(frames, self.sink)[-1]
+        if commit and self.newest is not None:
+            newest = [f for f in frames if f > frames[-1] - self.newest]
+            return [(f, last - (frames[-1] - f)) for f in newest]
+        sink, rest = frames[: self.sink], frames[self.sink :][-self.reads :]
+        first = last - len(rest) + 1
+        sunk = [(f, first - self.sink + i) for i, f in enumerate(sink)]
+        if not rest:
+            sunk = [(f, f) for f in sink]
+        return sunk + [(f, first + i) for i, f in enumerate(rest)]
+
+    def bias(self, frame: int, number: int, step: int) -> float:
+        back = number - frame // self.chunk
+        if frame < self.sink:
+            return 0.0
+        share = min(1.0, max(0, back - 1) / 4)
+        return -4 * share ** (0.1 * 2 ** (step + 1)) if share else 0.0
 
 
 RELEASED = {
@@ -118,7 +149,9 @@ class Clip:
         sigmas = self.system.sigmas(number)
         x = x0 = self.noise(number, 0).double()
         for step, sigma in enumerate(sigmas):
-            flow, _ = self.run(self.weights, x, sigma, self.system.read(number, commit=False))
+            read = self.system.read(number, commit=False)
+            bias = [self.system.bias(frame, number, step) for frame, _ in read]
+            flow, _ = self.run(self.weights, x, sigma, read, bias)
             x0 = x - sigma * flow
             if step + 1 < len(sigmas):
                 after = sigmas[step + 1]
@@ -130,11 +163,18 @@ class Clip:
         return x0
 
     def run(
-        self, w: Weights, latents: Tensor, sigma: float, read: list[tuple[int, int]]
+        self,
+        w: Weights,
+        latents: Tensor,
+        sigma: float,
+        read: list[tuple[int, int]],
+        bias: list[float] | None = None,
     ) -> tuple[Tensor, list[Kept]]:
         """A forward over a chunk: its flow, and its own keys and values."""
         frames, _, height, width = latents.shape
         rows, columns = height // 2, width // 2
+        more = torch.tensor(bias or [0.0] * len(read), dtype=torch.float64)
+        more = more.repeat_interleave(rows * columns)
         patches = F.unfold(latents, 2, stride=2).transpose(1, 2).flatten(0, 1)
         x = affine(patches, w["patch_embedding.weight"].flatten(1), w["patch_embedding.bias"])
         time = mlp(w, "time_embedding", sinusoid(1000 * sigma, w), F.silu)
@@ -161,7 +201,7 @@ class Clip:
             turned = torch.cat([turn(each, place, rows, columns) for each, place in keys])
             values = torch.cat([*(kept.v[layer] for kept, _ in past), *v])
             queries = torch.cat([turn(z, p, rows, columns) for z, p in zip(q, here, strict=True)])
-            x = x + linear(b, "self_attn.o", attention(queries, turned, values)) * gate1
+            x = x + linear(b, "self_attn.o", attention(queries, turned, values, more)) * gate1
             y = F.layer_norm(x, x.shape[-1:], b["norm3.weight"], b["norm3.bias"], 1e-6)
             q = rms(linear(b, "cross_attn.q", y), b["cross_attn.norm_q.weight"])
             k = rms(linear(b, "cross_attn.k", text), b["cross_attn.norm_k.weight"])
@@ -222,7 +262,7 @@ def turn(x: Tensor, place: int, rows: int, columns: int) -> Tensor:
     return out
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Of [L, N, D] to [S, N, D]: [L, E]."""
-    scores = torch.einsum("lnd,snd->nls", q, k) / math.sqrt(q.shape[-1])
+def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | float = 0.0) -> Tensor:
+    """Of [L, N, D] to [S, N, D], with a bias on scores: [L, E]."""
+    scores = torch.einsum("lnd,snd->nls", q, k) / math.sqrt(q.shape[-1]) + bias
     return torch.einsum("nls,snd->lnd", torch.softmax(scores, -1), v).flatten(1)

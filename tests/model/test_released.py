@@ -20,7 +20,7 @@ from cfgen.ops.select import build_ops
 from cfgen.pipeline.build import build_schedule
 from cfgen.rollout.loop import ChunkDenoiser, Rollout
 from cfgen.rollout.schedule import FewStepSchedule
-from tests.model.released import RELEASED, Clip, Released
+from tests.model.released import RELEASED, Clip, Discounted, Released, own, top
 from tests.strategies import random_generator
 
 FLOAT32, FLOAT64 = 2e-5, 1e-9
@@ -223,6 +223,34 @@ def test_a_commit_pass_that_reads_the_newest(name: str, newest: int) -> None:
     reads = {"memory__commit_reads": f"newest:{newest}"}
     assert error_of(name, system, torch.float32, **reads) < FLOAT32
     assert error_of(name, RELEASED[name], torch.float32, **reads) > 100 * FLOAT32
+
+
+RECENCY = {
+    "self-forcing": (Discounted(3, 3, 24, own), {}),
+    "self-forcing, newest": (
+        Discounted(3, 3, 24, own, newest=21),
+        {"memory__commit_reads": "newest:21"},
+    ),
+    "sgf": (
+        Discounted(3, 3, 21, top, newest=18),
+        {
+            "memory__size": "21",
+            "memory__positions": "top",
+            "memory__commit_reads": "newest:18",
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("backend", ["reference", "torch"])
+@pytest.mark.parametrize("case", RECENCY)
+def test_history_is_discounted_as_described(case: str, backend: str) -> None:
+    system, more = RECENCY[case]
+    settings = {"memory__policy": "recency", **more}
+    name = case.partition(",")[0]
+    assert error_of(name, system, torch.float32, backend, **settings) < FLOAT32
+    settings["memory__strength"] = "0"
+    assert error_of(name, system, torch.float32, backend, **settings) > 100 * FLOAT32
 
 
 MISTAKES = {

@@ -30,10 +30,10 @@ MEMORIES = {
     "window-commit-fast": ["memory.policy=window", "memory.size=9", "memory.commit_reads=fast"],
     "window-top": [
         "memory.policy=window",
-        "memory.sink=1",
-        "memory.size=7",
+        "memory.sink=2",
+        "memory.size=9",
         "memory.positions=top",
-        "memory.trained=9",
+        "memory.trained=11",
         "memory.commit_reads=newest:4",
     ],
     "window-first-steps": [
@@ -41,6 +41,13 @@ MEMORIES = {
         "memory.size=9",
         "schedule.timesteps=[1000]",
         "schedule.first_timesteps=[1000, 500]",
+    ],
+    "recency": [
+        "memory.policy=recency",
+        "memory.sink=2",
+        "memory.size=11",
+        "memory.reads=7",
+        "memory.commit_reads=newest:8",
     ],
     "release": ["memory.variant=release", "memory.slow=2", "memory.tau=1"],
     "paper": ["memory.variant=paper", "memory.slow=2", "memory.tau=1"],
