@@ -17,6 +17,7 @@ from cfgen.memory.paged import PagedMemory
 from cfgen.memory.policy import AdmissionRule
 from cfgen.memory.protocols import Table
 from cfgen.memory.recency import RecencyTable
+from cfgen.memory.relax import RelaxTable
 from cfgen.memory.slow_fast import SlowFastTable
 from cfgen.memory.slow_fast_release import ReleaseTable
 from cfgen.memory.window import WindowTable
@@ -120,7 +121,28 @@ def recencies(draw: st.DrawFn) -> Policy:
     return Policy("recency", sink, read, chunk, reads, make, positions="shifted", trained=ends)
 
 
-policies = st.one_of(windows(), slow_fasts(), releases(), recencies())
+@st.composite
+def relaxes(draw: st.DrawFn) -> Policy:
+    chunk, sink, reads = draw(chunk_sizes), draw(st.integers(0, 4)), draw(commit_reads)
+    history, tail = draw(st.integers(1, 2)), draw(st.integers(1, 3))
+    size = sink + history + tail + chunk + draw(st.integers(0, 9))
+    candidates = history + draw(st.integers(0, 3))
+
+    def make() -> Table:
+        return RelaxTable(
+            size,
+            sink=sink,
+            history=history,
+            tail=tail,
+            candidates=candidates,
+            commit_reads=reads,
+        )
+
+    read = tail + chunk
+    return Policy("relax", sink, read, chunk, reads, make, positions="shifted", trained=10**6)
+
+
+policies = st.one_of(windows(), slow_fasts(), releases(), recencies(), relaxes())
 """Every policy there is; `full` is a window that is never filled."""
 
 

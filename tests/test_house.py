@@ -149,6 +149,7 @@ LIGHT = (
     "cfgen.video.output",
     "cfgen.memory.window",
     "cfgen.memory.recency",
+    "cfgen.memory.relax",
     "cfgen.memory.slow_fast",
 )
 """Modules that load without torch, besides those of config and cli."""

@@ -106,7 +106,8 @@ class BenchSetup:
     @property
     def slots(self) -> int:
         """Latent frames that a pass reads at most, the chunk's own included."""
-        return self.config.memory.capacity(self.kept.latent_frames)
+        kept = self.kept
+        return self.config.memory.readable(kept.latent_frames, kept.geometry.chunk_latent_frames)
 
     @property
     def frames(self) -> int:

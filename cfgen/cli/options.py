@@ -230,7 +230,7 @@ Memory = _value(
     "--memory",
     "POLICY",
     SPEED,
-    "What the model keeps of earlier chunks: full, window or slow_fast.",
+    "What the model keeps of earlier chunks: full, window, recency, relax or slow_fast.",
     offered=completion.values_of("memory.policy"),
 )
 KvCache = _value(

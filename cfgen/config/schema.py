@@ -24,6 +24,7 @@ from cfgen.config.values import (
 from cfgen.errors import Problem, UsageError
 from cfgen.fields import Pattern, Positive, Range, check
 from cfgen.memory.recency import RecencyMemory
+from cfgen.memory.relax import RelaxMemory
 from cfgen.memory.slow_fast import SlowFastMemory
 from cfgen.memory.window import FullMemory, WindowMemory
 
@@ -134,7 +135,7 @@ class ScheduleConfig:
         return len(self.first_timesteps or self.timesteps)
 
 
-MemoryConfig = FullMemory | WindowMemory | SlowFastMemory | RecencyMemory
+MemoryConfig = FullMemory | WindowMemory | SlowFastMemory | RecencyMemory | RelaxMemory
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

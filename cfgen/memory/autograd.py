@@ -57,6 +57,11 @@ class GraphCache:
             raise IndexError(f"layer {layer}: a page was read before it was written")
         return [k for k, _ in written], [v for _, v in written]
 
+    def keys(self, layer: int, page: int) -> Tensor:
+        """See `page_pool.PagePool`; without gradients."""
+        (k,), _ = self.read(layer, [page])
+        return k.detach().transpose(1, 2)
+
     @property
     def nbytes(self) -> int:
         """Bytes held."""

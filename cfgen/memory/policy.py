@@ -60,7 +60,10 @@ class Policy(Protocol):
         """When key frames are admitted, if ever."""
 
     def capacity(self, latent_frames: int) -> int:
-        """Most latent frames that a pass reads in a clip of so many."""
+        """Most latent frames that are kept of a clip of so many."""
+
+    def readable(self, latent_frames: int, chunk: int) -> int:
+        """Most latent frames that a pass reads, those of its chunk of `chunk` included."""
 
     def table(self, latent_frames: int) -> Table:
         """One layer's table, empty, for a clip of so many latent frames."""
@@ -76,5 +79,5 @@ class Policy(Protocol):
 
 
 def pages_of(policy: Policy, latent_frames: int) -> int:
-    """Pages that a layer's pool needs: one more than is read, to copy to before one is dropped."""
+    """Pages that a layer's pool needs: one more than is kept, to copy to before one is dropped."""
     return policy.capacity(latent_frames) + 1

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 if TYPE_CHECKING:  # policies load without torch
     from torch import Tensor
@@ -109,6 +109,17 @@ class Table(Protocol):
 
     def restore(self, scalars: Mapping[str, object]) -> None:
         """Restore a state that `state` returned, after a round trip through JSON."""
+
+
+@runtime_checkable
+class ChoosingTable(Table, Protocol):
+    """A table that chooses what a chunk reads by keys that are stored."""
+
+    def asked(self) -> list[list[Slot]]:
+        """Groups of slots whose mean keys are to be told, once a chunk was appended; or none."""
+
+    def choose(self, keys: Sequence[Sequence[float]]) -> None:
+        """Choose by the mean key [D] of each group in the first layer, or with none by none."""
 
 
 class Norms(NamedTuple):

@@ -17,7 +17,7 @@ from cfgen.fields import Natural, Positive, Range, check
 from cfgen.memory.commit_reads import CommitReads, commit_problems, narrowed, newest_of
 from cfgen.memory.policy import Storage
 from cfgen.memory.protocols import Pass, VisibleSlot
-from cfgen.memory.window import WindowTable
+from cfgen.memory.window import WindowTable, in_a_row
 
 SHARPNESS = 0.1
 """The exponent of step t, counted from 1, is this times 2^t."""
@@ -67,6 +67,11 @@ class RecencyMemory:
     def capacity(self, latent_frames: int) -> int:
         """The window, or the clip where that is shorter."""
         return min(self.size, latent_frames)
+
+    def readable(self, latent_frames: int, chunk: int) -> int:
+        """The sink and what is read beside it, or what a commit pass reads."""
+        read = max(self.sink + self.reads, newest_of(self.commit_reads))
+        return min(read, self.capacity(latent_frames))
 
     def table(self, latent_frames: int) -> RecencyTable:
         """One layer's table."""
@@ -133,33 +138,23 @@ class RecencyTable(WindowTable):
 
     def visible_slots(self, pass_: Pass, admitted: bool) -> list[VisibleSlot]:
         """The sink and the newest; in a commit pass those of all that it may read, unbiased."""
-        sink = self._slots[: self._sink]
-        rest = self._slots[self._sink :]
         newest = self._slots[-1].frame
         end = newest + 1 if self._highest is None else min(newest + 1, self._highest)
-        read = rest[-self._reads :]
-        if not pass_.commit or not newest_of(self._commit_reads):
-            begin = end - len(sink) - len(read)
-            biases = [0.0] * len(sink) + [self._bias(slot.frame, pass_) for slot in read]
-            slots = [*sink, *read]
-            placed = [
-                VisibleSlot(slot, begin + i, bias)
-                for i, (slot, bias) in enumerate(zip(slots, biases, strict=True))
-            ]
-        else:
-            placed = [VisibleSlot(slot, slot.frame - newest + end - 1) for slot in self._slots]
-        if not pass_.commit:
-            return placed
-        return narrowed(placed, self._commit_reads, fast=len(read), current=self._current)
+        if pass_.commit and (count := newest_of(self._commit_reads)):
+            return in_a_row([slot for slot in self._slots if slot.frame > newest - count], end)
+        sink, rest = self._slots[: self._sink], self._slots[self._sink :][-self._reads :]
+        placed = in_a_row([*sink, *rest], end)
+        if pass_.commit:
+            return narrowed(placed, self._commit_reads, fast=len(rest), current=self._current)
+        biased = (each._replace(bias=self._bias(each.slot.frame, pass_)) for each in placed)
+        return [*placed[: len(sink)], *list(biased)[len(sink) :]]
 
     def _bias(self, frame: int, pass_: Pass) -> float:
-        """What is added to the scores of a frame: less and less for steps to come, and for older.
+        """What is added to the scores of a frame: the less, the later the step and the older it is.
 
         -strength dt^gamma, where dt = min(1, (d - 1) / reach) of the d-th chunk before the current
         one, and gamma = SHARPNESS 2^t in step t.
         """
-        if pass_.commit:
-            return 0.0
         start = self._slots[-self._current].frame
         chunks = -(-(start - frame) // self._current)
         share = min(1.0, max(0, chunks - 1) / self._reach)

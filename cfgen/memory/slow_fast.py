@@ -81,6 +81,10 @@ class SlowFastMemory:
         """All three parts; key frames are copies, so a short clip can be there twice."""
         return min(self.sink + self.slow + self.fast, 2 * latent_frames)
 
+    def readable(self, latent_frames: int, chunk: int) -> int:
+        """All that is kept."""
+        return self.capacity(latent_frames)
+
     def table(self, latent_frames: int) -> SlowFastTable | ReleaseTable:
         """One layer's table under the rule of `variant`."""
         if self.variant == "release":

@@ -8,7 +8,7 @@ e52d9ef (`use_infinite_attention`: positions are slot numbers), Self Gradient Fo
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -48,6 +48,10 @@ class FullMemory:
     def capacity(self, latent_frames: int) -> int:
         """The whole clip."""
         return latent_frames
+
+    def readable(self, latent_frames: int, chunk: int) -> int:
+        """All that is kept."""
+        return self.capacity(latent_frames)
 
     def table(self, latent_frames: int) -> WindowTable:
         """A window that is never full."""
@@ -95,6 +99,10 @@ class WindowMemory:
         """The window, or the clip where that is shorter."""
         return min(self.size, latent_frames)
 
+    def readable(self, latent_frames: int, chunk: int) -> int:
+        """All that is kept."""
+        return self.capacity(latent_frames)
+
     def table(self, latent_frames: int) -> WindowTable:
         """One layer's table."""
         return WindowTable(
@@ -117,6 +125,11 @@ class WindowMemory:
         if self.size < self.sink + chunk:
             reason = f"must hold the sink of {self.sink} and a chunk of {chunk}, got {self.size}"
             yield Problem(key="memory.size", reason=reason)
+
+
+def in_a_row(slots: Sequence[Slot], end: int) -> list[VisibleSlot]:
+    """Slots one after another, the last of them right before position `end`."""
+    return [VisibleSlot(slot, end - len(slots) + i) for i, slot in enumerate(slots)]
 
 
 class WindowTable:

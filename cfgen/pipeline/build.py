@@ -261,7 +261,13 @@ def build_memory(
         write=ops.write_pages,
     )
     return memory_of(
-        policy, pool, ops, latent_frames=plan.latent_frames, head_dim=sizes.head_dim, grid=grid
+        policy,
+        pool,
+        ops,
+        latent_frames=plan.latent_frames,
+        head_dim=sizes.head_dim,
+        grid=grid,
+        chunk=plan.geometry.chunk_latent_frames,
     )
 
 

@@ -100,7 +100,8 @@ def estimate_memory(job: RenderJob) -> MemoryEstimate:
     full = kv_nbytes(sizes, grid, pages, dtype)
     kv = pool_nbytes(config.memory.kv_cache, sizes, grid, pages, dtype)
     rotates = build_ops(config.backend, wanted_of(config, job.runtime, sizes)).pages is None
-    held = kv_nbytes(sizes, grid, config.memory.capacity(plan.latent_frames), dtype)
+    read = config.memory.readable(plan.latent_frames, geometry.chunk_latent_frames)
+    held = kv_nbytes(sizes, grid, read, dtype)
     held = held if kv == full else held // sizes.num_layers
     return MemoryEstimate(
         blocks=sum(blocks),

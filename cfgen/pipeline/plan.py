@@ -54,7 +54,8 @@ def _kv_size(job: RenderJob) -> KvSize | None:
     grid = sizes.grid(shape.latent_height, shape.latent_width)
     pages = pages_of(memory, job.plan.latent_frames)
     nbytes = pool_nbytes(memory.kv_cache, sizes, grid, pages, job.runtime.dtype)
-    return KvSize(nbytes=nbytes, pages=pages, attention=attention_share(sizes, grid))
+    read = memory.readable(job.plan.latent_frames, shape.chunk_latent_frames)
+    return KvSize(nbytes=nbytes, pages=pages, read=read, attention=attention_share(sizes, grid))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,11 +65,13 @@ class KvSize:
     Attributes:
         nbytes: Bytes of all keys and values as they are kept.
         pages: Latent frames kept in each layer, and one for a copy.
+        read: Latent frames that a pass reads at most; 0 for all that are kept.
         attention: What reading one of them adds to the time of a chunk that reads none, as a share.
     """
 
     nbytes: int
     pages: int
+    read: int = 0
     attention: float = 0.0
 
 
@@ -168,7 +171,7 @@ def _chunk_s(plan: Plan, kv: KvSize | None, frames_per_s: float) -> tuple[float,
 
 def _slots(kv: KvSize | None) -> int:
     """Latent frames that a chunk reads at most: one page is for a copy."""
-    return TIMED_PAGES if kv is None else max(1, kv.pages - 1)
+    return TIMED_PAGES if kv is None else kv.read or max(1, kv.pages - 1)
 
 
 def _slower(kv: KvSize | None, read: float) -> float:

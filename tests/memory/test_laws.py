@@ -101,7 +101,7 @@ def test_commit_pass_that_reads_the_newest_reads_no_others_and_no_copies(
         frames = [r.frame for r in commit]
         assert frames == sorted(set(frames)), "a key frame is a copy"
         assert frames[0] >= seen - policy.newest
-        if policy.name != "recency":  # whose other passes may read less
+        if policy.name not in ("recency", "relax"):  # whose other passes may read less
             assert set(commit[: -policy.chunk]) <= set(before), "where they stand for those"
         held = [slot.frame for slot in spied.table.slots()]
         if policy.slow == 0:

@@ -69,6 +69,12 @@ class Released:
             return both
         return [(f, p) for f, p in both if f > frames[-1] - self.newest]
 
+    def reads_of(
+        self, number: int, cache: Mapping[int, Kept], *, commit: bool
+    ) -> list[tuple[int, int]]:
+        """The same where what is kept decides."""
+        return self.read(number, commit=commit)
+
     def bias(self, frame: int, number: int, step: int) -> float:
         """What a denoising pass of a chunk adds to the scores of a frame."""
         return 0.0
@@ -104,6 +110,35 @@ class Discounted(Released):
             return 0.0
         share = min(1.0, max(0, back - 1) / 4)
         return -4 * share ** (0.1 * 2 ** (step + 1)) if share else 0.0
+
+
+@dataclass(frozen=True)
+class Relaxed(Released):
+    """Relax Forcing: two frames of sink, one of history, one of tail, all before the chunk."""
+
+    def reads_of(
+        self, number: int, cache: Mapping[int, Kept], *, commit: bool
+    ) -> list[tuple[int, int]]:
+        frames = self.held(number)
+        past = frames[: -self.chunk]
+        read = frames
+        if len(past) > 2 + 1 + 1:
+            middle = past[2:-1]
+            half, sink, tail = len(middle) // 2, proto(cache, past[:2]), proto(cache, past[-1:])
+            count = min(4, len(middle) - half)
+            spread = torch.linspace(half, len(middle) - 1, count + 1, dtype=torch.float64)
+            places = spread.long().unique()[:-1].tolist() if count > 1 else [half]
+            keys = [proto(cache, [middle[place]]) for place in places]
+            scores = torch.stack([key @ sink - 2 * (key @ tail) for key in keys])
+            read = [*past[:2], middle[places[int(scores.argmax())]], past[-1]]
+            read += frames[len(past) :]
+        return [(f, frames[-1] + 1 - len(read) + i) for i, f in enumerate(read)]
+
+
+def proto(cache: Mapping[int, Kept], frames: list[int]) -> Tensor:
+    """The direction of the mean key of frames in the first layer: [D]."""
+    keys = torch.cat([cache[frame].k[0] for frame in frames])
+    return F.normalize(keys.mean(0).mean(0), dim=-1)
 
 
 RELEASED = {
@@ -149,14 +184,15 @@ class Clip:
         sigmas = self.system.sigmas(number)
         x = x0 = self.noise(number, 0).double()
         for step, sigma in enumerate(sigmas):
-            read = self.system.read(number, commit=False)
+            read = self.system.reads_of(number, self.cache, commit=False)
             bias = [self.system.bias(frame, number, step) for frame, _ in read]
             flow, _ = self.run(self.weights, x, sigma, read, bias)
             x0 = x - sigma * flow
             if step + 1 < len(sigmas):
                 after = sigmas[step + 1]
                 x = (1 - after) * x0 + after * self.noise(number, step + 1).double()
-        _, made = self.run(self.writing, x0, 0.0, self.system.read(number, commit=True))
+        read = self.system.reads_of(number, self.cache, commit=True)
+        _, made = self.run(self.writing, x0, 0.0, read)
         held = self.system.held(number)
         self.cache |= dict(zip(held[-self.system.chunk :], made, strict=True))
         self.cache = {frame: kept for frame, kept in self.cache.items() if frame in held}

@@ -20,7 +20,7 @@ from cfgen.ops.select import build_ops
 from cfgen.pipeline.build import build_schedule
 from cfgen.rollout.loop import ChunkDenoiser, Rollout
 from cfgen.rollout.schedule import FewStepSchedule
-from tests.model.released import RELEASED, Clip, Discounted, Released, own, top
+from tests.model.released import RELEASED, Clip, Discounted, Relaxed, Released, own, top
 from tests.strategies import random_generator
 
 FLOAT32, FLOAT64 = 2e-5, 1e-9
@@ -164,7 +164,12 @@ def rolled(
         dtype=text.dtype,
         device=torch.device("cpu"),
     )
-    frames = {"latent_frames": chunks * chunk, "head_dim": SIZES.head_dim, "grid": GRID}
+    frames = {
+        "latent_frames": chunks * chunk,
+        "head_dim": SIZES.head_dim,
+        "grid": GRID,
+        "chunk": chunk,
+    }
     memory = build_memory(policy, pool, build_ops(backend), **frames)
     schedule, noise = build_schedule(config.schedule), Drawn(chunk, text.dtype)
     opening = ChunkDenoiser(generator, schedule.opening)
@@ -251,6 +256,17 @@ def test_history_is_discounted_as_described(case: str, backend: str) -> None:
     assert error_of(name, system, torch.float32, backend, **settings) < FLOAT32
     settings["memory__strength"] = "0"
     assert error_of(name, system, torch.float32, backend, **settings) > 100 * FLOAT32
+
+
+@pytest.mark.parametrize("backend", ["reference", "torch"])
+@pytest.mark.parametrize("size", [120, 15])
+def test_history_is_chosen_as_described(size: int, backend: str) -> None:
+    system = Relaxed(3, 2, size, own)
+    settings = {"memory__policy": "relax", "memory__size": str(size)}
+    assert error_of("self-forcing", system, torch.float32, backend, **settings) < FLOAT32
+    for other in ({"memory__redundancy": "0"}, {"memory__candidates": "1"}):
+        wrong = error_of("self-forcing", system, torch.float32, backend, **settings, **other)
+        assert wrong > 100 * FLOAT32
 
 
 MISTAKES = {

@@ -49,6 +49,7 @@ MEMORIES = {
         "memory.reads=7",
         "memory.commit_reads=newest:8",
     ],
+    "relax": ["memory.policy=relax", "memory.sink=2", "memory.size=11", "memory.candidates=3"],
     "release": ["memory.variant=release", "memory.slow=2", "memory.tau=1"],
     "paper": ["memory.variant=paper", "memory.slow=2", "memory.tau=1"],
     "cfgen": ["memory.variant=cfgen", "memory.slow=2", "memory.tau=1"],
