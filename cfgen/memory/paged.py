@@ -41,7 +41,8 @@ class PagedMemory:
         pool: where pages lie.
         attention: attends to them.
         admit: decides on key frames.
-        spatial: rotation of a frame's tokens in space, angles [P, E]; for tables that choose.
+        spatial: rotation of a frame's tokens in space, angles [P, E]; only tables that choose need
+            it.
         tau: its threshold.
         admission_layers: layers that decide together for all, in rising order; with none, each
             layer decides for itself. Only for tables whose decisions count from the next chunk on.
@@ -54,7 +55,7 @@ class PagedMemory:
         attention: KVAttention,
         *,
         admit: Admit,
-        spatial: Tensor,
+        spatial: Tensor | None = None,
         tau: float = 0.95,
         admission_layers: Sequence[int] = (),
     ) -> None:
@@ -63,7 +64,9 @@ class PagedMemory:
         self.tables, self.pool, self.attention = list(tables), pool, attention
         self.admit, self.tau = admit, tau
         self._choosing = [table for table in tables if isinstance(table, ChoosingTable)]
-        self._spatial = spatial
+        if self._choosing and spatial is None:
+            raise ValueError("tables that choose by keys need to know how keys are rotated")
+        self._spatial = torch.zeros(0) if spatial is None else spatial
         self._admission_layers = sorted(set(admission_layers))
         self._key_sums: list[Tensor] = []
         self.decisions = torch.zeros(len(self.tables), 4, dtype=torch.int32, device=pool.device)
