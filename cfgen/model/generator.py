@@ -11,7 +11,6 @@ wan/modules/causal_model.py @ 33593df.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cfgen.memory.protocols import Norms, View
+from cfgen.model.embedding import logarithms, sinusoid
 from cfgen.ops.select import TORCH, Ops
 
 
@@ -345,26 +345,3 @@ class Generator(nn.Module):
         patches = x.permute(0, 1, 3, 5, 2, 4, 6).reshape(batch, frames * rows * columns, -1)
         kernel = self.patch_embedding.weight.flatten(1)
         return F.linear(patches.to(kernel.dtype), kernel, self.patch_embedding.bias)
-
-
-def logarithms(count: int, dtype: torch.dtype) -> Tensor:
-    """Numbers of a `dtype` whose exponentials add up to `count`, to 1e-7 of it; largest first."""
-    found: list[Tensor] = []
-    left = float(count)
-    while left > 1e-7 * count:
-        share = torch.tensor(math.log(left), dtype=dtype)
-        if share.double().exp() > left:
-            share = share.nextafter(share.new_tensor(-math.inf))
-        found.append(share)
-        left -= float(share.double().exp())
-    return torch.stack(found) if found else torch.zeros(0, dtype=dtype)
-
-
-def sinusoid(timestep: Tensor, channels: int) -> Tensor:
-    """Embedding of timesteps in [0, 1000]: [..., channels] float64, cosines before sines."""
-    half = channels // 2
-    frequency = torch.pow(
-        10000.0, -torch.arange(half, dtype=torch.float64, device=timestep.device) / half
-    )
-    angle = timestep.to(torch.float64)[..., None] * frequency
-    return torch.cat([angle.cos(), angle.sin()], -1)

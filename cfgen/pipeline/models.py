@@ -115,11 +115,7 @@ class OpenedModel:
 
     @cached_property
     def generator(self) -> Network:
-        """The generator's weights; only what a generator needs must be there.
-
-        Raises:
-            CheckpointError: It is known to be of a model that no preset can run.
-        """
+        """The generator's weights; only what a generator needs must be there."""
         refuse_missing(self.config)
         network = open_generator(locate_model(self.config.path), prefer=self.config.prefer)
         refuse_unsupported(network.file.path, metadata=network.file.metadata)

@@ -19,6 +19,7 @@ from cfgen.checkpoint.networks.memory_weights import MEMORY, memory_name
 from cfgen.config.loader import load
 from cfgen.errors import CheckpointError
 from cfgen.pipeline.build import build_source
+from cfgen.pipeline.cpu_offload import offload_blocks
 from cfgen.pipeline.job import RenderJob
 from cfgen.pipeline.memory_estimate import estimate_memory
 from tests.render.film import Film
@@ -133,9 +134,39 @@ def test_inspect_counts_the_second_set_and_refuses_half_of_one(model: Path) -> N
     assert "memory_head.head.bias" in refusal.message
 
 
-def test_a_file_with_two_sets_is_not_written_anew(model: Path) -> None:
+def test_a_file_with_two_sets_is_neither_written_anew_nor_trained(model: Path) -> None:
     with pytest.raises(CheckpointError, match="second set"):
         open_source(model)
+    with pytest.raises(CheckpointError, match="second set.*training"):
+        load_generator(model, untrained=True)
+
+
+def test_blocks_of_both_sets_wait_in_main_memory(model: Path) -> None:
+    generator = load_generator(model)
+    assert generator.writer is not None
+    offload_blocks(generator, torch.device("cpu"))
+    waiting = [generator.blocks[1].ffn[0].weight, generator.writer.blocks[1].ffn[0].weight]
+    assert {weight.device.type for weight in waiting} == {"meta"}
+    assert generator.writer.patch_embedding.weight.device.type == "cpu"
+
+
+def test_a_lora_changes_both_sets(model: Path, tiny_settings: list[str], tmp_path: Path) -> None:
+    pair = {"lora_A": torch.randn(2, 24), "lora_B": torch.randn(24, 2)}
+    layer = "diffusion_model.blocks.0.self_attn.q"
+    save_file(
+        {f"{layer}.{part}.weight": t for part, t in pair.items()}, tmp_path / "lora.safetensors"
+    )
+    exact = [*tiny_settings, "dtype=float32"]
+    settings = [*exact, f"model.loras=[{tmp_path / 'lora.safetensors'}]"]
+    plain, other = (build_source(job_of(model, each)) for each in (exact, settings))
+    for before, after in (
+        (plain.generator, other.generator),
+        (plain.generator.writer, other.generator.writer),
+    ):
+        assert before is not None
+        assert after is not None
+        change = after.blocks[0].self_attn.q.weight - before.blocks[0].self_attn.q.weight
+        torch.testing.assert_close(change, pair["lora_B"] @ pair["lora_A"])
 
 
 def job_of(folder: Path, settings: list[str]) -> RenderJob:

@@ -300,6 +300,7 @@ POLICIES = {
     "release": ("memory.policy=slow_fast", "memory.variant=release", "memory.slow=2"),
     "paper": ("memory.policy=slow_fast", "memory.variant=paper", "memory.slow=2"),
     "cfgen": ("memory.policy=slow_fast", "memory.slow=2"),
+    "top": ("memory.policy=window", "memory.size=9", "memory.positions=top"),
 }
 
 

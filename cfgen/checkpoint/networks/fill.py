@@ -124,6 +124,12 @@ def build_generator(
         return generator
 
     compare_memory(shapes_of(Generator, geometry), network)
+    if untrained and network.memory is not None:
+        raise CheckpointError(
+            f"{weights} holds a second set of weights, which writes the memory (memory_*), and "
+            "training knows one set",
+            "begin with a model of one set",
+        )
     generator = filled(network)
     if network.memory is not None:
         generator.writer = filled(network.memory)
