@@ -183,11 +183,13 @@ class Rollout(Generic[V]):
         opening: ChunkDenoiser | None = None,
         opens: Callable[[int], bool] = lambda index: index == 0,
     ) -> None:
-        # A chunk that opens comes once, or a few times, so it is not worth to be captured.
         usual: ChunkFn = denoise if capture is None else capture(denoise)
-        self._usual, self._opening, self._opens = (usual, denoise.draws), None, opens
+        self._usual = usual, denoise.draws
+        # A chunk with nothing before it comes once, or a few times: capturing it would not pay.
+        self._opening: tuple[ChunkFn, int] | None = None
         if opening is not None:
             self._opening = opening, opening.draws
+        self._opens = opens
         self._device = denoise.generator.device
         self._memory, self._noise, self._shape = memory, noise, shape
 
