@@ -44,10 +44,11 @@ class Range:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pattern:
-    """A text must match `pattern`; `words` say what that means."""
+    """A text must match `pattern`; `words` say what that means, `names` list its forms if few."""
 
     pattern: str
     words: str
+    names: tuple[str, ...] = ()
 
     def problem(self, value: object) -> str | None:
         """Say what is wrong with `value`, or return None."""

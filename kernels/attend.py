@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cfgen.kernels.attend_block import block, load_queries, turn_back
+from cfgen.kernels.attend_block import block, load_queries, turn_back, with_bias
 from cfgen.kernels.device import capability, processors, unsupported_device
 from cfgen.kernels.pages import Pages, Slots
 from cfgen.kernels.rows import need_dense
@@ -84,7 +84,7 @@ def unsupported(
     return None
 
 
-@triton.jit(do_not_specialize_on_alignment=["page", "row", "count", "here", "admitted"])
+@triton.jit(do_not_specialize_on_alignment=["page", "row", "count", "here", "admitted", "bias"])
 def _attend(
     out,
     partial,
@@ -103,6 +103,7 @@ def _attend(
     here,
     admitted,
     turns,
+    bias,
     q_batch,
     q_token,
     q_head,
@@ -166,6 +167,7 @@ def _attend(
             ready = (x * (127 / most)[:, None] + ROUND).to(tl.int32, bitcast=True).to(tl.int8)
             mean = tl.load(k_mean + at * D + channel, mask=inside, other=0)
             unit, shift = most / 127 * tl.load(k_scale + at), tl.sum(x * mean[None], 1)
+        added = with_bias(shift, bias, which * slots + i)
         # Values in 8 bits have a step for each page and channel. The sum so far is kept in units of
         # the current page's step, so that its integers can be added as they are.
         if v_scale is not None:
@@ -176,7 +178,8 @@ def _attend(
         for begin in range(0, P, KEYS):
             # fmt: off
             acc, top, total = block(
-                ready, acc, top, total, k_at, v_at, D, D, begin, unit, shift, P, D, WIDTH, KEYS
+                ready, acc, top, total, k_at, v_at, D, D, begin, unit, added,
+                P, D, WIDTH, KEYS, bias is not None,
             )
             # fmt: on
     if v_scale is not None:
@@ -192,7 +195,7 @@ def _attend(
             # fmt: off
             acc, top, total = block(
                 ready, acc, top, total, k_at, v_at, k_token, v_token, begin, unit, shift,
-                P, D, WIDTH, KEYS,
+                P, D, WIDTH, KEYS, False,
             )
             # fmt: on
     token = tl.arange(0, QUERIES)

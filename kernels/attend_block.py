@@ -42,6 +42,14 @@ def turn_back(x, turn, D: tl.constexpr, WIDTH: tl.constexpr, QUERIES: tl.constex
 
 
 @triton.jit
+def with_bias(shift, bias, slot):
+    """What is added to the scores of a page: `shift`, and the bias of its slot if there are any."""
+    if bias is not None:
+        shift += tl.load(bias + slot)
+    return shift
+
+
+@triton.jit
 def block(
     q,
     acc,
@@ -58,8 +66,11 @@ def block(
     D: tl.constexpr,
     WIDTH: tl.constexpr,
     KEYS: tl.constexpr,
+    SHIFTED: tl.constexpr,
 ):
     """Add a block of keys, from number `start` on, to the softmax so far.
+
+    To the scores of int8 keys, and of others if SHIFTED, `shift` is added.
 
     The last block of a page begins early enough to end with it, and a page that is smaller than a
     block has its last key repeated: nothing else is read, and what counts already has no weight.
@@ -81,8 +92,12 @@ def block(
         weights = tl.exp2(products.to(tl.float32) * unit[:, None] + (shift - higher)[:, None])
     else:
         scores = tl.dot(q, keys, input_precision="ieee")
-        higher = tl.maximum(top, tl.max(scores, 1))
-        weights = tl.exp2(scores - higher[:, None])
+        if SHIFTED:
+            higher = tl.maximum(top, tl.max(scores, 1) + shift)
+            weights = tl.exp2(scores + (shift - higher)[:, None])
+        else:
+            higher = tl.maximum(top, tl.max(scores, 1))
+            weights = tl.exp2(scores - higher[:, None])
     if P < KEYS:
         weights = tl.where((key < P)[None], weights, 0)
     elif P % KEYS and begin < start:

@@ -49,6 +49,8 @@ class Slots(NamedTuple):
         admitted: [1] int32, 0 or 1.
         turns: [R, D / 2, 2] float32 (float64 in tests), cosine and sine of the temporal rotation
             of each pair of channels; (1, 0) for pairs that turn in space.
+        bias: [2, S] float32, added to the scores of each page's keys, which are logarithms to base
+            2; None if nothing is added.
     """
 
     page: Tensor
@@ -57,6 +59,7 @@ class Slots(NamedTuple):
     here: Tensor
     admitted: Tensor
     turns: Tensor
+    bias: Tensor | None = None
 
 
 CAN_ADMIT, UPDATE_REFERENCE, ADMITTED, ADMITTED_NOW = range(4)

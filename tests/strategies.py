@@ -16,6 +16,8 @@ from cfgen.memory.page_pool import KVCache
 from cfgen.memory.paged import PagedMemory
 from cfgen.memory.policy import AdmissionRule
 from cfgen.memory.protocols import Table
+from cfgen.memory.recency import RecencyTable
+from cfgen.memory.relax import RelaxTable
 from cfgen.memory.slow_fast import SlowFastTable
 from cfgen.memory.slow_fast_release import ReleaseTable
 from cfgen.memory.window import WindowTable
@@ -39,26 +41,44 @@ class Policy:
     make: Callable[[], Table]
     slow: int = 0
     spare: int = 0
-    absolute: bool = False
+    positions: str = "relative"
+    trained: int = 0
 
     def __repr__(self) -> str:
         sizes = f"sink={self.sink}, slow={self.slow}, fast={self.fast}, chunk={self.chunk}"
-        return f"{self.name}({sizes}, commit_reads={self.commit_reads})"
+        return f"{self.name}({sizes}, {self.positions}, commit_reads={self.commit_reads})"
+
+    @property
+    def newest(self) -> int:
+        """K where the commit pass reads the newest K frames, else 0."""
+        return int(self.commit_reads.removeprefix("newest:") if ":" in self.commit_reads else 0)
+
+    def check_positions(self, frames: list[int], positions: list[int], capacity: int) -> None:
+        """Positions are those of the clip, or lie within what the model knows."""
+        assert positions[-1] < (self.trained or capacity) or positions == frames
+        if self.positions == "absolute":
+            assert positions == frames
 
 
 chunk_sizes = st.integers(1, 4)
-commit_reads = st.sampled_from(["all", "fast"])
+commit_reads = st.one_of(
+    st.just("all"), st.just("fast"), st.sampled_from([f"newest:{k}" for k in (4, 5, 7, 9, 12)])
+)
 
 
 @st.composite
 def windows(draw: st.DrawFn) -> Policy:
     chunk, sink, reads = draw(chunk_sizes), draw(st.integers(0, 5)), draw(commit_reads)
-    fast, relative = chunk + draw(st.integers(0, 6)), draw(st.booleans())
+    fast = chunk + draw(st.integers(0, 6))
+    positions = draw(st.sampled_from(["absolute", "relative", "top"]))
+    trained = sink + fast + draw(st.integers(0, 9))
 
     def make() -> Table:
-        return WindowTable(sink + fast, sink=sink, relative=relative, commit_reads=reads)
+        return WindowTable(
+            sink + fast, sink=sink, positions=positions, trained=trained, commit_reads=reads
+        )
 
-    return Policy("window", sink, fast, chunk, reads, make, absolute=not relative)
+    return Policy("window", sink, fast, chunk, reads, make, positions=positions, trained=trained)
 
 
 @st.composite
@@ -93,7 +113,42 @@ def releases(draw: st.DrawFn) -> Policy:
     return Policy("release", sink, fast, chunk, reads, make, slow=slow, spare=1)
 
 
-policies = st.one_of(windows(), slow_fasts(), releases())
+@st.composite
+def recencies(draw: st.DrawFn) -> Policy:
+    chunk, sink, reads = draw(chunk_sizes), draw(st.integers(0, 5)), draw(commit_reads)
+    read = chunk + draw(st.integers(0, 6))
+    size = sink + read + draw(st.integers(0, 5))
+    trained = draw(st.one_of(st.none(), st.integers(size, size + 5)))
+
+    def make() -> Table:
+        return RecencyTable(size, sink=sink, reads=read, trained=trained, commit_reads=reads)
+
+    ends = trained or 10**6
+    return Policy("recency", sink, read, chunk, reads, make, positions="shifted", trained=ends)
+
+
+@st.composite
+def relaxes(draw: st.DrawFn) -> Policy:
+    chunk, sink, reads = draw(chunk_sizes), draw(st.integers(0, 4)), draw(commit_reads)
+    history, tail = draw(st.integers(1, 2)), draw(st.integers(1, 3))
+    size = sink + history + tail + chunk + draw(st.integers(0, 9))
+    candidates = history + draw(st.integers(0, 3))
+
+    def make() -> Table:
+        return RelaxTable(
+            size,
+            sink=sink,
+            history=history,
+            tail=tail,
+            candidates=candidates,
+            commit_reads=reads,
+        )
+
+    read = tail + chunk
+    return Policy("relax", sink, read, chunk, reads, make, positions="shifted", trained=10**6)
+
+
+policies = st.one_of(windows(), slow_fasts(), releases(), recencies(), relaxes())
 """Every policy there is; `full` is a window that is never filled."""
 
 

@@ -148,6 +148,8 @@ LIGHT = (
     "cfgen.renderer.events",
     "cfgen.video.output",
     "cfgen.memory.window",
+    "cfgen.memory.recency",
+    "cfgen.memory.relax",
     "cfgen.memory.slow_fast",
 )
 """Modules that load without torch, besides those of config and cli."""

@@ -17,6 +17,8 @@ from cfgen.config.loader import load
 from cfgen.config.schema import (
     FullMemory,
     MemoryConfig,
+    RecencyMemory,
+    RelaxMemory,
     RenderConfig,
     SlowFastMemory,
     WindowMemory,
@@ -59,6 +61,10 @@ def free(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 def _configured(policy: Policy) -> MemoryConfig:
     if policy.name == "window":
         return WindowMemory(size=policy.sink + policy.fast, sink=policy.sink)
+    if policy.name in ("recency", "relax"):
+        size = policy.make().capacity
+        kept = RecencyMemory if policy.name == "recency" else RelaxMemory
+        return kept(size=size, sink=policy.sink)
     variant = "release" if policy.name == "release" else "cfgen"
     return SlowFastMemory(variant=variant, sink=policy.sink, slow=policy.slow, fast=policy.fast)
 
@@ -83,6 +89,8 @@ def test_a_pool_of_the_pages_that_a_clip_can_use_is_never_too_small(
     [
         (FullMemory(), [7, 31, 301]),
         (WindowMemory(size=21), [7, 22, 22]),
+        (RecencyMemory(), [7, 25, 25]),
+        (RelaxMemory(), [7, 31, 121]),
         (SlowFastMemory(sink=3, slow=12, fast=6), [13, 22, 22]),
     ],
 )
@@ -119,6 +127,18 @@ def test_bytes_of_weights_and_cache_are_those_that_are_held(
     assert sizes.kv == memory.nbytes
     assert isinstance(memory.attention, PreRotatedAttention)
     assert sizes.context == memory.attention.nbytes
+
+
+@pytest.mark.parametrize("policy", ["recency", "relax"])
+def test_what_is_read_at_once_takes_less_than_what_is_kept(policy: str) -> None:
+    config = _config(["device=cpu", f"memory.policy={policy}"], duration="60s")
+    job = RenderJob(config)
+    sizes, kind = estimate_memory(job), job.runtime.dtype
+    models = job.model.load(dtype=kind, device=torch.device("cpu"))
+    memory = build.build_memory(config.memory, models.generator, job.plan, TORCH, dtype=kind)
+    assert isinstance(memory.attention, PreRotatedAttention)
+    assert (sizes.kv, sizes.context) == (memory.nbytes, memory.attention.nbytes)
+    assert sizes.context < sizes.kv * {"recency": 0.9, "relax": 0.1}[policy]
 
 
 def test_memory_grows_with_what_is_asked_for() -> None:

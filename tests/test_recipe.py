@@ -11,8 +11,9 @@ from safetensors.torch import save_file
 from cfgen.checkpoint.identify import preset_guess
 from cfgen.checkpoint.identify.published import DIGESTS
 from cfgen.config.loader import load
-from cfgen.errors import UsageError
+from cfgen.errors import CheckpointError, UsageError
 from cfgen.pipeline.model_preset import recipe_of
+from cfgen.pipeline.models import OpenedModel
 
 
 @pytest.fixture
@@ -84,3 +85,33 @@ def test_the_loader_takes_the_models_preset_only_where_none_is_named(weights: Pa
     named = load({**flags, "preset": "self-forcing"}, environ={}, recipe=choose)
     assert named.config.preset == "self-forcing"
     assert load({}, environ={}, recipe=choose).config.preset == "mini"
+
+
+ROLLING = ("rolling_forcing_dmd.pt", "longvideo.pt", "Rolling-Forcing Q8.pt")
+
+
+@pytest.mark.parametrize("policy", ["window", "full", "slow_fast"])
+@pytest.mark.parametrize("name", ROLLING)
+def test_a_rolling_forcing_model_is_refused_by_its_name(
+    name: str, policy: str, tmp_path: Path
+) -> None:
+    path = tmp_path / name
+    torch.save({"generator_ema": {"model.head.modulation": torch.zeros(1)}}, path)
+    flags = {"preset": "mini", "model.path": str(path), "memory.policy": policy}
+    model = load(flags, environ={}).config.model
+    with pytest.raises(CheckpointError, match="a Rolling Forcing model.*five chunks") as caught:
+        _ = OpenedModel(model).generator
+    assert f"{name}.yaml" in str(caught.value.hint)
+    with pytest.raises(CheckpointError, match="a Rolling Forcing model"):
+        recipe_of(str(path))
+    Path(f"{path}.yaml").write_text("recipe: longlive\n", encoding="utf-8")
+    assert OpenedModel(model).generator.shapes == {"head.modulation": (1,)}
+    assert recipe_of(str(path))[0] == "longlive"
+
+
+def test_a_folder_called_rolling_forcing_is_no_evidence(tmp_path: Path) -> None:
+    path = tmp_path / "rolling-forcing" / "mine.pt"
+    path.parent.mkdir()
+    torch.save({"head.modulation": torch.zeros(1)}, path)
+    model = load({"preset": "mini", "model.path": str(path)}, environ={}).config.model
+    assert OpenedModel(model).generator.shapes

@@ -9,7 +9,7 @@ from torch import Tensor
 from cfgen.memory.protocols import Pass
 from cfgen.memory.window import WindowTable
 from cfgen.model.generator import Conditioning
-from cfgen.rollout.loop import Guidance
+from cfgen.rollout.loop import ChunkDenoiser, Guidance, Rollout
 from cfgen.rollout.schedule import FewStepSchedule, KeyedNoise
 from tests.golden.cases import CHUNK, STEPS, paged, rolling, tiny_generator
 
@@ -91,6 +91,35 @@ def test_predicted_noise_draws_only_the_start() -> None:
     assert chunk.latents.flatten().tolist() == [-1.0] * 2
 
 
+@pytest.mark.parametrize("opens", [{0}, {0, 2}])
+def test_a_chunk_with_nothing_before_it_has_passes_of_its_own(opens: set[int]) -> None:
+    recorder = Recorder()
+    schedule = FewStepSchedule((1.0,), first=(1.0, 0.5, 0.25))
+    opening = ChunkDenoiser(recorder, schedule.opening)
+    captured = []
+
+    def capture(passes):
+        captured.append(passes)
+        return passes
+
+    run = Rollout(
+        ChunkDenoiser(recorder, schedule),
+        recorder,
+        Counted(),
+        shape=SHAPE,
+        capture=capture,
+        opening=opening,
+        opens=lambda index: index in opens,
+    )
+    list(run.chunks(range(4), PROMPT))
+    passes = [call for call in recorder.calls if len(call) > 1]
+    levels = [[1.0, 0.5, 0.25, 0.0] if index in opens else [1.0, 0.0] for index in range(4)]
+    assert [call[2] for call in passes] == [level for each in levels for level in each]
+    indices = [index for each in levels for index in range(len(each))]
+    assert [call[0] for call in passes] == indices, "the commit pass is counted after the others"
+    assert opening not in captured, "what comes once is not worth a graph"
+
+
 class Torn(Recorder):
     """As a recorder; the flow is 1 for the prompt and 0.25 without it."""
 
@@ -136,7 +165,7 @@ def generator():
 
 
 def clip(generator, chunks: int, seed: int = 4) -> list[Tensor]:
-    memory = paged(lambda: WindowTable(6, sink=1, relative=True))
+    memory = paged(lambda: WindowTable(6, sink=1, positions="relative"))
     with torch.inference_mode():
         run = rolling(generator, memory, STEPS, KeyedNoise(seed), shape=CHUNK)
         prompt = generator.condition(torch.zeros(1, 16, 32))

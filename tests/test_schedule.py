@@ -60,6 +60,26 @@ def test_predicted_noise_is_an_euler_step() -> None:
     torch.testing.assert_close(schedule.next(x0, flow, 0, None), x + (0.3 - 0.8) * flow)
 
 
+def test_the_first_chunk_may_have_levels_of_its_own() -> None:
+    schedule = FewStepSchedule.from_timesteps((1000, 500), first=(1000, 750, 500, 250))
+    assert schedule.opening == FewStepSchedule.from_timesteps((1000, 750, 500, 250))
+    assert (schedule.draws, schedule.opening.draws) == (2, 4)
+    plain = FewStepSchedule.from_timesteps((1000, 500), renoise="predicted")
+    assert plain.opening == plain
+    assert plain.draws == 1
+
+
+def test_reference_noise_of_a_first_chunk_with_more_steps_comes_in_order() -> None:
+    clip = (1, 9, 4, 2, 2)
+    generator = torch.Generator().manual_seed(5)
+    torch.randn(clip, generator=generator)
+    order = [(0, 1), (0, 2), (0, 3), (1, 1), (2, 1)]
+    expected = {key: torch.randn(SHAPE[1:], generator=generator)[None] for key in order}
+    noise = ReferenceNoise(5, clip, draws=1, first_draws=3)
+    for key in [*order, *reversed(order)]:
+        assert torch.equal(noise.draw(*key, SHAPE), expected[key])
+
+
 @given(st.permutations([(chunk, step) for chunk in range(3) for step in range(3)]))
 def test_keyed_noise_does_not_depend_on_the_order(order: list[tuple[int, int]]) -> None:
     noise = KeyedNoise(7)

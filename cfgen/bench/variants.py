@@ -28,6 +28,7 @@ from cfgen.pipeline.memory_estimate import (
 )
 from cfgen.pipeline.models import LoadedModels
 from cfgen.pipeline.offload_plan import Offload
+from cfgen.pipeline.plan import passes_of
 from cfgen.pipeline.torch_compile import compile_blocks
 from cfgen.renderer.source import FrameSource
 from cfgen.rollout.cuda_graph import ChunkGraph
@@ -105,7 +106,8 @@ class BenchSetup:
     @property
     def slots(self) -> int:
         """Latent frames that a pass reads at most, the chunk's own included."""
-        return self.config.memory.capacity(self.kept.latent_frames)
+        kept = self.kept
+        return self.config.memory.readable(kept.latent_frames, kept.geometry.chunk_latent_frames)
 
     @property
     def frames(self) -> int:
@@ -115,8 +117,7 @@ class BenchSetup:
     @property
     def passes(self) -> int:
         """ChunkDenoiser of the generator over a chunk, the commit pass included."""
-        twice = 1 if self.guidance is None else 2
-        return twice * len(self.config.schedule.timesteps) + 1
+        return passes_of(self.config.schedule)
 
     def page_dtypes(self, way: Variant) -> tuple[torch.dtype, torch.dtype]:
         """What pages keep keys and values in."""

@@ -28,7 +28,8 @@ def values_of(key: str) -> Callable[[str], list[str]]:
     """Make the function that offers the values of a key that takes a few names."""
 
     def values(incomplete: str) -> list[str]:
-        return [value for value in keys()[key].values if _fits(value, incomplete)]
+        every = (value.removesuffix("K") for value in keys()[key].values)  # a number to be typed
+        return [value for value in every if _fits(value, incomplete)]
 
     return values
 

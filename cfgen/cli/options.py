@@ -249,7 +249,7 @@ Memory = _value(
     "--memory",
     "POLICY",
     SPEED,
-    "What the model keeps of earlier chunks: full, window or slow_fast.",
+    "What the model keeps of earlier chunks: full, window, recency, relax or slow_fast.",
     offered=completion.values_of("memory.policy"),
 )
 KvCache = _value(
@@ -322,8 +322,8 @@ CommitReads = _value(
     "--commit-reads",
     "WHAT",
     RARE,
-    "What a finished chunk attends to while it is written into memory: all of it, or "
-    "fast, its newest part.",
+    "What a finished chunk attends to while it is written into memory: all of it; fast, "
+    "its newest part; or newest:9, the newest 9 latent frames.",
     offered=completion.values_of("memory.commit_reads"),
 )
 Compile = _switch(

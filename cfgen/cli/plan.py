@@ -59,14 +59,17 @@ def memory_of(job: RenderJob) -> MemoryEstimate | str:
 
 def show_plan(console: Console, job: RenderJob) -> None:
     """Show a plan as the result of a command."""
-    from cfgen.pipeline.plan import estimate_of
+    from cfgen.pipeline.plan import estimate_of, passes_of
 
     needs, planned = estimate_of(job), job.plan
     if console.json:
         rows = [asdict(chunk) for chunk in planned]
         memory = _memory_data(memory_of(job))
-        begins = {"begins": list(job.require_beginning())}
-        console.result("", {**plan_data(planned, needs), **begins, **memory, "table": rows})
+        schedule = job.config.schedule
+        passes = {"first": passes_of(schedule, first=True), "others": passes_of(schedule)}
+        begins = list(job.require_beginning())
+        told = {**plan_data(planned, needs), "begins": begins, "passes": passes}
+        console.result("", {**told, **memory, "table": rows})
     else:
         console.result("\n".join(_text(job, needs, console.verbose)), {})
 
@@ -101,6 +104,7 @@ def _text(job: RenderJob, needs: Estimate, every_chunk: bool) -> Iterator[str]:
         yield f"{'begins' if number == 0 else '':10}{line}"
     for number, line in enumerate([*planned.lines(), *_speed(config)]):
         yield f"{'rounding' if number == 0 else '':10}{line}"
+    yield f"passes    {_passes_words(config)}"
     yield from _memory_words(memory_of(job), config.placement)
     yield (
         f"disk      {bytes_words(needs.output_nbytes)} for the video, "
@@ -123,11 +127,21 @@ def _text(job: RenderJob, needs: Estimate, every_chunk: bool) -> Iterator[str]:
 
 def replay_words(config: RenderConfig) -> str:
     """What it costs to resume from latents alone."""
-    passes = len(config.schedule.timesteps) * (1 if config.schedule.guidance == 1 else 2)
+    from cfgen.pipeline.plan import passes_of
+
     return (
         "without snapshots, every chunk that was made is committed again first: one pass of the "
-        f"{passes + 1} that it took"
+        f"{passes_of(config.schedule)} that it took"
     )
+
+
+def _passes_words(config: RenderConfig) -> str:
+    """The passes of a chunk, and those of the first where they are others."""
+    from cfgen.pipeline.plan import passes_of
+
+    usual, first = passes_of(config.schedule), passes_of(config.schedule, first=True)
+    more = "" if first == usual else f"; {first} for the first chunk"
+    return f"{usual} for a chunk, the one that commits it included{more}"
 
 
 def _row(planned: Plan, index: int) -> str:

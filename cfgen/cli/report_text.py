@@ -66,6 +66,10 @@ def _network(facts: NetworkFacts, *, refused: bool) -> Iterator[str]:
             "sets",
             f'{listed}: "{facts.prefix}" is taken unless model.prefer says otherwise',
         )
+    if facts.second_set:
+        yield from labelled(
+            "second set", f"{facts.second_set} tensors (memory_*), which write the memory"
+        )
     if facts.left_alone:
         owners = ", ".join(f"{owner} ({n})" for owner, n in facts.left_alone.items())
         yield from labelled("beside", f"tensors of other owners, left alone: {owners}")
@@ -169,6 +173,8 @@ def _origin(report: Report) -> Iterator[str]:
     published = guess.published
     if published and published.note:
         yield from labelled("note", published.note)
+    if published and published.unsupported:
+        yield from labelled("note", f"cfgen cannot run it: {published.unsupported}")
     told = next((report.metadata[key] for key in _LICENCES if key in report.metadata), None)
     if told:
         yield from labelled("licence", f"{told}, says its header")

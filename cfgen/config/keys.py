@@ -14,6 +14,7 @@ from functools import cache
 from typing import Annotated, Literal, get_args, get_origin, get_type_hints
 
 from cfgen.config.schema import RenderConfig, key_of
+from cfgen.fields import Pattern
 
 FLAGS: Mapping[str, str] = {
     "prompt": "PROMPT",
@@ -145,7 +146,9 @@ def _described(cls: type) -> dict[str, str]:
 
 def _values(hint: object) -> tuple[str, ...]:
     if get_origin(hint) is Annotated:
-        hint = get_args(hint)[0]
+        hint, *rules = get_args(hint)
+        if names := [rule.names for rule in rules if isinstance(rule, Pattern)]:
+            return names[0]
     if hint is bool:
         return ("true", "false")
     return tuple(map(str, get_args(hint))) if get_origin(hint) is Literal else ()

@@ -25,6 +25,8 @@ from cfgen.config.values import (
 )
 from cfgen.errors import Problem, UsageError
 from cfgen.fields import Pattern, Positive, Range, check
+from cfgen.memory.recency import RecencyMemory
+from cfgen.memory.relax import RelaxMemory
 from cfgen.memory.slow_fast import SlowFastMemory
 from cfgen.memory.transitions import Transition
 from cfgen.memory.window import FullMemory, WindowMemory
@@ -106,6 +108,7 @@ class ScheduleConfig:
 
     Attributes:
         timesteps: Falling timesteps in (0, 1000], the first 1000; each is one forward pass.
+        first_timesteps: Those of a chunk that has nothing before it; with none, `timesteps`.
         shift: Shift of the flow-matching schedule that `warp` applies.
         warp: Whether `timesteps` index the shifted schedule instead of being taken as they stand.
         renoise: Noise between steps: drawn afresh, or the noise that the prediction implies.
@@ -114,20 +117,27 @@ class ScheduleConfig:
     """
 
     timesteps: tuple[float, ...] = (1000.0, 750.0, 500.0, 250.0)
+    first_timesteps: tuple[float, ...] = ()
     shift: Annotated[float, Range(above=0)] = 5.0
     warp: bool = True
     renoise: Literal["fresh", "predicted"] = "fresh"
     guidance: Annotated[float, Range(low=1, high=20)] = 1.0
 
     def __post_init__(self) -> None:
-        steps = self.timesteps
-        falling = all(later < earlier for earlier, later in zip(steps, steps[1:], strict=False))
-        if steps and steps[0] == 1000 and steps[-1] > 0 and falling:
-            check(self)
-            return
-        listed = ", ".join(f"{step:g}" for step in steps)
-        reason = f"must start at 1000 and fall, staying above 0, got [{listed}]"
-        check(self, Problem(key="timesteps", reason=reason))
+        problems = []
+        lists = {"timesteps": self.timesteps, "first_timesteps": self.first_timesteps or (1000.0,)}
+        for key, steps in lists.items():
+            falling = all(later < earlier for earlier, later in zip(steps, steps[1:], strict=False))
+            if not (steps and steps[0] == 1000 and steps[-1] > 0 and falling):
+                listed = ", ".join(f"{step:g}" for step in steps)
+                reason = f"must start at 1000 and fall, staying above 0, got [{listed}]"
+                problems.append(Problem(key=key, reason=reason))
+        check(self, *problems)
+
+    @property
+    def first_steps(self) -> int:
+        """Forward passes of a chunk that has nothing before it, guidance not counted."""
+        return len(self.first_timesteps or self.timesteps)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -181,7 +191,7 @@ class BeginConfig:
         return self.image or self.video
 
 
-MemoryConfig = FullMemory | WindowMemory | SlowFastMemory
+MemoryConfig = FullMemory | WindowMemory | SlowFastMemory | RecencyMemory | RelaxMemory
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -30,7 +30,7 @@ class Chunk:
     ) -> None:
         self.frames, self.tables, self.decisions = frames, tables, decisions
         self._jump = jump
-        self._shown: dict[tuple[int, bool, bool], list[VisibleSlot]] = {}
+        self._shown: dict[tuple[int, Pass, bool], list[VisibleSlot]] = {}
 
     def visible_slots(self, layer: int, pass_: Pass) -> list[VisibleSlot]:
         """What a pass reads; waits for the device where its decision counts."""
@@ -40,11 +40,13 @@ class Chunk:
 
     def shown(self, layer: int, pass_: Pass, admitted: bool) -> list[VisibleSlot]:
         """What a pass reads if the chunk was admitted, or was not."""
-        key = layer, pass_.commit, admitted
+        table = self.tables[layer]
+        like = Pass(0 if pass_.commit else min(pass_.index, table.steps - 1), pass_.commit)
+        key = layer, like, admitted
         if key not in self._shown:
-            shown = self.tables[layer].visible_slots(pass_, admitted)
+            shown = table.visible_slots(like, admitted)
             past, own = shown[: -self.frames], shown[-self.frames :]
-            far = [VisibleSlot(each.slot, each.position + self._jump) for each in own]
+            far = [each._replace(position=each.position + self._jump) for each in own]
             self._shown[key] = [*past, *far] if self._jump else shown
         return self._shown[key]
 
@@ -63,6 +65,14 @@ class Prepared(NamedTuple):
     k: Tensor
     stored: Tensor | None
     key_sums: Tensor | None
+
+
+def bias_of(shown: Sequence[VisibleSlot], tokens: int, like: Tensor) -> Tensor | None:
+    """What is added to the scores of each key, [1, S * tokens] as `like`; None if nothing is."""
+    if not any(each.bias for each in shown):
+        return None
+    biases = like.new_tensor([[each.bias for each in shown]])
+    return biases.repeat_interleave(tokens, 1)
 
 
 class KVAttention(Protocol):

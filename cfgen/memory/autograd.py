@@ -10,7 +10,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from cfgen.memory.attention import Chunk, Prepared
+from cfgen.memory.attention import Chunk, Prepared, bias_of
 from cfgen.memory.pre_rotated import RotaryTables
 from cfgen.memory.protocols import Norms, Pass
 from cfgen.ops.reference import Rope, rotate, turns
@@ -56,6 +56,11 @@ class GraphCache:
         if len(written) < len(stored):
             raise IndexError(f"layer {layer}: a page was read before it was written")
         return [k for k, _ in written], [v for _, v in written]
+
+    def keys(self, layer: int, page: int) -> Tensor:
+        """See `page_pool.PagePool`; without gradients."""
+        (k,), _ = self.read(layer, [page])
+        return k.detach().transpose(1, 2)
 
     @property
     def nbytes(self) -> int:
@@ -122,4 +127,6 @@ class AutogradAttention:
             draws = len(made.k) // len(past)
             keys = [past.repeat(draws, 1, 1, 1)]
             values = [torch.cat(values, 1).repeat(draws, 1, 1, 1)]
-        return self._ops.attend(made.q, torch.cat([*keys, made.k], 1), torch.cat([*values, v], 1))
+        bias = bias_of(self._chunk.visible_slots(layer, pass_), tokens, made.q)
+        k, v = torch.cat([*keys, made.k], 1), torch.cat([*values, v], 1)
+        return self._ops.attend(made.q, k, v, bias)

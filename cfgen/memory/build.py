@@ -25,6 +25,7 @@ def build_memory(
     latent_frames: int,
     head_dim: int,
     grid: tuple[int, int],
+    chunk: int | None = None,
     admit: Admit | None = None,
 ) -> PagedMemory:
     """An empty memory of a policy.
@@ -36,6 +37,7 @@ def build_memory(
         latent_frames: Length of the clip, for a policy that keeps all of it.
         head_dim: Width of an attention head.
         grid: Rows and columns of tokens of a latent frame.
+        chunk: Latent frames of the largest chunk; None where chunks may be of any size.
         admit: Another op that decides on key frames than that of `ops`.
 
     Raises:
@@ -47,6 +49,8 @@ def build_memory(
         raise PresetError([Problem(key="memory.admission_layers", reason=reason)])
     tables = [policy.table(latent_frames) for _ in range(pool.layers)]
     slots = policy.capacity(latent_frames)
+    if chunk is not None:
+        slots = policy.readable(latent_frames, chunk)
     return assemble(
         tables,
         pool,
@@ -84,15 +88,25 @@ def assemble(
     if isinstance(pool, GraphCache):
         attention = AutogradAttention(pool, ops, rope=rope, grid=grid)
     elif ops.pages is not None:
-        attention = PagedAttention(pool, ops.pages, rope=rope, grid=grid, slots=slots)
+        attention = PagedAttention(
+            pool,
+            ops.pages,
+            rope=rope,
+            grid=grid,
+            slots=slots,
+            steps=max(table.steps for table in tables),
+            biased=any(table.biased for table in tables),
+        )
     else:
         attention = PreRotatedAttention(pool, ops, rope=rope, grid=grid, slots=slots, shared=shared)
+    decide, spatial = admit or ops.admit, rope.spatial(grid)
     tau, layers = rule or AdmissionRule(0.95, ())
     return PagedMemory(
         tables,
         pool,
         attention,
-        admit=admit or ops.admit,
+        admit=decide,
+        spatial=spatial,
         tau=tau,
         admission_layers=layers,
         recaches=recaches,

@@ -59,6 +59,9 @@ class PagePool(Protocol):
             only_if: [1] int32; nothing is stored if it is 0.
         """
 
+    def keys(self, layer: int, page: int) -> Tensor:
+        """Keys of a page as numbers, rotated in space: [B, N, P, D]."""
+
     @property
     def nbytes(self) -> int:
         """Bytes held."""
@@ -163,6 +166,10 @@ class KVCache:
             page_k, page_v = expand(self._page(layer, page), self.dtype)
             k[:, :, i].copy_(page_k)
             v[:, :, i].copy_(page_v)
+
+    def keys(self, layer: int, page: int) -> Tensor:
+        """See `PagePool`."""
+        return expand(self._page(layer, page), self.dtype)[0]
 
     def _page(self, layer: int, page: int) -> Pages:
         return _each(self._all, lambda pool: pool[layer, page].to(self._device))

@@ -18,8 +18,17 @@ from torch import Tensor
 from cfgen.kernels.pages import ADMITTED, ADMITTED_NOW, CAN_ADMIT, UPDATE_REFERENCE
 from cfgen.memory.attention import Chunk, KVAttention, Prepared
 from cfgen.memory.page_pool import KVCache, PagePool
-from cfgen.memory.protocols import MemoryState, Norms, Pass, Scalars, Table, whole
+from cfgen.memory.protocols import (
+    ChoosingTable,
+    MemoryState,
+    Norms,
+    Pass,
+    Scalars,
+    Table,
+    whole,
+)
 from cfgen.memory.recent import RecentLatents
+from cfgen.ops.reference import rotate, turns
 
 Admit = Callable[..., None]
 """The op that decides; see `ops.reference.admit`."""
@@ -33,6 +42,8 @@ class PagedMemory:
         pool: where pages lie.
         attention: attends to them.
         admit: decides on key frames.
+        spatial: rotation of a frame's tokens in space, angles [P, E]; only tables that choose need
+            it.
         tau: its threshold.
         admission_layers: layers that decide together for all, in rising order; with none, each
             layer decides for itself. Only for tables whose decisions count from the next chunk on.
@@ -47,6 +58,7 @@ class PagedMemory:
         attention: KVAttention,
         *,
         admit: Admit,
+        spatial: Tensor | None = None,
         tau: float = 0.95,
         admission_layers: Sequence[int] = (),
         recaches: int = 0,
@@ -55,6 +67,10 @@ class PagedMemory:
             raise ValueError("a table that reads its decision at once cannot wait for other layers")
         self.tables, self.pool, self.attention = list(tables), pool, attention
         self.admit, self.tau = admit, tau
+        self._choosing = [table for table in tables if isinstance(table, ChoosingTable)]
+        if self._choosing and spatial is None:
+            raise ValueError("tables that choose by keys need to know how keys are rotated")
+        self._spatial = torch.zeros(0) if spatial is None else spatial
         self._admission_layers = sorted(set(admission_layers))
         self._key_sums: list[Tensor] = []
         self.decisions = torch.zeros(len(self.tables), 4, dtype=torch.int32, device=pool.device)
@@ -76,6 +92,7 @@ class PagedMemory:
             spare.append([self.pool.allocate(layer) for _ in range(table.spare_pages)])
             table.append_chunk(self._next_frame, pages[-1], spare[-1])
             asked.append([int(answer) for answer in table.admission])
+        self._choose()
         self.decisions.zero_()
         self.decisions[:, CAN_ADMIT : UPDATE_REFERENCE + 1] = self._on_device("asked", asked)
         chunk = Chunk(frames, self.tables, self.decisions, jump=self._jump)
@@ -83,6 +100,27 @@ class PagedMemory:
         self.attention.begin(chunk)
         targets, spares = self._on_device("target", pages), self._on_device("spare", spare)
         return PagedView(self, chunk, targets, spares)
+
+    def _choose(self) -> None:
+        """Have tables choose what the chunk reads, by keys that the first layer keeps.
+
+        The host waits for them here, between two chunks, if anything is asked for.
+        """
+        if not self._choosing:
+            return
+        groups = self._choosing[0].asked()
+        means = [self._mean_key([slot.page for slot in group]) for group in groups]
+        told = torch.stack(means).tolist() if means else []
+        for table in self._choosing:
+            table.choose(told)
+
+    def _mean_key(self, pages: Sequence[int]) -> Tensor:
+        """Mean over heads and tokens of keys of the first layer, without rotation: [D]."""
+        keys = torch.stack([self.pool.keys(0, page) for page in pages]).flatten(0, 1)
+        exact = torch.promote_types(keys.dtype, torch.float32)
+        over_heads = keys.to(exact).mean((0, 1))
+        back = turns(-self._spatial, exact, keys.device)
+        return rotate(over_heads[None, :, None], back)[0, :, 0].mean(0)
 
     def _on_device(self, name: str, numbers: list[list[int]]) -> Tensor:
         """Whole numbers where they were last time, so that what was captured finds them."""

@@ -1,7 +1,8 @@
 """Attention that reads pages where they lie: time stands in the slots, and queries are turned.
 
 What a chunk may read is written to the device before its first pass, at addresses that never
-change, for both outcomes of a decision: nothing in a chunk waits for the host.
+change, for each kind of pass and for both outcomes of a decision: nothing in a chunk waits for the
+host.
 
 Axis letters: B batch, F latent frames, P tokens per latent frame, E rotary pairs, S slots.
 """
@@ -15,11 +16,8 @@ from cfgen.kernels.pages import ADMITTED, Slots
 from cfgen.memory.attention import Chunk, Prepared
 from cfgen.memory.page_pool import KVCache
 from cfgen.memory.protocols import Norms, Pass
-from cfgen.ops.reference import Rope
+from cfgen.ops.reference import LOG2E, Rope
 from cfgen.ops.select import PageOps
-
-DENOISE, COMMIT = 0, 1
-PASSES = (Pass(0), Pass(0, commit=True))
 
 
 class PagedAttention:
@@ -31,37 +29,53 @@ class PagedAttention:
         rope: Rotary layout of the generator.
         grid: Tokens of a latent frame as (rows, columns).
         slots: Most slots that a pass reads, the chunk's own included.
+        steps: Denoising passes that may each read something of their own.
+        biased: Whether slots may have a bias.
     """
 
     def __init__(
-        self, pool: KVCache, ops: PageOps, *, rope: Rope, grid: tuple[int, int], slots: int
+        self,
+        pool: KVCache,
+        ops: PageOps,
+        *,
+        rope: Rope,
+        grid: tuple[int, int],
+        slots: int,
+        steps: int = 1,
+        biased: bool = False,
     ) -> None:
         self._pool, self._ops, self._rope = pool, ops, rope
         self._exact = torch.float64 if pool.dtype == torch.float64 else torch.float32
         self._spatial = self._on_device(_cosine_sine(rope.spatial(grid)))
-        self._page = self._whole(2, 2, slots)
-        self._row = self._whole(2, 2, slots)
-        self._count = self._whole(2, 2)
-        self._here = self._whole(2, slots)
-        # A chunk that jumps in time stands at positions of its own in each layer.
-        self._turns = self._on_device(_cosine_sine(rope.temporal([0] * 2 * slots)))
+        self._passes = [*map(Pass, range(steps)), Pass(0, commit=True)]
+        kinds = len(self._passes)
+        self._page = self._whole(kinds, 2, slots)
+        self._row = self._whole(kinds, 2, slots)
+        self._count = self._whole(kinds, 2)
+        self._here = self._whole(kinds, slots)
+        self._bias = self._on_device(torch.zeros(self._page.shape)) if biased else None
+        # A chunk that jumps in time stands at positions of its own in each layer, and denoising
+        # and commit passes may differ.
+        most = 2 * slots if kinds == 2 else 4 * slots
+        self._turns = self._on_device(_cosine_sine(rope.temporal([0] * most)))
 
     def begin(self, chunk: Chunk) -> None:
         """Write down what the passes of a chunk will read."""
         # The host writes tables for every case that a pass can meet, before it knows which: for
-        # each layer, for denoising and for commit passes, and for the chunk admitted or not,
-        # [layers, 2, 2, slots]. The kernel picks by the decision that it finds on the device, so
-        # that nothing waits for it. A row is a temporal position: each is rotated once, whatever
-        # reads it.
+        # each layer, for each kind of denoising pass and the commit pass, and for the chunk
+        # admitted or not, [layers, kinds, 2, slots]. The kernel picks by the decision that it finds
+        # on the device, so that nothing waits for it. A row is a temporal position: each is rotated
+        # once, whatever reads it.
         self._chunk = chunk
         page, row, count, here = (
             torch.zeros(like.shape, dtype=torch.int32)
             for like in (self._page, self._row, self._count, self._here)
         )
+        bias = torch.zeros(self._page.shape)
         rows: dict[int, int] = {}
         for layer, table in enumerate(chunk.tables):
             may_be = table.admission.allowed
-            for index, pass_ in enumerate(PASSES):
+            for index, pass_ in enumerate(self._passes):
                 for admitted in (False, True):
                     shown = chunk.shown(layer, pass_, admitted and may_be)
                     at = [rows.setdefault(p.position, len(rows)) for p in shown]
@@ -69,6 +83,7 @@ class PagedAttention:
                     where = layer, index, int(admitted)
                     page[where][:past] = torch.tensor([p.slot.page for p in shown[:past]])
                     row[where][:past] = torch.tensor(at[:past])
+                    bias[where][:past] = torch.tensor([LOG2E * p.bias for p in shown[:past]])
                     count[where] = past
                     here[layer, index, : chunk.frames] = torch.tensor(at[past:])
         turns = _cosine_sine(self._rope.temporal(list(rows)))
@@ -76,6 +91,8 @@ class PagedAttention:
         self._row.copy_(row)
         self._count.copy_(count)
         self._here.copy_(here)
+        if self._bias is not None:
+            self._bias.copy_(bias)
         self._turns[: len(turns)] = self._on_device(turns)
 
     def forget(self) -> None:
@@ -103,7 +120,8 @@ class PagedAttention:
         return self._ops.attend_pages(made.q, made.k, v, self._pool.layer(layer), slots)
 
     def _slots(self, layer: int, pass_: Pass) -> Slots:
-        index = COMMIT if pass_.commit else DENOISE
+        last = len(self._passes) - 1
+        index = last if pass_.commit else min(pass_.index, last - 1)
         return Slots(
             page=self._page[layer, index],
             row=self._row[layer, index],
@@ -111,6 +129,7 @@ class PagedAttention:
             here=self._here[layer, index, : self._chunk.frames],
             admitted=self._chunk.decisions[layer, ADMITTED : ADMITTED + 1],
             turns=self._turns,
+            bias=None if self._bias is None else self._bias[layer, index],
         )
 
     def _whole(self, *shape: int) -> Tensor:

@@ -12,11 +12,9 @@ from collections.abc import Iterable, Mapping
 from typing import ClassVar, Literal, NamedTuple, Protocol
 
 from cfgen.errors import Problem
+from cfgen.memory.commit_reads import CommitReads
 from cfgen.memory.protocols import Table
 from cfgen.memory.transitions import Transition
-
-CommitReads = Literal["all", "fast"]
-"""What the commit pass may attend to: all of the memory, or fast memory and the chunk itself."""
 
 Storage = Literal["auto", "bf16", "int8", "fp8"]
 """How the KV cache is kept: as it is computed; in bfloat16; keys in int8 and values as they are
@@ -63,7 +61,10 @@ class Policy(Protocol):
         """When key frames are admitted, if ever."""
 
     def capacity(self, latent_frames: int) -> int:
-        """Most latent frames that a pass reads in a clip of so many."""
+        """Most latent frames that are kept of a clip of so many."""
+
+    def readable(self, latent_frames: int, chunk: int) -> int:
+        """Most latent frames that a pass reads, those of its chunk of `chunk` included."""
 
     def table(self, latent_frames: int) -> Table:
         """One layer's table, empty, for a clip of so many latent frames."""
@@ -86,5 +87,5 @@ class Policy(Protocol):
 
 
 def pages_of(policy: Policy, latent_frames: int) -> int:
-    """Pages that a layer's pool needs: one more than is read, to copy to before one is dropped."""
+    """Pages that a layer's pool needs: one more than is kept, to copy to before one is dropped."""
     return policy.capacity(latent_frames) + 1

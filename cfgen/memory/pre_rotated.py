@@ -12,9 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from cfgen.memory.attention import Chunk, Prepared
+from cfgen.memory.attention import Chunk, Prepared, bias_of
 from cfgen.memory.page_pool import KVCache
-from cfgen.memory.protocols import Norms, Pass, VisibleSlot
+from cfgen.memory.protocols import Norms, Pass, Slot, VisibleSlot
 from cfgen.ops.reference import Rope, rotate, turns
 from cfgen.ops.select import Ops
 from cfgen.ops.torch_backend import norm
@@ -24,6 +24,9 @@ SPELLED_OUT = 2**16
 5 us, not 10 us, for 180 tokens of 4 heads of 64 channels; for 4680 of 12 of 128 it takes 1.8 ms,
 not 1.3 ms (one core of an AMD EPYC, torch 2.13, complex64)."""
 
+
+Place = tuple[Slot, int]
+"""A slot and its temporal position."""
 
 MOST_KNOWN = 16
 """Sets of positions whose rotations are kept from one chunk to the next."""
@@ -85,6 +88,7 @@ class Held(NamedTuple):
         own_k: Where the chunk's own keys go, [B, L, N, D].
         own_v: Where its values go.
         here: Rotations of its tokens, unit complex numbers [L, 1 or N, E].
+        bias: Added to the scores of each key, [1, S]; None if nothing is.
     """
 
     visible: list[VisibleSlot]
@@ -93,6 +97,7 @@ class Held(NamedTuple):
     own_k: Tensor
     own_v: Tensor
     here: Tensor
+    bias: Tensor | None
 
 
 class PreRotatedAttention:
@@ -124,7 +129,7 @@ class PreRotatedAttention:
         layers = 1 if shared else pool.layers
         shape = (layers, batch, heads, slots * self._tokens, self._head_dim)
         self._k, self._v = torch.zeros(2, *shape, dtype=pool.dtype, device=pool.device)
-        self._context: list[list[VisibleSlot]] = [[] for _ in range(layers)]
+        self._context: list[list[Place]] = [[] for _ in range(layers)]
         self._held: list[Held | None] = [None] * layers
 
     @property
@@ -170,21 +175,23 @@ class PreRotatedAttention:
         # both as one [B, slots * P, N, D] without joining them.
         held.own_k.copy_(turn(made.k, held.here))
         held.own_v.copy_(v)
-        return self._ops.attend(turn(made.q, held.here).to(v.dtype), held.k, held.v)
+        q = turn(made.q, held.here).to(v.dtype)
+        return self._ops.attend(q, held.k, held.v, held.bias)
 
     def _hold(self, layer: int, place: int, visible: list[VisibleSlot], *, like: Tensor) -> Held:
         """Have the context held, and room for the chunk behind it, whose keys are `like` these."""
         frames = self._chunk.frames
         if self._shared:
             self._context[place] = []
-        first = self._bring(layer, place, visible[:-frames])
+        first = self._bring(layer, place, [each.place for each in visible[:-frames]])
         tokens = slice(first * self._tokens, (first + len(visible)) * self._tokens)
         k, v = (x[place, :, :, tokens].transpose(1, 2) for x in (self._k, self._v))
         own = slice(-frames * self._tokens, None)
         here = self._turns.of([each.position for each in visible[-frames:]], like)
-        return Held(visible, k, v, k[:, own], v[:, own], here)
+        bias = bias_of(visible, self._tokens, v)
+        return Held(visible, k, v, k[:, own], v[:, own], here, bias)
 
-    def _bring(self, layer: int, place: int, context: list[VisibleSlot]) -> int:
+    def _bring(self, layer: int, place: int, context: list[Place]) -> int:
         """Have these slots held one after another; the index of the first."""
         # Most chunks only drop slots at the front of what is held (the window moved on) and add
         # some at its end. Then nothing is copied: the context begins later in the same buffers.
@@ -200,21 +207,21 @@ class PreRotatedAttention:
         self._context[place] = context
         return 0
 
-    def _rotate(self, layer: int, place: int, first: int, placed: list[VisibleSlot]) -> None:
+    def _rotate(self, layer: int, place: int, first: int, placed: list[Place]) -> None:
         """Hold pages at their positions; only channels that turn in time are computed."""
         tokens = slice(first * self._tokens, (first + len(placed)) * self._tokens)
         k, v = (
             torch.unflatten(x[place][:, :, tokens], 2, (len(placed), -1))
             for x in (self._k, self._v)
         )
-        self._pool.read(layer, [each.slot.page for each in placed], k, v)
+        self._pool.read(layer, [slot.page for slot, _ in placed], k, v)
         # Pages hold keys that are rotated in space already, so only the first channel pairs, those
         # of the temporal axis, are left: [B, N, pages, P, 2 * pairs_in_time]. They are turned in
         # float32, since two roundings to bfloat16 would move attention.
         in_time = k[..., : 2 * self._turns.pairs_in_time]
         exact = k.dtype in (torch.float32, torch.float64)
         wide = in_time if exact else in_time.contiguous().float()
-        turn(wide, self._turns.in_time([each.position for each in placed], wide))
+        turn(wide, self._turns.in_time([position for _, position in placed], wide))
         if not exact:
             in_time.copy_(wide.to(k.dtype))
 

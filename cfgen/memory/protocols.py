@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 if TYPE_CHECKING:  # policies load without torch
     from torch import Tensor
@@ -35,10 +35,19 @@ class Slot(NamedTuple):
 
 
 class VisibleSlot(NamedTuple):
-    """A slot that a pass may read, at its temporal position."""
+    """A slot that a pass may read, at its temporal position.
+
+    `bias` is added to the scores of its keys; those of the chunk itself have none.
+    """
 
     slot: Slot
     position: int
+    bias: float = 0.0
+
+    @property
+    def place(self) -> tuple[Slot, int]:
+        """What its rotated keys follow from."""
+        return self.slot, self.position
 
 
 class Admission(NamedTuple):
@@ -59,10 +68,15 @@ class Table(Protocol):
     Attributes:
         capacity: Most slots.
         spare_pages: Pages that a chunk may be copied to before it is finished.
+        steps: How many denoising passes may each read something of their own; later ones read as
+            the last of them.
+        biased: Whether slots may have a bias.
     """
 
     capacity: int
     spare_pages: int
+    steps: int
+    biased: bool
 
     def evict(self, frames: int) -> None:
         """Make room for a chunk of `frames` latent frames."""
@@ -110,6 +124,17 @@ class Table(Protocol):
 
     def restore(self, scalars: Mapping[str, object]) -> None:
         """Restore a state that `state` returned, after a round trip through JSON."""
+
+
+@runtime_checkable
+class ChoosingTable(Table, Protocol):
+    """A table that chooses what a chunk reads by keys that are stored."""
+
+    def asked(self) -> list[list[Slot]]:
+        """Groups of slots whose mean keys are to be told, once a chunk was appended; or none."""
+
+    def choose(self, keys: Sequence[Sequence[float]]) -> None:
+        """Choose by the mean key [D] of each group in the first layer, or with none by none."""
 
 
 class Norms(NamedTuple):

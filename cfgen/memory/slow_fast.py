@@ -14,7 +14,8 @@ from typing import Annotated, ClassVar, Literal
 
 from cfgen.errors import Problem
 from cfgen.fields import Natural, Positive, Range, check
-from cfgen.memory.policy import AdmissionRule, CommitReads, Storage
+from cfgen.memory.commit_reads import CommitReads, commit_problems, narrowed
+from cfgen.memory.policy import AdmissionRule, Storage
 from cfgen.memory.protocols import (
     Admission,
     Pass,
@@ -48,7 +49,8 @@ class SlowFastMemory:
             unless the clip is still there from its start.
         recache_slow: Whether such a shot keeps the key frames as they were, for identity, or clears
             them and commits more of the newest frames again, which then follow the new prompt.
-        commit_reads: What the commit pass may attend to.
+        commit_reads: What the commit pass may attend to: all; its newest part (fast: no sink of
+            earlier chunks, no key frames); or the newest K latent frames, without key frames.
         kv_cache: How the KV cache is stored.
     """
 
@@ -86,6 +88,10 @@ class SlowFastMemory:
         """All three parts; key frames are copies, so a short clip can be there twice."""
         return min(self.sink + self.slow + self.fast, 2 * latent_frames)
 
+    def readable(self, latent_frames: int, chunk: int) -> int:
+        """All that is kept."""
+        return self.capacity(latent_frames)
+
     def table(self, latent_frames: int) -> SlowFastTable | ReleaseTable:
         """One layer's table under the rule of `variant`."""
         if self.variant == "release":
@@ -120,6 +126,7 @@ class SlowFastMemory:
 
     def problems(self, *, chunk: int, guidance: float, snapshot: str) -> Iterable[Problem]:
         """Fast memory must hold a chunk; what `release` cannot do beside."""
+        yield from commit_problems(self.commit_reads, chunk=chunk)
         if self.fast < chunk:
             reason = f"must hold a chunk of {chunk}, got {self.fast}"
             yield Problem(key="memory.fast", reason=reason)
@@ -154,12 +161,14 @@ class SlowFastTable:
         interval: only every `interval`-th chunk is considered.
         min_gap: chunks from one admission to the next, at least.
         against: the reference is the `previous` chunk (paper) or the last `admitted` one (cfgen).
-        commit_reads: `all`, or `fast`: the commit pass reads fast memory only.
+        commit_reads: see `commit_reads.narrowed`.
         global_sink: whether `rewind` keeps a sink that lies before all that is told again.
         keep_slow: whether it keeps key frames.
     """
 
     spare_pages = 0
+    steps = 1
+    biased = False
 
     def __init__(
         self,
@@ -223,9 +232,11 @@ class SlowFastTable:
     def visible_slots(self, pass_: Pass, admitted: bool) -> list[VisibleSlot]:
         """Sink, slow, fast at contiguous positions; what this chunk admits is not yet seen."""
         placed = [VisibleSlot(slot, i) for i, slot in enumerate(self.slots())]
-        if pass_.commit and self._commit_reads == "fast":
-            return placed[-max(len(self._fast), len(self._current)) :]
-        return placed
+        if not pass_.commit:
+            return placed
+        copies = range(len(self._sink), len(self._sink) + len(self._slow))
+        fast, current = len(self._fast), len(self._current)
+        return narrowed(placed, self._commit_reads, fast=fast, current=current, copies=copies)
 
     def commit(self, admitted: bool) -> None:
         """An admitted frame joins slow memory, which drops its oldest."""

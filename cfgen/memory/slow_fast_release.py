@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from cfgen.memory.commit_reads import narrowed
 from cfgen.memory.protocols import (
     Admission,
     Pass,
@@ -29,6 +30,8 @@ class ReleaseTable:
     """
 
     spare_pages = 1
+    steps = 1
+    biased = False
 
     def __init__(
         self,
@@ -77,10 +80,12 @@ class ReleaseTable:
         """All slots, each at its slot number."""
         table, key_frames = self._with_copy() if admitted else (self._table, self._key_frames)
         placed = [VisibleSlot(slot, i) for i, slot in enumerate(table)]
-        if pass_.commit and self._commit_reads == "fast":
-            rest = len(placed) - self._sink - key_frames
-            return placed[-max(min(self._fast, rest), self._current) :]
-        return placed
+        if not pass_.commit:
+            return placed
+        copies = range(self._sink, self._sink + key_frames)
+        fast = min(self._fast, len(placed) - self._sink - key_frames)
+        current = self._current
+        return narrowed(placed, self._commit_reads, fast=fast, current=current, copies=copies)
 
     def commit(self, admitted: bool) -> None:
         """The copy stays where the passes after it read it."""

@@ -2,20 +2,24 @@
 
 The window counts sink, past and current chunk together.
 Source: Self-Forcing wan/modules/causal_model.py @ 33593df (absolute positions), LongLive v1.0 @
-e52d9ef (`use_infinite_attention`: positions are slot numbers).
+e52d9ef (`use_infinite_attention`: positions are slot numbers), Self Gradient Forcing @ ba16e1b
+(arXiv 2607.20368; positions at the top of those that were trained).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from cfgen.errors import Problem
 from cfgen.fields import Natural, Positive, check
-from cfgen.memory.policy import CommitReads, Storage
+from cfgen.memory.commit_reads import CommitReads, commit_problems, narrowed
+from cfgen.memory.policy import Storage
 from cfgen.memory.protocols import Admission, Pass, Scalars, Slot, VisibleSlot, pairs_of, slots_of
 from cfgen.memory.transitions import Transition
+
+Positions = Literal["absolute", "relative", "top"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,7 +27,8 @@ class FullMemory:
     """Keep every latent frame; memory grows with the clip.
 
     Attributes:
-        commit_reads: What the commit pass may attend to.
+        commit_reads: What the commit pass may attend to: all; its newest part (fast: no sink of
+            earlier chunks, no key frames); or the newest K latent frames, without key frames.
         kv_cache: How the KV cache is stored.
     """
 
@@ -45,6 +50,10 @@ class FullMemory:
         """The whole clip."""
         return latent_frames
 
+    def readable(self, latent_frames: int, chunk: int) -> int:
+        """All that is kept."""
+        return self.capacity(latent_frames)
+
     def table(self, latent_frames: int) -> WindowTable:
         """A window that is never full."""
         return WindowTable(latent_frames, commit_reads=self.commit_reads)
@@ -61,8 +70,8 @@ class FullMemory:
         return "memory full keeps the whole film, and would have to commit it again at once"
 
     def problems(self, *, chunk: int, guidance: float, snapshot: str) -> Iterable[Problem]:
-        """None: it goes together with everything."""
-        return ()
+        """A commit pass must read its chunk."""
+        return commit_problems(self.commit_reads, chunk=chunk)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,10 +81,13 @@ class WindowMemory:
     Attributes:
         sink: Latent frames kept from the start of the clip.
         size: Latent frames kept, the sink and the current chunk included.
-        positions: Temporal positions: of the clip, or of the slot in the window.
+        positions: Temporal positions: of the clip; of the slot in the window; or (top) of the clip
+            up to the last of `trained`, where the newest frames then stay, behind a gap.
+        trained: Latent frames of the clips that the model was trained on, for `top`.
         global_sink: Whether a shot that begins with `recache` keeps the sink as it was committed,
             unless the window still holds the clip from its start.
-        commit_reads: What the commit pass may attend to.
+        commit_reads: What the commit pass may attend to: all; its newest part (fast: no sink of
+            earlier chunks, no key frames); or the newest K latent frames, without key frames.
         kv_cache: How the KV cache is stored.
     """
 
@@ -85,7 +97,8 @@ class WindowMemory:
     policy: Literal["window"] = "window"
     sink: Natural = 3
     size: Positive = 21
-    positions: Literal["absolute", "relative"] = "relative"
+    positions: Positions = "relative"
+    trained: Positive = 21
     global_sink: bool = True
     commit_reads: CommitReads = "all"
     kv_cache: Storage = "auto"
@@ -101,12 +114,17 @@ class WindowMemory:
         """The window, or the clip where that is shorter."""
         return min(self.size, latent_frames)
 
+    def readable(self, latent_frames: int, chunk: int) -> int:
+        """All that is kept."""
+        return self.capacity(latent_frames)
+
     def table(self, latent_frames: int) -> WindowTable:
         """One layer's table."""
         return WindowTable(
             self.size,
             sink=self.sink,
-            relative=self.positions == "relative",
+            positions=self.positions,
+            trained=self.trained,
             commit_reads=self.commit_reads,
             global_sink=self.global_sink,
         )
@@ -121,10 +139,22 @@ class WindowMemory:
         return None
 
     def problems(self, *, chunk: int, guidance: float, snapshot: str) -> Iterable[Problem]:
-        """A window must have room for a chunk beside its sink."""
+        """A window must have room for a chunk beside its sink, and positions for all of it."""
+        yield from commit_problems(self.commit_reads, chunk=chunk)
+        if self.positions == "top" and self.size > self.trained:
+            reason = (
+                f"must be {self.trained} at most with positions: top, which are those of the "
+                f"{self.trained} latent frames in memory.trained, got {self.size}"
+            )
+            yield Problem(key="memory.size", reason=reason)
         if self.size < self.sink + chunk:
             reason = f"must hold the sink of {self.sink} and a chunk of {chunk}, got {self.size}"
             yield Problem(key="memory.size", reason=reason)
+
+
+def in_a_row(slots: Sequence[Slot], end: int) -> list[VisibleSlot]:
+    """Slots one after another, the last of them right before position `end`."""
+    return [VisibleSlot(slot, end - len(slots) + i) for i, slot in enumerate(slots)]
 
 
 class WindowTable:
@@ -133,26 +163,32 @@ class WindowTable:
     Args:
         size: latent frames kept, sink and current chunk included.
         sink: first latent frames of the clip that always stay.
-        relative: positions are slot numbers; otherwise a page sits at its frame number.
-        commit_reads: `all`, or `fast`: the commit pass does not read the sink.
+        positions: `absolute`: a page sits at its frame number; `relative`: at its slot number;
+            `top`: the sink at its slot numbers, the others one after another, so that the newest
+            sits at its frame number, but never beyond `trained` - 1.
+        trained: latent frames whose positions the model knows, `size` at least; for `top`.
+        commit_reads: see `commit_reads.narrowed`.
         global_sink: whether `rewind` keeps a sink that lies before all other slots.
     """
 
     spare_pages = 0
+    steps = 1
+    biased = False
 
     def __init__(
         self,
         size: int,
         *,
         sink: int = 0,
-        relative: bool = False,
+        positions: Positions = "absolute",
+        trained: int = 21,
         commit_reads: str = "all",
         global_sink: bool = True,
     ) -> None:
         self.capacity = size
         self._sink = sink
         self._global_sink = global_sink
-        self._relative = relative
+        self._positions, self._trained = positions, trained
         self._commit_reads = commit_reads
         self._slots: list[Slot] = []
         self._current = 0
@@ -178,14 +214,24 @@ class WindowTable:
         return Admission(allowed=False, update_reference=False)
 
     def visible_slots(self, pass_: Pass, admitted: bool) -> list[VisibleSlot]:
-        """All slots; all but the sink of earlier chunks in a commit pass that reads `fast`."""
-        placed = [
-            VisibleSlot(slot, i if self._relative else slot.frame)
-            for i, slot in enumerate(self._slots)
-        ]
-        if pass_.commit and self._commit_reads == "fast":
-            return placed[min(self._sink, len(placed) - self._current) :]
-        return placed
+        """All slots; in a commit pass those that it may read."""
+        placed = list(map(VisibleSlot, self._slots, self._places()))
+        if not pass_.commit:
+            return placed
+        fast = len(placed) - self._sink
+        return narrowed(placed, self._commit_reads, fast=fast, current=self._current)
+
+    def _places(self) -> Iterable[int]:
+        """The temporal position of each slot."""
+        match self._positions:
+            case "absolute":
+                return [slot.frame for slot in self._slots]
+            case "relative":
+                return range(len(self._slots))
+            case "top":
+                sink = min(self._sink, len(self._slots))
+                end = min(self._slots[-1].frame + 1, self._trained)
+                return [*range(sink), *range(end - (len(self._slots) - sink), end)]
 
     def commit(self, admitted: bool) -> None:
         """Nothing is left to settle."""

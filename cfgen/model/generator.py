@@ -11,7 +11,6 @@ wan/modules/causal_model.py @ 33593df.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cfgen.memory.protocols import Norms, View
+from cfgen.model.embedding import logarithms, sinusoid
 from cfgen.ops.select import TORCH, Ops
 
 
@@ -55,10 +55,19 @@ class Conditioning:
     Attributes:
         keys_values: Keys and values [B, T, N, D] of each layer's cross-attention.
         bias: [B, T], added to the scores of keys that stand for several; None where none does.
+        commit: What commit passes read, where weights of their own compute them.
     """
 
     keys_values: tuple[tuple[Tensor, Tensor], ...]
     bias: Tensor | None = None
+    commit: Conditioning | None = None
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All that it holds, in an order that does not change."""
+        found = [tensor for pair in self.keys_values for tensor in pair]
+        found += [] if self.bias is None else [self.bias]
+        return found if self.commit is None else [*found, *self.commit.tensors]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +77,12 @@ class Level:
     Attributes:
         time: Embedding [B, F, E].
         modulation: [B, F, 6, E].
+        commit: What commit passes read, where weights of their own compute them.
     """
 
     time: Tensor
     modulation: Tensor
+    commit: Level | None = None
 
 
 class Linear(nn.Linear):
@@ -215,7 +226,12 @@ class Generator(nn.Module):
     Args:
         geometry: Its sizes.
         ops: What its layers compute with.
+
+    Attributes:
+        writer: One of the same sizes whose weights compute commit passes; None where these do.
     """
+
+    writer: Generator | None
 
     def __init__(self, geometry: WanConfig, ops: Ops = TORCH) -> None:
         super().__init__()
@@ -230,6 +246,7 @@ class Generator(nn.Module):
         self.time_projection = nn.Sequential(nn.SiLU(), Linear(g.dim, 6 * g.dim))
         self.blocks = nn.ModuleList(Block(g, layer, ops) for layer in range(g.num_layers))
         self.head = Head(g, ops)
+        self.writer = None
 
     def compute_with(self, ops: Ops) -> None:
         """Compute with other ops from now on."""
@@ -247,6 +264,7 @@ class Generator(nn.Module):
 
         Padding is not masked, and all of it is one key: so a few are read, which count for all.
         """
+        padded = text
         blocks = [block for block in self.blocks if isinstance(block, Block)]
         used = text.ne(0).any(-1).any(0).nonzero()
         words = int(used[-1]) + 1 if len(used) else 0
@@ -259,14 +277,18 @@ class Generator(nn.Module):
             bias[:, words:] = shares
             bias = bias.to(text.device)
         embedded = self.text_embedding(text)
-        return Conditioning(tuple(block.cross_attn.read(embedded) for block in blocks), bias)
+        read = tuple(block.cross_attn.read(embedded) for block in blocks)
+        return Conditioning(
+            read, bias, None if self.writer is None else self.writer.condition(padded)
+        )
 
     def level(self, sigma: float | Tensor) -> Level:
         """Read a noise level once for all passes that have it: a number, or a tensor [B, F]."""
         level = torch.as_tensor(sigma, dtype=torch.float64, device=self.device)
         level = level.reshape(1, 1) if level.ndim == 0 else level
         time = self.time_embedding(sinusoid(level * 1000, self.geometry.freq_dim))
-        return Level(time, self.time_projection(time).unflatten(-1, (6, self.geometry.dim)))
+        modulation = self.time_projection(time).unflatten(-1, (6, self.geometry.dim))
+        return Level(time, modulation, None if self.writer is None else self.writer.level(sigma))
 
     def forward(
         self, x_BFCHW: Tensor, level: Level | float | Tensor, text: Conditioning, view: View
@@ -296,7 +318,18 @@ class Generator(nn.Module):
         return flow.reshape(batch, frames, g.out_dim, height, width)
 
     def commit(self, x_BFCHW: Tensor, level: Level, text: Conditioning, view: View) -> None:
-        """The commit pass of a clean chunk: what `forward` leaves in memory, and no more."""
+        """The commit pass of a clean chunk: what `forward` leaves in memory, and no more.
+
+        Where there is a `writer`, its weights compute it.
+
+        Raises:
+            ValueError: level or text were read without the writer.
+        """
+        if self.writer is not None:
+            if level.commit is None or text.commit is None:
+                raise ValueError("a commit pass needs level and text as its own weights read them")
+            self.writer.commit(x_BFCHW, level.commit, text.commit, view)
+            return
         x = self._patches(x_BFCHW)
         *blocks, last = (block for block in self.blocks if isinstance(block, Block))
         for block, keys_values in zip(blocks, text.keys_values[:-1], strict=True):
@@ -312,26 +345,3 @@ class Generator(nn.Module):
         patches = x.permute(0, 1, 3, 5, 2, 4, 6).reshape(batch, frames * rows * columns, -1)
         kernel = self.patch_embedding.weight.flatten(1)
         return F.linear(patches.to(kernel.dtype), kernel, self.patch_embedding.bias)
-
-
-def logarithms(count: int, dtype: torch.dtype) -> Tensor:
-    """Numbers of a `dtype` whose exponentials add up to `count`, to 1e-7 of it; largest first."""
-    found: list[Tensor] = []
-    left = float(count)
-    while left > 1e-7 * count:
-        share = torch.tensor(math.log(left), dtype=dtype)
-        if share.double().exp() > left:
-            share = share.nextafter(share.new_tensor(-math.inf))
-        found.append(share)
-        left -= float(share.double().exp())
-    return torch.stack(found) if found else torch.zeros(0, dtype=dtype)
-
-
-def sinusoid(timestep: Tensor, channels: int) -> Tensor:
-    """Embedding of timesteps in [0, 1000]: [..., channels] float64, cosines before sines."""
-    half = channels // 2
-    frequency = torch.pow(
-        10000.0, -torch.arange(half, dtype=torch.float64, device=timestep.device) / half
-    )
-    angle = timestep.to(torch.float64)[..., None] * frequency
-    return torch.cat([angle.cos(), angle.sin()], -1)

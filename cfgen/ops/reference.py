@@ -158,6 +158,9 @@ def attend_pages(
     scores = [
         _turned(q, back[row]) @ k.transpose(-1, -2) for row, k in zip(rows, keys, strict=True)
     ]
+    if slots.bias is not None:
+        biases = slots.bias[which, :count].tolist()
+        scores[:count] = [each + bias for each, bias in zip(scores[:count], biases, strict=True)]
     weights = torch.softmax(torch.cat(scores, -1) / LOG2E, dim=-1)
     return (weights @ torch.cat(values, 2)).transpose(1, 2).to(q_BLND.dtype)
 

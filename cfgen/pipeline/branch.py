@@ -16,6 +16,7 @@ from cfgen.pipeline.fingerprint import prompt_digest
 from cfgen.pipeline.job import RenderJob
 from cfgen.pipeline.models import OpenedModel
 from cfgen.pipeline.naming import random_seed
+from cfgen.pipeline.plan import passes_of
 from cfgen.pipeline.preflight import check_place
 from cfgen.pipeline.rendering import Rendering
 from cfgen.pipeline.runs import config_of
@@ -229,8 +230,7 @@ def _at(folder: RunFolder, chunk: int) -> tuple[BranchPoint, RunRecord, str]:
     point = locate(folder, render.source, job.plan, chunk)
     lines, recovery = point.audited.lines, point.recovery
     chunk_s = lines[-1].elapsed_s / len(lines) if lines else 0.0
-    steps = len(config.schedule.timesteps)
-    cost_s = chunk_s * (point.replayed / (steps + 1) + len(recovery.recompute))
+    cost_s = chunk_s * (point.replayed / passes_of(config.schedule) + len(recovery.recompute))
     start = f"the snapshot after chunk {recovery.snapshot}" if recovery.snapshot else "the start"
     work = [
         f"{count(number, 'chunk')} {what}"

@@ -31,7 +31,7 @@ from cfgen.pipeline.memory_estimate import place, wanted_of
 from cfgen.pipeline.models import LoadedModels, OpenedModel
 from cfgen.pipeline.offload_plan import Offload
 from cfgen.pipeline.preflight import licence_of, warnings_of
-from cfgen.pipeline.shots import chapters_of
+from cfgen.pipeline.shots import chapters_of, longest_pass
 from cfgen.pipeline.torch_compile import compile_blocks
 from cfgen.renderer.events import Loaded
 from cfgen.renderer.run import Render
@@ -273,14 +273,24 @@ def build_memory(
         write=ops.write_pages,
     )
     return memory_of(
-        policy, pool, ops, latent_frames=plan.latent_frames, head_dim=sizes.head_dim, grid=grid
+        policy,
+        pool,
+        ops,
+        latent_frames=plan.latent_frames,
+        head_dim=sizes.head_dim,
+        grid=grid,
+        chunk=longest_pass(plan, policy.recaches),
     )
 
 
 def build_schedule(config: ScheduleConfig) -> FewStepSchedule:
     """The noise levels of a chunk's passes."""
     return FewStepSchedule.from_timesteps(
-        config.timesteps, shift=config.shift, warped=config.warp, renoise=config.renoise
+        config.timesteps,
+        shift=config.shift,
+        warped=config.warp,
+        renoise=config.renoise,
+        first=config.first_timesteps,
     )
 
 
@@ -295,9 +305,14 @@ def build_noise(config: RenderConfig, plan: Plan) -> Noise:
             g = plan.geometry
             frames = plan.latent_frames - plan.given.latent_frames
             shape = (1, frames, g.channels, g.latent_height, g.latent_width)
-            fresh = config.schedule.renoise == "fresh"
-            draws = len(config.schedule.timesteps) - 1 if fresh else 0
-            return ReferenceNoise(config.seed, shape, draws=draws, first=plan.given_chunks)
+            steps = build_schedule(config.schedule)
+            return ReferenceNoise(
+                config.seed,
+                shape,
+                draws=steps.draws - 1,
+                first_draws=steps.opening.draws - 1,
+                first=plan.given_chunks,
+            )
 
 
 def _video_metadata(config: RenderConfig) -> dict[str, str]:

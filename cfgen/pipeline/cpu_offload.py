@@ -16,7 +16,9 @@ def offload_blocks(generator: Generator, device: torch.device) -> None:
     """
     from accelerate import cpu_offload
 
-    waiting = [m for m in generator.blocks.modules() if isinstance(m, Linear | QuantizedLinear)]
+    blocks = [each.blocks for each in (generator, generator.writer) if each is not None]
+    inside = (module for stack in blocks for module in stack.modules())
+    waiting = [module for module in inside if isinstance(module, Linear | QuantizedLinear)]
     held = {id(tensor) for m in waiting for tensor in (*m.parameters(), *m.buffers())}
     for module in generator.modules():
         for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):

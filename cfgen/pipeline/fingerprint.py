@@ -59,5 +59,9 @@ def processor(device: torch.device) -> str:
 def prompt_digest(conditionings: Iterable[Conditioning], guidance: Guidance | None) -> str:
     """Digest of a film's prompts as the layers read them: they may come from a cache."""
     read = [*conditionings, *([] if guidance is None else [guidance.unconditional])]
-    pairs = (pair for each in read for pair in each.keys_values)
-    return _tensors_digest(tensor for pair in pairs for tensor in pair)
+    return _tensors_digest(tensor for each in read for tensor in _of_layers(each))
+
+
+def _of_layers(read: Conditioning) -> list[Tensor]:
+    own = [tensor for pair in read.keys_values for tensor in pair]
+    return own if read.commit is None else [*own, *_of_layers(read.commit)]

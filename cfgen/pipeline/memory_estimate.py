@@ -29,7 +29,7 @@ from cfgen.pipeline.job import RenderJob
 from cfgen.pipeline.limits import free_memory
 from cfgen.pipeline.models import OpenedModel
 from cfgen.pipeline.offload_plan import PROGRAM, MemoryEstimate, Placement, choose, table
-from cfgen.pipeline.shots import recached_frames
+from cfgen.pipeline.shots import longest_pass
 from cfgen.timeline import Plan
 
 DECODED = {torch.bfloat16: 24_000, torch.float32: 38_000}
@@ -93,25 +93,28 @@ def estimate_memory(job: RenderJob) -> MemoryEstimate:
     _require_same_latents(network, sizes, plan)
     _require_patches(sizes, plan)
     pages = pages_of(config.memory, plan.latent_frames)
-    weights = _generator(network, config.model, dtype)
-    blocks = {name: n for name, n in weights.items() if MATRICES.fullmatch(name)}
+    sets = [network] if network.memory is None else [network, network.memory]
+    weights = [item for each in sets for item in _generator(each, config.model, dtype).items()]
+    blocks = [nbytes for name, nbytes in weights if MATRICES.fullmatch(name)]
+    prompt = kv_nbytes(sizes, (1, sizes.text_len), 1, dtype)
     text, widest = _text_encoder(model.text_encoder)
     vae, decode = _vae(model.vae, dtype, plan)
     full = kv_nbytes(sizes, grid, pages, dtype)
     kv = pool_nbytes(config.memory.kv_cache, sizes, grid, pages, dtype)
     rotates = build_ops(config.backend, wanted_of(config, job.runtime, sizes)).pages is None
-    held = kv_nbytes(sizes, grid, config.memory.capacity(plan.latent_frames), dtype)
+    most = longest_pass(plan, config.memory.recaches)
+    read = config.memory.readable(plan.latent_frames, most)
+    held = kv_nbytes(sizes, grid, read, dtype)
     held = held if kv == full else held // sizes.num_layers
     prompts = len({span.prompt for span in plan.spans}) + (config.schedule.guidance != 1)
-    most = max(geometry.chunk_latent_frames, recached_frames(plan, config.memory.recaches))
     return MemoryEstimate(
-        blocks=sum(blocks.values()),
-        largest=max(blocks.values()),
-        rest=sum(weights.values()) - sum(blocks.values()),
+        blocks=sum(blocks),
+        largest=max(blocks),
+        rest=sum(nbytes for _, nbytes in weights) - sum(blocks),
         kv=kv,
         context=held if rotates else 0,
         layers=sizes.num_layers,
-        conditioning=prompts * kv_nbytes(sizes, (1, sizes.text_len), 1, dtype),
+        conditioning=prompts * len(sets) * prompt,
         forward=_forward(sizes, grid[0] * grid[1], most, dtype),
         vae=vae,
         decode=decode,
@@ -235,7 +238,8 @@ def _adapters(model: OpenedModel, dtype: torch.dtype) -> int:
         return 0
     files = [open_container(lora.path) for lora in model.lora_files]
     shapes = [entry.shape for file in files for entry in file.entries.values()]
-    return sum(math.prod(shape) for shape in shapes) * dtype.itemsize
+    sets = 1 if model.generator.memory is None else 2
+    return sets * sum(math.prod(shape) for shape in shapes) * dtype.itemsize
 
 
 def _forward(sizes: WanConfig, tokens: int, frames: int, dtype: torch.dtype) -> int:

@@ -23,7 +23,12 @@ def recipe_of(model: str) -> tuple[str, str]:
         return model, "it is an installed model"
     from cfgen.checkpoint.formats.open import open_container
     from cfgen.checkpoint.identify.digests import digest
-    from cfgen.checkpoint.identify.preset_guess import CERTAIN, cached_digest, guess
+    from cfgen.checkpoint.identify.preset_guess import (
+        CERTAIN,
+        cached_digest,
+        guess,
+        refuse_unsupported,
+    )
     from cfgen.checkpoint.networks.model_files import generator_file
 
     weights = generator_file(locate_model(model))
@@ -34,6 +39,7 @@ def recipe_of(model: str) -> tuple[str, str]:
         found = guess(weights, metadata=file.metadata, digests=digests)
     if found.recipe and found.basis in CERTAIN:
         return found.recipe, found.reason
+    refuse_unsupported(weights, metadata=file.metadata)
     if found.basis in CERTAIN and found.published is not None:
         raise UsageError(
             f"{model} is {found.published.what}: {found.published.note or 'no preset is for it'}",

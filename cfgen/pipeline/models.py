@@ -17,6 +17,7 @@ from cfgen.checkpoint.formats.base import Container
 from cfgen.checkpoint.formats.open import open_container
 from cfgen.checkpoint.identify.digests import cache_folder
 from cfgen.checkpoint.identify.digests import digest as file_digest
+from cfgen.checkpoint.identify.preset_guess import refuse_unsupported
 from cfgen.checkpoint.lora.alpha import SIDECAR
 from cfgen.checkpoint.lora.apply import Applied, apply_lora
 from cfgen.checkpoint.lora.read import Lora, open_lora
@@ -118,6 +119,7 @@ class OpenedModel:
         """The generator's weights; only what a generator needs must be there."""
         refuse_missing(self.config)
         network = open_generator(locate_model(self.config.path), prefer=self.config.prefer)
+        refuse_unsupported(network.file.path, metadata=network.file.metadata)
         self._note(network.file)
         return network
 
@@ -238,9 +240,11 @@ class OpenedModel:
             expand=config.quantized == "expand",
             native=config.matmul == "native",
         )
-        told: list[str] = []
+        told = [] if generator.writer is None else ["commit passes have weights of their own"]
         for lora, strength in loras:
             applied = apply_lora(generator, lora, strength)
+            if generator.writer is not None:
+                apply_lora(generator.writer, lora, strength)
             told += [*lora.describe(), f"applied at {strength:g}: {_applied(applied)}"]
         vae = build_vae(
             self.vae,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from cfgen.config.schema import ScheduleConfig
 from cfgen.errors import CheckpointError
 from cfgen.memory.policy import pages_of
 from cfgen.pipeline.job import RenderJob
@@ -26,9 +27,21 @@ def estimate_of(job: RenderJob) -> Estimate:
         quality=made.codec.qualities[config.encode.quality],
         kv=_kv_size(job),
         frames_per_s=config.model.cpu_frames_per_s,
+        opening=passes_of(config.schedule, first=True) / passes_of(config.schedule),
         snapshot=config.snapshot.mode,
         budget_nbytes=config.snapshot.disk_budget,
     )
+
+
+def passes_of(schedule: ScheduleConfig, *, first: bool = False) -> int:
+    """Passes of the generator over a chunk, the commit pass included.
+
+    Args:
+        schedule: How chunks are denoised.
+        first: Whether the chunk is one that has nothing before it.
+    """
+    steps = schedule.first_steps if first else len(schedule.timesteps)
+    return steps * (1 if schedule.guidance == 1 else 2) + 1
 
 
 def _kv_size(job: RenderJob) -> KvSize | None:
@@ -41,7 +54,8 @@ def _kv_size(job: RenderJob) -> KvSize | None:
     grid = sizes.grid(shape.latent_height, shape.latent_width)
     pages = pages_of(memory, job.plan.latent_frames)
     nbytes = pool_nbytes(memory.kv_cache, sizes, grid, pages, job.runtime.dtype)
-    return KvSize(nbytes=nbytes, pages=pages, attention=attention_share(sizes, grid))
+    read = memory.readable(job.plan.latent_frames, shape.chunk_latent_frames)
+    return KvSize(nbytes=nbytes, pages=pages, read=read, attention=attention_share(sizes, grid))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,11 +65,13 @@ class KvSize:
     Attributes:
         nbytes: Bytes of all keys and values as they are kept.
         pages: Latent frames kept in each layer, and one for a copy.
+        read: Latent frames that a pass reads at most; 0 for all that are kept.
         attention: What reading one of them adds to the time of a chunk that reads none, as a share.
     """
 
     nbytes: int
     pages: int
+    read: int = 0
     attention: float = 0.0
 
 
@@ -92,6 +108,7 @@ def estimate(
     quality: Quality,
     kv: KvSize | None = None,
     frames_per_s: float | None = None,
+    opening: float = 1.0,
     snapshot: str = "full",
     budget_nbytes: int = 0,
 ) -> Estimate:
@@ -102,6 +119,7 @@ def estimate(
         quality: How its frames are coded.
         kv: The size of the KV cache, if known.
         frames_per_s: Frames rendered a second on some machine, if measured (see `TIMED_PAGES`).
+        opening: Passes of the first chunk, as a share of those of others.
         snapshot: What is kept to resume with: full, latents or off.
         budget_nbytes: Disk that snapshots of the memory may use.
     """
@@ -117,6 +135,10 @@ def estimate(
     if kv is not None and snapshots is None:
         ever = kv.nbytes // kv.pages * plan.latent_frames
         snapshots = min(max(budget_nbytes, KEPT_SNAPSHOTS * kv.nbytes), ever) + kv.nbytes
+    chunk_s, more_s, rate = None, 0.0, frames_per_s or math.inf
+    if frames_per_s is not None:
+        first, last = _chunk_s(plan, kv, rate)
+        chunk_s, more_s = (first * opening, last), first * (opening - 1)
     return Estimate(
         latents_nbytes=latents,
         snapshots_nbytes=snapshots,
@@ -124,8 +146,8 @@ def estimate(
         output_nbytes=output,
         disk_nbytes=2 * output + latents + (snapshots or 0),
         kv_nbytes=None if kv is None else kv.nbytes,
-        render_s=None if frames_per_s is None else _render_s(plan, kv, frames_per_s),
-        chunk_s=None if frames_per_s is None else _chunk_s(plan, kv, frames_per_s),
+        render_s=None if chunk_s is None else _render_s(plan, kv, rate) + more_s,
+        chunk_s=chunk_s,
     )
 
 
@@ -149,7 +171,7 @@ def _chunk_s(plan: Plan, kv: KvSize | None, frames_per_s: float) -> tuple[float,
 
 def _slots(kv: KvSize | None) -> int:
     """Latent frames that a chunk reads at most: one page is for a copy."""
-    return TIMED_PAGES if kv is None else max(1, kv.pages - 1)
+    return TIMED_PAGES if kv is None else kv.read or max(1, kv.pages - 1)
 
 
 def _slower(kv: KvSize | None, read: float) -> float:

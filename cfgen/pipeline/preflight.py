@@ -40,7 +40,7 @@ def too_long(config: RenderConfig) -> tuple[Warned, ...]:
         Warned(
             message=f"{config.preset} was trained on clips of {longest:g} s; pictures may drift or "
             f"freeze in the {config.duration_s:g} s that are asked for",
-            hint="longlive, infinity-rope and context-forcing are made for minutes",
+            hint="sgf, longlive, infinity-rope and context-forcing are made for minutes",
         ),
     )
 

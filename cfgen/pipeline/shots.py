@@ -63,14 +63,15 @@ def _nearest(plan: Plan, seconds: float) -> int:
     return after if start(after) - frame <= frame - start(after - 1) else after - 1
 
 
-def recached_frames(plan: Plan, most: int) -> int:
-    """Most latent frames that a shot of a plan begins by committing again.
+def longest_pass(plan: Plan, recaches: int) -> int:
+    """Latent frames of the longest pass: of a chunk, or of those that a shot commits again.
 
     Args:
         plan: The plan.
-        most: As `memory.policy.Policy.recaches`.
+        recaches: As `memory.policy.Policy.recaches`.
     """
-    return most if any(span.transition == "recache" for span in plan.spans[1:]) else 0
+    again = any(span.transition == "recache" for span in plan.spans[1:])
+    return max(plan.geometry.chunk_latent_frames, recaches if again else 0)
 
 
 def chapters_of(plan: Plan) -> tuple[Chapter, ...]:

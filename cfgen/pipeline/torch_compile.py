@@ -25,7 +25,8 @@ def compile_blocks(generator: Generator) -> None:
             "--compile needs a C++ compiler on a CPU, and there is neither g++ nor clang++",
             "install one, or leave --compile out",
         )
-    for block in generator.blocks:
+    writer = generator.writer
+    for block in [*generator.blocks, *([] if writer is None else writer.blocks)]:
         if isinstance(block, Block):
             attend = torch.compiler.disable(block.self_attn.forward)  # type: ignore[no-untyped-call]
             block.self_attn.forward = attend  # type: ignore[method-assign]

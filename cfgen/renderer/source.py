@@ -96,6 +96,18 @@ class FrameSource:
         """The encoded prompt that a chunk is made under."""
         return self.conditionings[self.plan.span_of(chunk)]
 
+    def opens(self, chunk: int) -> bool:
+        """Whether a chunk is the first that is made, or the first of a fresh scene.
+
+        What a film begins with is not made: Causal Forcing++ takes its first list behind a picture.
+        """
+        first = chunk == self.plan.given_chunks
+        return first or self.plan.transition_before(chunk) == "fresh"
+
+    def schedule_of(self, chunk: int) -> FewStepSchedule:
+        """The noise levels that a chunk passes through."""
+        return self.schedule.opening if self.opens(chunk) else self.schedule
+
     def recommit(self, chunk: Chunk) -> None:
         """Commit a chunk that was made before; see `rollout.recommit`."""
         with torch.inference_mode():
@@ -105,7 +117,7 @@ class FrameSource:
                 self.memory,
                 chunk.latents.to(self.generator.device),
                 self.conditioning_of(chunk.index),
-                step=len(self.schedule.sigmas),
+                step=len(self.schedule_of(chunk.index).sigmas),
             )
 
     def enter(self, chunk: int) -> None:
@@ -171,12 +183,18 @@ class ChunkWorker:
     def __init__(self, source: FrameSource) -> None:
         with torch.inference_mode():
             self._source = source
+            generator, schedule, guidance = source.generator, source.schedule, source.guidance
+            opening = None
+            if schedule.first:
+                opening = ChunkDenoiser(generator, schedule.opening, guidance)
             self._rollout = Rollout(
-                ChunkDenoiser(source.generator, source.schedule, source.guidance),
+                ChunkDenoiser(generator, schedule, guidance),
                 source.memory,
                 source.noise,
                 shape=source.shape,
                 capture=source.capture,
+                opening=opening,
+                opens=source.opens,
             )
 
     def start(self, index: int) -> None:

@@ -34,7 +34,7 @@ class ChunkGraph:
 
     def __call__(self, noise: Tensor, view: View, conditioning: Conditioning) -> Tensor:
         """See `rollout.loop.ChunkDenoiser`; a prompt of another length is captured anew."""
-        shapes = [tensor.shape for tensor in _tensors(conditioning)]
+        shapes = [tensor.shape for tensor in conditioning.tensors]
         if shapes != self._shapes:
             self._shapes, self._noise = shapes, None
             return self._passes(noise, view, conditioning)
@@ -45,22 +45,21 @@ class ChunkGraph:
             self._read = conditioning
         self._noise.copy_(noise)
         if conditioning is not self._read:  # the graph reads a prompt where the first one lay
-            for fixed, new in zip(_tensors(self._prompt), _tensors(conditioning), strict=True):
+            for fixed, new in zip(self._prompt.tensors, conditioning.tensors, strict=True):
                 fixed.copy_(new)
             self._read = conditioning
         self._replay()
         return self._out.clone()
 
 
-def _tensors(conditioning: Conditioning) -> list[Tensor]:
-    found = [tensor for pair in conditioning.keys_values for tensor in pair]
-    return found if conditioning.bias is None else [*found, conditioning.bias]
-
-
 def _copied(conditioning: Conditioning) -> Conditioning:
     pairs = tuple((k.clone(), v.clone()) for k, v in conditioning.keys_values)
-    bias = conditioning.bias
-    return Conditioning(pairs, None if bias is None else bias.clone())
+    bias, commit = conditioning.bias, conditioning.commit
+    return Conditioning(
+        pairs,
+        None if bias is None else bias.clone(),
+        None if commit is None else _copied(commit),
+    )
 
 
 def capture_cuda(work: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], None]]:

@@ -124,7 +124,7 @@ class ChunkDenoiser:
     @property
     def draws(self) -> int:
         """How often a chunk draws noise."""
-        return len(self.schedule.sigmas) if self.schedule.renoise == "fresh" else 1
+        return self.schedule.draws
 
     def __call__(self, noise: Tensor, view: View, conditioning: Conditioning) -> Tensor:
         """The clean chunk [B, F, C, H, W], after its commit pass.
@@ -173,6 +173,8 @@ class Rollout(Generic[V]):
         noise: where noise comes from.
         shape: [B, F, C, H, W] of a chunk.
         capture: makes the passes of a chunk one piece, see `cuda_graph`.
+        opening: the passes of a chunk that has nothing before it, where they are others.
+        opens: tells of a chunk's number whether it is one; by default that is chunk 0.
     """
 
     def __init__(
@@ -183,18 +185,28 @@ class Rollout(Generic[V]):
         *,
         shape: tuple[int, ...],
         capture: Callable[[ChunkFn], ChunkFn] | None = None,
+        opening: ChunkDenoiser | None = None,
+        opens: Callable[[int], bool] = lambda index: index == 0,
     ) -> None:
-        self._run: ChunkFn = denoise if capture is None else capture(denoise)
-        self._draws, self._device = denoise.draws, denoise.generator.device
+        usual: ChunkFn = denoise if capture is None else capture(denoise)
+        self._usual = usual, denoise.draws
+        # A chunk with nothing before it comes once, or a few times: capturing it would not pay.
+        self._opening: tuple[ChunkFn, int] | None = None
+        if opening is not None:
+            self._opening = opening, opening.draws
+        self._opens = opens
+        self._device = denoise.generator.device
         self._commit = denoise.commit
         self._memory, self._noise, self._shape = memory, noise, shape
 
     def start(self, index: int, conditioning: Conditioning) -> None:
         """Begin the chunk; the memory must hold what was committed before it."""
-        steps = range(self._draws)
-        drawn = torch.stack([self._noise.draw(index, step, self._shape) for step in steps])
+        run, draws = self._usual
+        if self._opening is not None and self._opens(index):
+            run, draws = self._opening
+        drawn = torch.stack([self._noise.draw(index, n, self._shape) for n in range(draws)])
         self._view = self._memory.begin(self._shape[1])
-        self._chunk = Chunk(index, self._run(drawn.to(self._device), self._view, conditioning))
+        self._chunk = Chunk(index, run(drawn.to(self._device), self._view, conditioning))
 
     def start_given(self, chunk: Chunk, conditioning: Conditioning) -> None:
         """Begin a chunk whose latents are given: its commit pass is its only one.

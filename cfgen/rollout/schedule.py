@@ -31,10 +31,12 @@ class FewStepSchedule:
         renoise: `fresh` mixes new noise into the predicted clean chunk (distilled models,
             Self-Forcing); `predicted` mixes in the noise that the prediction implies (an Euler
             step, for base models).
+        first: the levels of a chunk that has nothing before it, where they are others.
     """
 
     sigmas: tuple[float, ...]
     renoise: str = "fresh"
+    first: tuple[float, ...] = ()
 
     @classmethod
     def from_timesteps(
@@ -44,10 +46,24 @@ class FewStepSchedule:
         shift: float = 5.0,
         warped: bool = True,
         renoise: str = "fresh",
+        first: Sequence[float] = (),
     ) -> FewStepSchedule:
         """From timesteps in (0, 1000], warped by `shift` unless they already are."""
-        levels = (t / 1000 for t in timesteps)
-        return cls(tuple(warp(s, shift) if warped else s for s in levels), renoise)
+
+        def levels(listed: Sequence[float]) -> tuple[float, ...]:
+            return tuple(warp(t / 1000, shift) if warped else t / 1000 for t in listed)
+
+        return cls(levels(timesteps), renoise, levels(first))
+
+    @property
+    def opening(self) -> FewStepSchedule:
+        """That of a chunk that has nothing before it."""
+        return FewStepSchedule(self.first or self.sigmas, self.renoise)
+
+    @property
+    def draws(self) -> int:
+        """How often a chunk draws noise."""
+        return len(self.sigmas) if self.renoise == "fresh" else 1
 
     def clean(self, x: Tensor, flow: Tensor, step: int) -> Tensor:
         """Predicted clean chunk x0 = x - sigma flow, computed in float64, in the dtype of `x`."""
@@ -89,13 +105,21 @@ class ReferenceNoise:
         seed: seed of the one generator.
         clip_shape: [B, F, C, H, W] of the whole clip; other lengths give other noise.
         draws: how often noise is drawn in a chunk after its step 0.
+        first_draws: the same in the first chunk, where it is another number.
         first: the first chunk that has noise; the clip is what is made from it on.
     """
 
     def __init__(
-        self, seed: int, clip_shape: tuple[int, ...], *, draws: int, first: int = 0
+        self,
+        seed: int,
+        clip_shape: tuple[int, ...],
+        *,
+        draws: int,
+        first_draws: int | None = None,
+        first: int = 0,
     ) -> None:
         self._seed, self._clip_shape, self._draws = seed, clip_shape, draws
+        self._more = 0 if first_draws is None else first_draws - draws
         self._first = first
         self._drawn = 0
         self._begin()
@@ -106,7 +130,7 @@ class ReferenceNoise:
         batch, frames, *rest = shape
         if step == 0:
             return self._clip[:, chunk * frames : (chunk + 1) * frames]
-        wanted = chunk * self._draws + step - 1
+        wanted = chunk * self._draws + step - 1 + (self._more if chunk else 0)
         if wanted < self._drawn:
             self._begin()
         for _ in range(wanted - self._drawn + 1):

@@ -11,9 +11,11 @@ import pytest
 
 from cfgen.checkpoint.identify import preset_guess, published
 from cfgen.checkpoint.identify.preset_guess import RECIPES, cached_digest, guess
+from cfgen.config.loader import load
 from cfgen.config.presets import preset_names
 from cfgen.errors import CheckpointError
 
+CAUSAL = "zhuhz22/Causal-Forcing"
 SELF_FORCING = "a0413986d9734e02c09504e1520f5697ba6df731bb2f0f35577485e9cc8f56a3"
 
 
@@ -39,6 +41,12 @@ def placed(tmp_path: Path, name: str) -> Path:
         ("mini/diffusion_pytorch_model.safetensors", "mini"),
         ("wan2.1_t2v_1.3B_fp16.safetensors", ""),
         ("model.pt", ""),
+        ("framewise-1step.pt", "causal-forcing-plus-1step"),
+        ("causal-forcing++/framewise-2step.pt", "causal-forcing-plus-2step"),
+        ("Self_Gradient_Forcing/chunkwise/ar/model.pt", "sgf"),
+        ("self-gradient-forcing-plus.safetensors", "sgf-plus"),
+        ("SGF+/model.pt", ""),
+        ("longvideo.pt", ""),
     ],
 )
 def test_names_suggest_a_preset(name: str, wanted: str, tmp_path: Path) -> None:
@@ -122,6 +130,31 @@ def test_file_of_a_repository_in_the_cache_has_its_own_note(tmp_path: Path) -> N
     assert "chunks of 1" in found.published.note
 
 
+@pytest.mark.parametrize(
+    ("repo", "file", "wanted"),
+    [
+        ("JunhaoZhuang/Self_Gradient_Forcing", "chunkwise/ar/model.pt", "sgf"),
+        ("JunhaoZhuang/Self_Gradient_Forcing", "framewise/ar/model.pt", "sgf-frame"),
+        ("ZihanSu/Self_Gradient_Forcing_Plus", "chunkwise/model.pt", "sgf-plus"),
+        ("ZihanSu/Self_Gradient_Forcing_Plus", "framewise/model.pt", "sgf-plus-frame"),
+        (CAUSAL, "causal-forcing++/framewise-1step.pt", "causal-forcing-plus-1step"),
+        (CAUSAL, "causal-forcing++/framewise-2step.pt", "causal-forcing-plus-2step"),
+        (CAUSAL, "chunkwise/longvideo.pt", ""),
+        ("TencentARC/RollingForcing", "checkpoints/rolling_forcing_dmd.pt", ""),
+    ],
+)
+def test_file_of_a_repository_wants_its_own_preset(
+    repo: str, file: str, wanted: str, tmp_path: Path
+) -> None:
+    found = guess(cached(tmp_path, repo, file))
+    assert (found.recipe, found.basis) == (wanted, "repository")
+    assert found.published is not None
+    assert bool(found.published.unsupported) == (not wanted)
+    if wanted:
+        assert found.published.licence == "apache-2.0"
+        assert load({"preset": wanted}, environ={}).config.model.path == f"{repo}/{file}"
+
+
 def test_bidirectional_model_gets_no_preset(tmp_path: Path) -> None:
     path = cached(tmp_path, "Wan-AI/Wan2.1-T2V-1.3B", "diffusion_pytorch_model.safetensors")
     found = guess(path)
@@ -138,7 +171,7 @@ def test_digest_in_the_cache_is_told_by_the_blob(tmp_path: Path) -> None:
 
 def test_table_of_digests_is_well_formed() -> None:
     assert all(re.fullmatch("[0-9a-f]{64}", digest) for digest in published.DIGESTS)
-    files = [(published.repo, published.file) for published in published.DIGESTS.values()]
+    files = [(published.repo, published.file) for published in published.FILES]
     assert len(set(files)) == len(files)
     assert all(file for _, file in files)
 

@@ -283,7 +283,11 @@ def test_nothing_stands_in_for_a_damaged_mini(cfgen: Run, presets: Path) -> None
 
 def test_every_published_preset_has_the_size_that_stands_in() -> None:
     values = {p.stem: yaml.safe_load(p.read_text()) for p in (ROOT / "presets").glob("*.yaml")}
-    named = [each["model"] for each in values.values() if "model" in each]
+    named = [
+        {**values.get(each.get("extends"), {}).get("model", {}), **each["model"]}
+        for each in values.values()
+        if "model" in each
+    ]
     models = [model for model in named if "/" in model.get("path", "")]
     assert len(models) > 3
     assert {model["vae"] for model in models} == {"Wan-AI/Wan2.1-T2V-1.3B/Wan2.1_VAE.pth"}
@@ -296,6 +300,7 @@ POLICIES = {
     "release": ("memory.policy=slow_fast", "memory.variant=release", "memory.slow=2"),
     "paper": ("memory.policy=slow_fast", "memory.variant=paper", "memory.slow=2"),
     "cfgen": ("memory.policy=slow_fast", "memory.slow=2"),
+    "top": ("memory.policy=window", "memory.size=9", "memory.positions=top"),
 }
 
 

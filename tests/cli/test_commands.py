@@ -101,7 +101,22 @@ def test_plan_json_holds_every_chunk(cfgen: Run) -> None:
     assert sum(chunk["frames"] for chunk in data["table"]) == 9600
 
 
-@pytest.mark.parametrize(("policy", "pages"), [("full", 124), ("window", 22), ("slow_fast", 22)])
+def test_a_plan_tells_passes_and_those_of_the_first_chunk(cfgen: Run) -> None:
+    steps = ["--set", "schedule.timesteps=[1000]", "--set", "schedule.guidance=1"]
+    assert (
+        "passes    2 for a chunk, the one that commits it included\n"
+        in cfgen("plan", *steps).stdout
+    )
+    steps += ["--set", "schedule.first_timesteps=[1000, 750, 500, 250]"]
+    assert "included; 5 for the first chunk\n" in cfgen("plan", *steps).stdout
+    data = json.loads(cfgen("plan", *steps, "--json").stdout)["data"]
+    assert data["passes"] == {"first": 5, "others": 2}
+
+
+@pytest.mark.parametrize(
+    ("policy", "pages"),
+    [("full", 124), ("window", 22), ("slow_fast", 22), ("recency", 25), ("relax", 121)],
+)
 def test_memory_in_a_plan_follows_the_policy(cfgen: Run, policy: str, pages: int) -> None:
     asked = ["--duration", "30s", "--memory", policy, "--set", "dtype=float32"]
     data = json.loads(cfgen("plan", *asked, "--json").stdout)["data"]

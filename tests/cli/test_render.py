@@ -170,7 +170,11 @@ def test_dry_run_checks_and_plans_and_builds_nothing(cfgen: Run, build) -> None:
         (["a", "-m", "nowhere"], 3, "the model 'nowhere' is not on disk"),
         (["a", "--offload", "most"], 2, "--offload: must be auto, none, blocks or all, got 'most'"),
         (["a", "--vram", "much"], 2, "--vram: 'much' is not"),
-        (["a", "--commit-reads", "most"], 2, "--commit-reads: must be all or fast, got 'most'"),
+        (
+            ["a", "--commit-reads", "most"],
+            2,
+            "--commit-reads: must be all, fast or newest:K, got 'most'",
+        ),
     ],
 )
 def test_bad_input_gets_one_sentence_and_leaves_nothing(

@@ -154,7 +154,11 @@ def test_loras_of_flags_come_in_order_and_replace_the_presets(folder: Path) -> N
     ("key", "text", "message"),
     [
         ("model.path", " ", "--model: must name a folder"),
-        ("memory.commit_reads", "slow", "--commit-reads: must be all or fast, got 'slow'"),
+        (
+            "memory.commit_reads",
+            "slow",
+            "--commit-reads: must be all, fast or newest:K, got 'slow'",
+        ),
         ("placement.offload", "half", "--offload: must be auto, none, blocks or all, got 'half'"),
         ("placement.vram", "much", "--vram: 'much' is not a number of bytes"),
     ],
@@ -316,7 +320,9 @@ def test_presets_of_published_weights_name_every_part_on_the_hub(name: str) -> N
     assert published is not None
     assert ("commercial" in model.licence) == published.is_non_commercial
     if isinstance(config.memory, WindowMemory):  # absolute positions end with what was trained
-        assert config.memory.positions == ("relative" if "infinity" in name else "absolute")
+        bounded = {"infinity-rope": "relative", "longlive-infinity": "relative"}
+        bounded |= {each: "top" for each in RECIPES if each.startswith("sgf")}
+        assert config.memory.positions == bounded.get(name, "absolute")
 
 
 def test_a_run_from_before_there_were_loras_and_placement_is_read(folder: Path) -> None:

@@ -37,13 +37,13 @@ Switch = tuple[Callable[[], Table], int, Transition]
 TABLES: dict[str, Callable[[], Table]] = {
     "sf_full": lambda: WindowTable(21),
     "ll_plain": lambda: WindowTable(12, sink=3),
-    "ll_infinity": lambda: WindowTable(12, sink=3, relative=True),
+    "ll_infinity": lambda: WindowTable(12, sink=3, positions="relative"),
 }
 """The memory of each causal case."""
 
 SWITCHES: dict[str, Switch] = {
     "ll_switch_global_sink": (TABLES["ll_plain"], 5, "recache"),
-    "ir_flush": (lambda: WindowTable(6, sink=1, relative=True), 4, "flush"),
+    "ir_flush": (lambda: WindowTable(6, sink=1, positions="relative"), 4, "flush"),
 }
 """The cases in which prompt A gives way to B: memory, first chunk of B, how it begins."""
 
@@ -85,7 +85,8 @@ class Traced:
 
     def __init__(self, schedule: FewStepSchedule) -> None:
         self._schedule = schedule
-        self.sigmas, self.renoise, self.next = schedule.sigmas, schedule.renoise, schedule.next
+        self.sigmas, self.draws, self.next = schedule.sigmas, schedule.draws, schedule.next
+        self.renoise = schedule.renoise
         self.x0: list[Tensor] = []
 
     def clean(self, x: Tensor, flow: Tensor, step: int) -> Tensor:

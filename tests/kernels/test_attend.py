@@ -39,6 +39,7 @@ class Case:
         keys: What pages keep keys in, if not in `dtype`.
         values: Likewise of values.
         bias: Of each channel of the keys, in their deviations.
+        slot_bias: The largest that is added to a page's scores, by its sign; 0 for no table of it.
         scale: Of the queries.
     """
 
@@ -55,6 +56,7 @@ class Case:
     shift: int = 0
     admitted: int = 0
     bias: float = 0
+    slot_bias: float = 0
     scale: float = 1
     order: tuple[int, ...] = ()
 
@@ -126,7 +128,18 @@ class Case:
         turns = torch.cat([turns, torch.full_like(turns[:1], torch.nan)])
         tables = (page, row, counts, rows[self.count :], [self.admitted])
         whole = {"dtype": torch.int32, "device": self.device}
-        return Slots(*(torch.tensor(t, **whole) for t in tables), turns.float().to(self.device))
+        turns = turns.float().to(self.device)
+        return Slots(*(torch.tensor(t, **whole) for t in tables), turns, self.slot_biases())
+
+    def slot_biases(self) -> Tensor | None:
+        """Another for each page that is read, and NaN for the others."""
+        if not self.slot_bias:
+            return None
+        biases = torch.full((2, self.count + 2), torch.nan, device=self.device)
+        biases[self.admitted, : self.count] = self.slot_bias * torch.rand(
+            self.count, generator=torch.Generator().manual_seed(5)
+        ).to(self.device)
+        return biases
 
     def run(self, splits: int | None = 1) -> Tensor:
         return attend_pages(*self.chunk(), self.pages(), self.slots(), splits=splits)
@@ -227,6 +240,32 @@ def test_queries_of_zeros_give_the_mean_of_all_values(
     found = case.run(2)
     assert error(found, case.truth()) < TOLERANCE[F32]
     assert error(found, found[:, :1].expand_as(found)) < TOLERANCE[F32]
+
+
+@pytest.mark.parametrize("splits", [1, 3])
+@pytest.mark.parametrize("keys", [None, INT8])
+@pytest.mark.parametrize("slot_bias", [-6.0, 40.0])
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+def test_the_bias_of_a_slot_is_added_to_the_scores_of_its_page_alone(
+    sizes: dict[str, int],
+    slot_bias: float,
+    keys: torch.dtype | None,
+    splits: int,
+    device: torch.device,
+) -> None:
+    case = Case(device, **sizes, keys=keys, slot_bias=slot_bias)
+    found, truth = case.run(splits), case.truth()
+    assert error(found, truth) < (TOLERANCE[F32] if keys is None else 1e-2)
+    if case.count:
+        assert error(replace(case, slot_bias=0).truth(), truth) > 5e-2
+
+
+def test_a_bias_of_nothing_changes_no_bit(device: torch.device) -> None:
+    case = Case(device, tokens=100, count=3)
+    slots = case.slots()
+    biased = slots._replace(bias=torch.zeros(slots.page.shape, device=device))
+    plain, same = (attend_pages(*case.chunk(), case.pages(), s, splits=1) for s in (slots, biased))
+    assert torch.equal(plain, same)
 
 
 def test_scores_far_from_zero_do_no_harm(device: torch.device) -> None:

@@ -18,6 +18,8 @@ from torch.utils._pytree import tree_leaves
 
 from cfgen.memory.page_pool import KVCache, Storage
 from cfgen.memory.protocols import Table
+from cfgen.memory.recency import RecencyTable
+from cfgen.memory.relax import RelaxTable
 from cfgen.memory.slow_fast import SlowFastTable
 from cfgen.memory.slow_fast_release import ReleaseTable
 from cfgen.memory.window import WindowTable
@@ -43,6 +45,8 @@ TABLES: dict[str, Callable[[], Table]] = {
     "paper, reads fast": lambda: SlowFastTable(**SIZES, against="previous", commit_reads="fast"),
     "together": lambda: SlowFastTable(**SIZES),
     "window": lambda: WindowTable(4, sink=1),
+    "relax": lambda: RelaxTable(6, sink=1),
+    "recency": lambda: RecencyTable(6, sink=1, reads=4, reach=2, commit_reads="newest:5"),
 }
 TAUS = {"paper, reads fast": 1.0, "together": 0.99}
 """Where 0.9 admits nothing."""

@@ -67,7 +67,7 @@ def empty(*shape: int, dtype: torch.dtype) -> Tensor:
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
-def slots(s: Sizes, layer: int) -> Slots:
+def slots(s: Sizes, layer: int, *, biased: bool = False) -> Slots:
     """Slots of a full memory, cut from tables for all layers and both kinds of pass."""
     whole = {"dtype": torch.int32}
     page, row = (empty(2, 2, 2, s.slots, **whole)[layer, layer] for _ in range(2))
@@ -78,6 +78,7 @@ def slots(s: Sizes, layer: int) -> Slots:
         here=empty(2, 2, s.slots, **whole)[layer, layer, : s.frames],
         admitted=empty(2, 4, **whole)[layer, ADMITTED : ADMITTED + 1],
         turns=empty(s.slots, s.head_dim // 2, 2, dtype=F32),
+        bias=empty(2, 2, 2, s.slots, dtype=F32)[layer, layer] if biased else None,
     )
 
 
@@ -110,13 +111,16 @@ def attention(
     values: torch.dtype | None = None,
     *,
     splits: int = 1,
+    biased: bool = False,
     short: tuple[int, ...] = (90,),
 ) -> Variant:
     """Attention to a full memory."""
     q, stored = heads(s, dtype), pages(s, keys or dtype, values or dtype)
     own = "scalar" if dtype == F32 else "float"
     return Variant(
-        lambda layer: attend.attend_pages(q, q, q, stored, slots(s, layer), splits=splits),
+        lambda layer: attend.attend_pages(
+            q, q, q, stored, slots(s, layer, biased=biased), splits=splits
+        ),
         lambda: attend.unsupported(GPU, dtype=dtype, head_dim=s.head_dim, keys=keys, values=values),
         refused=(80,) if values == FP8 else (),
         dots={"_attend": (own, "int8") if keys == INT8 else (own,)},
@@ -196,6 +200,8 @@ VARIANTS: dict[str, Variant] = {
     "attend_pages, Wan bf16, int8 keys and fp8 values": attention(
         WAN, BF16, INT8, FP8, short=(80, 90, 120)
     ),
+    "attend_pages, Wan bf16 and biases": attention(WAN, BF16, biased=True),
+    "attend_pages, Wan bf16, int8 keys and biases": attention(WAN, BF16, INT8, biased=True),
     "attend_pages, mini bf16": attention(MINI, BF16, short=(80,)),
     "attend_pages, mini float32 in 8 runs": attention(MINI, F32, splits=8),
     "norm_rotate, Wan bf16": norm_rotate(WAN, BF16),

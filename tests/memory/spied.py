@@ -130,15 +130,15 @@ class Spied:
         angles = torch.view_as_complex(k[0, :, 0].contiguous()).angle()
         self._read = []
         for angle, (frame, written) in zip(angles.tolist(), v[0, :, 0].tolist(), strict=True):
-            position = self._position(angle, near=int(frame), far=self.table.capacity)
+            position = self._position(angle, near=int(frame))
             self._read.append(Read(int(frame), int(written), position))
         return v[:, -q.shape[1] :]
 
     @staticmethod
-    def _position(angle: float, *, near: int, far: int) -> int:
-        """The slot number below `far`, or else the frame's own number, that an angle stands for."""
+    def _position(angle: float, *, near: int) -> int:
+        """The frame's own number, or else another, that an angle stands for."""
         turn = 2 * torch.pi
-        for position in (*range(far), near):
+        for position in (near, *range(500)):
             if abs((angle - position + turn / 2) % turn - turn / 2) < 1e-6:
                 return position
         raise AssertionError(f"a key of frame {near} is at no known position")

@@ -44,10 +44,10 @@ def test_views_obey_the_laws(policy: Policy, chunks: list[list[bool]]) -> None:
             if policy.commit_reads == "all" or index < COMMIT:
                 sink = min(policy.sink, seen)
                 assert frames[:sink] == list(range(sink))
-            if policy.absolute:
-                assert positions == frames
-            else:
-                assert positions[-1] < spied.table.capacity
+            policy.check_positions(frames, positions, spied.table.capacity)
+            if policy.positions == "top" and seen <= policy.trained:
+                newest = positions[min(policy.sink, seen) :] if index < COMMIT else positions[-1:]
+                assert newest == frames[len(frames) - len(newest) :]
         check_pages(spied, policy)
 
 
@@ -86,6 +86,24 @@ def test_commit_pass_that_reads_fast_reads_neither_sink_nor_key_frames(
         assert where == [(r.frame, r.position) for r in before][-newest:]
         if policy.name != "release":
             assert [r.frame for r in commit] == list(range(seen - newest, seen))
+
+
+@settings(deadline=None, max_examples=150)
+@given(policies, outcomes)
+def test_commit_pass_that_reads_the_newest_reads_no_others_and_no_copies(
+    policy: Policy, chunks: list[list[bool]]
+) -> None:
+    assume(policy.newest)
+    for spied, number, (*_, before, commit) in played(policy, chunks):
+        seen = (number + 1) * policy.chunk
+        frames = [r.frame for r in commit]
+        assert frames == sorted(set(frames)), "a key frame is a copy"
+        assert frames[0] >= seen - policy.newest
+        if policy.name not in ("recency", "relax"):  # whose other passes may read less
+            assert set(commit[: -policy.chunk]) <= set(before), "where they stand for those"
+        held = [slot.frame for slot in spied.table.slots()]
+        if policy.slow == 0:
+            assert frames == [f for f in held if f >= seen - policy.newest]
 
 
 @settings(deadline=None, max_examples=150)
@@ -163,14 +181,30 @@ class Oracle(RuleBasedStateMachine):
         total, (current, _) = sum(frames for frames, _ in self.history), self.history[-1]
         shown = self.kept(total)
         for index, read in enumerate(self.reads):
-            narrow = index == COMMIT and self.policy.commit_reads == "fast"
-            expected = shown[-self.narrowed(total, current) :] if narrow else shown
-            places = [self.place(shown, i) for i in range(len(shown))][-len(expected) :]
-            assert [r.frame for r in read] == expected
-            assert [r.position for r in read] == places
+            places = [self.place(shown, i) for i in range(len(shown))]
+            expected = list(zip(shown, places, strict=True))
+            if index == COMMIT and self.policy.commit_reads == "fast":
+                expected = expected[-self.narrowed(total, current) :]
+            elif index == COMMIT and self.policy.newest:
+                copies = self.copies(total)
+                expected = [
+                    (frame, place)
+                    for i, (frame, place) in enumerate(expected)
+                    if frame >= total - self.policy.newest and i not in copies
+                ]
+            assert [(r.frame, r.position) for r in read] == expected
 
     def place(self, shown: list[int], slot: int) -> int:
-        return shown[slot] if self.policy.absolute else slot
+        if self.policy.positions == "absolute":
+            return shown[slot]
+        if self.policy.positions == "top" and slot >= self.policy.sink:
+            return min(shown[-1], self.policy.trained - 1) - (len(shown) - 1 - slot)
+        return slot
+
+    def copies(self, total: int) -> range:
+        """Where key frames stand among what is shown."""
+        sink = min(self.policy.sink, total)
+        return range(sink, len(self.kept(total)) - len(self.fast(total)))
 
     def fast(self, total: int) -> list[int]:
         rest = list(range(self.policy.sink, total))

@@ -129,7 +129,7 @@ def test_rotations_are_the_same_whether_spelled_out_for_every_head_or_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def film() -> Tensor:
-        tables = [WindowTable(4, sink=1, relative=True) for _ in range(LAYERS)]
+        tables = [WindowTable(4, sink=1, positions="relative") for _ in range(LAYERS)]
         pool = KVCache(LAYERS, 4, (1, 6, HEADS, HEAD_DIM), dtype=torch.float32, device=CPU)
         return rolled(memory_of(tables, pool, rope=Rope(HEAD_DIM), grid=GRID), 2, 4)
 

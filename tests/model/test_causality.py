@@ -13,6 +13,7 @@ from cfgen.memory.autograd import GraphCache
 from cfgen.memory.page_pool import KVCache
 from cfgen.memory.paged import PagedMemory
 from cfgen.memory.protocols import Norms, Pass
+from cfgen.memory.recency import RecencyTable
 from cfgen.memory.slow_fast import SlowFastTable
 from cfgen.memory.slow_fast_release import ReleaseTable
 from cfgen.memory.window import WindowTable
@@ -168,6 +169,7 @@ ALWAYS = told_by(lambda reference, keys: True)
 TRAINED = {
     "full": lambda: WindowTable(9),
     "slow_fast": lambda: SlowFastTable(sink=3, slow=2, fast=6),
+    "recency": lambda: RecencyTable(9, sink=3, reads=6, strength=2.0),
 }
 
 

@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.nn.functional import conv3d
 
 from cfgen.memory.protocols import Norms
-from cfgen.model.generator import Conditioning, Generator, WanConfig, logarithms, sinusoid
+from cfgen.model.embedding import logarithms, sinusoid
+from cfgen.model.generator import Conditioning, Generator, WanConfig
 from tests.golden.cases import TINY, tiny_generator
 from tests.strategies import random_generator
 

@@ -23,7 +23,7 @@ def test_a_clip_goes_on_past_1024_latent_frames(relative: bool) -> None:
     generator = random_generator(SMALL)
     noise = torch.Generator().manual_seed(0)
     pool = KVCache(1, 7, (1, 1, 1, 12), dtype=torch.float32, device=torch.device("cpu"))
-    table = WindowTable(6, sink=1, relative=relative)
+    table = WindowTable(6, sink=1, positions="relative" if relative else "absolute")
     memory = memory_of([table], pool, rope=Rope(12), grid=(1, 1))
     chunk = torch.randn(1, 3, 2, 2, 2, generator=noise)
     flows = []

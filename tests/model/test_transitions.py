@@ -46,7 +46,10 @@ MISTAKES: dict[str, tuple[str, Transition, bool, float | None]] = {
 def test_mistakes_are_seen(mistake: str, generator: Generator) -> None:
     name, transition, global_sink, expected = MISTAKES[mistake]
     size, sink, relative = (6, 1, True) if name == "ir_flush" else (12, 3, False)
-    memory = paged(lambda: WindowTable(size, sink=sink, relative=relative, global_sink=global_sink))
+    positions = "relative" if relative else "absolute"
+    memory = paged(
+        lambda: WindowTable(size, sink=sink, positions=positions, global_sink=global_sink)
+    )
     error = switch(CASES[name], generator, memory, SWITCHES[name][1], transition).error(CASES[name])
     assert error > 0.05
     if expected is not None:

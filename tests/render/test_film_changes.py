@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from cfgen.config.shots import TRANSITIONS, Shot, total_s
 from cfgen.errors import UsageError
 from cfgen.pipeline.film_changes import changed_from, cut_to
-from cfgen.pipeline.shots import chapters_of, recached_frames, spans_of
+from cfgen.pipeline.shots import chapters_of, longest_pass, spans_of
 from cfgen.timeline import Plan, VideoShape, make_plan
 
 transitions = st.sampled_from([None, *TRANSITIONS])
@@ -117,8 +117,8 @@ def test_roundings_of_borders_are_told() -> None:
         "shot 2 begins with chunk 7, at 4.312 s instead of 4 s: cut",
         "shot 3 begins with chunk 10, at 6.562 s instead of 6.75 s: recache",
     )
-    assert recached_frames(plan_of(film), 12) == 12
-    assert recached_frames(plan_of(film[:2]), 12) == 0
+    assert longest_pass(plan_of(film), 12) == 12
+    assert longest_pass(plan_of(film[:2]), 12) == 3
 
 
 def test_a_shot_without_a_chunk_is_refused() -> None:

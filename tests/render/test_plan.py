@@ -181,6 +181,16 @@ def test_time_is_the_sum_of_chunks_that_take_longer_as_the_cache_grows(seconds: 
         assert needs.chunk_s == pytest.approx((12 / 32 * rate[0], 12 / 32 * rate[-1]))
 
 
+def test_a_first_chunk_of_more_passes_takes_longer() -> None:
+    plan = make_plan(10, MINI)
+    plain, slow = (
+        estimate(plan, quality=GOOD, frames_per_s=32, opening=share) for share in (1.0, 2.5)
+    )
+    first, last = plain.chunk_s
+    assert slow.chunk_s == pytest.approx((2.5 * first, last))
+    assert slow.render_s == pytest.approx(plain.render_s + 1.5 * first)
+
+
 @given(durations, durations)
 def test_what_is_held_does_not_grow_with_the_clip(one_s: float, other_s: float) -> None:
     one, other = (estimate(make_plan(s, MINI), quality=GOOD) for s in (one_s, other_s))

@@ -105,6 +105,12 @@ def open_source(path: Path, *, weights: str | None = None) -> Source:
         )
     network = open_generator(file.path, prefer=weights or EMA)
     _check_choice(network, weights)
+    if network.memory is not None:
+        raise CheckpointError(
+            f"{file.path} holds a second set of weights, which writes the memory (memory_*), and "
+            "only one set can be written anew",
+            "render with the file as it is; --offload blocks and --kv-cache int8 save memory",
+        )
     geometry = read_geometry(network.shapes, config_of(file.path), weights=file.path)
     compare(shapes_of(Generator, geometry), network.shapes, file.path)
     return Source(network, geometry)

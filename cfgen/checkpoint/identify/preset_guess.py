@@ -16,12 +16,18 @@ from typing import Literal
 from cfgen.checkpoint.formats.base import read_json
 from cfgen.checkpoint.identify.published import (
     CAUSAL_FORCING,
+    CAUSAL_FORCING_1STEP,
+    CAUSAL_FORCING_2STEP,
     CONTEXT_FORCING,
-    DIGESTS,
+    FILES,
     INFINITY_ROPE,
     LONGLIVE,
     LONGLIVE_INFINITY,
     SELF_FORCING,
+    SGF,
+    SGF_FRAME,
+    SGF_PLUS,
+    SGF_PLUS_FRAME,
     Published,
     by_digest,
     by_name,
@@ -43,7 +49,13 @@ RECIPES = (
     LONGLIVE_INFINITY,
     INFINITY_ROPE,
     CAUSAL_FORCING,
+    CAUSAL_FORCING_1STEP,
+    CAUSAL_FORCING_2STEP,
     CONTEXT_FORCING,
+    SGF,
+    SGF_FRAME,
+    SGF_PLUS,
+    SGF_PLUS_FRAME,
     "mini",
 )
 """Presets that a folder may be named like."""
@@ -108,6 +120,28 @@ def guess(
             recipe=name, basis=basis, reason=reason, published=found.published if found else None
         )
     return found or Guess(recipe="", basis="nothing", reason=f"nothing tells: {SAME}")
+
+
+def refuse_unsupported(path: Path, *, metadata: Mapping[str, object] | None = None) -> None:
+    """Refuse a file of a model that no preset can run, where anything but its folder's name tells.
+
+    Args:
+        path: The file.
+        metadata: What its header says.
+
+    Raises:
+        CheckpointError: It is one, and nobody wrote down that it is another.
+    """
+    metadata, digest = metadata or {}, cached_digest(path)
+    found = next(_traces(path, metadata, [digest] if digest else []), None)
+    if found is None or found.published is None or found.basis == "folder name":
+        return
+    if (why := found.published.unsupported) and _told(path, metadata) is None:
+        raise CheckpointError(
+            f"{path} is {found.published.what}, as far as it can be told ({found.reason}): {why}",
+            f"take another model; if it is one, write `recipe: NAME` into {path.name}.yaml beside "
+            "it, with the name of its preset",
+        )
 
 
 def cached_digest(path: Path) -> str | None:
@@ -200,7 +234,7 @@ def _cached(path: Path) -> tuple[str, str]:
 
 
 def _of_repository(repo: str, inside: str) -> Published | None:
-    exact = (p for p in DIGESTS.values() if (p.repo.lower(), p.file) == (repo.lower(), inside))
+    exact = (p for p in FILES if (p.repo.lower(), p.file) == (repo.lower(), inside))
     return next(exact, None) or by_repository(repo)
 
 
@@ -208,7 +242,7 @@ def _of_file(path: Path) -> Published | None:
     """A published file of this name, if no other has the same."""
     if path.name in COMMON:
         return None
-    alike = [p for p in DIGESTS.values() if PurePosixPath(p.file).name == path.name]
+    alike = [p for p in FILES if PurePosixPath(p.file).name == path.name]
     place = path.absolute().as_posix()
     exact = [p for p in alike if place.endswith(f"/{p.file}")]
     alike = exact if len(exact) == 1 else alike

@@ -17,12 +17,19 @@ LONGLIVE = "longlive"
 LONGLIVE_INFINITY = "longlive-infinity"
 INFINITY_ROPE = "infinity-rope"
 CAUSAL_FORCING = "causal-forcing"
+CAUSAL_FORCING_1STEP = "causal-forcing-plus-1step"
+CAUSAL_FORCING_2STEP = "causal-forcing-plus-2step"
 CONTEXT_FORCING = "context-forcing"
 CONTEXT_FORCING_PAPER = "context-forcing-paper"
+SGF, SGF_FRAME = "sgf", "sgf-frame"
+SGF_PLUS, SGF_PLUS_FRAME = "sgf-plus", "sgf-plus-frame"
 
 APACHE, MIT, NON_COMMERCIAL = "apache-2.0", "mit", "cc-by-nc-sa-4.0"
 
 BIDIRECTIONAL = "the bidirectional model: it makes no long videos before it is trained to be causal"
+ROLLING = (
+    "it denoises five chunks at once, each at another noise level, and cfgen denoises one at a time"
+)
 FRAME_WISE = "made for chunks of 1 latent frame: choose model.chunk_latent_frames=1 and its steps"
 
 
@@ -37,6 +44,7 @@ class Published:
         licence: its licence as the repository tells it, empty if it tells none.
         recipes: presets made for it, the usual one first.
         note: what to know before it is used.
+        unsupported: why no preset can run it, empty where one can.
     """
 
     repo: str
@@ -45,6 +53,7 @@ class Published:
     licence: str = ""
     recipes: tuple[str, ...] = ()
     note: str = ""
+    unsupported: str = ""
 
     @property
     def name(self) -> str:
@@ -100,7 +109,21 @@ REPOSITORIES = (
         licence=NON_COMMERCIAL,
         recipes=(CONTEXT_FORCING, CONTEXT_FORCING_PAPER),
     ),
-    Published(repo="TencentARC/RollingForcing", what="Rolling Forcing"),
+    Published(
+        repo="JunhaoZhuang/Self_Gradient_Forcing",
+        what="Self Gradient Forcing",
+        licence=APACHE,
+        recipes=(SGF, SGF_FRAME),
+    ),
+    Published(
+        repo="ZihanSu/Self_Gradient_Forcing_Plus",
+        what="Self Gradient Forcing Plus",
+        licence=APACHE,
+        recipes=(SGF_PLUS, SGF_PLUS_FRAME),
+    ),
+    Published(
+        repo="TencentARC/RollingForcing", what="a Rolling Forcing model", unsupported=ROLLING
+    ),
     Published(repo="KlingTeam/MemFlow", what="MemFlow"),
     Published(
         repo="Wan-AI/Wan2.1-T2V-1.3B", what="Wan2.1 1.3B", licence=APACHE, note=BIDIRECTIONAL
@@ -131,6 +154,7 @@ def _file(repo: str, file: str, what: str, **more: object) -> Published:
         "licence": home.licence,
         "recipes": home.recipes,
         "note": home.note,
+        "unsupported": home.unsupported,
         **more,
     }
     return Published(repo=repo, file=file, what=what, **facts)  # type: ignore[arg-type]
@@ -156,10 +180,16 @@ DIGESTS: Mapping[str, Published] = {
         _CAUSAL, "framewise/causal_forcing.pt", "Causal Forcing, frame by frame", note=FRAME_WISE
     ),
     "8f899a016dffb9539788fac82c6200e43ef6e23b6e61ec6b885bb507a760ce42": _file(
-        _CAUSAL, "causal-forcing++/framewise-2step.pt", "Causal Forcing++, 2 steps", note=FRAME_WISE
+        _CAUSAL,
+        "causal-forcing++/framewise-2step.pt",
+        "Causal Forcing++, 2 steps",
+        recipes=(CAUSAL_FORCING_2STEP,),
     ),
     "bdb1b475fc88d528f510158a0990cd457f02c661b527ceb11ca9e4728533e2d0": _file(
-        _CAUSAL, "causal-forcing++/framewise-1step.pt", "Causal Forcing++, 1 step", note=FRAME_WISE
+        _CAUSAL,
+        "causal-forcing++/framewise-1step.pt",
+        "Causal Forcing++, 1 step",
+        recipes=(CAUSAL_FORCING_1STEP,),
     ),
     "96b6b242ca1c2f24e9d02cd6596066fab6d310e2d7538f33ae267cb18d957e8f": _file(
         _WAN, "diffusion_pytorch_model.safetensors", "Wan2.1 1.3B"
@@ -188,12 +218,44 @@ DIGESTS: Mapping[str, Published] = {
 }
 """Files by their SHA-256."""
 
+_ROLLING = "a Rolling Forcing model"
+_SGF, _SGF_PLUS = "JunhaoZhuang/Self_Gradient_Forcing", "ZihanSu/Self_Gradient_Forcing_Plus"
+
+FILES = (
+    *DIGESTS.values(),
+    _file(_SGF, "chunkwise/ar/model.pt", "Self Gradient Forcing", recipes=(SGF,)),
+    _file(
+        _SGF,
+        "framewise/ar/model.pt",
+        "Self Gradient Forcing, frame by frame",
+        recipes=(SGF_FRAME,),
+    ),
+    _file(_SGF_PLUS, "chunkwise/model.pt", "Self Gradient Forcing Plus", recipes=(SGF_PLUS,)),
+    _file(
+        _SGF_PLUS,
+        "framewise/model.pt",
+        "Self Gradient Forcing Plus, frame by frame",
+        recipes=(SGF_PLUS_FRAME,),
+    ),
+    _file(
+        _CAUSAL,
+        "chunkwise/longvideo.pt",
+        _ROLLING,
+        recipes=(),
+        unsupported=ROLLING,
+    ),
+    _file("TencentARC/RollingForcing", "checkpoints/rolling_forcing_dmd.pt", _ROLLING),
+)
+"""Files by where they are published; of those that are not in `DIGESTS` no SHA-256 is known."""
+
 HINTS: tuple[tuple[str, str], ...] = (
     (r"context-?forcing", "ShuoChen20/context_forcing"),
     (r"causal-?forcing", _CAUSAL),
     (r"infinit[ey]-?(forcing|rope)", "SOTAMak1r/Infinite-Forcing"),
     (r"long-?live", _LONGLIVE),
     (r"rolling-?forcing", "TencentARC/RollingForcing"),
+    (r"self-?gradient-?forcing-?plus|(^|-)sgf-?plus", _SGF_PLUS),
+    (r"self-?gradient-?forcing|(^|-)sgf(-|$)", _SGF),
     (r"self-?forcing", "gdhe17/Self-Forcing"),
 )
 """What names of files and folders suggest, in lower case with `-` for `_`, space and dot."""

@@ -36,7 +36,7 @@ from cfgen.checkpoint.inspect.storage import (
 from cfgen.checkpoint.lora.apply import SIZES, open_lora
 from cfgen.checkpoint.lora.read import Lora
 from cfgen.checkpoint.naming import EMA, RESIDUE, Naming, find_network, first_names, looks_like
-from cfgen.checkpoint.networks.fill import Shapes, compare, open_generator
+from cfgen.checkpoint.networks.fill import Shapes, compare, compare_memory, open_generator
 from cfgen.checkpoint.networks.model_files import INDEX
 from cfgen.checkpoint.networks.network import FOREIGN_HEADERS, UNSUPPORTED_QUANT
 from cfgen.errors import CheckpointError
@@ -148,12 +148,14 @@ def _network(
         tensors=tuple(tensors),
         groups=tuple(grouped(tensors)),
         extras=tuple(network.extras),
+        second_set=len(network.memory.layers) if network.memory else 0,
     )
     warnings: tuple[str, ...] = ()
     try:
         wanted = kind.wanted(file.path, network.shapes)
         facts = _compared(replace(facts, sizes=wanted.sizes), wanted.shapes, network.shapes)
         compare(wanted.shapes, network.shapes, file.path)
+        compare_memory(wanted.shapes, network)
         warnings = wanted.warnings
         problem = problem or wanted.problem
     except CheckpointError as error:

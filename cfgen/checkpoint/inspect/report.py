@@ -51,6 +51,7 @@ class NetworkFacts:
         tensors: each of its tensors.
         groups: the same by how they are stored.
         extras: tensors that belong to it and are no weights.
+        second_set: how many tensors a second set of its weights has, which writes the memory.
         missing: names of tensors that it lacks.
         unused: names of tensors that have no place in it.
         reshaped: tensors of other shapes than they must have, in words.
@@ -68,6 +69,7 @@ class NetworkFacts:
     tensors: tuple[Stored, ...] = ()
     groups: tuple[Group, ...] = ()
     extras: tuple[str, ...] = ()
+    second_set: int = 0
     missing: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()
     reshaped: tuple[str, ...] = ()

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from cfgen.checkpoint.formats.base import Container, Outline
 from cfgen.checkpoint.networks.blank import blank
+from cfgen.checkpoint.networks.memory_weights import memory_name
 from cfgen.checkpoint.networks.network import Network
 from cfgen.checkpoint.quant.decode import read_layer
 from cfgen.checkpoint.quant.layer import Layer
@@ -160,11 +161,14 @@ def odd_values(network: Network) -> Iterator[str]:
     Raises:
         CheckpointError: the file cannot be read.
     """
-    for name in network.layers:
-        weight = network.read(name)
+    second = network.memory
+    sets = [(name, name, network) for name in network.layers]
+    sets += [(memory_name(name), name, second) for name in second.layers] if second else []
+    for name, native, held in sets:
+        weight = held.read(native)
         if count := count_not_finite(weight):
             yield f"{name} holds {count} numbers that are not finite"
-        if reason := blank(name, weight):
+        if reason := blank(native, weight):
             yield f"{name} {reason}; cfgen render refuses it"
 
 

@@ -15,6 +15,7 @@ from cfgen.checkpoint.formats.base import read_json
 from cfgen.checkpoint.naming import EMA, WAN, some
 from cfgen.checkpoint.networks.blank import INCOMPLETE, blank
 from cfgen.checkpoint.networks.geometry import read_geometry
+from cfgen.checkpoint.networks.memory_weights import apart, in_file
 from cfgen.checkpoint.networks.model_files import generator_file
 from cfgen.checkpoint.networks.network import Network, open_network
 from cfgen.checkpoint.quant.layer import Layer
@@ -49,7 +50,8 @@ def open_generator(path: Path, *, prefer: str = EMA) -> Network:
     Raises:
         CheckpointError: it holds none, or is damaged or of an unknown layout.
     """
-    return open_network(generator_file(path), WAN, what="Wan generator", prefer=prefer)
+    network = open_network(generator_file(path), WAN, what="Wan generator", prefer=prefer)
+    return apart(network)
 
 
 def load_generator(path: Path, *, prefer: str = EMA, **how: Unpack[Loading]) -> Generator:
@@ -104,19 +106,33 @@ def build_generator(
     """
     weights = network.file.path
     geometry = read_geometry(network.shapes, config_of(weights), weights=weights)
-    with torch.device("meta"):
-        generator = Generator(geometry)
     precise = torch.promote_types(dtype, torch.float32)
-    fill(
-        generator,
-        network,
-        dtype_of=lambda name: dtype if MATRICES.fullmatch(name) else precise,
-        device=device,
-        expand=expand,
-        untrained=untrained,
-    )
-    if native:
-        go_native(generator, network, device)
+
+    def filled(weights: Network) -> Generator:
+        with torch.device("meta"):
+            generator = Generator(geometry)
+        fill(
+            generator,
+            weights,
+            dtype_of=lambda name: dtype if MATRICES.fullmatch(name) else precise,
+            device=device,
+            expand=expand,
+            untrained=untrained,
+        )
+        if native:
+            go_native(generator, weights, device)
+        return generator
+
+    compare_memory(shapes_of(Generator, geometry), network)
+    if untrained and network.memory is not None:
+        raise CheckpointError(
+            f"{weights} holds a second set of weights, which writes the memory (memory_*), and "
+            "training knows one set",
+            "begin with a model of one set",
+        )
+    generator = filled(network)
+    if network.memory is not None:
+        generator.writer = filled(network.memory)
     return generator
 
 
@@ -276,6 +292,16 @@ def _assign(module: nn.Module, plain: Mapping[str, Tensor], tied: Mapping[str, s
             layer.register_parameter(part, nn.Parameter(value, requires_grad=False))
     for twin, name in tied.items():
         module.set_submodule(twin.rpartition(".")[0], module.get_submodule(name.rpartition(".")[0]))
+
+
+def compare_memory(expected: Shapes, network: Network) -> None:
+    """Refuse a second set of weights that is not exactly of the generator's shapes; see `compare`.
+
+    Raises:
+        CheckpointError: as of `compare`, names as the file has them.
+    """
+    if network.memory is not None:
+        compare(in_file(expected), in_file(network.memory.shapes), network.file.path)
 
 
 def shapes_of(network: Callable[[Any], nn.Module], config: object) -> dict[str, tuple[int, ...]]:

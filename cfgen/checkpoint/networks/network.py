@@ -72,12 +72,14 @@ class Network:
         naming: how its tensors are named there.
         layers: its tensors by native name.
         extras: tensors that are no weights of it but belong to it, name in the file by native name.
+        memory: a second set of its weights, which writes the memory; None without one.
     """
 
     file: Container
     naming: Naming
     layers: Mapping[str, Layer]
     extras: Mapping[str, str]
+    memory: Network | None = None
 
     def read(self, name: str) -> Tensor | AnyQuantized:
         """One of its tensors, as it is stored.

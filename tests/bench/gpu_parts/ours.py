@@ -107,7 +107,7 @@ def _memory(scene: Scene, ops: Ops, dtype: torch.dtype, storage: str) -> PagedMe
     )
     assert ops.pages is not None
     reader = PagedAttention(pool, ops.pages, rope=rope, grid=grid, slots=scene.memory)
-    tables = [WindowTable(scene.memory, relative=True) for _ in range(s.layers)]
+    tables = [WindowTable(scene.memory, positions="relative") for _ in range(s.layers)]
     return PagedMemory(tables, pool, reader, admit=ops.admit)
 
 
