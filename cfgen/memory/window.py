@@ -67,7 +67,10 @@ class FullMemory:
         """What commits again all that is kept."""
         if transition != "recache":
             return None
-        return "memory full keeps the whole film, and would have to commit it again at once"
+        return (
+            "memory full keeps the whole film, and would have to commit it again at once; choose "
+            "another transition or memory"
+        )
 
     def problems(self, *, chunk: int, guidance: float, snapshot: str) -> Iterable[Problem]:
         """A commit pass must read its chunk."""

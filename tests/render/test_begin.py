@@ -10,9 +10,11 @@ import imageio_ffmpeg
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from cfgen.config.loader import load
 from cfgen.errors import CheckpointError, InputRefused, SnapshotMismatch, UsageError
+from cfgen.pipeline.beginning import Beginning
 from cfgen.pipeline.branch import plan_branch, plan_retry
 from cfgen.pipeline.build import build_source
 from cfgen.pipeline.job import RenderJob
@@ -23,6 +25,7 @@ from cfgen.runs.folder import RunFolder
 from cfgen.runs.journal import ChunkLine, SoundLine
 from cfgen.timeline import Given, make_plan
 from cfgen.video.shape import VideoShape
+from tests.conftest import ROOT
 from tests.render.film import FOUR_SHOTS, MEMORIES, PROMPT, MakeFilm
 from tests.render.inputs import film as make_input
 from tests.render.inputs import picture
@@ -146,6 +149,30 @@ def test_the_first_frame_is_the_picture_as_the_autoencoder_has_it(
     assert torch.equal(chunk.latents, latents.float())
 
 
+@pytest.mark.parametrize("vae", ["tiny", "wan"])
+def test_a_film_is_encoded_as_a_stream_to_what_it_is_as_a_whole(
+    vae: str, tiny_settings: list[str], inputs: Path, tmp_path: Path
+) -> None:
+    settings = [*tiny_settings, *BEGINNINGS["film"](inputs)]
+    if vae == "wan":
+        weights = load_file(ROOT / "tests" / "golden" / "wan_vae_diffusers.safetensors")
+        own = {n: t for n, t in weights.items() if n.split("/")[0] not in ("in", "out", "aux")}
+        save_file(own, tmp_path / "vae.safetensors")
+        settings += [f"model.vae={tmp_path / 'vae.safetensors'}", "dtype=float32"]
+    source = source_of(settings, "1s")
+    given = torch.cat([chunk.latents for chunk in source.make(range(source.plan.given_chunks))], 1)
+    beginning = Beginning.of(load({"prompt": PROMPT}, assignments=settings).config)
+    assert beginning is not None
+    frames = np.stack([np.frombuffer(frame, np.uint8) for frame in beginning._read()])
+    weight = next(source.vae.parameters())
+    video = torch.from_numpy(frames.reshape(1, -1, 32, 48, 3)).permute(0, 1, 4, 2, 3)
+    with torch.inference_mode():
+        whole = source.vae.decoder.encode(video.to(weight.dtype) / 255)  # type: ignore[attr-defined]
+    assert given.shape == whole.shape == (1, 12, 16, 4, 6)
+    close = 2e-5 if weight.dtype == torch.float32 else 0.05
+    torch.testing.assert_close(given, whole.float(), rtol=0, atol=close)
+
+
 def test_what_is_made_is_the_same_whether_the_film_is_shown_or_not(
     tiny_settings: list[str], inputs: Path
 ) -> None:
@@ -239,8 +266,6 @@ def test_a_film_that_cannot_be_gone_on_from_is_refused_before_anything_loads(
 def test_an_autoencoder_without_an_encoder_is_told_with_files_that_have_one(
     tiny_model: Path, tiny_settings: list[str], inputs: Path, tmp_path: Path
 ) -> None:
-    from safetensors.torch import load_file, save_file
-
     weights = load_file(tiny_model / "tae.safetensors")
     half = {name: tensor for name, tensor in weights.items() if name.startswith("decoder.")}
     save_file(half, tmp_path / "half.safetensors")
