@@ -19,7 +19,7 @@ BETWEEN = " | "
 """What stands between the prompts of shots where they are told as one text, and between shots."""
 
 _FORM = "write TIME: PROMPT or TIME TRANSITION: PROMPT, such as '6s cut: a blue kite at night'"
-_TEXT = re.compile(r"\s*(\d[\w.:]*|\.\d\w*)(?:\s+(\w+))?\s*:\s+(\S.*)", re.DOTALL)
+_TEXT = re.compile(r"\s*(\d(?:[\w.:]*[\w.])?|\.\d\w*)(?:\s+(\w+))?\s*:\s+(\S.*)", re.DOTALL)
 _SPLIT = re.compile(r"\s\|\s")
 _KEYS = ("duration", "prompt", "transition")
 

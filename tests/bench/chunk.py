@@ -115,6 +115,9 @@ class PublishedMemory:
         heads = (x.unflatten(-1, (self._heads, -1)) for x in (k, v))
         self._made[layer] = next(heads), next(heads)
 
+    def remember(self, latents: Tensor) -> None:
+        """Nothing: its clips have one shot, and none is committed again."""
+
     def commit(self, view: PublishedMemory) -> None:
         """Keep the chunk's keys and values."""
         for layer, new in self._made.items():
