@@ -42,7 +42,7 @@ from cfgen.files.writing import (
 from cfgen.plain_text import printable
 from cfgen.runs.contents import JOURNAL, LOG, RECORD, make_empty
 from cfgen.runs.journal import Journal, VideoLine
-from cfgen.runs.records import parse_as, verify, with_checksum
+from cfgen.runs.records import parse_as, restricted, verify, with_checksum
 from cfgen.video.output import holds_render, recorded_digest, resume_command, run_of
 
 VERSION = 1
@@ -233,10 +233,8 @@ class RunFolder:
             SnapshotMismatch: The fingerprint is another; tells every difference.
         """
         require_harmless(allow_changed)
-        unseen = {"output", "snapshot"}
-        if {k: v for k, v in record.config.items() if k not in unseen} != {
-            k: v for k, v in self.record.config.items() if k not in unseen
-        }:
+        held = {k: v for k, v in self.record.config.items() if k not in ("output", "snapshot")}
+        if restricted(record.config, held) != held:
             raise SnapshotMismatch(f"{self.path} became another render meanwhile", "try again")
         before, fingerprint = self.record.fingerprint, record.fingerprint
         names = [

@@ -50,6 +50,16 @@ def verify(text: str | bytes, *, before: str = "") -> tuple[dict[str, Any], str]
     return facts, str(check)
 
 
+def restricted(values: object, keys: object) -> object:
+    """Of nested mappings what has a key in others of the same form; of all else itself.
+
+    An older cfgen knew fewer keys: those that came later are no difference to what it wrote.
+    """
+    if not (isinstance(values, Mapping) and isinstance(keys, Mapping)):
+        return values
+    return {k: restricted(values[k], keys[k]) for k in keys if k in values}
+
+
 def read_mapping(text: str | bytes) -> dict[str, Any]:
     """Parse a JSON object.
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import operator
 import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner, Result
 
 from cfgen.cli.app import app
 from cfgen.config.loader import load
+from cfgen.config.schema import RenderConfig, to_mapping
 from cfgen.errors import CfgenError, Interrupted, PresetError, SnapshotMismatch
 from cfgen.files.writing import sha256_of
 from cfgen.pipeline.build import build_render
@@ -389,3 +393,22 @@ def test_what_is_finished_and_whole_is_so_after_an_upgrade(
     assert whole_video(RunFolder(half.run), RenderJob(config_of(RunFolder(half.run)))) is None
     with pytest.raises(SnapshotMismatch):
         half.go_on()
+
+
+def test_a_render_that_a_cfgen_with_fewer_keys_began_is_gone_on_with(
+    film: MakeFilm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    later = ("begin", "shots", "transition", "memory.global_sink")
+
+    def older(config: RenderConfig) -> dict[str, object]:
+        found: dict[str, Any] = to_mapping(config)
+        for key in later:
+            *sections, last = key.split(".")
+            functools.reduce(operator.getitem, sections, found).pop(last, None)
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr("cfgen.pipeline.build.to_mapping", older)
+        cut = film.killed(3)
+    assert not set(later) & set(RunFolder(cut.run).record.config)
+    assert cut.gone_on_with() == film.expected()
