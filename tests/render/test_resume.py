@@ -409,6 +409,7 @@ def test_a_render_that_a_cfgen_with_fewer_keys_began_is_gone_on_with(
 
     with monkeypatch.context() as patch:
         patch.setattr("cfgen.pipeline.build.to_mapping", older)
-        cut = film.killed(3)
+        cut = film()
+        cut.until(3)
     assert not set(later) & set(RunFolder(cut.run).record.config)
     assert cut.gone_on_with() == film.expected()
