@@ -13,7 +13,8 @@ from dataclasses import MISSING, Field, dataclass, fields, is_dataclass, replace
 from functools import cache
 from typing import Annotated, Literal, get_args, get_origin, get_type_hints
 
-from cfgen.config.schema import RenderConfig, key_of
+from cfgen.config.begin import key_of
+from cfgen.config.schema import RenderConfig
 from cfgen.fields import Pattern
 
 FLAGS: Mapping[str, str] = {

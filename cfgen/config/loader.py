@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import get_args, get_type_hints
 
 from cfgen.config import sources
+from cfgen.config.begin import key_of
 from cfgen.config.keys import keys, members_of
 from cfgen.config.presets import preset_file, user_config_file
 from cfgen.config.schema import (
     RenderConfig,
     digest,
-    key_of,
     to_mapping,
 )
 from cfgen.config.sources import Entries, Entry, Kind, Origin

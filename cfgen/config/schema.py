@@ -12,11 +12,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
+from cfgen.config.begin import BeginConfig, key_of
 from cfgen.config.shots import Shot, Shots, told, total_s
 from cfgen.config.values import (
     ByteCount,
     Duration,
-    Moment,
     Rate,
     Seed,
     Size,
@@ -30,13 +30,6 @@ from cfgen.memory.relax import RelaxMemory
 from cfgen.memory.slow_fast import SlowFastMemory
 from cfgen.memory.transitions import Transition
 from cfgen.memory.window import FullMemory, WindowMemory
-
-_IN_SECONDS = frozenset({"duration_s", "from_s", "to_s"})
-
-
-def key_of(name: str) -> str:
-    """The key by which a person sets the schema field `name` (units are left out of keys)."""
-    return name.removesuffix("_s") if name in _IN_SECONDS else name
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -108,7 +101,8 @@ class ScheduleConfig:
 
     Attributes:
         timesteps: Falling timesteps in (0, 1000], the first 1000; each is one forward pass.
-        first_timesteps: Those of a chunk that has nothing before it; with none, `timesteps`.
+        first_timesteps: Those of the first chunk that is made, and of the first of a fresh shot;
+            with none, `timesteps`.
         shift: Shift of the flow-matching schedule that `warp` applies.
         warp: Whether `timesteps` index the shifted schedule instead of being taken as they stand.
         renoise: Noise between steps: drawn afresh, or the noise that the prediction implies.
@@ -136,59 +130,8 @@ class ScheduleConfig:
 
     @property
     def first_steps(self) -> int:
-        """Forward passes of a chunk that has nothing before it, guidance not counted."""
+        """Forward passes of a chunk that opens a scene, guidance not counted."""
         return len(self.first_timesteps or self.timesteps)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class BeginConfig:
-    """What the video begins with.
-
-    Attributes:
-        image: A picture that is the first frame.
-        last_image: A picture that is the last frame; no model can do that yet.
-        video: A film that the video goes on from.
-        from_s: Where of the film its past begins, null for its start.
-        to_s: Where of the film the video goes on, null for its end.
-        frames: Frames of the film from there to there, null to count them; a run keeps the number.
-        keep_input: Whether the video shows the film's part, with its sound, before it goes on;
-            the playing time counts it.
-        fit: How a picture or film of other proportions is fitted: cut (crop), or with black (pad).
-    """
-
-    image: Path | None = None
-    last_image: Path | None = None
-    video: Path | None = None
-    from_s: Moment = None
-    to_s: Moment = None
-    frames: Annotated[int | None, Range(low=1)] = None
-    keep_input: bool = False
-    fit: Literal["crop", "pad"] = "crop"
-
-    def __post_init__(self) -> None:
-        more = []
-        if self.last_image is not None:
-            reason = "a causal model cannot be told how a film ends, and no preset has one that can"
-            more.append(Problem(key="last_image", reason=reason))
-        if self.image is not None and self.video is not None:
-            reason = "is a picture beside a film (begin.video): a video begins with one of them"
-            more.append(Problem(key="image", reason=reason))
-        if self.video is None:
-            for name in ("from_s", "to_s", "frames", "keep_input"):
-                if getattr(self, name) not in (None, False):
-                    reason = "belongs to a film, and none is given (begin.video)"
-                    more.append(Problem(key=key_of(name), reason=reason))
-        if self.to_s is not None and self.to_s <= (self.from_s or 0):
-            reason = (
-                f"must lie behind where it begins, at {self.from_s or 0:g} s, got {self.to_s:g}"
-            )
-            more.append(Problem(key="to", reason=reason))
-        check(self, *more, key_of=key_of)
-
-    @property
-    def file(self) -> Path | None:
-        """The picture or the film, if there is one."""
-        return self.image or self.video
 
 
 MemoryConfig = FullMemory | WindowMemory | SlowFastMemory | RecencyMemory | RelaxMemory

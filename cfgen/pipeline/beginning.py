@@ -12,7 +12,8 @@ from torch import Tensor
 
 from cfgen.checkpoint.networks.network import Network
 from cfgen.checkpoint.networks.vae import has_encoder
-from cfgen.config.schema import BeginConfig, RenderConfig
+from cfgen.config.begin import BeginConfig
+from cfgen.config.schema import RenderConfig
 from cfgen.errors import CheckpointError, InputRefused, WriterError
 from cfgen.files.writing import sha256_of
 from cfgen.model.encoder import Encoder

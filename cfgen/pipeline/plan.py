@@ -38,7 +38,7 @@ def passes_of(schedule: ScheduleConfig, *, first: bool = False) -> int:
 
     Args:
         schedule: How chunks are denoised.
-        first: Whether the chunk is one that has nothing before it.
+        first: Whether the chunk opens a scene: the first that is made, or of a fresh shot.
     """
     steps = schedule.first_steps if first else len(schedule.timesteps)
     return steps * (1 if schedule.guidance == 1 else 2) + 1

@@ -173,8 +173,9 @@ class Rollout(Generic[V]):
         noise: where noise comes from.
         shape: [B, F, C, H, W] of a chunk.
         capture: makes the passes of a chunk one piece, see `cuda_graph`.
-        opening: the passes of a chunk that has nothing before it, where they are others.
-        opens: tells of a chunk's number whether it is one; by default that is chunk 0.
+        opening: the passes of the first chunk that is made, and of the first of a fresh shot,
+            where they are others.
+        opens: tells of a chunk's number whether it is such a one; by default that is chunk 0.
     """
 
     def __init__(
@@ -190,7 +191,7 @@ class Rollout(Generic[V]):
     ) -> None:
         usual: ChunkFn = denoise if capture is None else capture(denoise)
         self._usual = usual, denoise.draws
-        # A chunk with nothing before it comes once, or a few times: capturing it would not pay.
+        # A chunk that opens a scene comes once, or a few times: capturing it would not pay.
         self._opening: tuple[ChunkFn, int] | None = None
         if opening is not None:
             self._opening = opening, opening.draws

@@ -31,7 +31,8 @@ class FewStepSchedule:
         renoise: `fresh` mixes new noise into the predicted clean chunk (distilled models,
             Self-Forcing); `predicted` mixes in the noise that the prediction implies (an Euler
             step, for base models).
-        first: the levels of a chunk that has nothing before it, where they are others.
+        first: the levels of the first chunk that is made, and of the first of a fresh shot,
+            where they are others.
     """
 
     sigmas: tuple[float, ...]
@@ -57,7 +58,7 @@ class FewStepSchedule:
 
     @property
     def opening(self) -> FewStepSchedule:
-        """That of a chunk that has nothing before it."""
+        """That of a chunk that opens a scene."""
         return FewStepSchedule(self.first or self.sigmas, self.renoise)
 
     @property
