@@ -8,24 +8,23 @@ formula in Commit Forcing's integrations/recency_forcing @ 5ed6592.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 from cfgen.errors import Problem
 from cfgen.fields import Natural, Positive, Range, check
 from cfgen.memory.commit_reads import CommitReads, commit_problems, narrowed, newest_of
 from cfgen.memory.policy import Storage
 from cfgen.memory.protocols import Pass, VisibleSlot
-from cfgen.memory.transitions import Transition
-from cfgen.memory.window import WindowTable, in_a_row
+from cfgen.memory.window import NewestFrames, WindowTable, in_a_row
 
 SHARPNESS = 0.1
 """The exponent of step t, counted from 1, is this times 2^t."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class RecencyMemory:
+class RecencyMemory(NewestFrames):
     """Keep the first frames and the latest ones, and heed older history less.
 
     Attributes:
@@ -44,9 +43,6 @@ class RecencyMemory:
         kv_cache: How the KV cache is stored.
     """
 
-    VARIANTS: ClassVar[Mapping[str, Mapping[str, str]]] = {}
-    GROWS: ClassVar[bool] = False
-
     policy: Literal["recency"] = "recency"
     sink: Natural = 3
     size: Positive = 24
@@ -60,14 +56,6 @@ class RecencyMemory:
 
     def __post_init__(self) -> None:
         check(self)
-
-    @property
-    def admission(self) -> None:
-        """Nothing is chosen: the newest frames stay."""
-
-    def capacity(self, latent_frames: int) -> int:
-        """The window, or the clip where that is shorter."""
-        return min(self.size, latent_frames)
 
     def readable(self, latent_frames: int, chunk: int) -> int:
         """The sink and what is read beside it, or what a commit pass reads."""
@@ -90,10 +78,6 @@ class RecencyMemory:
     def recaches(self) -> int:
         """What a chunk can read of itself."""
         return self.reads
-
-    def refuses(self, transition: Transition) -> str | None:
-        """Nothing."""
-        return None
 
     def problems(self, *, chunk: int, guidance: float, snapshot: str) -> Iterable[Problem]:
         """What is read must hold a chunk and be kept, and with `top` have positions."""

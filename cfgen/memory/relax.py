@@ -13,24 +13,23 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 from cfgen.errors import Problem
 from cfgen.fields import Natural, Positive, Range, check
 from cfgen.memory.commit_reads import CommitReads, commit_problems, narrowed, newest_of
 from cfgen.memory.policy import Storage
 from cfgen.memory.protocols import Pass, Slot, VisibleSlot
-from cfgen.memory.transitions import Transition
-from cfgen.memory.window import WindowTable, in_a_row
+from cfgen.memory.window import NewestFrames, WindowTable, in_a_row
 
 TRAINED = 21
 """Latent frames of the clips that Self Forcing and its relatives were trained on."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class RelaxMemory:
+class RelaxMemory(NewestFrames):
     """Keep the first frames and many of the latest, and read a few of them.
 
     Attributes:
@@ -45,9 +44,6 @@ class RelaxMemory:
         kv_cache: How the KV cache is stored.
     """
 
-    VARIANTS: ClassVar[Mapping[str, Mapping[str, str]]] = {}
-    GROWS: ClassVar[bool] = False
-
     policy: Literal["relax"] = "relax"
     sink: Natural = 2
     size: Positive = 120
@@ -60,14 +56,6 @@ class RelaxMemory:
 
     def __post_init__(self) -> None:
         check(self)
-
-    @property
-    def admission(self) -> None:
-        """Nothing is admitted: the newest frames stay."""
-
-    def capacity(self, latent_frames: int) -> int:
-        """The pool, or the clip where that is shorter."""
-        return min(self.size, latent_frames)
 
     def readable(self, latent_frames: int, chunk: int) -> int:
         """A few, or what a commit pass reads."""
@@ -93,10 +81,6 @@ class RelaxMemory:
     def recaches(self) -> int:
         """As many as the models that it is for were trained on: more are not read at once."""
         return min(self.size, TRAINED)
-
-    def refuses(self, transition: Transition) -> str | None:
-        """Nothing."""
-        return None
 
     def problems(self, *, chunk: int, guidance: float, snapshot: str) -> Iterable[Problem]:
         """What is read must be kept."""

@@ -77,8 +77,31 @@ class FullMemory:
         return commit_problems(self.commit_reads, chunk=chunk)
 
 
+class NewestFrames:
+    """What policies have in common that keep the first frames of a clip and the newest `size`."""
+
+    __slots__ = ()
+
+    VARIANTS: ClassVar[Mapping[str, Mapping[str, str]]] = {}
+    GROWS: ClassVar[bool] = False
+
+    size: int
+
+    @property
+    def admission(self) -> None:
+        """Nothing is admitted: the newest frames stay."""
+
+    def capacity(self, latent_frames: int) -> int:
+        """What is kept, or the clip where that is shorter."""
+        return min(self.size, latent_frames)
+
+    def refuses(self, transition: Transition) -> str | None:
+        """Nothing."""
+        return None
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
-class WindowMemory:
+class WindowMemory(NewestFrames):
     """Keep the first frames and the latest ones.
 
     Attributes:
@@ -94,9 +117,6 @@ class WindowMemory:
         kv_cache: How the KV cache is stored.
     """
 
-    VARIANTS: ClassVar[Mapping[str, Mapping[str, str]]] = {}
-    GROWS: ClassVar[bool] = False
-
     policy: Literal["window"] = "window"
     sink: Natural = 3
     size: Positive = 21
@@ -108,14 +128,6 @@ class WindowMemory:
 
     def __post_init__(self) -> None:
         check(self)
-
-    @property
-    def admission(self) -> None:
-        """Nothing is chosen: the newest frames stay."""
-
-    def capacity(self, latent_frames: int) -> int:
-        """The window, or the clip where that is shorter."""
-        return min(self.size, latent_frames)
 
     def readable(self, latent_frames: int, chunk: int) -> int:
         """All that is kept."""
@@ -136,10 +148,6 @@ class WindowMemory:
     def recaches(self) -> int:
         """The window."""
         return self.size
-
-    def refuses(self, transition: Transition) -> str | None:
-        """Nothing."""
-        return None
 
     def problems(self, *, chunk: int, guidance: float, snapshot: str) -> Iterable[Problem]:
         """A window must have room for a chunk beside its sink, and positions for all of it."""
