@@ -221,9 +221,8 @@ class Plan:
             raise UsageError(
                 f"the video is {_number(self.seconds)} s long, got {_number(seconds)} s"
             )
-        return self.chunk_of_latent(
-            self.geometry.latent_frames_for(self.hidden_frames + frame + 1) - 1
-        )
+        latent = self.geometry.latent_frames_for(self.hidden_frames + frame + 1) - 1
+        return self.chunk_of_latent(latent)
 
     def __iter__(self) -> Iterator[ChunkPlan]:
         """Yield every chunk in playing order."""

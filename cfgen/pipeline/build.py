@@ -100,11 +100,7 @@ def build_render(
     ffmpeg = find_ffmpeg(format_of(config.output).codec.encoder)
     graph_module()  # a missing ffmpeg-python, too, is found before any model loads
     began = time.monotonic()
-    recorded = resolve_auto(config, job.runtime)
-    beginning = job.beginning
-    if beginning is not None:
-        begin = dataclasses.replace(config.begin, frames=beginning.frames)
-        recorded = dataclasses.replace(recorded, begin=begin)
+    recorded, beginning = _recorded(job), job.beginning
     facts = {**job.model.digests, **versions()}
     path = run_of(config.output)
     writer = VideoWriter(
@@ -145,6 +141,15 @@ def build_render(
         warnings=warnings_of(config),
         sound=None if beginning is None else beginning.sound,
     )
+
+
+def _recorded(job: RenderJob) -> RenderConfig:
+    """The configuration that a run holds: what `auto` came to, and the frames of the input film."""
+    config = resolve_auto(job.config, job.runtime)
+    if job.beginning is None:
+        return config
+    begin = dataclasses.replace(config.begin, frames=job.beginning.frames)
+    return dataclasses.replace(config, begin=begin)
 
 
 def _backend_text(job: RenderJob, source: FrameSource) -> str:
