@@ -16,14 +16,16 @@ from torch import Tensor
 class LossWeights:
     """What counts how much.
 
+    A weight may depend on what is known (the noise level, the noisy picture, what was shown before)
+    but not on what is to be predicted: were cells with a subject weighed more, all cells would be
+    predicted to have one more often than is true.
+
     Attributes:
-        subject: weight of latent cells near a subject, where any other cell's is 1.
         returning: weight of latent cells that only a memory of the past can know.
         motion: weight of the error's change from one latent frame to the next, where the error's
             own is 1.
     """
 
-    subject: float = 1.0
     returning: float = 1.0
     motion: float = 0.0
 
@@ -57,7 +59,7 @@ class Errors:
         """
         w = self._weights
         subjects, returns = (x[:, :, None].repeat(draws, 1, 1, 1, 1) for x in (subjects, returns))
-        weight = 1 + (w.subject - 1) * subjects + (w.returning - 1) * returns
+        weight = 1 + (w.returning - 1) * returns
         if by_sample is not None:
             weight = weight * by_sample
         squares = error.square()

@@ -28,7 +28,6 @@ class FlowMatchingSettings:
         draws: noise draws of a chosen chunk.
         first_draws: noise draws of a film's first chunk; it has the text to go by and nothing else.
         shift: noise levels are shift u / (1 + (shift - 1) u) for u even in [0, 1].
-        subject_weight: weight of latent cells near a subject, where any other cell's is 1.
         return_weight: weight of latent cells that only a memory of the past can know.
         motion_weight: weight of the error's change from one latent frame to the next, where the
             error's own is 1: most of a chunk's error is its layout, hardly any its motion.
@@ -68,7 +67,6 @@ class FlowMatchingSettings:
     draws: int = 4
     first_draws: int = 4
     shift: float = 3.0
-    subject_weight: float = 3.0
     return_weight: float = 3.0
     motion_weight: float = 1.0
     label_weight: float = 0.1

@@ -232,7 +232,7 @@ class FlowMatchingStage(SingleLossStage):
         memory = training_memory(
             FullMemory(), None, self.generator, (CHUNK_LATENTS, *crops.latents.shape[-2:])
         )
-        errors = Errors(LossWeights(subject=s.subject_weight))
+        errors = Errors(LossWeights())
         target = Target(
             crops.latents, crops.subjects, torch.zeros_like(crops.subjects), crops.labels
         )
@@ -277,9 +277,8 @@ class FlowMatchingStage(SingleLossStage):
 
     @property
     def _weights(self) -> LossWeights:
-        s = self.settings
         return LossWeights(
-            subject=s.subject_weight, returning=s.return_weight, motion=s.motion_weight
+            returning=self.settings.return_weight, motion=self.settings.motion_weight
         )
 
     def _corrupt(self, x0: Tensor, own: Tensor, level: Tensor, noise: torch.Generator) -> Tensor:

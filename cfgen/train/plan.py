@@ -24,6 +24,7 @@ from cfgen.train.context_forcing.teacher_parts import DTYPES
 from cfgen.train.context_forcing.teacher_stage import TeacherSettings
 from cfgen.train.cost import UMT5_XXL, Network
 from cfgen.train.film_world.latents import CHUNK_LATENTS
+from cfgen.train.film_world.semantics import SEMANTIC_CHANNELS
 from cfgen.train.flow_matching_settings import FlowMatchingSettings
 from cfgen.train.stage import LoopSettings
 from cfgen.train.training_memory import MemorySettings
@@ -136,7 +137,7 @@ def model_of(settings: Mapping[str, Any], folder: Path) -> Model:
     sizes: dict[str, Any] = {name: getattr(source, name) for name in names}
     channels = plan.in_dim
     if base is not None:
-        channels = settings["vae"].latent_channels
+        channels = settings["vae"].texture_channels + SEMANTIC_CHANNELS
         sizes |= {"text_len": base.text_len, "text_dim": base.text_dim}
     generator = WanConfig(in_dim=channels, out_dim=channels, **sizes)
     return Model(generator, text, "section base" if base else "section plan")

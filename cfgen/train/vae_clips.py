@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from cfgen.model.vae import TEMPORAL_STRIDE
 from cfgen.train.film_world.backgrounds import rng_for
 from cfgen.train.film_world.sampling import sample_film
+from cfgen.train.film_world.semantics import semantic_channels
 from cfgen.train.film_world.world import (
     FADE_FRAMES,
     VIEW,
@@ -41,10 +42,12 @@ class Clips:
     Attributes:
         video: [B, T, H, W, 3] uint8, RGB.
         objects: pixels on subjects and landmarks, [B, T, H, W] in {0, 1}.
+        semantics: what the cells of the latent frames show, [B, F, C, h, w] float32.
     """
 
     video: NDArray[np.uint8]
     objects: NDArray[np.uint8]
+    semantics: NDArray[np.float32]
 
 
 def draw_clips(
@@ -54,6 +57,7 @@ def draw_clips(
     frames: int,
     crop: tuple[int, int],
     size: tuple[int, int],
+    stride: int,
 ) -> Clips:
     """Draw crops of random films that depend on `key` alone.
 
@@ -64,8 +68,9 @@ def draw_clips(
         frames: length of a clip.
         crop: width and height of a crop in pixels.
         size: width and height of whole frames in pixels.
+        stride: pixels along a latent cell.
     """
-    videos, masks = [], []
+    videos, masks, maps = [], [], []
     for i in range(films):
         rng = rng_for(*key, i)
         film = sample_film(int(rng.integers(2**62)), chunks=CHUNKS)
@@ -78,7 +83,16 @@ def draw_clips(
             part = np.s_[:, y : y + crop[1], x : x + crop[0]]
             videos.append(video[part])
             masks.append(mask[part])
-    return Clips(np.stack(videos), np.stack(masks))
+            maps.append(
+                semantic_channels(
+                    film,
+                    range(start, start + frames, TEMPORAL_STRIDE),
+                    crop[1] // stride,
+                    crop[0] // stride,
+                    window=tuple(at * VIEW[1] / size[1] for at in (x, y, x + crop[0], y + crop[1])),
+                )
+            )
+    return Clips(np.stack(videos), np.stack(masks), np.stack(maps))
 
 
 def objects_of(film: Film, frame: int) -> list[Box]:

@@ -15,6 +15,7 @@ from cfgen.checkpoint.networks.vae import load_tiny
 from cfgen.errors import CheckpointError
 from cfgen.files.writing import write_file
 from cfgen.model.vae import MemBlock, TGrow, TinyAutoencoder
+from cfgen.train.film_world.semantics import SEMANTIC_CHANNELS
 from cfgen.train.muon import Muon
 from cfgen.train.stage import SingleLossStage
 from cfgen.train.vae_clips import draw_clips
@@ -24,11 +25,12 @@ from cfgen.train.vae_clips import draw_clips
 class VaeSettings:
     """Values of the stage: sizes in pixels and frames, weights of the loss terms.
 
+    Latents have `texture_channels` and then the semantic ones (`film_world/semantics.py`).
     `objects` is what a pixel on a subject or landmark counts more than another. Without
     `train_encoder` the decoder alone learns, so that latents encoded before stay what they are.
     """
 
-    latent_channels: int = 32
+    texture_channels: int = 32
     encoder_width: int = 48
     decoder_widths: tuple[int, ...] = (160, 80, 40, 32)
     patch_size: int = 2
@@ -45,6 +47,7 @@ class VaeSettings:
     edges: float = 0.3
     objects: float = 2.0
     moment: float = 0.02
+    semantics: float = 0.1
     noise: float = 0.15
     train_encoder: bool = True
 
@@ -52,7 +55,8 @@ class VaeSettings:
 class VaeStage(SingleLossStage):
     """Trains encoder and decoder together.
 
-    Latents are kept near zero mean and unit variance, so no scale need be stored.
+    Texture is kept near zero mean and unit variance, so no scale need be stored. The semantic
+    channels learn from the world alone: the decoder reads them, but does not form them.
     """
 
     name = "vae"
@@ -62,7 +66,7 @@ class VaeStage(SingleLossStage):
         self.model_dir = model_dir
         torch.manual_seed(1)
         vae = TinyAutoencoder(
-            settings.latent_channels,
+            settings.texture_channels + SEMANTIC_CHANNELS,
             settings.encoder_width,
             settings.decoder_widths,
             patch_size=settings.patch_size,
@@ -129,12 +133,12 @@ class VaeStage(SingleLossStage):
             torch.optim.AdamW(rest, lr=self.settings.lr, betas=(0.9, 0.98), weight_decay=0.0),
         ]
 
-    def batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """Random crops of random films.
+    def batch(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Random crops of random films, B = films * crops_per_film.
 
         Returns:
-            [films * crops_per_film, T, 3, H, W] in [0, 1], and what each pixel counts, with mean 1,
-            [films * crops_per_film, T, 1, H, W]; float32.
+            [B, T, 3, H, W] in [0, 1]; what each pixel counts, with mean 1, [B, T, 1, H, W]; and the
+            semantic channels of the latents, [B, F, SEMANTIC_CHANNELS, h, w]; float32.
         """
         s = self.settings
         clips = draw_clips(
@@ -144,21 +148,24 @@ class VaeStage(SingleLossStage):
             frames=s.frames,
             crop=s.crop,
             size=(s.width, s.height),
+            stride=self.vae.spatial_stride,
         )
         device = next(self.vae.parameters()).device
         video = torch.from_numpy(clips.video).to(device).permute(0, 1, 4, 2, 3).float() / 255
         weight = 1 + s.objects * torch.from_numpy(clips.objects).to(device)[:, :, None].float()
-        return video, weight / weight.mean()
+        return video, weight / weight.mean(), torch.from_numpy(clips.semantics).to(device)
 
     def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
-        """Errors of decoded clips and a pull of latents to unit moments.
+        """Errors of decoded clips and of semantic channels, and a pull of texture to unit moments.
 
-        The errors are L1, squares, the mean of the worst 2 % of values, those of the change from
-        frame to frame, and those of the change from pixel to pixel.
+        The errors of clips are L1, squares, the mean of the worst 2 % of values, those of the
+        change from frame to frame, and those of the change from pixel to pixel.
         """
         s = self.settings
-        video, weight = self.batch(step)
-        latents = self.vae.encode(video)
+        video, weight, told = self.batch(step)
+        texture, said = self.vae.encode(video).split((s.texture_channels, SEMANTIC_CHANNELS), 2)
+        latents = torch.cat([texture, said.detach()], 2)
+        missaid = (said.float() - told).square().mean()
         generator = torch.Generator().manual_seed(step)
         strength = s.noise * torch.rand(len(video), 1, 1, 1, 1, generator=generator)
         noise = (strength * torch.randn(latents.shape, generator=generator)).to(latents)
@@ -167,7 +174,7 @@ class VaeStage(SingleLossStage):
         worst = size.flatten(1).topk(size[0].numel() // 50, dim=1, sorted=False).values.mean()
         change = (weight[:, 1:] * error.diff(dim=1).abs()).mean()
         edges = sum((weight * _steps(error, axis).abs()).mean() for axis in (-1, -2))
-        moment = _moments(latents.float())
+        moment = _moments(texture.float())
         total = (
             (weight * size).mean()
             + s.squares * (weight * error.square()).mean()
@@ -175,12 +182,14 @@ class VaeStage(SingleLossStage):
             + s.change * change
             + s.edges * edges
             + s.moment * moment
+            + s.semantics * missaid
         )
         return total, {
             "psnr": -10 * math.log10(float(error.detach().square().mean())),
             "worst": float(worst.detach()),
             "change": 255 * float(change.detach()),
             "moment": float(moment.detach()),
+            "semantics": float(missaid.detach() / told.square().mean()),
         }
 
     def export(self, weights: Mapping[str, Tensor]) -> None:

@@ -152,7 +152,11 @@ def sheet(vae: TinyAutoencoder, films: list[Film], *, rows: int = 8, zoom: int =
         video = render(film, 0, film.frames)
         out = coded(vae, video)[0]
         boxes: list[Box] = [*(subject_boxes, landmark_boxes)[i % 2](film, frame)]
-        box = max(boxes, key=lambda each: each.share) if boxes else Box(40, 20, 80, 60, 1.0)
+        box = (
+            max(boxes, key=lambda each: each.share)
+            if boxes
+            else Box(40, 20, 80, 60, (40, 20, 80, 60))
+        )
         scale = video.shape[1] / VIEW[1]
         x = int(np.clip(scale * (box.x0 + box.x1) / 2 - CROP / 2, 0, video.shape[2] - CROP))
         y = int(np.clip(scale * (box.y0 + box.y1) / 2 - CROP / 2, 0, video.shape[1] - CROP))

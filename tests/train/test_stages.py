@@ -25,6 +25,7 @@ from cfgen.train.film_world.latents import (
     returning_cells,
 )
 from cfgen.train.film_world.sampling import Structure
+from cfgen.train.film_world.semantics import SEMANTIC_CHANNELS
 from cfgen.train.film_world.world import Film
 from cfgen.train.flow_loss import Errors, spread_levels
 from cfgen.train.flow_matching_stage import (
@@ -39,7 +40,7 @@ from cfgen.train.vae_clips import draw_clips
 from cfgen.train.vae_stage import VaeSettings, VaeStage, _steps
 
 VAE = VaeSettings(
-    latent_channels=4,
+    texture_channels=4,
     encoder_width=8,
     decoder_widths=(8, 8, 8, 8),
     crop=(32, 32),
@@ -101,7 +102,7 @@ def test_vae_stage_exports_what_loads_strictly(tmp_path: Path) -> None:
     state = load_file(tmp_path / "tae.safetensors")
     vae = TinyAutoencoder.for_weights(state)
     vae.load_state_dict(state)
-    assert vae.latent_channels == 4
+    assert vae.latent_channels == 4 + SEMANTIC_CHANNELS
 
 
 def test_base_stage_repeats_a_step_exactly(base_stage: FlowMatchingStage) -> None:
@@ -328,12 +329,20 @@ def test_an_autoencoder_is_trained_on(tmp_path: Path) -> None:
 def test_clips_are_told_apart_by_what_they_show() -> None:
     one, again, other = (
         draw_clips(
-            *("test", seed), films=2, crops_per_film=2, frames=5, crop=(64, 32), size=(160, 96)
+            *("test", seed),
+            films=2,
+            crops_per_film=2,
+            frames=5,
+            crop=(64, 32),
+            size=(160, 96),
+            stride=16,
         )
         for seed in (1, 1, 2)
     )
     assert one.video.shape == (4, 5, 32, 64, 3)
     assert one.objects.shape == (4, 5, 32, 64)
+    assert one.semantics.shape == (4, 2, SEMANTIC_CHANNELS, 2, 4)
+    assert np.array_equal(one.semantics, again.semantics)
     assert np.array_equal(one.video, again.video)
     assert not np.array_equal(one.video, other.video)
     assert 0.1 < one.objects.mean() < 0.9
@@ -341,7 +350,9 @@ def test_clips_are_told_apart_by_what_they_show() -> None:
 
 def test_clips_show_cuts_fades_and_rests() -> None:
     """Of the changes from frame to frame some are cuts, and some clips stand still."""
-    clips = draw_clips("test", films=24, crops_per_film=1, frames=9, crop=(96, 96), size=(160, 96))
+    clips = draw_clips(
+        "test", films=24, crops_per_film=1, frames=9, crop=(96, 96), size=(160, 96), stride=16
+    )
     change = np.abs(np.diff(clips.video.astype(int), axis=1)).mean((2, 3, 4))
     assert 2 <= (change.max(1) > 20).sum() <= 16
     assert (change.max(1) < 2).any()
@@ -351,7 +362,9 @@ def test_clips_show_cuts_fades_and_rests() -> None:
 
 def test_a_cut_begins_a_latent_frame_of_a_clip() -> None:
     """As in a film: frame 0 of a clip is one latent frame, then every four frames are one."""
-    clips = draw_clips("cuts", films=48, crops_per_film=1, frames=9, crop=(96, 96), size=(160, 96))
+    clips = draw_clips(
+        "cuts", films=48, crops_per_film=1, frames=9, crop=(96, 96), size=(160, 96), stride=16
+    )
     change = np.abs(np.diff(clips.video.astype(int), axis=1)).mean((2, 3, 4))
     assert {int(at) for at in np.argwhere(change > 25)[:, 1]} == {0, 4}
 

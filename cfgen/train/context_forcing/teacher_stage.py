@@ -61,7 +61,6 @@ class TeacherSettings:
         draws: noise draws of a target.
         shift: noise levels are shift u / (1 + (shift - 1) u) for u even in [0, 1].
         bell: whether noise levels are weighed as Wan's schedules do.
-        subject_weight: as in stage `base`.
         return_weight: as in stage `base`.
         motion_weight: as in stage `base`.
         drop_text: share of the films whose prompts are replaced by the empty one.
@@ -81,7 +80,6 @@ class TeacherSettings:
     draws: int = 2
     shift: float = 5.0
     bell: bool = True
-    subject_weight: float = 1.0
     return_weight: float = 1.0
     motion_weight: float = 0.0
     drop_text: float = 0.0
@@ -170,9 +168,7 @@ class TeacherStage(Stage):
         memory = training_memory(policy, admission, self.generator, (frames, height, width))
         prompts, last = self._prompts(drawn, rng), max(targets)
         clean = self._recycling.choose_clean(len(batch.latents), rng)
-        errors = Errors(
-            LossWeights(subject=s.subject_weight, returning=s.return_weight, motion=s.motion_weight)
-        )
+        errors = Errors(LossWeights(returning=s.return_weight, motion=s.motion_weight))
         for chunk in range(last + 1):
             admission.chunk = chunk
             length = s.target_chunks if chunk in targets else 1

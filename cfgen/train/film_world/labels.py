@@ -89,8 +89,8 @@ def cell_labels(
     y = ((np.arange(rows) + 0.5) * VIEW[1] / rows)[:, None]
 
     def mark(i: int, box: Box, said: Sequence[str], at: int) -> None:
-        across = (2 * x - box.x0 - box.x1) / (box.x1 - box.x0)
-        down = (2 * y - box.y0 - box.y1) / (box.y1 - box.y0)
+        x0, y0, x1, y1 = box.whole
+        across, down = (2 * x - x0 - x1) / (x1 - x0), (2 * y - y0 - y1) / (y1 - y0)
         inside = (abs(across) < 1) & (abs(down) < 1)
         for number, word in enumerate(said, at):
             words[i, number][inside] = 1 + WORDS[number].index(word)

@@ -123,13 +123,19 @@ class Film:
 
 @dataclass(frozen=True, slots=True)
 class Box:
-    """A rectangle in view units, clipped to the view; `share` of the whole is inside."""
+    """A rectangle in view units, clipped to the view; `whole` has the edges of all of it."""
 
     x0: float
     y0: float
     x1: float
     y1: float
-    share: float
+    whole: tuple[float, float, float, float]
+
+    @property
+    def share(self) -> float:
+        """How much of the whole is inside the view."""
+        left, top, right, bottom = self.whole
+        return (self.x1 - self.x0) * (self.y1 - self.y0) / ((right - left) * (bottom - top))
 
 
 @dataclass(frozen=True, slots=True)
@@ -327,10 +333,10 @@ def subject_boxes(film: Film, frame: int) -> list[SubjectBox]:
 
 def _clipped(
     x0: float, y0: float, x1: float, y1: float
-) -> tuple[float, float, float, float, float] | None:
-    """A box inside the view, and the share of it that is; None if there is nothing of it."""
+) -> tuple[float, float, float, float, tuple[float, float, float, float]] | None:
+    """What of a box is inside the view, and all of it; None if there is nothing inside."""
     inner = max(0.0, x0), max(0.0, y0), min(float(VIEW[0]), x1), min(float(VIEW[1]), y1)
     width, height = inner[2] - inner[0], inner[3] - inner[1]
     if width <= 0 or height <= 0:
         return None
-    return (*inner, width * height / ((x1 - x0) * (y1 - y0)))
+    return (*inner, (x0, y0, x1, y1))
