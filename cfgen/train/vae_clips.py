@@ -89,7 +89,7 @@ def draw_clips(
                     range(start, start + frames, TEMPORAL_STRIDE),
                     crop[1] // stride,
                     crop[0] // stride,
-                    window=tuple(at * VIEW[1] / size[1] for at in (x, y, x + crop[0], y + crop[1])),
+                    window=_in_units(x, y, crop, size),
                 )
             )
     return Clips(np.stack(videos), np.stack(masks), np.stack(maps))
@@ -110,6 +110,14 @@ def object_mask(boxes: list[list[Box]], width: int, height: int) -> NDArray[np.u
             x1, y1 = (round((at + MARGIN) * scale) for at in (box.x1, box.y1))
             mask[i, y0:y1, x0:x1] = 1
     return mask
+
+
+def _in_units(
+    x: int, y: int, crop: tuple[int, int], size: tuple[int, int]
+) -> tuple[float, float, float, float]:
+    """Left, upper, right and lower edge of a crop in view units."""
+    scale = VIEW[1] / size[1]
+    return x * scale, y * scale, (x + crop[0]) * scale, (y + crop[1]) * scale
 
 
 def _start(rng: np.random.Generator, film: Film, frames: int) -> int:

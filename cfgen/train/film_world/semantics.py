@@ -73,11 +73,10 @@ def semantic_channels(
         down = np.broadcast_to((2 * y - y0 - y1) / height, (rows, columns))
         inside = abs(across) < 1 + 2 * REACH * cell[0] / width
         inside &= abs(down) < 1 + 2 * REACH * cell[1] / height
-        values = [PRESENCE * at for at in presence]
-        values += [PLACE * across[inside], PLACE * down[inside]]
-        values += [CODE * at for at in KIND_CODES[kind]]
-        for channel, value in zip(picture, values, strict=True):
-            channel[inside] = value
+        constant = [*(PRESENCE * at for at in presence), 0, 0, *(CODE * KIND_CODES[kind])]
+        picture[:, inside] = np.array(constant, np.float32)[:, None]
+        picture[2, inside] = PLACE * across[inside]
+        picture[3, inside] = PLACE * down[inside]
 
     for picture, frame in zip(maps, frames, strict=True):
         for landmark in landmark_boxes(film, frame):
