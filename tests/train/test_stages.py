@@ -384,7 +384,8 @@ def test_without_its_training_an_encoder_stands_still(tmp_path: Path) -> None:
 def test_frames_of_a_latent_begin_alike() -> None:
     """What stands still need not learn to: an untrained decoder makes each group of four alike."""
     stage = VaeStage(VAE, Path("unused"))
-    latents = torch.randn(1, 1, 4, 2, 2).expand(1, 9, 4, 2, 2)
+    channels = stage.vae.latent_channels
+    latents = torch.randn(1, 1, channels, 2, 2).expand(1, 9, channels, 2, 2)
     with torch.no_grad():
         frames = stage.vae.decode(latents)[0, -8:]
     assert (frames - frames[:1]).abs().max() < 1e-3
@@ -392,10 +393,19 @@ def test_frames_of_a_latent_begin_alike() -> None:
 
 def test_pixels_of_objects_count_more() -> None:
     stage = VaeStage(dataclasses.replace(VAE, objects=3.0), Path("unused"))
-    _, weight = stage.batch(5)
+    _, weight, _ = stage.batch(5)
     assert weight.mean() == pytest.approx(1)
     low, high = weight.unique().tolist()
     assert high == pytest.approx(4 * low)
+
+
+def test_the_decoder_does_not_form_the_semantic_channels() -> None:
+    """They learn from the world alone: without that loss, nothing reaches their part of it."""
+    stage = VaeStage(dataclasses.replace(VAE, semantics=0.0), Path("unused"))
+    stage.loss(0)[0].backward()
+    grad = stage.vae.encoder[-1].weight.grad
+    assert grad[: VAE.texture_channels].abs().sum() > 0
+    assert grad[VAE.texture_channels :].abs().sum() == 0
 
 
 def test_edges_are_steps_between_neighbours() -> None:
