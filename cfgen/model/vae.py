@@ -198,6 +198,10 @@ class TinyAutoencoder(nn.Module):
             `taew2_1`, 2 in `taew2_2`).
         raw_latents: whether its own latents are Wan2.1's raw ones, as those of `lighttaew2_1` are.
             What comes in and goes out here is normalised in any case.
+
+    Attributes:
+        semantic_channels: how many of the latent channels, the last ones, tell what lies where
+            instead of how it looks; 0 but for `mini`'s (see `train/film_world/semantics.py`).
     """
 
     def __init__(
@@ -214,6 +218,7 @@ class TinyAutoencoder(nn.Module):
         self.latent_channels = latent_channels
         self.patch_size = patch_size
         self.raw_latents = raw_latents
+        self.semantic_channels = 0
         encoder: list[nn.Module] = [_conv(RGB * patch_size**2, e), nn.ReLU()] if e else []
         for stride in (2, 2, 1) if e else ():
             encoder += [

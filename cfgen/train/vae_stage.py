@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from cfgen.checkpoint.networks.vae import load_tiny
+from cfgen.checkpoint.networks.vae import SEMANTIC_HEADER, load_tiny
 from cfgen.errors import CheckpointError
 from cfgen.files.writing import write_file
 from cfgen.model.vae import MemBlock, TGrow, TinyAutoencoder
@@ -193,15 +193,14 @@ class VaeStage(SingleLossStage):
         }
 
     def export(self, weights: Mapping[str, Tensor]) -> None:
-        """Write `tae.safetensors` in bfloat16."""
+        """Write `tae.safetensors` in bfloat16; its header tells the semantic channels."""
         self.model_dir.mkdir(parents=True, exist_ok=True)
         state = {
             n.removeprefix("vae."): t.detach().cpu().to(torch.bfloat16).contiguous()
             for n, t in weights.items()
         }
-        write_file(
-            self.model_dir / "tae.safetensors", save(state, metadata={"format": "pt"}), shared=True
-        )
+        told = {"format": "pt", SEMANTIC_HEADER: str(SEMANTIC_CHANNELS)}
+        write_file(self.model_dir / "tae.safetensors", save(state, metadata=told), shared=True)
 
 
 def _steps(error: Tensor, axis: int) -> Tensor:

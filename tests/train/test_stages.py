@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from cfgen.checkpoint.networks.fill import load_generator
+from cfgen.checkpoint.networks.vae import SEMANTIC_HEADER, load_tiny
 from cfgen.errors import CheckpointError
 from cfgen.memory.paged import PagedMemory
 from cfgen.model.vae import TinyAutoencoder
@@ -25,7 +26,7 @@ from cfgen.train.film_world.latents import (
     returning_cells,
 )
 from cfgen.train.film_world.sampling import Structure
-from cfgen.train.film_world.semantics import SEMANTIC_CHANNELS
+from cfgen.train.film_world.semantics import SEMANTIC_CHANNELS, semantic_channels
 from cfgen.train.film_world.world import Film
 from cfgen.train.flow_loss import Errors, spread_levels
 from cfgen.train.flow_matching_stage import (
@@ -103,6 +104,16 @@ def test_vae_stage_exports_what_loads_strictly(tmp_path: Path) -> None:
     vae = TinyAutoencoder.for_weights(state)
     vae.load_state_dict(state)
     assert vae.latent_channels == 4 + SEMANTIC_CHANNELS
+    assert load_tiny(tmp_path / "tae.safetensors").semantic_channels == SEMANTIC_CHANNELS
+
+
+@pytest.mark.parametrize("said", ["-1", "many", "12", "400"])
+def test_a_header_that_cannot_be_is_refused(tmp_path: Path, said: str) -> None:
+    stage, path = VaeStage(VAE, tmp_path), tmp_path / "tae.safetensors"
+    stage.export(dict(stage.modules.named_parameters()))
+    save_file(load_file(path), path, metadata={SEMANTIC_HEADER: said})
+    with pytest.raises(CheckpointError, match=rf"{SEMANTIC_HEADER} is '{said}'"):
+        load_tiny(path)
 
 
 def test_base_stage_repeats_a_step_exactly(base_stage: FlowMatchingStage) -> None:
@@ -278,6 +289,24 @@ def test_latent_store_reads_back_what_it_encoded(tmp_path: Path) -> None:
     assert torch.equal(first.latents, again.latents)
     assert 0 < first.subjects.mean() < 1
     assert not first.latents[0].equal(first.latents[1])
+
+
+def test_semantic_channels_of_films_are_the_worlds_own(tmp_path: Path) -> None:
+    vae = TinyAutoencoder(4 + SEMANTIC_CHANNELS, 8, (8, 8, 8, 8))
+    plain = LatentStore(tmp_path / "plain", vae, width=80, height=48).family(3, 2, [1])
+    vae.semantic_channels = SEMANTIC_CHANNELS
+    told = LatentStore(tmp_path / "told", vae, width=80, height=48).family(3, 2, [1])
+    assert torch.equal(plain.latents[:, :, :4], told.latents[:, :, :4])
+    film = told.films[0]
+    known = semantic_channels(film, range(0, film.frames, 4), *told.latents.shape[-2:])
+    assert np.allclose(told.latents[0, :, 4:], known, atol=1e-3)
+
+
+def test_films_have_no_other_semantic_channels(tmp_path: Path) -> None:
+    vae = TinyAutoencoder(8, 8, (8, 8, 8, 8))
+    vae.semantic_channels = 3
+    with pytest.raises(CheckpointError, match="3 semantic channels"):
+        LatentStore(tmp_path, vae)
 
 
 def test_tokenizer_is_the_same_every_time_and_knows_its_words(tmp_path: Path) -> None:

@@ -73,6 +73,9 @@ FULL_TINY = {
 }
 """Tensors that tell the published sizes of `taew2_1` and of `lighttaew2_1`, which are the same."""
 
+SEMANTIC_HEADER = "cfgen.semantic_channels"
+"""Where the header of a TAEHV says how many of its latent channels tell what lies where."""
+
 TINY_OF = {48: "Wan2.2", 32: "HunyuanVideo 1.5", 128: "LTX"}
 """Video models that other TAEHVs are made for, by their latent channels."""
 
@@ -172,12 +175,26 @@ def build_vae(
 
 
 def load_tiny(path: Path, *, dtype: torch.dtype = torch.float32) -> TinyAutoencoder:
-    """A tiny autoencoder of our own, whose latents are normalised; see `load_vae`."""
-    vae = load_vae(path, dtype=dtype, raw_latents=False)
+    """A tiny autoencoder of our own, whose latents are normalised; see `load_vae`.
+
+    Raises:
+        CheckpointError: it is another one, or its header says of its semantic channels what cannot
+            be.
+    """
+    network = open_vae(path)
+    vae = build_vae(network, path, dtype=dtype, raw_latents=False)
     if not isinstance(vae, TinyAutoencoder):
         raise CheckpointError(
             f"{path} is the VAE of Wan, and a tiny autoencoder is wanted", CHECK_PATH
         )
+    said = str(network.file.metadata.get(SEMANTIC_HEADER, "0"))
+    if not said.isdecimal() or int(said) >= vae.latent_channels:
+        raise CheckpointError(
+            f"{path}: {SEMANTIC_HEADER} is {said!r}, and a number below the"
+            f" {vae.latent_channels} channels of its latents is wanted",
+            CHECK_PATH,
+        )
+    vae.semantic_channels = int(said)
     return vae
 
 

@@ -20,11 +20,13 @@ from numpy.typing import NDArray
 from safetensors.torch import load, save
 from torch import Tensor
 
+from cfgen.errors import CheckpointError
 from cfgen.files.reading import read_bytes
 from cfgen.files.writing import write_file
 from cfgen.model.vae import TEMPORAL_STRIDE, TinyAutoencoder
 from cfgen.model.wan_vae import WanAutoencoder
 from cfgen.train.film_world.sampling import Structure, sample_film, sample_structure
+from cfgen.train.film_world.semantics import SEMANTIC_CHANNELS, semantic_channels
 from cfgen.train.film_world.world import (
     FRAMES_PER_CHUNK,
     HEIGHT,
@@ -65,16 +67,28 @@ class FilmBatch:
 class LatentStore:
     """Films by family and number: encoded when first asked for, then read from files.
 
+    The semantic channels of the autoencoder, if it has any, are the world's own and not what its
+    encoder makes of the picture.
+
     Args:
         folder: where encoded films are kept; one folder per encoder.
         vae: the trained autoencoder.
         width: frame width in pixels.
         height: frame height in pixels.
+
+    Raises:
+        CheckpointError: the autoencoder has other semantic channels than films have.
     """
 
     def __init__(
         self, folder: Path, vae: TinyAutoencoder, *, width: int = WIDTH, height: int = HEIGHT
     ) -> None:
+        if vae.semantic_channels not in (0, SEMANTIC_CHANNELS):
+            raise CheckpointError(
+                f"the autoencoder has {vae.semantic_channels} semantic channels, and films of the"
+                f" film world have {SEMANTIC_CHANNELS}",
+                "take the autoencoder of a model of the film world",
+            )
         self.folder, self.vae = folder, vae.eval()
         self.channels = vae.latent_channels
         self.size = (width, height)
@@ -104,6 +118,9 @@ class LatentStore:
         video = render(film, 0, film.frames, width=width, height=height)
         latents = encode(self.vae, video)
         grid = latents.shape[2:]
+        if known := self.vae.semantic_channels:
+            frames = range(0, film.frames, TEMPORAL_STRIDE)
+            latents[:, -known:] = torch.from_numpy(semantic_channels(film, frames, *grid))
         made = {
             "latents": latents.to(torch.float16).contiguous(),
             "subjects": torch.from_numpy(subject_cells(film, *grid)),
