@@ -89,7 +89,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny") / "model"
     tokenizer = train_tokenizer(folder, captions=300)
     widths = VaeSettings(
-        latent_channels=16,
+        texture_channels=8,
         encoder_width=8,
         decoder_widths=(16, 8, 8, 8),
         patch_size=1,
