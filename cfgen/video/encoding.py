@@ -13,7 +13,7 @@ from cfgen.units import ntsc
 from cfgen.video.facts import Chapter
 from cfgen.video.ffmpeg import Ffmpeg
 from cfgen.video.ffmpeg_graph import argv_of, graph_module, shielded
-from cfgen.video.formats import OutputFormat, filled
+from cfgen.video.formats import Codec, OutputFormat, filled
 
 KEYFRAME_INTERVAL_S = 4
 FPS_MIN, FPS_MAX = 1, 240
@@ -22,6 +22,7 @@ _FPS_DENOMINATOR_MAX = 1001
 _TIMESCALE_MIN = 10_000
 _SCALE_FLAGS = "bicubic+accurate_rnd+full_chroma_int+full_chroma_inp+bitexact"
 _BT709 = {"colorspace": "bt709", "color_primaries": "bt709", "color_trc": "bt709"}
+_RGB = _BT709 | {"colorspace": "rgb"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,6 +35,8 @@ class Encoding:
         height: Height in pixels, likewise.
         fps: Frames per second, 1 to 240.
         quality: A quality of the codec.
+        codec_key: A codec of the format, or None for its first.
+        asked_bits: Bits of a sample, or None for the codec's first.
 
     Raises:
         UsageError: A value cannot be used.
@@ -44,19 +47,35 @@ class Encoding:
     height: int
     fps: Fraction
     quality: str
+    codec_key: str | None = None
+    asked_bits: int | None = None
 
     def __post_init__(self) -> None:
-        codec = self.format.codec
+        codec = self.codec
+        if self.bits not in codec.pixel_formats:
+            known = " or ".join(map(str, codec.pixel_formats))
+            raise UsageError(f"{codec.name} is written with {known} bits, not {self.bits}")
         if self.quality not in codec.qualities:
             known = ", ".join(codec.qualities)
             raise UsageError(f"the quality {self.quality!r} is unknown; the qualities are {known}")
+        layout = codec.pixel_formats[self.bits]
         least = 2 if codec.even else 1
         for side, pixels in (("width", self.width), ("height", self.height)):
             if pixels < least or pixels % least:
                 raise UsageError(
                     f"the {side} must be {'an even' if codec.even else 'a'} number of pixels, at "
-                    f"least {least}, for {codec.name} video ({codec.pixel_format}); got {pixels}"
+                    f"least {least}, for {codec.name} video ({layout}); got {pixels}"
                 )
+
+    @property
+    def codec(self) -> Codec:
+        """What frames are coded with."""
+        return self.format.coded(self.codec_key)
+
+    @property
+    def bits(self) -> int:
+        """Bits of a sample."""
+        return self.codec.bits if self.asked_bits is None else self.asked_bits
 
     @property
     def timescale(self) -> int:
@@ -64,26 +83,34 @@ class Encoding:
         return self.fps.numerator * math.ceil(_TIMESCALE_MIN / self.fps.numerator)
 
     def encode_argv(self, ffmpeg: Ffmpeg, output: str) -> list[str]:
-        """Return the command that encodes raw rgb24 frames from stdin to a segment."""
+        """Return the command that encodes raw frames from stdin to a segment.
+
+        They are rgb24, or rgb48le where samples have more than 8 bits.
+        """
         graph = graph_module()
 
-        codec = self.format.codec
+        codec = self.codec
+        raw = "rgb24" if self.bits == 8 else "rgb48le"
+        scale = {} if codec.rgb else {"out_color_matrix": "bt709", "out_range": "tv"}
+        tags = _RGB if codec.rgb else _BT709
+        levels = "pc" if codec.rgb else "tv"
         keyint = max(1, round(self.fps * KEYFRAME_INTERVAL_S))
         size = f"{self.width}x{self.height}"
         stream = (
-            graph.input(
-                "pipe:0", format="rawvideo", pix_fmt="rgb24", s=size, framerate=str(self.fps)
+            graph.input("pipe:0", format="rawvideo", pix_fmt=raw, s=size, framerate=str(self.fps))
+            .filter("scale", **scale, flags=_SCALE_FLAGS)
+            .filter("format", codec.pixel_formats[self.bits])
+            .filter(
+                "setparams", range=levels, **(tags | ({"colorspace": "gbr"} if codec.rgb else {}))
             )
-            .filter("scale", out_color_matrix="bt709", out_range="tv", flags=_SCALE_FLAGS)
-            .filter("format", codec.pixel_format)
-            .filter("setparams", range="tv", **_BT709)
             .output(
                 shielded(output),
-                format=self.format.muxer,
+                format=self.format.segments,
                 vcodec=codec.encoder,
-                color_range="tv",
-                **_BT709,
-                **filled(self.format.options, timescale=self.timescale),
+                color_range=levels,
+                **tags,
+                **filled(self.format.segment_options, timescale=self.timescale),
+                **({"tag:v": codec.tag} if codec.tag and self.format.takes_tags else {}),
                 **filled(codec.options, keyint=keyint),
                 **filled(codec.qualities[self.quality].options, keyint=keyint),
             )
@@ -118,6 +145,7 @@ class Encoding:
         texts = graph.input(shielded(metadata), format="ffmetadata")["v?"]
         # Behind the texts, which `map_metadata` counts.
         heard = [] if sound is None else [graph.input(shielded(sound), format="aac")["a:0"]]
+        kept = "copy" if "aac" in self.format.audio else self.format.audio[0]
         stream = graph.output(
             video,
             texts,
@@ -125,10 +153,9 @@ class Encoding:
             shielded(output),
             format=self.format.muxer,
             vcodec="copy",
-            **({"acodec": "copy"} if heard else {}),
+            **({"acodec": kept} if heard else {}),
             map_metadata=1,
             **({"map_chapters": 1} if chapters else {}),
-            **filled(self.format.options, timescale=self.timescale),
             **filled(self.format.film_options, timescale=self.timescale),
         )
         return argv_of(stream, ffmpeg.prefix())

@@ -83,14 +83,14 @@ class Chapter:
         return self.prompt.encode()[:_TITLE_NBYTES].decode(errors="ignore")
 
 
-def chain_frames(frames: npt.NDArray[np.uint8], before: str = "") -> str:
+def chain_frames(frames: npt.NDArray[np.uint8] | npt.NDArray[np.uint16], before: str = "") -> str:
     """Return the digest of all frames so far: each link is sha256(previous link + frame's bytes).
 
     A chain and not one sha256 over everything, because a link is all the state there is: it can go
     on from a stored one, and that of a longer clip passes through the shorter clip's.
 
     Args:
-        frames: uint8 [frames, height, width, 3].
+        frames: uint8 or uint16 [frames, height, width, 3].
         before: Digest of the frames before these; empty at the start, which counts as 32 zeros.
     """
     link = bytes.fromhex(before) if before else bytes(32)

@@ -48,8 +48,8 @@ from cfgen.video.output import check_output, format_of, sidecar_of, standing_at
 
 _LISTING = "segments.ffconcat"
 _METADATA = "metadata.ffmeta"
-_OWN_FILES = ("segment-*{0}", "joined.*{0}", "segments*.ffconcat", "metadata*.ffmeta")
-"""What it leaves in the parts folder, where ``{0}`` is the ending of videos."""
+_OWN_FILES = ("segment-*{1}", "joined.*{0}", "segments*.ffconcat", "metadata*.ffmeta")
+"""What it leaves in the parts folder; ``{0}`` is the ending of videos, ``{1}`` of segments."""
 
 
 class VideoWriter:
@@ -79,6 +79,8 @@ class VideoWriter:
         parts: Path,
         replaces: bool = False,
         chapters: Sequence[Chapter] = (),
+        codec: str | None = None,
+        bits: int | None = None,
     ) -> None:
         """Check everything that can be checked without touching the disk.
 
@@ -93,17 +95,26 @@ class VideoWriter:
             parts: Folder for the segments; it is made if need be.
             replaces: Whether a file may be replaced that comes to the output's place meanwhile.
             chapters: The film's shots, in order, if there are several.
+            codec: A codec of the format, such as ``h265``; without it, the format's first.
+            bits: Bits of a sample in the file; without it, the codec's first.
 
         Raises:
             UsageError: A value cannot be used.
             FfmpegMissing: The ffmpeg lacks the encoder.
         """
         self._format = format_of(output)
-        require_encoder(ffmpeg, self._format.codec.encoder)
         check_metadata(metadata)
         self._encoding = Encoding(
-            format=self._format, width=width, height=height, fps=exact_fps(fps), quality=quality
+            format=self._format,
+            width=width,
+            height=height,
+            fps=exact_fps(fps),
+            quality=quality,
+            codec_key=codec,
+            asked_bits=bits,
         )
+        require_encoder(ffmpeg, self._encoding.codec.encoder)
+        self._dtype = np.dtype(np.uint8 if self._encoding.bits == 8 else np.uint16)
         self._ffmpeg = ffmpeg
         self._metadata, self._chapters = dict(metadata), tuple(chapters)
         self._output = output.absolute()
@@ -154,20 +165,21 @@ class VideoWriter:
         if left_open and exc_type is None:
             raise RuntimeError("the block of a VideoWriter ended without publish() or abort()")
 
-    def write(self, frames: npt.NDArray[np.uint8]) -> None:
+    def write(self, frames: npt.NDArray[np.uint8] | npt.NDArray[np.uint16]) -> None:
         """Encode frames as the next ones of the current segment.
 
         Args:
-            frames: RGB, full range, uint8 [n, height, width, 3], C-contiguous, n >= 1.
+            frames: RGB, full range, uint8 [n, height, width, 3], C-contiguous, n >= 1; uint16,
+                0 to 65535, where a sample of the file has more than 8 bits.
 
         Raises:
             WriterError: ffmpeg failed.
         """
         self._require_open()
         expected = (self._encoding.height, self._encoding.width, 3)
-        if frames.dtype != np.uint8 or frames.shape[1:] != expected or len(frames) < 1:
+        if frames.dtype != self._dtype or frames.shape[1:] != expected or len(frames) < 1:
             raise ValueError(
-                f"frames must be uint8 [n >= 1, {', '.join(map(str, expected))}], "
+                f"frames must be {self._dtype} [n >= 1, {', '.join(map(str, expected))}], "
                 f"got {frames.dtype} {list(frames.shape)}"
             )
         if not frames.flags.c_contiguous:
@@ -224,7 +236,7 @@ class VideoWriter:
             self._join(joined)
             take_name(joined, part)
             for decode in (False, True):
-                self._verify(part, self.frames, decode=decode)
+                self._verify(part, self.frames, decode=decode, exact=self._format.exact_times)
             facts = self._facts(part)
             with create(part_of(sidecar)) as file:
                 file.write(sidecar_text(facts, self._metadata, self._chapters).encode())
@@ -285,7 +297,9 @@ class VideoWriter:
         """
         kept = {segment.path.name for segment in keep}
         for pattern in _OWN_FILES:
-            for path in self._parts.glob(pattern.format(self._format.ending)):
+            for path in self._parts.glob(
+                pattern.format(self._format.ending, self._format.segment_ending)
+            ):
                 if path.name not in kept:
                     path.unlink()
 
@@ -321,9 +335,10 @@ class VideoWriter:
         with FfmpegRun(argv, purpose=f"joining {self._output.name}", cwd=self._parts) as run:
             run.finish()
 
-    def _verify(self, path: Path, frames: int, *, decode: bool) -> None:
-        found = measure(self._ffmpeg, path, decode=decode)
+    def _verify(self, path: Path, frames: int, *, decode: bool, exact: bool = True) -> None:
         encoding = self._encoding
+        near = None if exact else encoding.fps
+        found = measure(self._ffmpeg, path, decode=decode, near=near)
         expected = Measured(frames, encoding.width, encoding.height, encoding.fps)
         if found != expected:
             raise WriterError(
@@ -346,6 +361,6 @@ class VideoWriter:
             sha256=sha256_of(part),
             frames_sha256=self.frames_sha256,
             quality=encoding.quality,
-            encoder=self._format.codec.encoder,
+            encoder=self._encoding.codec.encoder,
             ffmpeg_version=self._ffmpeg.version,
         )

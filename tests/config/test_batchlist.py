@@ -165,7 +165,7 @@ def test_longlive_lines_are_taken_where_they_mean_the_same() -> None:
         ('version: 1\nclips:\n- {name: "a\\0b", prompt: x}', "nothing unprintable"),
         ("version: 1\nclips:\n- {prompt: x, output: ../a.mp4}", "must stay in the folder"),
         ("version: 1\nclips:\n- {prompt: x, output: /a.mp4}", "must stay in the folder"),
-        ("version: 1\nclips:\n- {prompt: x, output: a.mkv}", "must end in .mp4"),
+        ("version: 1\nclips:\n- {prompt: x, output: a.avi}", "must end in .mp4"),
         ("version: 1\nclips:\n- {prompt: x, output: '{index}.mp4'}", "knows the fields name"),
         ("version: 1\nclips:\n- {prompt: x, output: '{name.mp4'}", "output: "),
         ("version: 1\nclips: [a", "is not valid YAML"),
