@@ -299,6 +299,29 @@ Output = _value(
     OUTPUT,
     f"The video, an {ENDINGS}. Without it, the name is made from prompt and seed, in this folder.",
 )
+Format = _value(
+    "--format",
+    "KIND",
+    OUTPUT,
+    "The kind of file: mp4, mkv, webm or mov.",
+    default="that of the output's name, or mp4",
+    offered=completion.values_of("encode.format"),
+)
+CodecOption = _value(
+    "--codec",
+    "NAME",
+    OUTPUT,
+    "How frames are coded: h264, h265, av1, vp9, prores or ffv1.",
+    default="vp9 in webm, else h264",
+    offered=completion.values_of("encode.codec"),
+)
+Bits = _value(
+    "--bits",
+    "N",
+    OUTPUT,
+    "Bits of a sample in the file, 8 or 10, rounded from what the decoder makes.",
+    default="10 for prores, else 8",
+)
 Yes = _switch("-y, --yes", OUTPUT, "Overwrite the output if it exists.")
 DryRun = _switch("--dry-run", OUTPUT, "Check everything and show the plan; render nothing.")
 Json = Annotated[
@@ -342,7 +365,7 @@ Debug = Annotated[bool, option("--debug", None, RARE, "Show the traceback of eve
 _MODEL = (Preset, Model, Loras, TextEncoder, Tokenizer, Vae)
 _BEGIN = (Image, Video, VideoFrom, VideoTo, KeepInput, FitOption, LastImage)
 _SHAPE = (Size, Fps, Memory, CommitReads, Offload, Vram, Backend, KvCache)
-_RUN = (Yes, Resume, AllowChanged, Snapshot, DiskBudget, Clean, DryRun)
+_RUN = (Format, CodecOption, Bits, Yes, Resume, AllowChanged, Snapshot, DiskBudget, Clean, DryRun)
 
 PLANNED = (*_MODEL, Duration, Shots, *_BEGIN, *_SHAPE, Set, Config)
 """Flags of what a plan depends on."""

@@ -143,12 +143,30 @@ class EncodeConfig:
 
     Attributes:
         quality: How good the encoded video is; better is larger.
+        format: The kind of file, which names the video's ending; auto is that of the output's
+            name, or mp4.
+        codec: How frames are coded; auto is VP9 in webm and H.264 elsewhere.
+        bits: Bits of a sample in the file, 8 or 10, which the decoder's numbers are rounded to.
+            Without it, 10 for ProRes, else 8.
     """
 
     quality: Literal["draft", "good", "best"] = "good"
+    format: Literal["auto", "mp4", "mkv", "webm", "mov"] = "auto"
+    codec: Literal["auto", "h264", "h265", "av1", "vp9", "prores", "ffv1"] = "auto"
+    bits: Annotated[int | None, Range(low=8, high=10)] = None
 
     def __post_init__(self) -> None:
         check(self)
+
+    @property
+    def ending(self) -> str | None:
+        """The ending that the format asks for, or None for any."""
+        return None if self.format == "auto" else f".{self.format}"
+
+    @property
+    def codec_key(self) -> str | None:
+        """The codec's name in the table of formats, or None for the format's first."""
+        return None if self.codec == "auto" else self.codec
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -261,6 +279,10 @@ class RenderConfig:
             known = ", ".join(size_text(size) for size in self.model.sizes)
             reason = f"this model was not trained for {size_text(self.size)}; it knows {known}"
             more.append(Problem(key="size", reason=reason))
+        ending = self.encode.ending
+        if self.output and ending and self.output.suffix.lower() != ending:
+            reason = f"is {self.encode.format}, but the output is {self.output.name}"
+            more.append(Problem(key="encode.format", reason=reason))
         chunk = self.model.chunk_latent_frames
         more += self.memory.problems(
             chunk=chunk, guidance=self.schedule.guidance, snapshot=self.snapshot.mode

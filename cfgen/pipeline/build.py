@@ -97,7 +97,9 @@ def build_render(
     config, plan = job.config, job.plan
     if config.output is None or config.seed is None:
         raise ValueError("a render needs an output and a seed")
-    ffmpeg = find_ffmpeg(format_of(config.output).codec.encoder)
+    encode = config.encode
+    codec, bits = format_of(config.output).coded(encode.codec_key, encode.bits)
+    ffmpeg = find_ffmpeg(codec.encoder)
     graph_module()  # a missing ffmpeg-python, too, is found before any model loads
     began = time.monotonic()
     recorded, beginning = _recorded(job), job.beginning
@@ -109,13 +111,15 @@ def build_render(
         height=plan.geometry.height,
         fps=plan.geometry.fps,
         ffmpeg=ffmpeg,
-        quality=config.encode.quality,
+        quality=encode.quality,
+        codec=codec.key,
+        bits=bits,
         metadata={**_video_metadata(recorded), **facts},
         parts=path / "segments",
         replaces=overwrite,
         chapters=chapters_of(plan),
     )
-    source = build_source(job, models)
+    source = dataclasses.replace(build_source(job, models), bits=bits)
     job.model.require_unchanged()
     writer.add_metadata({"backend": source.backend})
     return Render(

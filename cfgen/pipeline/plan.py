@@ -21,10 +21,12 @@ with slow_fast memory of 3, 6 and 6."""
 def estimate_of(job: RenderJob) -> Estimate:
     """Estimate what a render needs of disk and time."""
     config = job.config
-    made = MP4 if config.output is None else FORMATS.get(config.output.suffix.lower(), MP4)
+    encode, output = config.encode, config.output
+    ending = encode.ending or (MP4.ending if output is None else output.suffix.lower())
+    codec, _ = FORMATS.get(ending, MP4).coded(encode.codec_key, encode.bits)
     return estimate(
         job.plan,
-        quality=made.codec.qualities[config.encode.quality],
+        quality=codec.qualities[encode.quality],
         kv=_kv_size(job),
         frames_per_s=config.model.cpu_frames_per_s,
         opening=passes_of(config.schedule, first=True) / passes_of(config.schedule),

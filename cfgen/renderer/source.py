@@ -21,7 +21,7 @@ from cfgen.rollout.schedule import FewStepSchedule, Noise
 from cfgen.rollout.transitions import enter
 from cfgen.timeline import ChunkPlan, Plan
 
-Frames = npt.NDArray[np.uint8]
+Frames = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +42,7 @@ class FrameSource:
         notes: What is worth knowing of how it was put together, a line each.
         given: The latents of the chunks that the plan has as given, float32 [1, F, C, H, W] by
             number; None where there are none.
+        bits: Bits of a sample that frames are for: uint8 for 8, uint16 for more.
     """
 
     generator: Generator
@@ -56,6 +57,7 @@ class FrameSource:
     capture: Callable[[ChunkFn], ChunkFn] | None = None
     notes: tuple[str, ...] = ()
     given: Callable[[int], Tensor] | None = None
+    bits: int = 8
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -135,7 +137,7 @@ class FrameSource:
         )
 
     def decode(self, chunk: Chunk, state: State) -> Frames:
-        """Frames of the next chunk, cut to the plan: uint8 [n, height, width, 3], RGB.
+        """Frames of the next chunk, cut to the plan: uint8 [n, height, width, 3], RGB, or uint16.
 
         Args:
             chunk: The chunk.
@@ -157,7 +159,7 @@ class FrameSource:
                 # decodes to one frame, so it is given twice and that frame is dropped.
                 state.caches, lead = self.vae.start().caches, 1
                 latents = torch.cat([latents[:, :1], latents], 1)
-            levels = to_levels(self.vae.decode(latents, state)[0])
+            levels = to_levels(self.vae.decode(latents, state)[0], self.bits)
             frames = levels[lead : lead + self.plan.chunk(chunk.index).frames]
             if stream is None:
                 return PendingFrames(frames.cpu(), None)
@@ -226,7 +228,7 @@ class ChunkWorker:
 
 @dataclass(frozen=True, slots=True)
 class PendingFrames:
-    """Frames uint8 [n, height, width, 3] that arrive on the host with an event, or are there."""
+    """Frames [n, height, width, 3] that arrive on the host with an event, or are there."""
 
     frames: Tensor
     arrived: torch.cuda.Event | None
@@ -249,7 +251,14 @@ def _finite(chunk: Chunk) -> Chunk:
     return chunk
 
 
-def to_levels(video: Tensor) -> Tensor:
-    """Frames [T, 3, H, W] in [0, 1] as uint8 [T, H, W, 3]; what lies outside is clamped."""
-    levels = video.float().clamp(0, 1).mul(255).round().to(torch.uint8)
+def to_levels(video: Tensor, bits: int = 8) -> Tensor:
+    """Frames [T, 3, H, W] in [0, 1] as levels [T, H, W, 3]; what lies outside is clamped.
+
+    Args:
+        video: The frames.
+        bits: Bits of a sample in the file: levels are uint8, 0 to 255, for 8, and uint16, 0 to
+            65535, for more.
+    """
+    most, kind = (255, torch.uint8) if bits == 8 else (65535, torch.uint16)
+    levels = video.float().clamp(0, 1).mul(most).round().to(torch.int32).to(kind)
     return levels.permute(0, 2, 3, 1).contiguous()

@@ -52,9 +52,6 @@ class Encoding:
 
     def __post_init__(self) -> None:
         codec = self.codec
-        if self.bits not in codec.pixel_formats:
-            known = " or ".join(map(str, codec.pixel_formats))
-            raise UsageError(f"{codec.name} is written with {known} bits, not {self.bits}")
         if self.quality not in codec.qualities:
             known = ", ".join(codec.qualities)
             raise UsageError(f"the quality {self.quality!r} is unknown; the qualities are {known}")
@@ -70,12 +67,12 @@ class Encoding:
     @property
     def codec(self) -> Codec:
         """What frames are coded with."""
-        return self.format.coded(self.codec_key)
+        return self.format.coded(self.codec_key, self.asked_bits)[0]
 
     @property
     def bits(self) -> int:
         """Bits of a sample."""
-        return self.codec.bits if self.asked_bits is None else self.asked_bits
+        return self.format.coded(self.codec_key, self.asked_bits)[1]
 
     @property
     def timescale(self) -> int:

@@ -114,12 +114,23 @@ class OutputFormat:
         """The file name of an encoded segment."""
         return f"segment-{index:06d}{self.segment_ending}"
 
-    def coded(self, key: str | None) -> Codec:
-        """The codec of that name, or the one that is taken without any.
+    def coded(self, key: str | None, bits: int | None = None) -> tuple[Codec, int]:
+        """The codec and the bits of a sample that are meant.
+
+        Args:
+            key: The codec's name, or None for the format's first.
+            bits: Bits of a sample, or None for the codec's first.
 
         Raises:
-            UsageError: The format cannot carry it.
+            UsageError: The format does not carry the codec, or the codec has not these bits.
         """
+        codec = self._codec_of(key)
+        if bits is not None and bits not in codec.pixel_formats:
+            known = " or ".join(map(str, codec.pixel_formats))
+            raise UsageError(f"{codec.name} is written with {known} bits, not {bits}")
+        return codec, bits or codec.bits
+
+    def _codec_of(self, key: str | None) -> Codec:
         for codec in self.codecs:
             if key in (None, codec.key):
                 return codec
