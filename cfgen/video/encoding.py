@@ -16,6 +16,8 @@ from cfgen.video.ffmpeg_graph import argv_of, graph_module, shielded
 from cfgen.video.formats import Codec, OutputFormat, filled
 
 KEYFRAME_INTERVAL_S = 4
+_SMALL = 128
+"""Pixels of a side below which frames are coded in small units."""
 FPS_MIN, FPS_MAX = 1, 240
 RESERVED_METADATA = frozenset({"frames", "frames_sha256", "ffmpeg_version", "quality", "encoder"})
 _FPS_DENOMINATOR_MAX = 1001
@@ -92,6 +94,7 @@ class Encoding:
         tags = _RGB if codec.rgb else _BT709
         levels = "pc" if codec.rgb else "tv"
         keyint = max(1, round(self.fps * KEYFRAME_INTERVAL_S))
+        ctu = 64 if min(self.width, self.height) >= _SMALL else 16
         size = f"{self.width}x{self.height}"
         stream = (
             graph.input("pipe:0", format="rawvideo", pix_fmt=raw, s=size, framerate=str(self.fps))
@@ -108,8 +111,8 @@ class Encoding:
                 **tags,
                 **filled(self.format.segment_options, timescale=self.timescale),
                 **({"tag:v": codec.tag} if codec.tag and self.format.takes_tags else {}),
-                **filled(codec.options, keyint=keyint),
-                **filled(codec.qualities[self.quality].options, keyint=keyint),
+                **filled(codec.options, keyint=keyint, ctu=ctu),
+                **filled(codec.qualities[self.quality].options, keyint=keyint, ctu=ctu),
             )
         )
         prefix = [*ffmpeg.prefix(), "-filter_complex_threads", "1"]

@@ -32,7 +32,8 @@ class Quality:
 class Codec:
     """How frames are coded.
 
-    In options, ``{keyint}`` stands for the frames from one key frame to the next.
+    In options, ``{keyint}`` stands for the frames from one key frame to the next, and ``{ctu}`` for
+    the side of the largest coding unit in pixels.
 
     Attributes:
         key: What people type.
@@ -155,7 +156,11 @@ class OutputFormat:
 # decoding time is its display time, so segments of any length, one frame included, join at exact
 # times and need no edit list. cpu-independent: same bits anywhere.
 _X264 = "threads=1:lookahead-threads=1:bframes=0:open-gop=0:cpu-independent=1:keyint={keyint}"  # noqa: RUF027
-_X265 = "pools=none:frame-threads=1:wpp=0:bframes=0:open-gop=0:keyint={keyint}:log-level=warning"  # noqa: RUF027
+# x265 of ffmpeg 9.0.2 damages its heap for frames of 48x32 with coding units of 32 or 64 pixels.
+_X265 = (
+    "ctu={ctu}:pools=none:frame-threads=1:wpp=0:bframes=0:open-gop=0:keyint={keyint}"  # noqa: RUF027
+    ":log-level=warning"
+)
 
 
 def _rated(crf: int, bits_per_pixel: float, **options: object) -> Quality:
@@ -267,6 +272,8 @@ FFV1 = Codec(
 _TICKS = {"video_track_timescale": "{timescale}"}
 # faststart: the index stands at the front, so that a film plays while it is still fetched.
 _FILM = {"movflags": "+faststart+use_metadata_tags+write_colr", "use_editlist": 0}
+# bitexact: no random numbers in the file, so that a render that was resumed gives the same one.
+_MATROSKA = {"cues_to_front": 1, "fflags": "+bitexact"}
 
 MP4 = OutputFormat(
     ending=".mp4",
@@ -293,7 +300,7 @@ MKV = OutputFormat(
     muxer="matroska",
     codecs=(H264, H265, AV1, VP9, FFV1, PRORES),
     audio=("aac", "flac", "libopus", "libmp3lame"),
-    film_options={"cues_to_front": 1},
+    film_options=_MATROSKA,
     segments="nut",
     segment_options={},
     exact_times=False,
@@ -304,7 +311,7 @@ WEBM = OutputFormat(
     muxer="webm",
     codecs=(VP9, AV1),
     audio=("libopus", "libvorbis"),
-    film_options={"cues_to_front": 1},
+    film_options=_MATROSKA,
     segments="nut",
     segment_options={},
     exact_times=False,

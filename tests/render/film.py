@@ -89,7 +89,8 @@ class Film:
 
     @property
     def output(self) -> Path:
-        return self.folder / "clip.mp4"
+        formats = [each for each in self.settings if each.startswith("encode.format=")]
+        return self.folder / f"clip.{formats[-1].partition('=')[2] if formats else 'mp4'}"
 
     @property
     def config(self) -> RenderConfig:

@@ -85,6 +85,24 @@ def test_every_kind_of_kv_cache_goes_on(film: MakeFilm, kept: str) -> None:
     assert cut.output.read_bytes() == film.expected(*settings)
 
 
+@pytest.mark.parametrize(
+    ("kind", "codec", "bits"),
+    [
+        ("mp4", "h265", 10),
+        ("mkv", "av1", 10),
+        ("mkv", "ffv1", 10),
+        ("webm", "vp9", 8),
+        ("mov", "prores", 10),
+    ],
+)
+def test_every_codec_goes_on(film: MakeFilm, kind: str, codec: str, bits: int) -> None:
+    names = {"format": kind, "codec": codec, "bits": bits}
+    settings = [f"encode.{name}={value}" for name, value in names.items()]
+    cut = film.killed(5, *settings)
+    cut.go_on()
+    assert cut.output.read_bytes() == film.expected(*settings)
+
+
 @pytest.mark.parametrize("rng", ["reference", "keyed"])
 @pytest.mark.parametrize("renoise", ["fresh", "predicted"])
 def test_noise_goes_on_where_it_stopped(film: MakeFilm, rng: str, renoise: str) -> None:
