@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
+from cfgen.config.audio import AudioConfig
 from cfgen.config.begin import BeginConfig, key_of
 from cfgen.config.shots import Shot, Shots, told, total_s
 from cfgen.config.values import (
@@ -142,18 +143,29 @@ class EncodeConfig:
     """How the video is encoded.
 
     Attributes:
-        quality: How good the encoded video is; better is larger.
+        quality: How good the encoded video is, better is larger: draft, good, best, or the constant
+            rate factor (CRF) of H.264, H.265, AV1 or VP9, where less is better.
         format: The kind of file, which names the video's ending; auto is that of the output's
-            name, or mp4.
-        codec: How frames are coded; auto is VP9 in webm and H.264 elsewhere.
-        bits: Bits of a sample in the file, 8 or 10, which the decoder's numbers are rounded to.
-            Without it, 10 for ProRes, else 8.
+            name, or mp4. png is a folder of that name with a picture a frame.
+        codec: How frames are coded; auto is VP9 in webm, H.264 in mp4, mkv and mov.
+        bits: Bits of a sample in the file, 8, 10, or 16 for PNG, which the decoder's numbers are
+            rounded to. Without it, 10 for ProRes, else 8.
+        interpolate: Frames per second of the file, more than are rendered: ffmpeg's minterpolate
+            works out the frames between. Without it, every frame is rendered.
     """
 
-    quality: Literal["draft", "good", "best"] = "good"
-    format: Literal["auto", "mp4", "mkv", "webm", "mov"] = "auto"
-    codec: Literal["auto", "h264", "h265", "av1", "vp9", "prores", "ffv1"] = "auto"
-    bits: Annotated[int | None, Range(low=8, high=10)] = None
+    quality: Annotated[
+        str,
+        Pattern(
+            pattern="draft|good|best|[0-9]{1,2}",
+            words="draft, good, best or a constant rate factor, a whole number",
+            names=("draft", "good", "best"),
+        ),
+    ] = "good"
+    format: Literal["auto", "mp4", "mkv", "webm", "mov", "png", "gif"] = "auto"
+    codec: Literal["auto", "h264", "h265", "av1", "vp9", "prores", "ffv1", "png", "gif"] = "auto"
+    bits: Annotated[int | None, Range(low=8, high=16)] = None
+    interpolate: Annotated[float | None, Range(low=1, high=240)] = None
 
     def __post_init__(self) -> None:
         check(self)
@@ -231,6 +243,7 @@ class RenderConfig:
         compile: Whether torch.compile fuses what lies between the ops; takes a minute to begin.
         cuda_graph: Whether the passes of a chunk are one CUDA graph where they can be.
         begin: What the video begins with.
+        audio: Its sound.
         model: The model.
         schedule: How a chunk is denoised.
         memory: What the generator keeps of earlier chunks.
@@ -258,6 +271,7 @@ class RenderConfig:
     compile: bool = False
     cuda_graph: bool = True
     begin: BeginConfig = field(default_factory=BeginConfig)
+    audio: AudioConfig = field(default_factory=AudioConfig)
     model: ModelConfig
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     memory: MemoryConfig = field(default_factory=FullMemory)

@@ -30,7 +30,7 @@ from cfgen.pipeline.job import RenderJob
 from cfgen.pipeline.memory_estimate import place, wanted_of
 from cfgen.pipeline.models import LoadedModels, OpenedModel
 from cfgen.pipeline.offload_plan import Offload
-from cfgen.pipeline.preflight import licence_of, warnings_of
+from cfgen.pipeline.preflight import encoding_of, licence_of, warnings_of
 from cfgen.pipeline.shots import chapters_of, longest_pass
 from cfgen.pipeline.torch_compile import compile_blocks
 from cfgen.renderer.events import Loaded
@@ -44,7 +44,7 @@ from cfgen.runs.folder import RunRecord
 from cfgen.timeline import Plan
 from cfgen.video.ffmpeg import find_ffmpeg
 from cfgen.video.ffmpeg_graph import graph_module
-from cfgen.video.output import format_of, run_of
+from cfgen.video.output import run_of
 from cfgen.video.writer import VideoWriter
 
 
@@ -98,11 +98,11 @@ def build_render(
     if config.output is None or config.seed is None:
         raise ValueError("a render needs an output and a seed")
     encode = config.encode
-    codec, bits = format_of(config.output).coded(encode.codec_key, encode.bits)
-    ffmpeg = find_ffmpeg(codec.encoder)
+    encoding = encoding_of(job)
+    ffmpeg = find_ffmpeg(encoding.codec.encoder)
     graph_module()  # a missing ffmpeg-python, too, is found before any model loads
     began = time.monotonic()
-    recorded, beginning = _recorded(job), job.beginning
+    recorded = _recorded(job)
     facts = {**job.model.digests, **versions()}
     path = run_of(config.output)
     writer = VideoWriter(
@@ -112,14 +112,15 @@ def build_render(
         fps=plan.geometry.fps,
         ffmpeg=ffmpeg,
         quality=encode.quality,
-        codec=codec.key,
-        bits=bits,
-        metadata={**_video_metadata(recorded), **facts},
+        codec=encoding.codec.key,
+        bits=encoding.bits,
+        interpolate=encode.interpolate,
+        metadata={**_video_metadata(recorded), **_sound_metadata(job), **facts},
         parts=path / "segments",
         replaces=overwrite,
         chapters=chapters_of(plan),
     )
-    source = dataclasses.replace(build_source(job, models), bits=bits)
+    source = dataclasses.replace(build_source(job, models), bits=encoding.bits)
     job.model.require_unchanged()
     writer.add_metadata({"backend": source.backend})
     return Render(
@@ -143,8 +144,12 @@ def build_render(
             details=(*filter(None, [ffmpeg.note]), *licence_of(config), *source.notes),
         ),
         warnings=warnings_of(config),
-        sound=None if beginning is None else beginning.sound,
+        sound=job.sound,
     )
+
+
+def _sound_metadata(job: RenderJob) -> dict[str, str]:
+    return {} if job.soundtrack is None else {"sound": job.soundtrack.told}
 
 
 def _recorded(job: RenderJob) -> RenderConfig:

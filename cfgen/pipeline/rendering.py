@@ -114,7 +114,9 @@ def begin(job: RenderJob, *, overwrite: bool = False) -> Rendering:
         UsageError, OutputRefused, BudgetError: The video cannot or must not be written there.
         InputRefused, CheckpointError: It cannot begin with the picture or film that is given.
     """
-    opening = tuple(Noted(message=line) for line in job.require_beginning())
+    opening = tuple(
+        Noted(message=line) for line in (*job.require_beginning(), *job.require_sound())
+    )
     check_place(job, overwrite=overwrite)
     return Rendering(job, overwrite=overwrite, opening=opening)
 

@@ -69,7 +69,9 @@ class BranchPoint:
             whole = line.index < len(self.audited.segments)
             return whole and all(chunk in kept for chunk in self.plan.chunks_of(line.index))
         if isinstance(line, SoundLine):
-            return self.plan.given.latent_frames > 0
+            audio = self.folder.record.config.get("audio")
+            own = isinstance(audio, dict) and audio.get("file") is not None
+            return self.plan.given.latent_frames > 0 and not own  # as long as the film
         return isinstance(line, ChunkLine) and line.index in kept
 
 

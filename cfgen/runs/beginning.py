@@ -52,7 +52,7 @@ def told(record: RunRecord) -> dict[str, str]:
 
 
 def keep_sound(folder: RunFolder, read: Callable[[], Iterable[bytes]]) -> Path | None:
-    """The file of a run with the sound of the film that its video begins with.
+    """The file of a run with the sound of its video.
 
     It is written when it is not there, or damaged.
 
@@ -64,7 +64,7 @@ def keep_sound(folder: RunFolder, read: Callable[[], Iterable[bytes]]) -> Path |
         The file, or None if there is no sound.
 
     Raises:
-        InputRefused: The film cannot be read.
+        InputRefused: What gives it cannot be read.
         SnapshotMismatch: It gives another sound than it did.
         BudgetError, WriterError: The disk refused.
     """
@@ -81,9 +81,8 @@ def keep_sound(folder: RunFolder, read: Callable[[], Iterable[bytes]]) -> Path |
             folder.journal.append(SoundLine(nbytes=nbytes, sha256=digest), sync=True)
         elif digest != before.sha256:
             raise SnapshotMismatch(
-                f"{path} is damaged, and the film that the video begins with gives another sound "
-                "than it did",
-                "restore the film, or render again from the start with -y",
+                f"{path} is damaged, and the file that it came from gives another sound now",
+                "restore that file, or render again from the start with -y",
             )
         return path if nbytes else None
     return path

@@ -6,9 +6,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 from cfgen.video.ffmpeg import Ffmpeg, FfmpegRun
 from cfgen.video.ffmpeg_graph import argv_of, graph_module, shielded
+from cfgen.video.formats import FRAME_NAME
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +34,14 @@ class Measured:
         return f"{self.frames} frames of {self.width}x{self.height} at {rate} fps"
 
 
-def measure(ffmpeg: Ffmpeg, path: Path, *, decode: bool, near: Fraction | None = None) -> Measured:
+def measure(
+    ffmpeg: Ffmpeg,
+    path: Path,
+    *,
+    decode: bool,
+    near: Fraction | None = None,
+    rate: Fraction | None = None,
+) -> Measured:
     """Count the frames of a video file and read their size and timing.
 
     Args:
@@ -41,19 +50,29 @@ def measure(ffmpeg: Ffmpeg, path: Path, *, decode: bool, near: Fraction | None =
         decode: Whether to decode every frame, and fail at the first that does not decode, or
             only to read the packets, which is quicker and shows the timestamps as stored.
         near: A frame rate, for files that round times: frames within a tick of it have it.
+        rate: Frames per second, of a folder of frames.
 
     Raises:
         WriterError: ffmpeg cannot read the file.
     """
-    graph = graph_module()
     options = {} if decode else {"vcodec": "copy"}
-    stream = graph.input(shielded(f"file:{path.absolute()}"))["v:0"]
+    stream = film_input(path, rate)["v:0"]
     output = stream.output("pipe:1", format="framecrc", **options)
     argv = argv_of(output, [*ffmpeg.prefix(), "-xerror"])
     with FfmpegRun(argv, purpose=f"reading {path.name}", read=True) as run:
         measured = _parse_framecrc(run.lines(), near)
         run.finish()
     return measured
+
+
+def film_input(path: Path, rate: Fraction | None = None) -> Any:
+    """A film as an input of a graph, a folder of frames too, which play at a rate."""
+    place = f"file:{path.absolute()}"
+    if not path.is_dir():
+        return graph_module().input(shielded(place))
+    # A percent sign in the name of a folder stands for no number.
+    named = f"{place.replace('%', '%%')}/{FRAME_NAME}"
+    return graph_module().input(shielded(named), format="image2", framerate=str(rate))
 
 
 def _parse_framecrc(lines: Iterable[str], near: Fraction | None = None) -> Measured:

@@ -20,9 +20,9 @@ _SEEK_BEFORE_S = 10
 """Seconds before a section at which reading begins: a frame may be shown for long."""
 
 SOUND_RATE = 48_000
-_DELAY = 1024
+DELAY = 1024
 """Samples of silence that an AAC encoder puts first, and a stream without an edit list plays."""
-_SOUND_BLOCK = 1 << 16
+SOUND_BLOCK = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +132,7 @@ def read_sound(
         WriterError: ffmpeg cannot read the file, or not to its end.
     """
     seek = Fraction(max(0, math.floor(begins_s) - _SEEK_BEFORE_S))
-    begins = begins_s - seek + Fraction(_DELAY, SOUND_RATE)
+    begins = begins_s - seek + Fraction(DELAY, SOUND_RATE)
     source = graph_module().input(shielded(f"file:{path.absolute()}"), **_seeking(seek))["a:0"]
     output = (
         source.filter("aresample", SOUND_RATE, **{"async": 1}, first_pts=0)
@@ -149,7 +149,7 @@ def read_sound(
     )
     argv = argv_of(output, [*ffmpeg.prefix(), "-xerror"])
     with FfmpegRun(argv, purpose=f"reading the sound of {path.name}", read=True) as run:
-        yield from run.blocks(_SOUND_BLOCK)
+        yield from run.blocks(SOUND_BLOCK)
         run.finish()
 
 
@@ -174,7 +174,7 @@ def _seeking(seconds: Fraction) -> dict[str, str]:
     return {"ss": f"{float(seconds):.6f}"} if seconds else {}
 
 
-def input_refused(path: Path, error: WriterError) -> InputRefused:
-    """What is told of a film that ffmpeg cannot read to its end."""
+def input_refused(path: Path, error: WriterError, whole: str = "a whole film") -> InputRefused:
+    """What is told of a file that ffmpeg cannot read to its end; `whole` is to be given instead."""
     reason = error.stderr_tail[-1].strip() if error.stderr_tail else error.message
-    return InputRefused(f"{path} cannot be read to its end: {reason}", "give a whole film")
+    return InputRefused(f"{path} cannot be read to its end: {reason}", f"give {whole}")
