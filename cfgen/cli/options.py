@@ -397,5 +397,8 @@ _WHAT = (Duration, Shots, Seed, *_BEGIN, *_AUDIO)
 RENDERED = (Output, *_MODEL, *_WHAT, *_SHAPE, Compile, Rng, Set, Config, *_RUN)
 """Flags of a render."""
 
+DECODED = (Vae, *_AUDIO, *_FILE, Yes, AllowChanged)
+"""Flags of what is made of latents."""
+
 SHOWN = (Json, Quiet, Verbose, Debug)
 """Flags of how a command shows what it does."""

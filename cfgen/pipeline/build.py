@@ -115,7 +115,7 @@ def build_render(
         codec=encoding.codec.key,
         bits=encoding.bits,
         interpolate=encode.interpolate,
-        metadata={**_video_metadata(recorded), **_sound_metadata(job), **facts},
+        metadata={**video_metadata(recorded), **sound_metadata(job), **facts},
         parts=path / "segments",
         replaces=overwrite,
         chapters=chapters_of(plan),
@@ -148,7 +148,8 @@ def build_render(
     )
 
 
-def _sound_metadata(job: RenderJob) -> dict[str, str]:
+def sound_metadata(job: RenderJob) -> dict[str, str]:
+    """What the sound of a video is, for the container and the sidecar."""
     return {} if job.soundtrack is None else {"sound": job.soundtrack.told}
 
 
@@ -329,7 +330,7 @@ def build_noise(config: RenderConfig, plan: Plan) -> Noise:
             )
 
 
-def _video_metadata(config: RenderConfig) -> dict[str, str]:
+def video_metadata(config: RenderConfig) -> dict[str, str]:
     """What the video is, for the container and the sidecar."""
     return {
         "title": config.prompt,

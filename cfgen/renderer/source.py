@@ -25,45 +25,18 @@ Frames = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 
 
 @dataclass(frozen=True, kw_only=True)
-class FrameSource:
-    """Everything that makes frames.
+class FrameDecoder:
+    """What makes frames of latents.
 
     Attributes:
-        generator: The causal model.
-        memory: Its memory, empty.
-        schedule: Noise levels of a chunk.
-        noise: Where noise comes from.
-        conditionings: The encoded prompt of each of the plan's spans.
         vae: The decoder.
-        plan: What to make.
-        guidance: How strongly the prompt is followed, None for as it stands.
-        backend: What it is computed with.
-        capture: Makes the passes of a chunk one piece, None to run them one by one.
-        notes: What is worth knowing of how it was put together, a line each.
-        given: The latents of the chunks that the plan has as given, float32 [1, F, C, H, W] by
-            number; None where there are none.
+        plan: The film.
         bits: Bits of a sample that frames are for: uint8 for 8, uint16 for more.
     """
 
-    generator: Generator
-    memory: PagedMemory
-    schedule: FewStepSchedule
-    noise: Noise
-    conditionings: tuple[Conditioning, ...]
     vae: Decoder
     plan: Plan
-    guidance: Guidance | None = None
-    backend: str = "torch"
-    capture: Callable[[ChunkFn], ChunkFn] | None = None
-    notes: tuple[str, ...] = ()
-    given: Callable[[int], Tensor] | None = None
     bits: int = 8
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """[B, F, C, H, W] of the latents of a chunk that is made."""
-        g = self.plan.geometry
-        return (1, g.chunk_latent_frames, g.channels, g.latent_height, g.latent_width)
 
     @property
     def warm_up(self) -> int:
@@ -74,6 +47,88 @@ class FrameSource:
     def decode_from(self) -> int:
         """The first chunk that the decoder must see: none of a long past that is not shown."""
         return max(0, self.plan.hidden_chunks - self.warm_up)
+
+    def decode(self, chunk: Chunk, state: State) -> Frames:
+        """Frames of the next chunk, cut to the plan: uint8 [n, height, width, 3], RGB, or uint16.
+
+        Args:
+            chunk: The chunk.
+            state: The decoder's, changed in place; `warm_up` chunks after a fresh one the frames
+                are those of a film decoded from its start.
+        """
+        return self.decoding(chunk, state).wait()
+
+    def decoding(self, chunk: Chunk, state: State) -> PendingFrames:
+        """As `decode`, but on a GPU the frames may still be on their way."""
+        parameter, stream = self._parameter, self._stream
+        with torch.inference_mode(), torch.cuda.stream(stream):
+            if stream is not None:
+                stream.wait_stream(torch.cuda.default_stream(parameter.device))
+                chunk.latents.record_stream(stream)
+            latents, lead = chunk.latents.to(parameter.device, parameter.dtype), 0
+            if self.plan.begins_scene(chunk.index):
+                # Nothing of the scene before may shine through. The first latent frame of a clip
+                # decodes to one frame, so it is given twice and that frame is dropped.
+                state.caches, lead = self.vae.start().caches, 1
+                latents = torch.cat([latents[:, :1], latents], 1)
+            levels = to_levels(self.vae.decode(latents, state)[0], self.bits)
+            frames = levels[lead : lead + self.plan.chunk(chunk.index).frames]
+            if stream is None:
+                return PendingFrames(frames.cpu(), None)
+            host = torch.empty(frames.shape, dtype=frames.dtype, pin_memory=True)
+            host.copy_(frames, non_blocking=True)
+            return PendingFrames(host, stream.record_event())
+
+    @property
+    def beside(self) -> bool:
+        """Whether frames are decoded beside the next chunk, as a GPU can."""
+        return self._stream is not None
+
+    @property
+    def _parameter(self) -> Tensor:
+        return next(iter(self.vae.parameters()))
+
+    @functools.cached_property
+    def _stream(self) -> torch.cuda.Stream | None:
+        device = self._parameter.device
+        on_gpu = device.type == "cuda"
+        return torch.cuda.Stream(device) if on_gpu else None  # type: ignore[no-untyped-call]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrameSource(FrameDecoder):
+    """Everything that makes frames, on top of what decodes them.
+
+    Attributes:
+        generator: The causal model.
+        memory: Its memory, empty.
+        schedule: Noise levels of a chunk.
+        noise: Where noise comes from.
+        conditionings: The encoded prompt of each of the plan's spans.
+        guidance: How strongly the prompt is followed, None for as it stands.
+        backend: What it is computed with.
+        capture: Makes the passes of a chunk one piece, None to run them one by one.
+        notes: What is worth knowing of how it was put together, a line each.
+        given: The latents of the chunks that the plan has as given, float32 [1, F, C, H, W] by
+            number; None where there are none.
+    """
+
+    generator: Generator
+    memory: PagedMemory
+    schedule: FewStepSchedule
+    noise: Noise
+    conditionings: tuple[Conditioning, ...]
+    guidance: Guidance | None = None
+    backend: str = "torch"
+    capture: Callable[[ChunkFn], ChunkFn] | None = None
+    notes: tuple[str, ...] = ()
+    given: Callable[[int], Tensor] | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """[B, F, C, H, W] of the latents of a chunk that is made."""
+        g = self.plan.geometry
+        return (1, g.chunk_latent_frames, g.channels, g.latent_height, g.latent_width)
 
     def chunks(self) -> Iterator[tuple[ChunkPlan, Chunk, Frames]]:
         """Yield each chunk of the film with its frames, as they play; nothing is kept."""
@@ -135,48 +190,6 @@ class FrameSource:
             self.conditioning_of(chunk),
             step=len(self.schedule.sigmas),
         )
-
-    def decode(self, chunk: Chunk, state: State) -> Frames:
-        """Frames of the next chunk, cut to the plan: uint8 [n, height, width, 3], RGB, or uint16.
-
-        Args:
-            chunk: The chunk.
-            state: The decoder's, changed in place; `warm_up` chunks after a fresh one the frames
-                are those of a film decoded from its start.
-        """
-        return self.decoding(chunk, state).wait()
-
-    def decoding(self, chunk: Chunk, state: State) -> PendingFrames:
-        """As `decode`, but on a GPU the frames may still be on their way."""
-        parameter, stream = next(self.vae.parameters()), self._stream
-        with torch.inference_mode(), torch.cuda.stream(stream):
-            if stream is not None:
-                stream.wait_stream(torch.cuda.default_stream(parameter.device))
-                chunk.latents.record_stream(stream)
-            latents, lead = chunk.latents.to(parameter.device, parameter.dtype), 0
-            if self.plan.begins_scene(chunk.index):
-                # Nothing of the scene before may shine through. The first latent frame of a clip
-                # decodes to one frame, so it is given twice and that frame is dropped.
-                state.caches, lead = self.vae.start().caches, 1
-                latents = torch.cat([latents[:, :1], latents], 1)
-            levels = to_levels(self.vae.decode(latents, state)[0], self.bits)
-            frames = levels[lead : lead + self.plan.chunk(chunk.index).frames]
-            if stream is None:
-                return PendingFrames(frames.cpu(), None)
-            host = torch.empty(frames.shape, dtype=frames.dtype, pin_memory=True)
-            host.copy_(frames, non_blocking=True)
-            return PendingFrames(host, stream.record_event())
-
-    @property
-    def beside(self) -> bool:
-        """Whether frames are decoded beside the next chunk, as a GPU can."""
-        return self._stream is not None
-
-    @functools.cached_property
-    def _stream(self) -> torch.cuda.Stream | None:
-        device = self.generator.device
-        on_gpu = device.type == "cuda"
-        return torch.cuda.Stream(device) if on_gpu else None  # type: ignore[no-untyped-call]
 
 
 class ChunkWorker:

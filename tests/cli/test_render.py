@@ -164,7 +164,7 @@ def test_dry_run_checks_and_plans_and_builds_nothing(cfgen: Run, build) -> None:
         (["a", "--config", "no.yaml"], 2, "no.yaml: there is no such file"),
         (["a", "--bogus"], 2, "No such option"),
         (["a", "b"], 2, "Put the prompt in quotes"),
-        (["a", "-o", "a.mkv"], 2, "must end in .mp4"),
+        (["a", "-o", "a.avi"], 2, "must end in .mp4"),
         (["a", "-o", "no/a.mp4"], 3, "does not exist"),
         (["a", "--set", "model.path=nowhere"], 3, "the model 'nowhere' is not on disk"),
         (["a", "-m", "nowhere"], 3, "the model 'nowhere' is not on disk"),
