@@ -132,16 +132,13 @@ H264 = Codec(
     exact_joins=True,
     crf=(1, 51),  # 0 makes a High 4:4:4 stream that most players refuse
     options={"profile:v": "high", "x264-params": _X264},
-    # Films of `mini` (160x96) take 0.08, 0.23 to 0.35 and 0.56 bits per pixel; frames of more
-    # pixels take less of each, so for them the figures are generous.
     qualities={
-        "draft": _rated(28, 0.10, preset="veryfast"),
-        "good": _rated(18, 0.35, preset="medium"),
-        "best": _rated(14, 0.60, preset="slow"),
+        "draft": _rated(28, 0.12, preset="veryfast"),
+        "good": _rated(18, 0.50, preset="medium"),
+        "best": _rated(14, 0.80, preset="slow"),
     },
 )
 
-# The bits per pixel of the codecs below are estimates from H.264's figures, not measured.
 H265 = Codec(
     key="h265",
     name="H.265",
@@ -154,9 +151,9 @@ H265 = Codec(
     # The parameter sets stand in the header alone, as Apple's players ask.
     tag="hvc1",
     qualities={
-        "draft": _rated(30, 0.10, preset="veryfast"),
-        "good": _rated(20, 0.35, preset="medium"),
-        "best": _rated(16, 0.60, preset="slow"),
+        "draft": _rated(30, 0.12, preset="veryfast"),
+        "good": _rated(20, 0.45, preset="medium"),
+        "best": _rated(16, 0.75, preset="slow"),
     },
 )
 
@@ -171,8 +168,8 @@ AV1 = Codec(
     options={"svtav1-params": "lp=1", "g": "{keyint}"},
     qualities={
         "draft": _rated(40, 0.10, preset=10),
-        "good": _rated(24, 0.35, preset=7),
-        "best": _rated(16, 0.60, preset=5),
+        "good": _rated(24, 0.28, preset=7),
+        "best": _rated(16, 0.42, preset=5),
     },
 )
 
@@ -186,9 +183,9 @@ VP9 = Codec(
     crf=(0, 63),
     options={"threads": 1, "row-mt": 0, "b:v": 0, "deadline": "good", "g": "{keyint}"},
     qualities={
-        "draft": _rated(38, 0.10, **{"cpu-used": 5}),
-        "good": _rated(24, 0.40, **{"cpu-used": 3}),
-        "best": _rated(16, 0.70, **{"cpu-used": 1}),
+        "draft": _rated(38, 0.13, **{"cpu-used": 5}),
+        "good": _rated(24, 0.38, **{"cpu-used": 3}),
+        "best": _rated(16, 0.56, **{"cpu-used": 1}),
     },
 )
 
@@ -200,11 +197,12 @@ PRORES = Codec(
     even=True,
     exact_joins=True,
     options={"threads": 1, "vendor": "apl0"},
-    # LT, 422 and HQ: 102, 147 and 220 Mbit/s for 1920x1080 at 29.97 fps (Apple's white paper).
+    # LT, 422 and HQ: 1.7, 2.4 and 3.6 for frames of 1920x1080 (102, 147 and 220 Mbit/s at 29.97
+    # fps, Apple's white paper); small ones take more.
     qualities={
-        "draft": _plain(1.7, **{"profile:v": 1}),
-        "good": _plain(2.4, **{"profile:v": 2}),
-        "best": _plain(3.6, **{"profile:v": 3}),
+        "draft": _plain(2.9, **{"profile:v": 1}),
+        "good": _plain(4.0, **{"profile:v": 2}),
+        "best": _plain(5.8, **{"profile:v": 3}),
     },
 )
 
@@ -216,11 +214,12 @@ FFV1 = Codec(
     even=False,
     exact_joins=True,
     options={"threads": 1, "level": 3, "g": 1, "slicecrc": 1},
-    # Every quality is lossless; a better one packs tighter.
+    # Every quality is lossless; a better one packs frames of 8 bits tighter, to 7.5, 7.4 and 7.2
+    # bits a pixel. The figures are those of 10 bits.
     qualities={
-        "draft": _plain(15.0, coder="rice"),
-        "good": _plain(14.0, coder="range_def"),
-        "best": _plain(13.0, coder="range_def", context=1),
+        "draft": _plain(10.6, coder="rice"),
+        "good": _plain(11.4, coder="range_def"),
+        "best": _plain(10.6, coder="range_tab"),
     },
     rgb=True,
 )

@@ -63,6 +63,28 @@ clips:
     assert second.config.output == FOLDER / "night" / "kite-12.mp4"
 
 
+def test_a_clip_without_an_output_ends_as_its_format_does() -> None:
+    clips = read(
+        """version: 1
+defaults: {encode: {format: mkv}}
+clips:
+  - a kite
+  - {prompt: a boat, encode: {format: gif}}
+  - {prompt: a star, encode: {format: auto}}
+"""
+    )
+    assert [clip.config.output.name for clip in clips if clip.config.output] == [
+        "a-kite.mkv",
+        "a-boat.gif",
+        "a-star.mp4",
+    ]
+
+
+def test_an_output_that_does_not_end_as_its_format_is_refused_with_its_line() -> None:
+    with pytest.raises(PresetError, match=r"list.yaml:3.*is mkv, but the output is a.mp4"):
+        read("version: 1\nclips:\n- {prompt: x, output: a.mp4, encode: {format: mkv}}\n")
+
+
 def test_each_clip_has_the_preset_of_its_model() -> None:
     first, second, third = read(
         """version: 1
