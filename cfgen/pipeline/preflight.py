@@ -122,7 +122,8 @@ def check_encoder(job: RenderJob) -> None:
     """
     encoding = encoding_of(job)
     graph_module()
-    require_encoders(find_ffmpeg(encoding.codec.encoder), encoding)
+    ffmpeg = find_ffmpeg(encoding.codec.encoder)
+    require_encoders(ffmpeg, encoding, sound=job.sound is not None)
 
 
 def check_place(job: RenderJob, *, overwrite: bool) -> None:

@@ -51,7 +51,7 @@ class Soundtrack:
         return f"the sound of {name}{begins}{faded}, {left:.2f} s, then {short:.2f} s of silence"
 
     def read(self) -> Iterator[bytes]:
-        """The sound, as AAC in ADTS.
+        """The sound, in FLAC.
 
         Raises:
             InputRefused: The file cannot be read.

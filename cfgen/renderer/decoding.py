@@ -20,7 +20,7 @@ from cfgen.renderer.events import ChunkDone, Encoded, Event, Finished, Loaded, N
 from cfgen.renderer.recorder import RunRecorder
 from cfgen.renderer.replay import kept_chunk, require_same
 from cfgen.renderer.source import FrameDecoder
-from cfgen.runs.beginning import SOUND, keep_sound, told
+from cfgen.runs.beginning import keep_sound, sound_of, told
 from cfgen.runs.contents import JOURNAL, LOCK, make_empty
 from cfgen.runs.folder import RunFolder, RunRecord, settle_journal, write_record
 from cfgen.runs.journal import ChunkLine, Journal, Line, SoundLine
@@ -100,7 +100,8 @@ def copy_latents(
                 link_or_copy(file, path / "latents" / file.name)
             sync_folder(path / "latents")
             if heard:
-                link_or_copy(folder.path / SOUND, path / SOUND)
+                heard_file = sound_of(folder.path)
+                link_or_copy(heard_file, path / heard_file.name)
         # Without its record it is nothing yet, and with it everything is there: see RunFolder.
         journal = Journal(part_of(path / JOURNAL), run=record.digest)
         journal.rewrite([*heard[-1:], *lines])
@@ -174,7 +175,7 @@ class Decoding:
         if self.sound is not None:
             return keep_sound(folder, self.sound)
         has = any(line.nbytes for line in folder.journal.of(SoundLine))
-        return folder.path / SOUND if has else None
+        return sound_of(folder.path) if has else None
 
     def _frames(
         self, folder: RunFolder, audited: RunAudit, recorder: RunRecorder

@@ -19,7 +19,7 @@ from cfgen.timeline import Plan
 DIGEST = "beginning_sha256"
 """The name in a fingerprint of the digest of the picture or film."""
 
-SOUND = "sound.aac"
+SOUND, OLD_SOUND = "sound.flac", "sound.aac"
 
 
 def believed(folder: RunFolder, record: RunRecord, plan: Plan) -> RunRecord:
@@ -68,7 +68,7 @@ def keep_sound(folder: RunFolder, read: Callable[[], Iterable[bytes]]) -> Path |
         SnapshotMismatch: It gives another sound than it did.
         BudgetError, WriterError: The disk refused.
     """
-    path, lines = folder.path / SOUND, folder.journal.of(SoundLine)
+    path, lines = sound_of(folder.path), folder.journal.of(SoundLine)
     before = lines[-1] if lines else None
     if before is not None and before.nbytes == 0:
         return None
@@ -86,6 +86,12 @@ def keep_sound(folder: RunFolder, read: Callable[[], Iterable[bytes]]) -> Path |
             )
         return path if nbytes else None
     return path
+
+
+def sound_of(run: Path) -> Path:
+    """The file of a run folder that holds the sound of its video; an older cfgen kept AAC."""
+    old = run / OLD_SOUND
+    return old if old.exists() else run / SOUND
 
 
 def _is_whole(path: Path, sha256: str) -> bool:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 from cfgen.errors import FfmpegMissing, UsageError
@@ -16,6 +17,7 @@ from cfgen.video.facts import Chapter
 from cfgen.video.ffmpeg import Ffmpeg, require_encoder, require_filters
 from cfgen.video.ffmpeg_graph import argv_of, graph_module, shielded
 from cfgen.video.formats import OutputFormat
+from cfgen.video.reading import LOSSLESS_SOUND, SOUND_RATE
 
 KEYFRAME_INTERVAL_S = 4
 _SMALL = 128
@@ -28,6 +30,10 @@ _SCALE_FLAGS = "bicubic+accurate_rnd+full_chroma_int+full_chroma_inp+bitexact"
 _INTERPOLATION = {"mi_mode": "mci", "mc_mode": "aobmc", "me_mode": "bidir", "vsbmc": 1}
 _REPEATED = 8
 """Times that the last frame is given to minterpolate, which keeps its last ones to itself."""
+_TEXTS = "number of the input with texts"
+"""Stands for what only the whole command line tells."""
+_PACKET = 1024
+"""Samples of an AAC packet."""
 _BT709 = {"colorspace": "bt709", "color_primaries": "bt709", "color_trc": "bt709"}
 _RGB = _BT709 | {"colorspace": "rgb"}
 _ONE_THREAD = ("-filter_complex_threads", "1")
@@ -213,6 +219,18 @@ class Encoding:
             film = _in_layout(film, codec, self.bits)
         return film, {**self._coding(codec, quality), "r": str(self.rate)}
 
+    def _heard(self, sound: str, frames: int) -> tuple[Any, dict[str, object]]:
+        """The sound of the film, and the options of its encoder."""
+        kind, encoder = Path(sound).suffix.removeprefix("."), self.format.audio[0]
+        heard = graph_module().input(shielded(sound), format=kind)["a:0"]
+        if kind == "aac":
+            return heard, {"acodec": "copy" if encoder == "aac" else encoder}
+        if not self.format.exact_times:
+            # The container does not tell where in the last packet the sound ends.
+            packets = int(frames / self.fps * SOUND_RATE) // _PACKET
+            heard = heard.filter("atrim", end_sample=packets * _PACKET)
+        return heard, {"acodec": encoder, "audio_bitrate": "192k"}
+
     def join_argv(
         self,
         ffmpeg: Ffmpeg,
@@ -236,7 +254,7 @@ class Encoding:
             output: The video.
             frames: Frames of all segments.
             palette: File made by `palette_argv`, if there is one.
-            sound: File of its sound, as AAC in ADTS, or None for none.
+            sound: File of its sound, in FLAC, or None for none; by older cfgen, AAC in ADTS.
             chapters: Whether the file of texts has chapters.
         """
         graph = graph_module()
@@ -244,32 +262,46 @@ class Encoding:
         streams: list[Any] = [video]
         options: dict[str, object] = {}
         if sound is not None:
-            streams.append(graph.input(shielded(sound), format="aac")["a:0"])
-            options["acodec"] = "copy" if "aac" in self.format.audio else self.format.audio[0]
+            heard, how = self._heard(sound, frames)
+            streams.append(heard)
+            options |= how
         if self.format.texts:
             # An input without streams; mapped because ffmpeg-python drops inputs that lead nowhere.
             streams.append(graph.input(shielded(metadata), format="ffmetadata")["v?"])
-            # Inputs are counted in the order of their streams.
-            options["map_metadata"] = len(streams) - 1
-            options |= {"map_chapters": len(streams) - 1} if chapters else {}
+            options["map_metadata"] = _TEXTS
+            options |= {"map_chapters": _TEXTS} if chapters else {}
+        muxing = filled(self.format.film_options, timescale=self.timescale)
+        if "use_editlist" in muxing and "acodec" in options and options["acodec"] != "copy":
+            muxing["use_editlist"] = (
+                1  # it tells of samples before the sound, which AAC begins with
+            )
         stream = graph.output(
             *streams,
             shielded(output),
             format=self.format.muxer,
             **coding,
             **options,
-            **filled(self.format.film_options, timescale=self.timescale),
+            **muxing,
         )
-        threads = _ONE_THREAD if self.whole else ()
-        return argv_of(stream, [*ffmpeg.prefix(), *threads])
+        argv = argv_of(stream, [*ffmpeg.prefix(), *(_ONE_THREAD if self.whole else ())])
+        inputs = [argv[place + 1] for place, each in enumerate(argv) if each == "-i"]
+        return [str(inputs.index(metadata)) if each == _TEXTS else each for each in argv]
 
 
-def require_encoders(ffmpeg: Ffmpeg, encoding: Encoding) -> None:
+def require_encoders(ffmpeg: Ffmpeg, encoding: Encoding, *, sound: bool = False) -> None:
     """Refuse an ffmpeg that was built without what a film is coded with.
+
+    Args:
+        ffmpeg: The ffmpeg.
+        encoding: How frames are coded.
+        sound: Whether it has sound.
 
     Raises:
         FfmpegMissing: Something is not there; tells what of the same container is.
     """
+    if sound:
+        for name in (LOSSLESS_SOUND["acodec"], encoding.format.audio[0]):
+            require_encoder(ffmpeg, name)
     kept = LOSSLESS.encoder if encoding.whole else encoding.codec.encoder
     needed = ("minterpolate",) if encoding.interpolate is not None else ()
     try:

@@ -27,8 +27,8 @@ class OutputFormat:
         muxer: Its name in ffmpeg.
         codecs: What its frames may be coded with, first the one that is taken unless another is
             chosen.
-        audio: Encoders in ffmpeg of the sound that it can carry; without AAC, sound is encoded
-            with the first, and where there are none, it is silent.
+        audio: Encoders in ffmpeg of the sound that it can carry; it is encoded with the first, and
+            where there are none, the film is silent.
         film_options: Options of the muxer for the joined film.
         segments: The muxer of segments, which keeps times exactly; its name is their ending.
         segment_options: Options of that muxer.

@@ -20,8 +20,8 @@ _SEEK_BEFORE_S = 10
 """Seconds before a section at which reading begins: a frame may be shown for long."""
 
 SOUND_RATE = 48_000
-DELAY = 1024
-"""Samples of silence that an AAC encoder puts first, and a stream without an edit list plays."""
+LOSSLESS_SOUND = {"format": "flac", "acodec": "flac", "sample_fmt": "s16", "flags": "bitexact"}
+"""How sound is kept until the film is joined, which encodes it."""
 SOUND_BLOCK = 1 << 16
 
 
@@ -117,10 +117,7 @@ def count_frames(
 def read_sound(
     ffmpeg: Ffmpeg, path: Path, *, begins_s: Fraction, ends_s: Fraction
 ) -> Iterator[bytes]:
-    """Yield a part of a film's first sound stream as AAC, in ADTS, with two channels.
-
-    What plays is in step with the picture: the first samples, which the encoder delays by, are left
-    out of what it is given.
+    """Yield a part of a film's first sound stream as FLAC, with two channels.
 
     Args:
         ffmpeg: The ffmpeg to use.
@@ -132,20 +129,12 @@ def read_sound(
         WriterError: ffmpeg cannot read the file, or not to its end.
     """
     seek = Fraction(max(0, math.floor(begins_s) - _SEEK_BEFORE_S))
-    begins = begins_s - seek + Fraction(DELAY, SOUND_RATE)
     source = graph_module().input(shielded(f"file:{path.absolute()}"), **_seeking(seek))["a:0"]
     output = (
         source.filter("aresample", SOUND_RATE, **{"async": 1}, first_pts=0)
-        .filter("atrim", start=f"{float(begins):.6f}", end=f"{float(ends_s - seek):.6f}")
+        .filter("atrim", start=f"{float(begins_s - seek):.6f}", end=f"{float(ends_s - seek):.6f}")
         .filter("asetpts", "PTS-STARTPTS")
-        .output(
-            "pipe:1",
-            format="adts",
-            acodec="aac",
-            ac=2,
-            audio_bitrate="192k",
-            flags="bitexact",
-        )
+        .output("pipe:1", ac=2, **LOSSLESS_SOUND)
     )
     argv = argv_of(output, [*ffmpeg.prefix(), "-xerror"])
     with FfmpegRun(argv, purpose=f"reading the sound of {path.name}", read=True) as run:

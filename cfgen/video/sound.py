@@ -12,10 +12,8 @@ from cfgen.files.reading import open_binary
 from cfgen.video.ffmpeg import Ffmpeg, FfmpegRun, described
 from cfgen.video.ffmpeg_graph import argv_of, graph_module, shielded
 from cfgen.video.probe import streams_of
-from cfgen.video.reading import DELAY, SOUND_BLOCK, SOUND_RATE
+from cfgen.video.reading import LOSSLESS_SOUND, SOUND_BLOCK, SOUND_RATE
 
-_PACKET = 1024
-"""Samples of an AAC packet."""
 _MOST = 2**31 - 1
 """Samples that ffmpeg loops over at most: 12 hours."""
 
@@ -57,11 +55,9 @@ def read_track(
     loop: bool,
     fade: tuple[Fraction, Fraction] | None = None,
 ) -> Iterator[bytes]:
-    """Yield the sound for a video as AAC, in ADTS, in one or two channels, as loud as it is.
+    """Yield the sound for a video as FLAC, in one or two channels, as loud as it is.
 
-    It ends with the last whole packet of 1024 samples in the video, and never after it; silence
-    follows a sound that is shorter. Sample n of it is sample n of the file behind `first`, but for
-    the first packet: that is the encoder's delay, and silent.
+    It is as long as the video, to the sample: silence follows a sound that is shorter.
 
     Args:
         ffmpeg: The ffmpeg to use.
@@ -74,9 +70,7 @@ def read_track(
     Raises:
         WriterError: ffmpeg cannot read the file, or not to its end.
     """
-    samples = int(seconds * SOUND_RATE) // _PACKET * _PACKET
-    if samples <= DELAY:
-        return
+    samples = int(seconds * SOUND_RATE)
     track = _sound(path).filter("aformat", channel_layouts="mono|stereo")
     track = track.filter("atrim", start_sample=first).filter("asetpts", "PTS-STARTPTS")
     if loop:
@@ -84,10 +78,8 @@ def read_track(
     if fade is not None:
         begins, lasts = (f"{float(each):.6f}" for each in fade)
         track = track.filter("afade", type="out", start_time=begins, duration=lasts)
-    track = track.filter("apad").filter("atrim", start_sample=DELAY, end_sample=samples)
-    output = track.filter("asetpts", "PTS-STARTPTS").output(
-        "pipe:1", format="adts", acodec="aac", audio_bitrate="192k", flags="bitexact"
-    )
+    track = track.filter("apad").filter("atrim", end_sample=samples)
+    output = track.output("pipe:1", **LOSSLESS_SOUND)
     argv = argv_of(output, [*ffmpeg.prefix(), "-xerror"])
     with FfmpegRun(argv, purpose=f"reading the sound of {path.name}", read=True) as run:
         yield from run.blocks(SOUND_BLOCK)

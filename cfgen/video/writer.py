@@ -75,7 +75,7 @@ class VideoWriter:
     Attributes:
         frames: Frames written so far, those that it went on after included.
         frames_sha256: `chain_frames` over them.
-        sound: A file of the video's sound, as AAC in ADTS, or None; it may be set until `join`.
+        sound: A file of the video's sound, in FLAC, or None; it may be set until `join`.
     """
 
     def __init__(

@@ -185,9 +185,9 @@ def sound(work: Path) -> list[dict[str, object]]:
     frames[:, :, :, 0] = (np.arange(len(frames)) % 256)[:, None, None]
     seconds = Fraction(len(frames), 16)
     for rate in (SOUND_RATE, 44_100):
-        clicks = [0.1, *(60.0 * minute for minute in range(1, MINUTES)), 60.0 * MINUTES - 0.1]
+        clicks = [0.0, *(60.0 * minute for minute in range(1, MINUTES)), 60.0 * MINUTES - 0.1]
         source = track(work / f"clicks-{rate}.wav", rate, clicks)
-        heard = work / f"{rate}.aac"
+        heard = work / f"{rate}.flac"
         blocks = read_track(find_ffmpeg(), source, first=0, seconds=seconds, loop=False)
         heard.write_bytes(b"".join(blocks))
         for made in FORMATS.values():
@@ -231,8 +231,9 @@ def track(path: Path, rate: int, clicks: list[float]) -> Path:
 
 
 def lateness(samples: npt.NDArray[np.float32], at: int) -> int:
-    around = samples[at - 1000 : at + 1000 + len(CLICK)].astype(float)
-    return int(np.argmax(np.correlate(around, CLICK, "valid"))) - 1000
+    begins = max(0, at - 1000)
+    around = samples[begins : at + 1000 + len(CLICK)].astype(float)
+    return int(np.argmax(np.correlate(around, CLICK, "valid"))) + begins - at
 
 
 def loudness(path: Path) -> float:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from cfgen.config.loader import load
 from cfgen.config.schema import RenderConfig
+from cfgen.files.writing import files_of
 from cfgen.pipeline.build import ModelCache, build_render
 from cfgen.pipeline.job import RenderJob
 from cfgen.renderer.events import ChunkDone, Event
@@ -111,7 +112,7 @@ class Film:
         """Render without a break; the video."""
         for _ in self.events(resume=False):
             pass
-        return self.output.read_bytes()
+        return self.video
 
     def until(self, chunks: int) -> None:
         """Render, and leave like a killed process after some chunks."""
@@ -145,7 +146,12 @@ class Film:
             return self.whole()
         if RunFolder(self.run).finished is None:
             self.go_on()
-        return self.output.read_bytes()
+        return self.video
+
+    @property
+    def video(self) -> bytes:
+        """What the video holds; of a folder, all files."""
+        return b"".join(file.read_bytes() for file in files_of(self.output))
 
 
 @dataclass

@@ -14,12 +14,14 @@ import pytest
 
 from cfgen.config.keys import keys
 from cfgen.errors import FfmpegMissing, OutputRefused, UsageError
+from cfgen.runs.beginning import SOUND
 from cfgen.video.codecs import AV1, H264, H265, PNG, VP9, Codec
 from cfgen.video.facts import Chapter, VideoFacts
 from cfgen.video.ffmpeg import Ffmpeg
 from cfgen.video.formats import FORMATS, FRAME_NAME, OutputFormat
 from cfgen.video.measure import measure
 from cfgen.video.output import sidecar_of
+from tests.render.inputs import ffmpeg as run_ffmpeg
 from tests.render.test_writer import SIZE, ask, moving, render, writer
 
 SEGMENTS = (5, 1, 16)
@@ -43,7 +45,9 @@ def deep(count: int, start: int = 0) -> npt.NDArray[np.uint16]:
 
 def make(film: Path, ffmpeg: Ffmpeg, codec: Codec, bits: int, **changes: object) -> VideoFacts:
     frames, start = moving if bits == 8 else deep, 0
+    sound = changes.pop("sound", None)
     with writer(film, ffmpeg, codec=codec.key, bits=bits, **changes) as video:
+        video.sound = sound if isinstance(sound, Path) else None
         for count in SEGMENTS:
             video.write(frames(count, start))
             video.end_segment()
@@ -52,6 +56,13 @@ def make(film: Path, ffmpeg: Ffmpeg, codec: Codec, bits: int, **changes: object)
         video.publish()
     assert facts.encoder == codec.encoder
     return facts
+
+
+def tone(folder: Path) -> Path:
+    """A sound as a run folder keeps it."""
+    source = "sine=duration=1.375:sample_rate=48000"
+    run_ffmpeg("-f", "lavfi", "-i", source, "-ac", "2", str(folder / SOUND))
+    return folder / SOUND
 
 
 def opened(film: Path) -> Path:
@@ -104,15 +115,19 @@ CHAPTERS = [
 @pytest.mark.parametrize(
     "made", [each for each in FORMATS.values() if each.texts], ids=lambda each: each.ending
 )
+@pytest.mark.parametrize("with_sound", [False, True], ids=["silent", "heard"])
+@pytest.mark.parametrize("interpolated", [False, True], ids=["joined", "interpolated"])
 def test_a_format_keeps_chapters_metadata_and_an_index_in_front(
-    made: OutputFormat, tmp_path: Path, ffmpeg: Ffmpeg
+    made: OutputFormat, with_sound: bool, interpolated: bool, tmp_path: Path, ffmpeg: Ffmpeg
 ) -> None:
     film = tmp_path / f"a{made.ending}"
-    make(film, ffmpeg, made.codec, made.codec.bits, chapters=CHAPTERS)
+    more = {"sound": tone(tmp_path)} if with_sound else {}
+    changes = {"interpolate": 32.0} if interpolated else {}
+    make(film, ffmpeg, made.codec, made.codec.bits, chapters=CHAPTERS, **more, **changes)
+    assert ("Audio:" in ask(ffmpeg, film, "-f", "null", "-")[1]) == with_sound
     texts = ask(ffmpeg, film, "-f", "ffmetadata", "-")[0].decode()
-    assert {"title=a fox", "quality=good", "frames=22"} <= {
-        line.lower() for line in texts.split("\n")
-    }
+    told = {line.lower() for line in texts.split("\n")}
+    assert {"title=a fox", "quality=good", f"frames={44 if interpolated else 22}"} <= told
     assert "title=a \\= b\\; \\# c" in texts
     _, first, second = texts.split("[CHAPTER]")
     for chapter, begins, ends in ((first, 0, 5), (second, 5, 22)):

@@ -29,7 +29,7 @@ from tests.render.test_writer import ask, moving, writer
 
 Samples = npt.NDArray[np.float64]
 CLICK = np.sin(np.arange(480) * 2 * np.pi / 48) * np.hanning(480) * 0.8
-CLICKS = (4800, 48000, 96000, 140000)
+CLICKS = (0, 48000, 96000, 140000)
 HEARD = [made for made in FORMATS.values() if made.audio]
 
 
@@ -55,8 +55,9 @@ def samples_of(ffmpeg: Ffmpeg, path: Path) -> Samples:
 
 def late(heard: Samples, at: int) -> int:
     """How many samples later than `at` the click that belongs there is heard."""
-    around = heard[at - 1000 : at + 1000 + len(CLICK)]
-    return int(np.argmax(np.correlate(around, CLICK, "valid"))) - 1000
+    begins = max(0, at - 1000)
+    around = heard[begins : at + 1000 + len(CLICK)]
+    return int(np.argmax(np.correlate(around, CLICK, "valid"))) + begins - at
 
 
 @pytest.mark.parametrize("channels", [1, 2])
@@ -76,11 +77,11 @@ def test_clicks_come_when_they_should_and_as_loud_as_they_are(
         video.join()
         video.publish()
     heard = samples_of(ffmpeg, film)
-    assert 0 <= seconds * SOUND_RATE - len(heard) < 1024
+    assert 0 <= seconds * SOUND_RATE - len(heard) < (1 if made.exact_times else 1024)
     for at in CLICKS[:3]:
         assert late(heard, at) == 0
         peak = heard[at : at + len(CLICK)].max()
-        assert peak == pytest.approx(CLICK.max(), rel=0.06)
+        assert peak == pytest.approx(CLICK.max(), rel=0.08)
 
 
 def heard_track(ffmpeg: Ffmpeg, tmp_path: Path, **asked: object) -> Samples:
@@ -94,7 +95,7 @@ def test_a_sound_that_ends_before_the_video_is_followed_by_silence(
     tmp_path: Path, ffmpeg: Ffmpeg
 ) -> None:
     heard = heard_track(ffmpeg, tmp_path)
-    assert 0 <= 5 * SOUND_RATE - len(heard) < 1024
+    assert len(heard) == 5 * SOUND_RATE
     assert late(heard, CLICKS[3]) == 0
     assert np.abs(heard[146_000:]).max() < 0.001
 
@@ -105,7 +106,7 @@ def test_a_loop_begins_again_at_the_offset_without_a_gap(tmp_path: Path, ffmpeg:
         for at in CLICKS[1:]:
             where = number * 120_000 + at - 24_000
             assert where + 3000 > len(heard) or late(heard, where) == 0
-    assert 0 <= 5 * SOUND_RATE - len(heard) < 1024
+    assert len(heard) == 5 * SOUND_RATE
 
 
 def test_a_fade_reaches_silence_at_the_end(tmp_path: Path, ffmpeg: Ffmpeg) -> None:
@@ -114,13 +115,6 @@ def test_a_fade_reaches_silence_at_the_end(tmp_path: Path, ffmpeg: Ffmpeg) -> No
     before, within = (heard[at : at + 480].max() for at in (CLICKS[1], CLICKS[2]))
     assert before == pytest.approx(0.8, rel=0.06)
     assert within == pytest.approx(0.8 * 2 / 3, rel=0.06)
-
-
-def test_a_video_shorter_than_the_encoders_delay_has_no_sound(
-    tmp_path: Path, ffmpeg: Ffmpeg
-) -> None:
-    source = track(tmp_path / "a.wav")
-    assert [*read_track(ffmpeg, source, first=0, seconds=Fraction(1, 60), loop=False)] == []
 
 
 def test_samples_are_counted_at_the_rate_of_the_video(tmp_path: Path, ffmpeg: Ffmpeg) -> None:
