@@ -183,8 +183,7 @@ class Encoding:
         tagged = codec.tag and self.format.takes_tags
         return {
             "vcodec": codec.encoder,
-            "color_range": "pc" if codec.rgb else "tv",
-            **(_RGB if codec.rgb else _BT709),
+            **_colours(codec),
             **({"tag:v": codec.tag} if tagged else {}),
             **filled(codec.options, **values),
             **({} if paletted else filled(quality.options, **values)),
@@ -201,7 +200,11 @@ class Encoding:
         graph = graph_module()
         film = graph.input(shielded(listing), format="concat")["v:0"]
         if not self.whole:
-            return film, {"vcodec": "copy"}
+            # Segments in nut tell of no colours, and the frames of some codecs of few or none.
+            return film, {
+                "vcodec": "copy",
+                **({} if self.format.takes_tags else _colours(self.codec)),
+            }
         codec, quality = self.codec, self.codec.quality(self.quality)
         # Segments that are joined have times within a microsecond; here they are exact.
         film = film.filter("settb", f"{self.fps.denominator}/{self.fps.numerator}")
@@ -317,6 +320,11 @@ def require_encoders(ffmpeg: Ffmpeg, encoding: Encoding, *, sound: bool = False)
         if would:
             error.hint = f"{encoding.format.ending} goes with {' or '.join(would)}; or {error.hint}"
         raise
+
+
+def _colours(codec: Codec) -> dict[str, str]:
+    """What a file is told of a codec's colours."""
+    return {"color_range": "pc", **_RGB} if codec.rgb else {"color_range": "tv", **_BT709}
 
 
 def _in_layout(stream: Any, codec: Codec, bits: int, layout: str = "") -> Any:

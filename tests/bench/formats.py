@@ -139,8 +139,9 @@ def decode(film: Path, to: Path, codec: str, bits: int, *, kill: int = 0) -> dic
 
 def sizes(film: Path, work: Path) -> list[dict[str, object]]:
     """Bits that a pixel takes in the file, of every codec at every quality."""
-    frames = {8: frames_of(film, 8, 0)}
-    frames[16] = frames[8].astype(np.uint16) * 257
+    deep = work / "deep.png"
+    decode(film, deep, "png", 16)
+    frames = {8: frames_of(film, 8, 0), 16: frames_of(deep, 16, 0)}
     made: dict[str, tuple[OutputFormat, Codec, int]] = {}
     for each, codec, bits in cases():
         made.setdefault(f"{codec.key} {bits}", (each, codec, bits))
