@@ -237,9 +237,9 @@ GIF = Codec(
     filters=("palettegen", "paletteuse"),
     options={},
     qualities={
-        "draft": _plain(3.0, max_colors=64, dither="none"),
-        "good": _plain(6.0, max_colors=256, dither="bayer", bayer_scale=4),
-        "best": _plain(8.0, max_colors=256, dither="sierra2_4a"),
+        "draft": _plain(2.4, max_colors=64, dither="none"),
+        "good": _plain(4.6, max_colors=256, dither="bayer", bayer_scale=4),
+        "best": _plain(4.9, max_colors=256, dither="sierra2_4a"),
     },
     rgb=True,
 )
@@ -252,11 +252,11 @@ PNG = Codec(
     even=False,
     exact_joins=True,
     options={"threads": 1},
-    # Every quality is lossless; a better one packs tighter.
+    # Every quality is lossless; a better one packs tighter. The figures are those of 16 bits.
     qualities={
-        "draft": _plain(15.0, compression_level=1),
+        "draft": _plain(15.4, compression_level=1),
         "good": _plain(14.0, compression_level=6, pred="mixed"),
-        "best": _plain(13.0, compression_level=9, pred="mixed"),
+        "best": _plain(14.0, compression_level=9, pred="mixed"),
     },
     rgb=True,
 )

@@ -1,6 +1,7 @@
 """Every container, codec and depth on a real film; bits of a pixel; ten minutes of sound.
 
     python tests/bench/formats.py table FILM    FILM decoded again to each, killed and gone on with
+    python tests/bench/formats.py table FILM --only "(mkv|webm) vp9"    these rows again
     python tests/bench/formats.py sizes FILM    bits of a pixel, by codec and quality
     python tests/bench/formats.py sound         where clicks come in films of ten minutes
 
@@ -40,6 +41,7 @@ from cfgen.video.sound import read_track
 from cfgen.video.writer import VideoWriter
 
 shown = Console(stderr=True, highlight=False, soft_wrap=True)
+TABLE = RESULTS / "formats-table.json"
 KILLED_AT = 20
 """The chunk after which a decoding is killed: a segment has 16."""
 MINUTES = 10
@@ -79,13 +81,25 @@ def cases() -> Iterator[tuple[OutputFormat, Codec, int]]:
                 yield made, codec, bits
 
 
-def table(film: Path, work: Path) -> list[dict[str, object]]:
-    """Each case made, read back, and made again with a kill in its middle."""
+def table(film: Path, work: Path, only: str = "") -> list[dict[str, object]]:
+    """Each case made, read back, and made again with a kill in its middle.
+
+    Args:
+        film: The film that is decoded again.
+        work: A folder for what is made.
+        only: Which rows are measured, as a pattern of container and codec; others stay as they are.
+    """
     deep = work / "deep.png"
     decode(film, deep, "png", 16)
     raw = {8: frames_of(film, 8), 16: frames_of(deep, 16)}
-    rows = []
+    rows: list[dict[str, object]] = []
+    before = json.loads(TABLE.read_text())["rows"] if only else []
     for made, codec, bits in cases():
+        place = f"{made.ending.removeprefix('.')} {codec.key}"
+        if not re.match(only, place):
+            rows += [row for row in before if place == f"{row['container']} {row['codec']}"][:1]
+            before = [row for row in before if row not in rows]
+            continue
         whole, cut = work / f"whole{made.ending}", work / f"cut{made.ending}"
         facts = decode(film, whole, codec.key, bits)
         killed = decode(film, cut, codec.key, bits, kill=KILLED_AT)
@@ -247,6 +261,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", choices=["table", "sizes", "sound"])
     parser.add_argument("film", type=Path, nargs="?")
+    parser.add_argument("--only", default="")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
@@ -254,8 +269,10 @@ def main() -> None:
             rows = sound(work)
         elif asked.film is None:
             parser.error("name a film")
+        elif asked.what == "table":
+            rows = table(asked.film, work, asked.only)
         else:
-            rows = (table if asked.what == "table" else sizes)(asked.film, work)
+            rows = sizes(asked.film, work)
     keep(RESULTS / f"formats-{asked.what}.json", {"rows": rows})
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from collections.abc import Generator
 from contextlib import suppress
 from pathlib import Path
@@ -12,10 +14,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from cfgen.errors import CfgenError, OutputRefused, SnapshotCorrupt, SnapshotMismatch, UsageError
+from cfgen.errors import (
+    CfgenError,
+    CheckpointError,
+    OutputRefused,
+    SnapshotCorrupt,
+    SnapshotMismatch,
+    UsageError,
+)
 from cfgen.pipeline import decoding
 from cfgen.pipeline.decoding import decode_again
-from cfgen.pipeline.models import OpenedModel
 from cfgen.pipeline.rendering import Rendering
 from cfgen.renderer.events import ChunkDone, Event, Finished, Noted
 from cfgen.runs.beginning import SOUND
@@ -69,17 +77,14 @@ def test_the_same_frames_go_to_another_file(
         assert found.frames == before["frames"]
 
 
-def test_the_generator_may_be_gone(
-    film: MakeFilm, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole = film.whole()
-
-    def never(*_: object, **__: object) -> None:
-        raise AssertionError("the generator was asked for")
-
-    monkeypatch.setattr(OpenedModel, "files", property(never))
-    monkeypatch.setattr(OpenedModel, "load", never)
-    vae = tiny_model / "tae.safetensors"
+def test_the_generator_may_be_gone(film: MakeFilm, tiny_model: Path, tmp_path: Path) -> None:
+    model, vae = tmp_path / "model", tmp_path / "vae.safetensors"
+    shutil.copytree(tiny_model, model)
+    shutil.copy(model / "tae.safetensors", vae)
+    whole = film.whole(f"model.path={model}")
+    shutil.rmtree(model)
+    with pytest.raises(CheckpointError, match=re.escape(str(model))):
+        begun(whole, "b.mkv")
     output = decoded(whole, "b.mkv", model__vae=str(vae))
     assert facts_of(output)["frames_sha256"] == facts_of(whole.output)["frames_sha256"]
 
