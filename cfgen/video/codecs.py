@@ -217,9 +217,9 @@ FFV1 = Codec(
     # Every quality is lossless; a better one packs frames of 8 bits tighter, to 7.5, 7.4 and 7.2
     # bits a pixel. The figures are those of 10 bits.
     qualities={
-        "draft": _plain(10.6, coder="rice"),
-        "good": _plain(11.4, coder="range_def"),
-        "best": _plain(10.6, coder="range_tab"),
+        "draft": _plain(10.9, coder="rice"),
+        "good": _plain(11.6, coder="range_def"),
+        "best": _plain(10.9, coder="range_tab"),
     },
     rgb=True,
 )

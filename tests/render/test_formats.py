@@ -98,7 +98,7 @@ def test_a_format_joins_segments_of_any_length_exactly(
     told = ask(ffmpeg, opened(film), "-f", "null", "-")[1]
     assert codec.pixel_formats[bits] in told or codec.key == "gif"
     assert codec.key in ("gif", "png") or ("gbr" if codec.rgb else "bt709") in told
-    assert "/unknown" not in told
+    assert codec.key == "gif" or "/unknown" not in told
     assert made.is_folder or "23.98 fps" in told
     assert not (codec.tag and made.takes_tags) or codec.tag in told
     assert psnr(ffmpeg, film, bits) >= floor(codec, bits)
