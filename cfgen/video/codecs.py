@@ -214,7 +214,7 @@ FFV1 = Codec(
     even=False,
     exact_joins=True,
     options={"threads": 1, "level": 3, "g": 1, "slicecrc": 1},
-    # Every quality is lossless; a better one packs frames of 8 bits tighter, to 7.5, 7.4 and 7.2
+    # Every quality is lossless; a better one packs frames of 8 bits tighter, to 7.5, 7.3 and 7.1
     # bits a pixel. The figures are those of 10 bits.
     qualities={
         "draft": _plain(10.9, coder="rice"),
@@ -255,8 +255,8 @@ PNG = Codec(
     # Every quality is lossless; a better one packs tighter. The figures are those of 16 bits.
     qualities={
         "draft": _plain(15.4, compression_level=1),
-        "good": _plain(14.0, compression_level=6, pred="mixed"),
-        "best": _plain(14.0, compression_level=9, pred="mixed"),
+        "good": _plain(13.1, compression_level=6, pred="mixed"),
+        "best": _plain(12.6, compression_level=9, pred="mixed"),
     },
     rgb=True,
 )
