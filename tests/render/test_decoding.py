@@ -13,7 +13,9 @@ from typing import cast
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
 
+from cfgen.cli.app import app
 from cfgen.errors import (
     CfgenError,
     CheckpointError,
@@ -198,3 +200,27 @@ def test_a_run_that_is_not_finished_or_damaged_is_refused(film: MakeFilm) -> Non
     RunFolder(whole.run).latents(3).write_bytes(b"damaged")
     with pytest.raises(SnapshotCorrupt, match="the latents of chunk 4 .* are missing or damaged"):
         begun(whole, "b.mkv")
+
+
+@pytest.mark.parametrize(
+    ("flags", "exit_code", "says"),
+    [
+        (["-o", "b.mkv", "--codec", "ffv1", "--quality", "draft"], 0, "b.mkv"),
+        (["-o", "b.webm", "--codec", "h264"], 2, ".webm files do not carry h264"),
+        (["-o", "b.mp4", "--audio-loop"], 2, "belongs to a sound, and none is given"),
+        (["-o", "b.mp4", "--vae-tile", "8"], 2, "--vae-tile: must be at least 16"),
+        (["-o", "clip.mp4"], 2, "the new video needs a name of its own"),
+    ],
+)
+def test_the_command_line_decodes(
+    flags: list[str],
+    exit_code: int,
+    says: str,
+    film: MakeFilm,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    whole = film.whole()
+    monkeypatch.chdir(whole.folder)
+    result = CliRunner().invoke(app, ["decode", "clip.mp4", *flags])
+    assert result.exit_code == exit_code
+    assert says in (result.stdout if exit_code == 0 else result.stderr)
