@@ -16,6 +16,7 @@ _HOMES = {
     "Rendering": "cfgen.pipeline.rendering",
     "batch": "cfgen.pipeline.api",
     "branch": "cfgen.pipeline.api",
+    "decode": "cfgen.pipeline.api",
     "inspect": "cfgen.pipeline.api",
     "plan": "cfgen.pipeline.api",
     "render": "cfgen.pipeline.api",

@@ -26,6 +26,7 @@ _COMMANDS = {
     "resume": "cfgen.cli.resume",
     "branch": "cfgen.cli.branch",
     "retry": "cfgen.cli.retry",
+    "decode": "cfgen.cli.decode",
     "batch": "cfgen.cli.batch",
     "jobs": "cfgen.cli.jobs",
     "plan": "cfgen.cli.plan",
@@ -40,7 +41,7 @@ _COMMANDS = {
 }
 
 _WHEN = dict.fromkeys(
-    ("render", "branch", "batch"), "before the first chunk: nothing was begun"
+    ("render", "branch", "decode", "batch"), "before the first chunk: nothing was begun"
 ) | dict.fromkeys(("resume", "retry"), "before it went on: nothing was changed")
 """What a command came to that was interrupted before it made chunks."""
 

@@ -19,6 +19,8 @@ from cfgen.config.presets import preset_names
 from cfgen.errors import CfgenError
 from cfgen.pipeline.limits import usable_cores
 from cfgen.units import bytes_words, count
+from cfgen.video.codecs import LOSSLESS, Codec
+from cfgen.video.ffmpeg import Ffmpeg
 
 _LOW_DISK_NBYTES = 1_000_000_000
 
@@ -49,9 +51,9 @@ class Finding:
 def doctor(ctx: typer.Context) -> None:
     """Tell whether this machine can render, and what to do if not.
 
-    It looks at Python, torch, threads, Triton, GPU, ffmpeg, models and disk. For each it says what
-    is there, what that means and what to do. The exit code is 0 if a render can run here, and 3 if
-    something is missing.
+    It looks at Python, torch, threads, Triton, GPU, ffmpeg, what it can encode, models and disk.
+    For each it says what is there, what that means and what to do. The exit code is 0 if a render
+    can run here, and 3 if something is missing.
     """
     console = options.console_of(ctx)
     findings = [finding for look in _LOOKS for finding in look()]
@@ -173,6 +175,36 @@ def _ffmpeg() -> Iterator[Finding]:
         found=f"{ffmpeg.version}, with {encoder}",
         meaning=ffmpeg.note or f"taken from {ffmpeg.path}",
     )
+    yield from _formats(ffmpeg)
+
+
+def _formats(ffmpeg: Ffmpeg) -> Iterator[Finding]:
+    """What video files can be written, and what the ffmpeg at hand lacks for others."""
+    from cfgen.video.formats import FORMATS
+
+    codecs = {codec.key: codec for made in FORMATS.values() for codec in made.codecs}
+    lacking = {key: each.encoder for key, each in codecs.items() if not _encodes(ffmpeg, each)}
+    rows = {
+        made.ending.removeprefix("."): [key for key in made.codec_keys if key not in lacking]
+        for made in FORMATS.values()
+    }
+    found = "; ".join(f"{name}: {', '.join(keys)}" for name, keys in rows.items() if keys)
+    missing = ", ".join(f"{key} ({encoder})" for key, encoder in lacking.items())
+    yield Finding(
+        part="formats",
+        state="note" if lacking else "ok",
+        found=found,
+        meaning=f"cannot be encoded here: {missing}" if lacking else "",
+        advice="`pip install imageio-ffmpeg`, whose ffmpeg has them all, or set CFGEN_FFMPEG to "
+        "another ffmpeg"
+        if lacking
+        else "",
+    )
+
+
+def _encodes(ffmpeg: Ffmpeg, codec: Codec) -> bool:
+    needed = {codec.encoder, codec.encoder if codec.exact_joins else LOSSLESS.encoder}
+    return needed <= ffmpeg.encoders
 
 
 def _settings() -> Iterator[Finding]:

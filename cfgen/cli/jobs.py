@@ -222,7 +222,7 @@ def job_of(path: Path) -> Job:
     if owner is not None:
         state, detail = "running", str(owner)
     elif folder.journal.of(VideoLine):
-        state = "finished" if folder.output.is_file() else "video lost"
+        state = "finished" if folder.output.exists() else "video lost"
     done = sum(line.frames for line in lines)
     file = folder.journal.path
     return Job(

@@ -190,6 +190,12 @@ Video = _value("--video", "FILE", FILM, "A film that the video goes on from.")
 VideoFrom = _value("--from", "TIME", FILM, "Where its past begins in it.", default="its start")
 VideoTo = _value("--to", "TIME", FILM, "Where the video goes on from it.", default="its end")
 KeepInput = _switch("--keep-input", FILM, "Show that part first, with sound; --duration counts it.")
+Audio = _value("--audio", "FILE", FILM, "A file with sound, which is the video's.")
+AudioOffset = _value(
+    "--audio-offset", "TIME", FILM, "Where in it the sound begins.", default="its start"
+)
+AudioLoop = _switch("--audio-loop", FILM, "Repeat it if it ends before the video does.")
+AudioFade = _value("--audio-fade", "TIME", FILM, "Fade it out in that time at its end.")
 _FITS = "Other proportions of the picture or film: cut (crop), or filled with black (pad)."
 FitOption = _value(
     "--fit", "HOW", FILM, _FITS, default="crop", offered=completion.values_of("begin.fit")
@@ -299,6 +305,44 @@ Output = _value(
     OUTPUT,
     f"The video, an {ENDINGS}. Without it, the name is made from prompt and seed, in this folder.",
 )
+Format = _value(
+    "--format",
+    "KIND",
+    OUTPUT,
+    "The kind of file: mp4, mkv, webm, mov, gif, or png: a folder with a picture a frame.",
+    default="that of the output's name, or mp4",
+    offered=completion.values_of("encode.format"),
+)
+CodecOption = _value(
+    "--codec",
+    "NAME",
+    OUTPUT,
+    "How frames are coded: h264, h265, av1, vp9, prores or ffv1.",
+    default="vp9 in webm, else h264",
+    offered=completion.values_of("encode.codec"),
+)
+Quality = _value(
+    "--quality",
+    "Q",
+    OUTPUT,
+    "draft, good or best, or a CRF of the codec, such as 20: less is better, and larger.",
+    default="good",
+    offered=completion.values_of("encode.quality"),
+)
+Bits = _value(
+    "--bits",
+    "N",
+    OUTPUT,
+    "Bits of a sample in the file, 8, 10, or 16 in png, rounded from what the decoder makes.",
+    default="10 for prores, else 8",
+)
+Interpolate = _value(
+    "--interpolate",
+    "RATE",
+    OUTPUT,
+    "Frames a second of the file: ffmpeg's minterpolate works out frames between those that are "
+    "rendered, at the end, in 8 bits. --fps alone never does.",
+)
 Yes = _switch("-y, --yes", OUTPUT, "Overwrite the output if it exists.")
 DryRun = _switch("--dry-run", OUTPUT, "Check everything and show the plan; render nothing.")
 Json = Annotated[
@@ -342,14 +386,19 @@ Debug = Annotated[bool, option("--debug", None, RARE, "Show the traceback of eve
 _MODEL = (Preset, Model, Loras, TextEncoder, Tokenizer, Vae)
 _BEGIN = (Image, Video, VideoFrom, VideoTo, KeepInput, FitOption, LastImage)
 _SHAPE = (Size, Fps, Memory, CommitReads, Offload, Vram, Backend, KvCache)
-_RUN = (Yes, Resume, AllowChanged, Snapshot, DiskBudget, Clean, DryRun)
+_FILE = (Format, CodecOption, Quality, Bits, Interpolate)
+_RUN = (*_FILE, Yes, Resume, AllowChanged, Snapshot, DiskBudget, Clean, DryRun)
 
 PLANNED = (*_MODEL, Duration, Shots, *_BEGIN, *_SHAPE, Set, Config)
 """Flags of what a plan depends on."""
 
-_WHAT = (Duration, Shots, Seed, *_BEGIN)
+_AUDIO = (Audio, AudioOffset, AudioLoop, AudioFade)
+_WHAT = (Duration, Shots, Seed, *_BEGIN, *_AUDIO)
 RENDERED = (Output, *_MODEL, *_WHAT, *_SHAPE, Compile, Rng, Set, Config, *_RUN)
 """Flags of a render."""
+
+DECODED = (Vae, *_AUDIO, *_FILE, Yes, AllowChanged)
+"""Flags of what is made of latents."""
 
 SHOWN = (Json, Quiet, Verbose, Debug)
 """Flags of how a command shows what it does."""

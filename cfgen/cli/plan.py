@@ -68,7 +68,8 @@ def show_plan(console: Console, job: RenderJob) -> None:
         schedule = job.config.schedule
         passes = {"first": passes_of(schedule, first=True), "others": passes_of(schedule)}
         begins = list(job.require_beginning())
-        told = {**plan_data(planned, needs), "begins": begins, "passes": passes}
+        sound = list(job.require_sound())
+        told = {**plan_data(planned, needs), "begins": begins, "sound": sound, "passes": passes}
         console.result("", {**told, **memory, "table": rows})
     else:
         console.result("\n".join(_text(job, needs, console.verbose)), {})
@@ -102,6 +103,8 @@ def _text(job: RenderJob, needs: Estimate, every_chunk: bool) -> Iterator[str]:
         yield f"{'':10}longer than the {longest:g} s that it was trained for: pictures may drift"
     for number, line in enumerate(job.require_beginning()):
         yield f"{'begins' if number == 0 else '':10}{line}"
+    for number, line in enumerate(job.require_sound()):
+        yield f"{'sound' if number == 0 else '':10}{line}"
     for number, line in enumerate([*planned.lines(), *_speed(config)]):
         yield f"{'rounding' if number == 0 else '':10}{line}"
     yield f"passes    {_passes_words(config)}"

@@ -46,10 +46,10 @@ def resume(ctx: typer.Context, run: Run = None, *, allow_changed: list[str] | No
       cfgen resume balloon.mp4
     """
     console = options.console_of(ctx)
-    from cfgen.pipeline.rendering import go_on
+    from cfgen.pipeline import decoding
 
     path = _the_one_here() if run is None else run_folder(run)
-    run_render(console, go_on(path, allow_changed=frozenset(allow_changed or ())))
+    run_render(console, decoding.resume(path, allow_changed=frozenset(allow_changed or ())))
 
 
 def _the_one_here() -> Path:

@@ -33,7 +33,7 @@ def run_render(console: Console, rendering: Rendering) -> None:
     """
     job = rendering.job
     if not rendering.is_finished:
-        _announce(console, job, resumes=rendering.resumes)
+        _announce(console, job, resumes=rendering.resumes, loads=rendering.loads)
         rendering.load()
     go_on = f"`{resume_command(run_of(job.output))}`"
     finished: Finished | None = None
@@ -47,8 +47,8 @@ def run_render(console: Console, rendering: Rendering) -> None:
     _tell_result(console, finished, job.config)
 
 
-def _announce(console: Console, job: RenderJob, *, resumes: bool) -> None:
-    """Tell what will be made, before the model is loaded."""
+def _announce(console: Console, job: RenderJob, *, resumes: bool, loads: str) -> None:
+    """Tell what will be made, before anything is loaded."""
     from cfgen.pipeline.plan import estimate_of
 
     config, plan = job.config, job.plan
@@ -59,7 +59,7 @@ def _announce(console: Console, job: RenderJob, *, resumes: bool) -> None:
         console.note(f"to resume {replay_words(config)}")
     if config.snapshot.mode == "off":
         console.note("nothing is kept to resume with: --snapshot off")
-    console.note(f"{plan.frames} frames in {plan.chunks} chunks; loading the model")
+    console.note(f"{plan.frames} frames in {plan.chunks} chunks; loading {loads}")
     console.start(fps=plan.geometry.fps)
 
 

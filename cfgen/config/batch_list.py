@@ -29,7 +29,8 @@ from cfgen.files.writing import require_own_folders
 from cfgen.video.formats import ENDINGS, FORMATS, MP4
 
 VERSION = "1"
-TEMPLATE = f"{{name}}{MP4.ending}"
+TEMPLATE = "{name}"
+"""Where nothing names an output; the ending is that of the format."""
 NAME_NBYTES = 100
 _TOP = frozenset({"version", "defaults", "clips"})
 _FIELDS = frozenset({"name", "seed", "preset"})
@@ -154,7 +155,6 @@ def _clip(  # noqa: PLR0913 - the parts of a list
     origin = Origin(kind="run file", where=raw.where)
     if "seed" not in raw.entries or str(raw.entries["seed"].tree).strip() == "-1":
         entries = entries | {"seed": Entry(tree=str(clip_seed(list_seed, name)), origin=origin)}
-    template = str(entries["output"].tree) if "output" in entries else TEMPLATE
     given = {key: entry for key, entry in entries.items() if key not in ("output", FRAMES)}
     try:
         config = resolve(run_entries=given).config
@@ -167,7 +167,9 @@ def _clip(  # noqa: PLR0913 - the parts of a list
         if not config.prompt.strip():
             raise PresetError([Problem(key="prompt", where=raw.where, reason="is empty")])
         config.prompt.encode()
-        output = _output(template, name, config, folder)
+        made = TEMPLATE + (config.encode.ending or MP4.ending)
+        template = str(entries["output"].tree) if "output" in entries else made
+        config = replace(config, output=_output(template, name, config, folder))
     except PresetError as error:
         problems += [replace(p, where=p.where or raw.where) for p in error.problems]
         return None
@@ -182,7 +184,7 @@ def _clip(  # noqa: PLR0913 - the parts of a list
     except ValueError as error:
         problems.append(Problem(key="output", where=raw.where, reason=str(error)))
         return None
-    return Clip(name=name, where=raw.where, config=replace(config, output=output), note=raw.note)
+    return Clip(name=name, where=raw.where, config=config, note=raw.note)
 
 
 def _made(words: str, ending: str = "") -> str:

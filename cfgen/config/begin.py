@@ -10,7 +10,7 @@ from cfgen.config.values import Moment
 from cfgen.errors import Problem
 from cfgen.fields import Range, check
 
-_IN_SECONDS = frozenset({"duration_s", "from_s", "to_s"})
+_IN_SECONDS = frozenset({"duration_s", "from_s", "to_s", "offset_s", "fade_s"})
 
 
 def key_of(name: str) -> str:

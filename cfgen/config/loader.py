@@ -152,7 +152,7 @@ def from_mapping(
         entries[key] = Entry(
             tree=_tree(value), origin=Origin(kind="run file", where=f"{label}: {key}")
         )
-    entries |= sources.read_flags(flags or {}, (), known=known, problems=problems)
+    entries |= anchored(sources.read_flags(flags or {}, (), known=known, problems=problems), None)
     config = _build(RenderConfig, "", entries, {}, problems)
     if problems or not isinstance(config, RenderConfig):
         raise PresetError(problems)

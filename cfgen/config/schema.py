@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
+from cfgen.config.audio import AudioConfig
 from cfgen.config.begin import BeginConfig, key_of
 from cfgen.config.shots import Shot, Shots, told, total_s
 from cfgen.config.values import (
@@ -142,13 +143,42 @@ class EncodeConfig:
     """How the video is encoded.
 
     Attributes:
-        quality: How good the encoded video is; better is larger.
+        quality: How good the encoded video is, better is larger: draft, good, best, or the constant
+            rate factor (CRF) of H.264, H.265, AV1 or VP9, where less is better.
+        format: The kind of file, which names the video's ending; auto is that of the output's
+            name, or mp4. png is a folder of that name with a picture a frame.
+        codec: How frames are coded; auto is VP9 in webm, H.264 in mp4, mkv and mov.
+        bits: Bits of a sample in the file, 8, 10, or 16 for PNG, which the decoder's numbers are
+            rounded to. Without it, 10 for ProRes, else 8.
+        interpolate: Frames per second of the file, more than are rendered: ffmpeg's minterpolate
+            works out the frames between. Without it, every frame is rendered.
     """
 
-    quality: Literal["draft", "good", "best"] = "good"
+    quality: Annotated[
+        str,
+        Pattern(
+            pattern="draft|good|best|[0-9]{1,2}",
+            words="draft, good, best or a constant rate factor, a whole number",
+            names=("draft", "good", "best"),
+        ),
+    ] = "good"
+    format: Literal["auto", "mp4", "mkv", "webm", "mov", "png", "gif"] = "auto"
+    codec: Literal["auto", "h264", "h265", "av1", "vp9", "prores", "ffv1", "png", "gif"] = "auto"
+    bits: Annotated[int | None, Range(low=8, high=16)] = None
+    interpolate: Annotated[float | None, Range(low=1, high=240)] = None
 
     def __post_init__(self) -> None:
         check(self)
+
+    @property
+    def ending(self) -> str | None:
+        """The ending that the format asks for, or None for any."""
+        return None if self.format == "auto" else f".{self.format}"
+
+    @property
+    def codec_key(self) -> str | None:
+        """The codec's name in the table of formats, or None for the format's first."""
+        return None if self.codec == "auto" else self.codec
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -213,6 +243,7 @@ class RenderConfig:
         compile: Whether torch.compile fuses what lies between the ops; takes a minute to begin.
         cuda_graph: Whether the passes of a chunk are one CUDA graph where they can be.
         begin: What the video begins with.
+        audio: Its sound.
         model: The model.
         schedule: How a chunk is denoised.
         memory: What the generator keeps of earlier chunks.
@@ -240,6 +271,7 @@ class RenderConfig:
     compile: bool = False
     cuda_graph: bool = True
     begin: BeginConfig = field(default_factory=BeginConfig)
+    audio: AudioConfig = field(default_factory=AudioConfig)
     model: ModelConfig
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     memory: MemoryConfig = field(default_factory=FullMemory)
@@ -261,6 +293,10 @@ class RenderConfig:
             known = ", ".join(size_text(size) for size in self.model.sizes)
             reason = f"this model was not trained for {size_text(self.size)}; it knows {known}"
             more.append(Problem(key="size", reason=reason))
+        ending = self.encode.ending
+        if self.output and ending and self.output.suffix.lower() != ending:
+            reason = f"is {self.encode.format}, but the output is {self.output.name}"
+            more.append(Problem(key="encode.format", reason=reason))
         chunk = self.model.chunk_latent_frames
         more += self.memory.problems(
             chunk=chunk, guidance=self.schedule.guidance, snapshot=self.snapshot.mode

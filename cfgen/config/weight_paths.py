@@ -14,12 +14,12 @@ PATHS = frozenset(
 )
 """Keys that name weights: on disk, or in a cache."""
 
-INPUTS = frozenset({"begin.image", "begin.last_image", "begin.video"})
-"""Keys that name pictures and films on disk."""
+INPUTS = frozenset({"begin.image", "begin.last_image", "begin.video", "audio.file"})
+"""Keys that name pictures, films and sounds on disk."""
 
 
 def anchored(entries: Entries, folder: Path | None) -> Entries:
-    """Entries whose paths of weights on disk are absolute, and of pictures and films anywhere.
+    """Entries whose paths of weights on disk are absolute, and of inputs anywhere.
 
     Args:
         entries: What one source holds.

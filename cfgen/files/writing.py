@@ -87,13 +87,19 @@ def link_or_copy(file: Path, target: Path) -> None:
     """Have a file, whose content is never changed in place, under another name too.
 
     Args:
-        file: The file.
+        file: The file, or a folder of files.
         target: The other name; what has it is replaced at once.
 
     Raises:
         OSError: The disk refused; `target` is as it was.
     """
     made = own_name(target)
+    if file.is_dir():
+        made.mkdir()
+        for each in files_of(file):
+            link_or_copy(each, made / each.name)
+        _replace(made, target)
+        return
     try:
         try:
             os.link(file, made)
@@ -111,7 +117,7 @@ def link_or_copy(file: Path, target: Path) -> None:
 
 def take_name(made: Path, part: Path) -> None:
     """Give what ffmpeg made the name under which it is measured; if it made nothing, that tells."""
-    part.unlink(missing_ok=True)
+    discard(part)
     with contextlib.suppress(FileNotFoundError):
         os.rename(made, part)
 
@@ -126,10 +132,42 @@ def publish(*paths: Path) -> None:
         OSError: The disk refused.
     """
     for path in paths:
-        sync_file(part_of(path))
+        for file in files_of(part_of(path)):
+            sync_file(file)
+        if part_of(path).is_dir():
+            sync_folder(part_of(path))
     for path in paths:
-        os.replace(part_of(path), path)
+        _replace(part_of(path), path)
     sync_folder(paths[0].parent)
+
+
+def _replace(made: Path, path: Path) -> None:
+    """Give a file or a folder of files its name; a folder cannot take that of another at once."""
+    if made.is_dir() and path.is_dir():
+        old = own_name(path)
+        os.rename(path, old)
+        os.rename(made, path)
+        discard(old)
+    else:
+        os.replace(made, path)
+
+
+def discard(path: Path) -> None:
+    """Remove a file, or a folder of files; harmless where nothing is."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def files_of(path: Path) -> list[Path]:
+    """The file itself, or the files of a folder in the order of their names."""
+    return sorted(path.iterdir()) if path.is_dir() else [path]
+
+
+def nbytes_of(path: Path) -> int:
+    """Bytes of a file, or of the files of a folder."""
+    return sum(file.stat().st_size for file in files_of(path))
 
 
 def json_bytes(facts: object, *, indent: int | None = None) -> bytes:
@@ -166,7 +204,10 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 
 def sha256_of(path: Path) -> str:
-    """Return the hexadecimal SHA-256 digest of a file."""
+    """Return the hexadecimal SHA-256 digest of a file, or of the files and names of a folder."""
+    if path.is_dir():
+        lines = (f"{file.name} {sha256_of(file)}\n".encode() for file in files_of(path))
+        return sha256_of_blocks(lines)
     with open_binary(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -19,12 +19,13 @@ from typing import TYPE_CHECKING
 from cfgen.config.loader import load
 from cfgen.config.presets import locate_model
 from cfgen.config.values import RawValue
+from cfgen.pipeline import decoding
 from cfgen.pipeline.batch import BatchRunner, ClipList
 from cfgen.pipeline.branch import plan_branch, plan_retry, take_back
 from cfgen.pipeline.job import RenderJob
 from cfgen.pipeline.model_preset import recipe_of
 from cfgen.pipeline.naming import completed
-from cfgen.pipeline.rendering import Rendering, begin, go_on
+from cfgen.pipeline.rendering import Rendering, begin
 from cfgen.pipeline.runs import run_folder
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ def resume(run: Path | str, *, allow_changed: Iterable[str] = ()) -> Rendering:
         run: Its run folder or its video.
         allow_changed: `cfgen_version` or `ffmpeg_version`, if another may go on with it.
     """
-    return go_on(run_folder(Path(run)), allow_changed=frozenset(allow_changed))
+    return decoding.resume(run_folder(Path(run)), allow_changed=frozenset(allow_changed))
 
 
 def branch(
@@ -142,6 +143,29 @@ def branch(
         changes=changes,
         overwrite=overwrite,
     ).make()
+
+
+def decode(
+    run: Path | str,
+    *,
+    output: Path | str,
+    settings: Mapping[str, Value] | None = None,
+    overwrite: bool = False,
+) -> Rendering:
+    """Decode the latents that a finished run keeps to another video, without its generator.
+
+    Args:
+        run: The run folder or the video that it made.
+        output: The new video; one that was begun goes on.
+        settings: Values by dotted key, of `encode`, `audio`, `model.vae` and `model.vae_tile`.
+        overwrite: Whether it may replace a file.
+    """
+    changes = {
+        key: str(_written(value)) for key, value in (settings or {}).items() if value is not None
+    }
+    return decoding.decode_again(
+        run_folder(Path(run)), output=Path(output), changes=changes, overwrite=overwrite
+    )
 
 
 def retry(

@@ -30,7 +30,7 @@ from cfgen.pipeline.memory_estimate import check
 from cfgen.pipeline.model_preset import recipe_of
 from cfgen.pipeline.models import OpenedModel
 from cfgen.pipeline.naming import slug
-from cfgen.pipeline.preflight import check_place
+from cfgen.pipeline.preflight import check_encoder, check_place
 from cfgen.pipeline.rendering import Rendering, whole_video
 from cfgen.pipeline.runs import config_to_resume
 from cfgen.renderer.batch import Batch, BatchEvent, Item
@@ -38,7 +38,7 @@ from cfgen.renderer.events import Event, Noted
 from cfgen.renderer.place import try_place
 from cfgen.runs.folder import RunFolder, is_run
 from cfgen.runs.journal import ChunkLine
-from cfgen.video.output import recorded_digest, refuse_existing, run_of
+from cfgen.video.output import check_kind, recorded_digest, refuse_existing, run_of
 
 REPORT_VERSION = 1
 PLACE_HINT = (
@@ -148,14 +148,16 @@ class BatchRunner:
             begun = self._begun(run, config)
             if begun is None:
                 there = next(path for path in item.output.absolute().parents if path.exists())
-                if not there.is_dir() or item.output.is_dir():
-                    odd = item.output if there.is_dir() else there
-                    raise OutputRefused(f"{odd} is in the way")
+                if not there.is_dir():
+                    raise OutputRefused(f"{there} is in the way")
+                check_kind(item.output)
                 if not self._overwrite:
                     refuse_existing(item.output, run)
             job = RenderJob(begun or config)
+            check_encoder(job)
             if begun is None:
                 job.require_beginning()
+                job.require_sound()
             check(job)
         except CfgenError as error:
             return str(error)
@@ -223,7 +225,7 @@ class BatchRunner:
             if (video := whole_video(RunFolder(run_of(job.output)), job)) is not None:
                 return Rendering.finished(job, video, *warnings)
         else:
-            lines = job.require_beginning()
+            lines = (*job.require_beginning(), *job.require_sound())
             warnings = (*warnings, *(Noted(message=line) for line in lines))
             check_place(job, overwrite=self._overwrite)
         return Rendering(

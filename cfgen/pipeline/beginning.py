@@ -47,16 +47,24 @@ class Beginning:
         size: Width and height of the video.
         fps: Frames per second of the video.
         chunk: Latent frames of a chunk.
+        heard: Whether the video can have the film's sound.
     """
 
     def __init__(
-        self, file: Path, config: BeginConfig, *, size: tuple[int, int], fps: float, chunk: int
+        self,
+        file: Path,
+        config: BeginConfig,
+        *,
+        size: tuple[int, int],
+        fps: float,
+        chunk: int,
+        heard: bool = True,
     ) -> None:
-        self.file, self.config = file, config
+        self.file, self.config, self._heard = file, config, heard
         self._size, self._fps, self._chunk = size, exact_fps(fps), chunk
 
     @classmethod
-    def of(cls, config: RenderConfig) -> Beginning | None:
+    def of(cls, config: RenderConfig, *, heard: bool = True) -> Beginning | None:
         """That of a render, or None if it begins with nothing."""
         if config.begin.file is None:
             return None
@@ -66,6 +74,7 @@ class Beginning:
             size=config.frame_size,
             fps=config.playback_fps,
             chunk=config.model.chunk_latent_frames,
+            heard=heard,
         )
 
     @property
@@ -159,7 +168,7 @@ class Beginning:
             yield f"{name} is turned by {abs(facts.rotation):g} degrees, as it says"
         if facts.interlaced:
             yield f"{name} is interlaced: frames are made of its fields"
-        if self.config.keep_input:
+        if self.config.keep_input and self._heard:
             yield f"the sound of {name} is kept" if facts.sound else f"{name} has no sound"
 
     @property
@@ -189,7 +198,7 @@ class Beginning:
     @property
     def sound(self) -> Callable[[], Iterable[bytes]] | None:
         """Reads the sound of what is shown of the film; None where nothing is."""
-        return self._read_sound if self.config.keep_input else None
+        return self._read_sound if self.config.keep_input and self._heard else None
 
     def _read_sound(self) -> Iterator[bytes]:
         if not self._facts.sound:

@@ -30,7 +30,7 @@ from cfgen.pipeline.job import RenderJob
 from cfgen.pipeline.memory_estimate import place, wanted_of
 from cfgen.pipeline.models import LoadedModels, OpenedModel
 from cfgen.pipeline.offload_plan import Offload
-from cfgen.pipeline.preflight import licence_of, warnings_of
+from cfgen.pipeline.preflight import encoding_of, licence_of, warnings_of
 from cfgen.pipeline.shots import chapters_of, longest_pass
 from cfgen.pipeline.torch_compile import compile_blocks
 from cfgen.renderer.events import Loaded
@@ -44,7 +44,7 @@ from cfgen.runs.folder import RunRecord
 from cfgen.timeline import Plan
 from cfgen.video.ffmpeg import find_ffmpeg
 from cfgen.video.ffmpeg_graph import graph_module
-from cfgen.video.output import format_of, run_of
+from cfgen.video.output import run_of
 from cfgen.video.writer import VideoWriter
 
 
@@ -97,10 +97,12 @@ def build_render(
     config, plan = job.config, job.plan
     if config.output is None or config.seed is None:
         raise ValueError("a render needs an output and a seed")
-    ffmpeg = find_ffmpeg(format_of(config.output).codec.encoder)
+    encode = config.encode
+    encoding = encoding_of(job)
+    ffmpeg = find_ffmpeg(encoding.codec.encoder)
     graph_module()  # a missing ffmpeg-python, too, is found before any model loads
     began = time.monotonic()
-    recorded, beginning = _recorded(job), job.beginning
+    recorded = _recorded(job)
     facts = {**job.model.digests, **versions()}
     path = run_of(config.output)
     writer = VideoWriter(
@@ -109,13 +111,16 @@ def build_render(
         height=plan.geometry.height,
         fps=plan.geometry.fps,
         ffmpeg=ffmpeg,
-        quality=config.encode.quality,
-        metadata={**_video_metadata(recorded), **facts},
+        quality=encode.quality,
+        codec=encoding.codec.key,
+        bits=encoding.bits,
+        interpolate=encode.interpolate,
+        metadata={**video_metadata(recorded), **sound_metadata(job), **facts},
         parts=path / "segments",
         replaces=overwrite,
         chapters=chapters_of(plan),
     )
-    source = build_source(job, models)
+    source = dataclasses.replace(build_source(job, models), bits=encoding.bits)
     job.model.require_unchanged()
     writer.add_metadata({"backend": source.backend})
     return Render(
@@ -139,8 +144,13 @@ def build_render(
             details=(*filter(None, [ffmpeg.note]), *licence_of(config), *source.notes),
         ),
         warnings=warnings_of(config),
-        sound=None if beginning is None else beginning.sound,
+        sound=job.sound,
     )
+
+
+def sound_metadata(job: RenderJob) -> dict[str, str]:
+    """What the sound of a video is, for the container and the sidecar."""
+    return {} if job.soundtrack is None else {"sound": job.soundtrack.told}
 
 
 def _recorded(job: RenderJob) -> RenderConfig:
@@ -320,7 +330,7 @@ def build_noise(config: RenderConfig, plan: Plan) -> Noise:
             )
 
 
-def _video_metadata(config: RenderConfig) -> dict[str, str]:
+def video_metadata(config: RenderConfig) -> dict[str, str]:
     """What the video is, for the container and the sidecar."""
     return {
         "title": config.prompt,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +13,10 @@ from cfgen.pipeline.beginning import Beginning
 from cfgen.pipeline.device import Runtime
 from cfgen.pipeline.models import OpenedModel
 from cfgen.pipeline.shots import spans_of
+from cfgen.pipeline.soundtrack import Soundtrack
 from cfgen.timeline import Given, Plan, make_plan
+from cfgen.video.encoding import exact_fps
+from cfgen.video.formats import FORMATS
 from cfgen.video.shape import VideoShape
 
 
@@ -50,7 +54,48 @@ class RenderJob:
     @cached_property
     def beginning(self) -> Beginning | None:
         """The picture or film that it begins with, if any; nothing is read yet."""
-        return Beginning.of(self.config)
+        heard = self.config.audio.file is None and not self._is_silent
+        return Beginning.of(self.config, heard=heard)
+
+    @cached_property
+    def soundtrack(self) -> Soundtrack | None:
+        """The file that its sound comes from, if any; nothing is read yet."""
+        audio, plan = self.config.audio, self.plan
+        if audio.file is None:
+            return None
+        return Soundtrack(audio.file, audio, seconds=plan.frames / exact_fps(plan.geometry.fps))
+
+    @property
+    def sound(self) -> Callable[[], Iterable[bytes]] | None:
+        """Reads the sound of the video; None where it has none."""
+        if self.soundtrack is not None:
+            return self.soundtrack.read
+        return None if self.beginning is None else self.beginning.sound
+
+    def require_sound(self) -> tuple[str, ...]:
+        """Look at what it will sound like, and say what becomes of that, a line each.
+
+        Raises:
+            InputRefused: The file has no sound.
+            UsageError: The video cannot carry any.
+        """
+        kept = self.config.begin.keep_input
+        if self.soundtrack is None:
+            return ("none: the format carries no sound",) if kept and self._is_silent else ()
+        if self._is_silent:
+            raise UsageError(
+                f"{self.output.suffix} carries no sound, and --audio is given",
+                "leave it out, or choose another format with --format or -o",
+            )
+        line = self.soundtrack.require_usable()
+        return (f"{line}, instead of that of the film" if kept else line,)
+
+    @property
+    def _is_silent(self) -> bool:
+        """Whether the format carries no sound."""
+        output, ending = self.config.output, self.config.encode.ending
+        made = FORMATS.get(ending or "" if output is None else output.suffix.lower())
+        return made is not None and not made.audio
 
     def require_beginning(self) -> tuple[str, ...]:
         """Look at what it begins with, and say what becomes of that, a line each.

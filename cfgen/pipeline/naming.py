@@ -38,9 +38,9 @@ def _marks(word: str) -> str:
     return "".join(char for char in word if not char.isalnum())
 
 
-def default_name(prompt: str, seed: int) -> str:
+def default_name(prompt: str, seed: int, ending: str = MP4.ending) -> str:
     """Return the output file name for a prompt and a seed."""
-    return f"{slug(prompt)}-{seed}{MP4.ending}"
+    return f"{slug(prompt)}-{seed}{ending}"
 
 
 def completed(config: RenderConfig) -> RenderConfig:
@@ -55,7 +55,9 @@ def completed(config: RenderConfig) -> RenderConfig:
             hint='say what the video shows: cfgen render "a red balloon drifts over snowy hills"',
         )
     seed = random_seed() if config.seed is None else config.seed
-    output = config.output or Path(default_name(config.prompt, seed))
+    output = config.output or Path(
+        default_name(config.prompt, seed, config.encode.ending or MP4.ending)
+    )
     if output.is_symlink():  # what it leads to is meant, and stands beside its own run folder
         output = target_of(output)
     return dataclasses.replace(config, seed=seed, output=output)

@@ -11,7 +11,8 @@ from cfgen.memory.policy import pages_of
 from cfgen.pipeline.job import RenderJob
 from cfgen.pipeline.memory_estimate import attention_share, pool_nbytes
 from cfgen.timeline import KEPT_SNAPSHOTS, Plan
-from cfgen.video.formats import FORMATS, MP4, Quality
+from cfgen.video.codecs import LOSSLESS, Quality
+from cfgen.video.formats import FORMATS, MP4
 
 TIMED_PAGES = 15
 """Latent frames that a chunk reads in the long run where a model's frames a second were measured:
@@ -21,10 +22,15 @@ with slow_fast memory of 3, 6 and 6."""
 def estimate_of(job: RenderJob) -> Estimate:
     """Estimate what a render needs of disk and time."""
     config = job.config
-    made = MP4 if config.output is None else FORMATS.get(config.output.suffix.lower(), MP4)
+    encode, output = config.encode, config.output
+    ending = encode.ending or (MP4.ending if output is None else output.suffix.lower())
+    codec, _ = FORMATS.get(ending, MP4).coded(encode.codec_key, encode.bits)
+    whole = not codec.exact_joins or encode.interpolate is not None
     return estimate(
         job.plan,
-        quality=made.codec.qualities[config.encode.quality],
+        quality=codec.quality(encode.quality),
+        pieces=LOSSLESS.qualities["draft"] if whole else None,
+        longer=(encode.interpolate or config.playback_fps) / config.playback_fps,
         kv=_kv_size(job),
         frames_per_s=config.model.cpu_frames_per_s,
         opening=passes_of(config.schedule, first=True) / passes_of(config.schedule),
@@ -106,6 +112,8 @@ def estimate(
     plan: Plan,
     *,
     quality: Quality,
+    pieces: Quality | None = None,
+    longer: float = 1.0,
     kv: KvSize | None = None,
     frames_per_s: float | None = None,
     opening: float = 1.0,
@@ -117,6 +125,8 @@ def estimate(
     Args:
         plan: The plan.
         quality: How its frames are coded.
+        pieces: How those of its segments are, if otherwise.
+        longer: Frames of the file, as a multiple of those that are made.
         kv: The size of the KV cache, if known.
         frames_per_s: Frames rendered a second on some machine, if measured (see `TIMED_PAGES`).
         opening: Passes of the first chunk, as a share of those of others.
@@ -127,7 +137,10 @@ def estimate(
     cell_nbytes = 4 * geometry.channels * geometry.latent_width * geometry.latent_height
     chunk_frames = geometry.chunk_latent_frames * geometry.temporal_stride
     pixels = geometry.width * geometry.height
-    output = math.ceil(plan.frames * pixels * quality.bits_per_pixel / 8)
+    output = math.ceil(longer * plan.frames * pixels * quality.bits_per_pixel / 8)
+    segments = output
+    if pieces is not None:
+        segments = math.ceil(plan.frames * pixels * pieces.bits_per_pixel / 8)
     latents = cell_nbytes * plan.latent_frames
     snapshots: int | None = 0
     if snapshot == "full" and plan.chunks > 1:
@@ -144,7 +157,7 @@ def estimate(
         snapshots_nbytes=snapshots,
         chunk_nbytes=cell_nbytes * geometry.chunk_latent_frames + 3 * pixels * chunk_frames,
         output_nbytes=output,
-        disk_nbytes=2 * output + latents + (snapshots or 0),
+        disk_nbytes=segments + output + latents + (snapshots or 0),
         kv_nbytes=None if kv is None else kv.nbytes,
         render_s=None if chunk_s is None else _render_s(plan, kv, rate) + more_s,
         chunk_s=chunk_s,

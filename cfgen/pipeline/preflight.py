@@ -15,7 +15,10 @@ from cfgen.pipeline.plan import estimate_of
 from cfgen.renderer.events import Warned
 from cfgen.runs.contents import require_own
 from cfgen.units import bytes_words
-from cfgen.video.output import check_output, refuse_existing, run_of
+from cfgen.video.encoding import Encoding, exact_fps, require_encoders
+from cfgen.video.ffmpeg import find_ffmpeg
+from cfgen.video.ffmpeg_graph import graph_module
+from cfgen.video.output import check_output, format_of, refuse_existing, run_of
 
 SPARE_DISK_NBYTES = 16_000_000
 """Bytes of disk that must be left over."""
@@ -90,6 +93,39 @@ def _understood(prompt: str, strange: set[str]) -> str:
     return kept if len(kept) <= _LONGEST else f"{kept[:_LONGEST].rsplit(maxsplit=1)[0]} …"
 
 
+def encoding_of(job: RenderJob) -> Encoding:
+    """How a video will be coded.
+
+    Raises:
+        UsageError: Format, codec, bits and quality do not go together.
+    """
+    encode, shape = job.config.encode, job.plan.geometry
+    between = encode.interpolate
+    return Encoding(
+        format=format_of(job.output),
+        width=shape.width,
+        height=shape.height,
+        fps=exact_fps(shape.fps),
+        quality=encode.quality,
+        codec_key=encode.codec_key,
+        asked_bits=encode.bits,
+        interpolate=None if between is None else exact_fps(between),
+    )
+
+
+def check_encoder(job: RenderJob) -> None:
+    """Refuse, before anything is loaded, what the ffmpeg at hand cannot encode.
+
+    Raises:
+        UsageError: Format, codec, bits and quality do not go together.
+        FfmpegMissing: There is no ffmpeg, or it lacks an encoder or a filter.
+    """
+    encoding = encoding_of(job)
+    graph_module()
+    ffmpeg = find_ffmpeg(encoding.codec.encoder)
+    require_encoders(ffmpeg, encoding, sound=job.sound is not None)
+
+
 def check_place(job: RenderJob, *, overwrite: bool) -> None:
     """Refuse, before anything is loaded, an output that cannot or must not be written.
 
@@ -97,9 +133,11 @@ def check_place(job: RenderJob, *, overwrite: bool) -> None:
         UsageError: The output is in no format that cfgen writes.
         OutputRefused: It exists, or its folder is missing or not writable.
         BudgetError: The disk is too small.
+        FfmpegMissing: ffmpeg cannot encode it.
     """
     output = job.output
     check_output(output)
+    check_encoder(job)
     if not overwrite:
         refuse_existing(output, run_of(output))
     elif run_of(output).is_dir():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Protocol
 
 from cfgen.config.schema import RenderConfig
 from cfgen.errors import LockHeld
@@ -15,11 +16,20 @@ from cfgen.pipeline.preflight import check_place
 from cfgen.pipeline.runs import config_to_resume
 from cfgen.renderer.events import Event, Finished, Noted
 from cfgen.renderer.place import try_place
-from cfgen.renderer.run import Render
 from cfgen.runs.contents import LOCK
 from cfgen.runs.folder import RunFolder, require_harmless
 from cfgen.runs.lock import owner_of
 from cfgen.video.output import sidecar_of
+
+
+class Work(Protocol):
+    """What makes a video once everything is loaded."""
+
+    def run(self) -> Iterator[Event]:
+        """Make it, yielding what happens."""
+
+    def stop(self, why: str, *, exit_code: int) -> None:
+        """Stop after the chunk that is being made."""
 
 
 class Rendering:
@@ -52,7 +62,7 @@ class Rendering:
         self.job, self._opening = job, opening
         self.resumes = resume
         self._overwrite, self._allow_changed, self._models = overwrite, allow_changed, models
-        self._render: Render | None = None
+        self._render: Work | None = None
         self._tried = tried
         self._stopped: tuple[str, int] | None = None
         self._video: Finished | None = None
@@ -69,7 +79,10 @@ class Rendering:
         """Whether nothing is left to do."""
         return self._video is not None
 
-    def load(self) -> Render:
+    loads = "the model"
+    """What is loaded, in words."""
+
+    def load(self) -> Work:
         """Try out the place and load the model; iterating does so too.
 
         Raises:
@@ -81,14 +94,16 @@ class Rendering:
             with memory_errors(what_fits(self.job.config)):
                 if self.resumes:
                     self.job.model.hash_anew()
-                self._render = build_render(
-                    self.job, overwrite=self._overwrite, models=self._models
-                )
-            if self.resumes:
-                self._render.resume(self._allow_changed)
+                self._render = self._built()
             if self._stopped is not None:
                 self._render.stop(self._stopped[0], exit_code=self._stopped[1])
         return self._render
+
+    def _built(self) -> Work:
+        render = build_render(self.job, overwrite=self._overwrite, models=self._models)
+        if self.resumes:
+            render.resume(self._allow_changed)
+        return render
 
     def stop(self, why: str, *, exit_code: int = 130) -> None:
         """Stop after the chunk that is being made; `Interrupted` is raised then."""
@@ -114,7 +129,9 @@ def begin(job: RenderJob, *, overwrite: bool = False) -> Rendering:
         UsageError, OutputRefused, BudgetError: The video cannot or must not be written there.
         InputRefused, CheckpointError: It cannot begin with the picture or film that is given.
     """
-    opening = tuple(Noted(message=line) for line in job.require_beginning())
+    opening = tuple(
+        Noted(message=line) for line in (*job.require_beginning(), *job.require_sound())
+    )
     check_place(job, overwrite=overwrite)
     return Rendering(job, overwrite=overwrite, opening=opening)
 

@@ -16,7 +16,7 @@ from cfgen.errors import UsageError
 from cfgen.files.writing import disk_errors, link_or_copy, part_of, sync_folder
 from cfgen.renderer.replay import replay
 from cfgen.renderer.source import FrameSource
-from cfgen.runs.beginning import SOUND
+from cfgen.runs.beginning import sound_of
 from cfgen.runs.contents import JOURNAL, LOCK, make_empty
 from cfgen.runs.folder import RunFolder, RunRecord, settle_journal, write_record
 from cfgen.runs.journal import ChunkLine, Journal, Line, SegmentLine, SoundLine
@@ -69,7 +69,9 @@ class BranchPoint:
             whole = line.index < len(self.audited.segments)
             return whole and all(chunk in kept for chunk in self.plan.chunks_of(line.index))
         if isinstance(line, SoundLine):
-            return self.plan.given.latent_frames > 0
+            audio = self.folder.record.config.get("audio")
+            own = isinstance(audio, dict) and audio.get("file") is not None
+            return self.plan.given.latent_frames > 0 and not own  # as long as the film
         return isinstance(line, ChunkLine) and line.index in kept
 
 
@@ -144,7 +146,7 @@ def fork(point: BranchPoint, path: Path, record: RunRecord) -> Iterator[int]:
                 elif isinstance(line, SegmentLine):
                     _link(point.audited.segments[line.index].path, path / "segments")
                 elif isinstance(line, SoundLine) and line.nbytes:
-                    _link(point.folder.path / SOUND, path)
+                    _link(sound_of(point.folder.path), path)
             for name in ("latents", "segments"):
                 sync_folder(path / name)
         _save(point, path / "snapshots", record)

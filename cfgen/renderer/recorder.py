@@ -38,7 +38,7 @@ class RunRecorder:
         folder: The run folder.
         store: Its snapshots.
         lock: Its lock, which is ours.
-        memory: What snapshots are taken of.
+        memory: What snapshots are taken of; None where none are.
 
     Attributes:
         keeping_s: Seconds spent on writing latents and snapshots.
@@ -46,14 +46,14 @@ class RunRecorder:
     """
 
     def __init__(
-        self, folder: RunFolder, store: SnapshotStore, lock: Lock, memory: PagedMemory
+        self, folder: RunFolder, store: SnapshotStore, lock: Lock, memory: PagedMemory | None
     ) -> None:
         self._folder, self._store, self._lock, self._memory = folder, store, lock, memory
         lines = folder.journal.of(ChunkLine)
         self._earlier_sessions_s = lines[-1].elapsed_s if lines else 0.0
         self._synced = max(store.chunks, default=0)  # chunks of the newest snapshot, on the disk
         self._began = self._last_snapshot = time.monotonic()
-        self._snapshot_s = memory.nbytes / FIRST_GUESS_BYTES_PER_S
+        self._snapshot_s = (memory.nbytes if memory else 0) / FIRST_GUESS_BYTES_PER_S
         self.keeping_s = 0.0
         self.snapshots_nbytes = 0
         now = datetime.now(UTC).isoformat(timespec="seconds")
@@ -118,7 +118,7 @@ class RunRecorder:
             frames_sha256=frames_sha256,
             latents_sha256=latents_sha256,
             elapsed_s=round(self.elapsed_s, 3),
-            memory=self._memory.figures(),
+            memory=self._memory.figures() if self._memory else {},
             tile=mode.tile or 0,
             on_cpu=mode.on_cpu,
         )
@@ -151,6 +151,8 @@ class RunRecorder:
         Raises: as `latents`.
         """
         self.require_lock()
+        if self._memory is None:
+            raise ValueError("there is no memory to take a snapshot of")
         began = time.monotonic()
         with disk_errors(self._folder.path):
             for line in self._folder.journal.of(ChunkLine)[self._synced : chunk]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load
 from torch import Tensor
 
@@ -14,6 +14,7 @@ from cfgen.files.writing import sha256_of_blocks
 from cfgen.renderer.source import FrameSource
 from cfgen.rollout.loop import Chunk
 from cfgen.runs.folder import RunFolder
+from cfgen.runs.journal import ChunkLine
 from cfgen.runs.recovery import RecoveryPlan, RunAudit
 from cfgen.runs.snapshot import SnapshotStore, tensor_blocks
 from cfgen.timeline import Plan
@@ -58,11 +59,38 @@ def replay(
             if not audited.intact[place]:
                 folder.keep_latents(line.index, blocks)
         else:
-            chunk = Chunk(line.index, _latents(folder, line.index, line.latents_sha256))
-            _require_shape(folder, source.plan, chunk)
+            chunk = kept_chunk(folder, source.plan, line)
             if place >= recovery.memory_from:
                 source.recommit(chunk)
         yield chunk
+
+
+def kept_chunk(folder: RunFolder, plan: Plan, line: ChunkLine) -> Chunk:
+    """A chunk that a run keeps.
+
+    Raises:
+        SnapshotCorrupt: Its latents changed since they were verified, or are of another film.
+    """
+    chunk = Chunk(line.index, _latents(folder, line.index, line.latents_sha256))
+    _require_shape(folder, plan, chunk)
+    return chunk
+
+
+def shape_of(folder: RunFolder, chunk: int) -> tuple[int, ...]:
+    """The shape of a chunk's latents that a run keeps, [B, F, C, H, W].
+
+    Raises:
+        SnapshotCorrupt: They cannot be read.
+    """
+    path = folder.latents(chunk)
+    try:
+        with safe_open(path, framework="pt") as file:
+            shape = tuple(file.get_slice("latents").get_shape())
+    except (OSError, SafetensorError) as error:
+        raise SnapshotCorrupt(f"cannot read {path}: {error}", "restore it") from None
+    if len(shape) != LATENTS_NDIM:
+        raise SnapshotCorrupt(f"{path} holds no latents", "restore it")
+    return shape
 
 
 def require_same(folder: RunFolder, before: str, now: str) -> None:

@@ -54,7 +54,7 @@ class Render:
         clean: Whether the run folder goes when the video is finished.
         loaded: Told before the first chunk.
         warnings: Told after it.
-        sound: Gives the sound of the film that the video begins with, None where there is none.
+        sound: Gives the sound of the video, None where there is none.
     """
 
     def __init__(

@@ -21,12 +21,83 @@ from cfgen.rollout.schedule import FewStepSchedule, Noise
 from cfgen.rollout.transitions import enter
 from cfgen.timeline import ChunkPlan, Plan
 
-Frames = npt.NDArray[np.uint8]
+Frames = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 
 
 @dataclass(frozen=True, kw_only=True)
-class FrameSource:
-    """Everything that makes frames.
+class FrameDecoder:
+    """What makes frames of latents.
+
+    Attributes:
+        vae: The decoder.
+        plan: The film.
+        bits: Bits of a sample that frames are for: uint8 for 8, uint16 for more.
+    """
+
+    vae: Decoder
+    plan: Plan
+    bits: int = 8
+
+    @property
+    def warm_up(self) -> int:
+        """Chunks that the decoder must see before one whose frames are to be right."""
+        return -(-self.vae.reach // self.plan.geometry.chunk_latent_frames)
+
+    @property
+    def decode_from(self) -> int:
+        """The first chunk that the decoder must see: none of a long past that is not shown."""
+        return max(0, self.plan.hidden_chunks - self.warm_up)
+
+    def decode(self, chunk: Chunk, state: State) -> Frames:
+        """Frames of the next chunk, cut to the plan: uint8 [n, height, width, 3], RGB, or uint16.
+
+        Args:
+            chunk: The chunk.
+            state: The decoder's, changed in place; `warm_up` chunks after a fresh one the frames
+                are those of a film decoded from its start.
+        """
+        return self.decoding(chunk, state).wait()
+
+    def decoding(self, chunk: Chunk, state: State) -> PendingFrames:
+        """As `decode`, but on a GPU the frames may still be on their way."""
+        parameter, stream = self._parameter, self._stream
+        with torch.inference_mode(), torch.cuda.stream(stream):
+            if stream is not None:
+                stream.wait_stream(torch.cuda.default_stream(parameter.device))
+                chunk.latents.record_stream(stream)
+            latents, lead = chunk.latents.to(parameter.device, parameter.dtype), 0
+            if self.plan.begins_scene(chunk.index):
+                # Nothing of the scene before may shine through. The first latent frame of a clip
+                # decodes to one frame, so it is given twice and that frame is dropped.
+                state.caches, lead = self.vae.start().caches, 1
+                latents = torch.cat([latents[:, :1], latents], 1)
+            levels = to_levels(self.vae.decode(latents, state)[0], self.bits)
+            frames = levels[lead : lead + self.plan.chunk(chunk.index).frames]
+            if stream is None:
+                return PendingFrames(frames.cpu(), None)
+            host = torch.empty(frames.shape, dtype=frames.dtype, pin_memory=True)
+            host.copy_(frames, non_blocking=True)
+            return PendingFrames(host, stream.record_event())
+
+    @property
+    def beside(self) -> bool:
+        """Whether frames are decoded beside the next chunk, as a GPU can."""
+        return self._stream is not None
+
+    @property
+    def _parameter(self) -> Tensor:
+        return next(iter(self.vae.parameters()))
+
+    @functools.cached_property
+    def _stream(self) -> torch.cuda.Stream | None:
+        device = self._parameter.device
+        on_gpu = device.type == "cuda"
+        return torch.cuda.Stream(device) if on_gpu else None  # type: ignore[no-untyped-call]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrameSource(FrameDecoder):
+    """Everything that makes frames, on top of what decodes them.
 
     Attributes:
         generator: The causal model.
@@ -34,8 +105,6 @@ class FrameSource:
         schedule: Noise levels of a chunk.
         noise: Where noise comes from.
         conditionings: The encoded prompt of each of the plan's spans.
-        vae: The decoder.
-        plan: What to make.
         guidance: How strongly the prompt is followed, None for as it stands.
         backend: What it is computed with.
         capture: Makes the passes of a chunk one piece, None to run them one by one.
@@ -49,8 +118,6 @@ class FrameSource:
     schedule: FewStepSchedule
     noise: Noise
     conditionings: tuple[Conditioning, ...]
-    vae: Decoder
-    plan: Plan
     guidance: Guidance | None = None
     backend: str = "torch"
     capture: Callable[[ChunkFn], ChunkFn] | None = None
@@ -62,16 +129,6 @@ class FrameSource:
         """[B, F, C, H, W] of the latents of a chunk that is made."""
         g = self.plan.geometry
         return (1, g.chunk_latent_frames, g.channels, g.latent_height, g.latent_width)
-
-    @property
-    def warm_up(self) -> int:
-        """Chunks that the decoder must see before one whose frames are to be right."""
-        return -(-self.vae.reach // self.plan.geometry.chunk_latent_frames)
-
-    @property
-    def decode_from(self) -> int:
-        """The first chunk that the decoder must see: none of a long past that is not shown."""
-        return max(0, self.plan.hidden_chunks - self.warm_up)
 
     def chunks(self) -> Iterator[tuple[ChunkPlan, Chunk, Frames]]:
         """Yield each chunk of the film with its frames, as they play; nothing is kept."""
@@ -134,48 +191,6 @@ class FrameSource:
             step=len(self.schedule.sigmas),
         )
 
-    def decode(self, chunk: Chunk, state: State) -> Frames:
-        """Frames of the next chunk, cut to the plan: uint8 [n, height, width, 3], RGB.
-
-        Args:
-            chunk: The chunk.
-            state: The decoder's, changed in place; `warm_up` chunks after a fresh one the frames
-                are those of a film decoded from its start.
-        """
-        return self.decoding(chunk, state).wait()
-
-    def decoding(self, chunk: Chunk, state: State) -> PendingFrames:
-        """As `decode`, but on a GPU the frames may still be on their way."""
-        parameter, stream = next(self.vae.parameters()), self._stream
-        with torch.inference_mode(), torch.cuda.stream(stream):
-            if stream is not None:
-                stream.wait_stream(torch.cuda.default_stream(parameter.device))
-                chunk.latents.record_stream(stream)
-            latents, lead = chunk.latents.to(parameter.device, parameter.dtype), 0
-            if self.plan.begins_scene(chunk.index):
-                # Nothing of the scene before may shine through. The first latent frame of a clip
-                # decodes to one frame, so it is given twice and that frame is dropped.
-                state.caches, lead = self.vae.start().caches, 1
-                latents = torch.cat([latents[:, :1], latents], 1)
-            levels = to_levels(self.vae.decode(latents, state)[0])
-            frames = levels[lead : lead + self.plan.chunk(chunk.index).frames]
-            if stream is None:
-                return PendingFrames(frames.cpu(), None)
-            host = torch.empty(frames.shape, dtype=frames.dtype, pin_memory=True)
-            host.copy_(frames, non_blocking=True)
-            return PendingFrames(host, stream.record_event())
-
-    @property
-    def beside(self) -> bool:
-        """Whether frames are decoded beside the next chunk, as a GPU can."""
-        return self._stream is not None
-
-    @functools.cached_property
-    def _stream(self) -> torch.cuda.Stream | None:
-        device = self.generator.device
-        on_gpu = device.type == "cuda"
-        return torch.cuda.Stream(device) if on_gpu else None  # type: ignore[no-untyped-call]
-
 
 class ChunkWorker:
     """Chunks of a source, begun and finished one by one; gradients are off."""
@@ -226,7 +241,7 @@ class ChunkWorker:
 
 @dataclass(frozen=True, slots=True)
 class PendingFrames:
-    """Frames uint8 [n, height, width, 3] that arrive on the host with an event, or are there."""
+    """Frames [n, height, width, 3] that arrive on the host with an event, or are there."""
 
     frames: Tensor
     arrived: torch.cuda.Event | None
@@ -249,7 +264,14 @@ def _finite(chunk: Chunk) -> Chunk:
     return chunk
 
 
-def to_levels(video: Tensor) -> Tensor:
-    """Frames [T, 3, H, W] in [0, 1] as uint8 [T, H, W, 3]; what lies outside is clamped."""
-    levels = video.float().clamp(0, 1).mul(255).round().to(torch.uint8)
+def to_levels(video: Tensor, bits: int = 8) -> Tensor:
+    """Frames [T, 3, H, W] in [0, 1] as levels [T, H, W, 3]; what lies outside is clamped.
+
+    Args:
+        video: The frames.
+        bits: Bits of a sample in the file: levels are uint8, 0 to 255, for 8, and uint16, 0 to
+            65535, for more.
+    """
+    most, kind = (255, torch.uint8) if bits == 8 else (65535, torch.uint16)
+    levels = video.float().clamp(0, 1).mul(most).round().to(torch.int32).to(kind)
     return levels.permute(0, 2, 3, 1).contiguous()

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from cfgen.errors import UsageError
-from cfgen.files.writing import disk_errors, link_or_copy, part_of, publish, sync_folder
+from cfgen.files.writing import discard, disk_errors, link_or_copy, part_of, publish, sync_folder
 from cfgen.runs.contents import JOURNAL, LOCK, make_empty, remove
 from cfgen.runs.folder import RunFolder, is_run, settle_journal, write_record
 from cfgen.runs.journal import ChunkLine, Journal
@@ -106,7 +106,7 @@ def undo(folder: RunFolder) -> tuple[Path, Path]:
         _put(take, folder)
         with disk_errors(video):
             for path in (video, sidecar_of(video)):
-                path.unlink(missing_ok=True)
+                discard(path)
         remove(take.path)
     return video, kept
 

@@ -19,7 +19,7 @@ from cfgen.timeline import Plan
 DIGEST = "beginning_sha256"
 """The name in a fingerprint of the digest of the picture or film."""
 
-SOUND = "sound.aac"
+SOUND, OLD_SOUND = "sound.flac", "sound.aac"
 
 
 def believed(folder: RunFolder, record: RunRecord, plan: Plan) -> RunRecord:
@@ -52,7 +52,7 @@ def told(record: RunRecord) -> dict[str, str]:
 
 
 def keep_sound(folder: RunFolder, read: Callable[[], Iterable[bytes]]) -> Path | None:
-    """The file of a run with the sound of the film that its video begins with.
+    """The file of a run with the sound of its video.
 
     It is written when it is not there, or damaged.
 
@@ -64,11 +64,11 @@ def keep_sound(folder: RunFolder, read: Callable[[], Iterable[bytes]]) -> Path |
         The file, or None if there is no sound.
 
     Raises:
-        InputRefused: The film cannot be read.
+        InputRefused: What gives it cannot be read.
         SnapshotMismatch: It gives another sound than it did.
         BudgetError, WriterError: The disk refused.
     """
-    path, lines = folder.path / SOUND, folder.journal.of(SoundLine)
+    path, lines = sound_of(folder.path), folder.journal.of(SoundLine)
     before = lines[-1] if lines else None
     if before is not None and before.nbytes == 0:
         return None
@@ -81,12 +81,17 @@ def keep_sound(folder: RunFolder, read: Callable[[], Iterable[bytes]]) -> Path |
             folder.journal.append(SoundLine(nbytes=nbytes, sha256=digest), sync=True)
         elif digest != before.sha256:
             raise SnapshotMismatch(
-                f"{path} is damaged, and the film that the video begins with gives another sound "
-                "than it did",
-                "restore the film, or render again from the start with -y",
+                f"{path} is damaged, and the file that it came from gives another sound now",
+                "restore that file, or render again from the start with -y",
             )
         return path if nbytes else None
     return path
+
+
+def sound_of(run: Path) -> Path:
+    """The file of a run folder that holds the sound of its video; an older cfgen kept AAC."""
+    old = run / OLD_SOUND
+    return old if old.exists() else run / SOUND
 
 
 def _is_whole(path: Path, sha256: str) -> bool:

@@ -109,7 +109,7 @@ class VideoLine:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SoundLine:
-    """The sound of the film that the video begins with is kept.
+    """The sound of the video is kept.
 
     Attributes:
         nbytes: Size of its file; 0 if there is no sound.

@@ -24,7 +24,7 @@ from cfgen.runs.snapshot import SnapshotStore
 from cfgen.timeline import Plan
 from cfgen.units import count
 from cfgen.video.facts import SegmentFacts
-from cfgen.video.output import format_of
+from cfgen.video.output import segment_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -138,7 +138,7 @@ def _sound_segments(
             break
         if not chunks or chunks[-1].frames_sha256 not in ("", line.frames_sha256):
             break
-        path = folder.segments / format_of(folder.output).segment(line.index)
+        path = segment_of(folder.segments, line.index)
         try:
             if path.stat().st_size != line.nbytes or sha256_of(path) != line.sha256:
                 break

@@ -44,7 +44,8 @@ class VideoFacts:
         duration_s: ``frames / fps``.
         segments: Number of segments that were joined.
         sha256: Digest of the video file.
-        frames_sha256: `chain_frames` over all frames as they were before encoding.
+        frames_sha256: `chain_frames` over all frames as they were before encoding, and before
+            frames were interpolated.
     """
 
     path: Path
@@ -83,14 +84,14 @@ class Chapter:
         return self.prompt.encode()[:_TITLE_NBYTES].decode(errors="ignore")
 
 
-def chain_frames(frames: npt.NDArray[np.uint8], before: str = "") -> str:
+def chain_frames(frames: npt.NDArray[np.uint8] | npt.NDArray[np.uint16], before: str = "") -> str:
     """Return the digest of all frames so far: each link is sha256(previous link + frame's bytes).
 
     A chain and not one sha256 over everything, because a link is all the state there is: it can go
     on from a stored one, and that of a longer clip passes through the shorter clip's.
 
     Args:
-        frames: uint8 [frames, height, width, 3].
+        frames: uint8 or uint16 [frames, height, width, 3].
         before: Digest of the frames before these; empty at the start, which counts as 32 zeros.
     """
     link = bytes.fromhex(before) if before else bytes(32)
@@ -102,15 +103,29 @@ def chain_frames(frames: npt.NDArray[np.uint8], before: str = "") -> str:
 
 
 def sidecar_text(
-    facts: VideoFacts, metadata: Mapping[str, str], chapters: Sequence[Chapter] = ()
+    facts: VideoFacts,
+    metadata: Mapping[str, str],
+    chapters: Sequence[Chapter] = (),
+    *,
+    frames: int | None = None,
+    fps: float | None = None,
 ) -> str:
-    """What stands beside a video: its facts, texts that say how it was made, and its shots."""
+    """What stands beside a video: its facts, texts that say how it was made, and its shots.
+
+    Args:
+        facts: The video.
+        metadata: The texts.
+        chapters: Its shots, if there are several.
+        frames: Frames that shots are counted in, where that are not those of the video.
+        fps: Their number per second.
+    """
+    frames, fps = frames or facts.frames, fps or facts.fps
     named = asdict(facts) | {"path": facts.path.name, "sidecar": facts.sidecar.name}
     record: dict[str, object] = {"version": SIDECAR_VERSION, "metadata": metadata, "facts": named}
     if chapters:
-        ends = [*(chapter.frame for chapter in chapters[1:]), facts.frames]
+        ends = [*(chapter.frame for chapter in chapters[1:]), frames]
         record["shots"] = [
-            {"start_s": chapter.frame / facts.fps, "end_s": end / facts.fps, **asdict(chapter)}
+            {"start_s": chapter.frame / fps, "end_s": end / fps, **asdict(chapter)}
             for chapter, end in zip(chapters, ends, strict=True)
         ]
     return json_bytes(record, indent=2).decode() + "\n"

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Self
@@ -87,6 +87,23 @@ def require_encoder(ffmpeg: Ffmpeg, name: str) -> None:
         raise FfmpegMissing(
             f"{ffmpeg.path} (version {ffmpeg.version}) was built without the encoder {name}",
             _hint(name),
+        )
+
+
+def require_filters(ffmpeg: Ffmpeg, names: Iterable[str]) -> None:
+    """Refuse an ffmpeg that was built without a filter; it is asked only where one is named.
+
+    Raises:
+        FfmpegMissing: One is not there, or ffmpeg does not run.
+    """
+    wanted = set(names)
+    if not wanted:
+        return
+    rows = (line.split() for line in _ask(ffmpeg.path, "-filters").splitlines())
+    for name in sorted(wanted - {row[1] for row in rows if len(row) >= 2}):
+        raise FfmpegMissing(
+            f"{ffmpeg.path} (version {ffmpeg.version}) was built without the filter {name}",
+            _hint(f"the filter {name}"),
         )
 
 

@@ -5,13 +5,22 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shlex
 from pathlib import Path
 
 from cfgen.errors import OutputRefused, UsageError
 from cfgen.files.reading import read_text
-from cfgen.files.writing import create_exclusive, part_of
-from cfgen.video.formats import ENDINGS, FORMATS, OutputFormat
+from cfgen.files.writing import create_exclusive, files_of, part_of
+from cfgen.video.formats import (
+    ENDINGS,
+    FORMATS,
+    SEGMENT_MUXERS,
+    OutputFormat,
+    segment_stem,
+)
+
+_FRAME = re.compile(r"[0-9]{6,}\.png")
 
 
 def sidecar_of(output: Path) -> Path:
@@ -37,6 +46,17 @@ def format_of(output: Path) -> OutputFormat:
             f"use -o {pasted((output.stem or 'clip') + next(iter(FORMATS)))}",
         )
     return found
+
+
+def segment_of(folder: Path, index: int) -> Path:
+    """The file of an encoded segment, whatever its film is coded with.
+
+    Args:
+        folder: The folder of segments.
+        index: Number of the segment.
+    """
+    names = [folder / f"{segment_stem(index)}.{ending}" for ending in SEGMENT_MUXERS]
+    return next((path for path in names if path.exists()), names[0])
 
 
 def target_of(output: Path) -> Path:
@@ -93,9 +113,7 @@ def check_output(output: Path) -> None:
         if not folder.is_dir():
             state = "is not a folder" if folder.exists() else "does not exist"
             raise OutputRefused(f"the output folder {folder} {state}", f"make it, or {hint}")
-        for path in (output, sidecar_of(output)):
-            if path.is_dir():
-                raise OutputRefused(f"{path} is a folder, not a file", hint)
+        check_kind(output)
         for path in (part_of(output), part_of(sidecar_of(output))):
             with contextlib.suppress(FileExistsError):  # a render may be at work on it
                 os.close(create_exclusive(path))
@@ -103,6 +121,28 @@ def check_output(output: Path) -> None:
     except (OSError, ValueError) as exc:
         reason = exc.strerror if isinstance(exc, OSError) else exc
         raise OutputRefused(f"cannot write {str(output)!r}: {reason}", hint) from exc
+
+
+def check_kind(output: Path) -> None:
+    """Refuse a file in the place of a folder of frames, and any other folder.
+
+    Raises:
+        OutputRefused: One is there.
+        UsageError: The name has not the ending of a format.
+    """
+    hint = "choose another output with -o"
+    folders = [sidecar_of(output)]
+    if not format_of(output).is_folder:
+        folders.append(output)
+    elif output.is_dir():
+        strange = [each.name for each in files_of(output) if not _FRAME.fullmatch(each.name)]
+        if strange:
+            raise OutputRefused(f"{output} holds {strange[0]}, which is not a frame", hint)
+    elif output.exists():
+        raise OutputRefused(f"{output} is a file, and frames go to a folder of that name", hint)
+    for path in folders:
+        if path.is_dir():
+            raise OutputRefused(f"{path} is a folder, not a file", hint)
 
 
 def refuse_existing(output: Path, run: Path) -> None:

@@ -48,6 +48,11 @@ class FilmFacts:
     sound: bool
 
 
+def streams_of(text: str) -> list[tuple[str, str]]:
+    """The kind of each stream, ``Video`` or ``Audio``, and what ffmpeg says of it."""
+    return [(kind, line) for kind, line in _STREAM.findall(text)]
+
+
 def probe(ffmpeg: Ffmpeg, path: Path) -> FilmFacts:
     """Describe a film.
 
@@ -59,7 +64,7 @@ def probe(ffmpeg: Ffmpeg, path: Path) -> FilmFacts:
     except (OSError, ValueError) as error:
         raise InputRefused(f"cannot read {path}: {getattr(error, 'strerror', error)}") from None
     text = described(ffmpeg, path)
-    streams = _STREAM.findall(text)
+    streams = streams_of(text)
     films = [line for kind, line in streams if kind == "Video" and "(attached pic)" not in line]
     if not streams:
         said = text.strip().splitlines()[:1] or ["ffmpeg does not say why"]

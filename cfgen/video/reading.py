@@ -20,9 +20,9 @@ _SEEK_BEFORE_S = 10
 """Seconds before a section at which reading begins: a frame may be shown for long."""
 
 SOUND_RATE = 48_000
-_DELAY = 1024
-"""Samples of silence that an AAC encoder puts first, and a stream without an edit list plays."""
-_SOUND_BLOCK = 1 << 16
+LOSSLESS_SOUND = {"format": "flac", "acodec": "flac", "sample_fmt": "s16", "flags": "bitexact"}
+"""How sound is kept until the film is joined, which encodes it."""
+SOUND_BLOCK = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,10 +117,7 @@ def count_frames(
 def read_sound(
     ffmpeg: Ffmpeg, path: Path, *, begins_s: Fraction, ends_s: Fraction
 ) -> Iterator[bytes]:
-    """Yield a part of a film's first sound stream as AAC, in ADTS, with two channels.
-
-    What plays is in step with the picture: the first samples, which the encoder delays by, are left
-    out of what it is given.
+    """Yield a part of a film's first sound stream as FLAC, with two channels.
 
     Args:
         ffmpeg: The ffmpeg to use.
@@ -132,24 +129,16 @@ def read_sound(
         WriterError: ffmpeg cannot read the file, or not to its end.
     """
     seek = Fraction(max(0, math.floor(begins_s) - _SEEK_BEFORE_S))
-    begins = begins_s - seek + Fraction(_DELAY, SOUND_RATE)
     source = graph_module().input(shielded(f"file:{path.absolute()}"), **_seeking(seek))["a:0"]
     output = (
         source.filter("aresample", SOUND_RATE, **{"async": 1}, first_pts=0)
-        .filter("atrim", start=f"{float(begins):.6f}", end=f"{float(ends_s - seek):.6f}")
+        .filter("atrim", start=f"{float(begins_s - seek):.6f}", end=f"{float(ends_s - seek):.6f}")
         .filter("asetpts", "PTS-STARTPTS")
-        .output(
-            "pipe:1",
-            format="adts",
-            acodec="aac",
-            ac=2,
-            audio_bitrate="192k",
-            flags="bitexact",
-        )
+        .output("pipe:1", ac=2, **LOSSLESS_SOUND)
     )
     argv = argv_of(output, [*ffmpeg.prefix(), "-xerror"])
     with FfmpegRun(argv, purpose=f"reading the sound of {path.name}", read=True) as run:
-        yield from run.blocks(_SOUND_BLOCK)
+        yield from run.blocks(SOUND_BLOCK)
         run.finish()
 
 
@@ -174,7 +163,7 @@ def _seeking(seconds: Fraction) -> dict[str, str]:
     return {"ss": f"{float(seconds):.6f}"} if seconds else {}
 
 
-def input_refused(path: Path, error: WriterError) -> InputRefused:
-    """What is told of a film that ffmpeg cannot read to its end."""
+def input_refused(path: Path, error: WriterError, whole: str = "a whole film") -> InputRefused:
+    """What is told of a file that ffmpeg cannot read to its end; `whole` is to be given instead."""
     reason = error.stderr_tail[-1].strip() if error.stderr_tail else error.message
-    return InputRefused(f"{path} cannot be read to its end: {reason}", "give a whole film")
+    return InputRefused(f"{path} cannot be read to its end: {reason}", f"give {whole}")

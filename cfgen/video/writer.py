@@ -1,7 +1,8 @@
 """Writes the video file: frames go to ffmpeg as they come, segment by segment, and are never held.
 
-Each segment is an encoder's run of its own. At the end the segments are joined without re-encoding
-under a temporary name, measured, and only then given the name that the user asked for.
+Each segment is an encoder's run of its own. At the end the segments are joined, most without
+encoding them again, under a temporary name, measured, and only then given the name that the user
+asked for.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ import numpy.typing as npt
 from cfgen.errors import OutputRefused, WriterError
 from cfgen.files.writing import (
     create,
+    discard,
     disk_errors,
+    nbytes_of,
     own_name,
     part_of,
     publish,
@@ -33,6 +36,7 @@ from cfgen.video.encoding import (
     concat_listing,
     exact_fps,
     ffmetadata,
+    require_encoders,
 )
 from cfgen.video.facts import (
     Chapter,
@@ -42,28 +46,36 @@ from cfgen.video.facts import (
     require_whole,
     sidecar_text,
 )
-from cfgen.video.ffmpeg import Ffmpeg, FfmpegRun, require_encoder
+from cfgen.video.ffmpeg import Ffmpeg, FfmpegRun
+from cfgen.video.formats import FRAME_NAME, SEGMENT_MUXERS, segment_stem
 from cfgen.video.measure import Measured, measure
 from cfgen.video.output import check_output, format_of, sidecar_of, standing_at
 
 _LISTING = "segments.ffconcat"
 _METADATA = "metadata.ffmeta"
-_OWN_FILES = ("segment-*{0}", "joined.*{0}", "segments*.ffconcat", "metadata*.ffmeta")
-"""What it leaves in the parts folder, where ``{0}`` is the ending of videos."""
+_PALETTE = "palette.png"
+_OWN_FILES = (
+    *(f"segment-*.{each}" for each in SEGMENT_MUXERS),
+    "joined.*",
+    "segments*.ffconcat",
+    "metadata*.ffmeta",
+    "palette*.png",
+)
+"""What it leaves in the parts folder."""
 
 
 class VideoWriter:
     """Encodes frames to a video in the format of its name: bt709, constant frame rate.
 
     Use it in a ``with`` block. Until `publish` returns, the output is untouched and everything
-    lives in the parts folder and under ``NAME.part.mp4``. Leaving the block before that removes
+    lives in the parts folder and under ``NAME.part``. Leaving the block before that removes
     all but the finished segments, to `go_on` after. Only a process that is killed outright leaves
     more, and the next run clears it away.
 
     Attributes:
         frames: Frames written so far, those that it went on after included.
         frames_sha256: `chain_frames` over them.
-        sound: A file of the video's sound, as AAC in ADTS, or None; it may be set until `join`.
+        sound: A file of the video's sound, in FLAC, or None; it may be set until `join`.
     """
 
     def __init__(
@@ -79,6 +91,9 @@ class VideoWriter:
         parts: Path,
         replaces: bool = False,
         chapters: Sequence[Chapter] = (),
+        codec: str | None = None,
+        bits: int | None = None,
+        interpolate: float | None = None,
     ) -> None:
         """Check everything that can be checked without touching the disk.
 
@@ -88,22 +103,34 @@ class VideoWriter:
             height: Height in pixels, likewise.
             fps: Playback rate, 1 to 240.
             ffmpeg: The ffmpeg to use.
-            quality: ``draft``, ``good`` or ``best``.
+            quality: ``draft``, ``good``, ``best``, or a constant rate factor of the codec.
             metadata: Texts for the container and the sidecar, such as title, comment and seed.
             parts: Folder for the segments; it is made if need be.
             replaces: Whether a file may be replaced that comes to the output's place meanwhile.
             chapters: The film's shots, in order, if there are several.
+            codec: A codec of the format, such as ``h265``; without it, the format's first.
+            bits: Bits of a sample in the file; without it, the codec's first.
+            interpolate: Frames per second of the file, where minterpolate works out those between
+                the frames that are written; without it, `fps`.
 
         Raises:
             UsageError: A value cannot be used.
-            FfmpegMissing: The ffmpeg lacks the encoder.
+            FfmpegMissing: The ffmpeg lacks an encoder or a filter.
         """
         self._format = format_of(output)
-        require_encoder(ffmpeg, self._format.codec.encoder)
         check_metadata(metadata)
         self._encoding = Encoding(
-            format=self._format, width=width, height=height, fps=exact_fps(fps), quality=quality
+            format=self._format,
+            width=width,
+            height=height,
+            fps=exact_fps(fps),
+            quality=quality,
+            codec_key=codec,
+            asked_bits=bits,
+            interpolate=None if interpolate is None else exact_fps(interpolate),
         )
+        require_encoders(ffmpeg, self._encoding)
+        self._dtype = np.dtype(np.uint8 if self._encoding.bits == 8 else np.uint16)
         self._ffmpeg = ffmpeg
         self._metadata, self._chapters = dict(metadata), tuple(chapters)
         self._output = output.absolute()
@@ -154,20 +181,21 @@ class VideoWriter:
         if left_open and exc_type is None:
             raise RuntimeError("the block of a VideoWriter ended without publish() or abort()")
 
-    def write(self, frames: npt.NDArray[np.uint8]) -> None:
+    def write(self, frames: npt.NDArray[np.uint8] | npt.NDArray[np.uint16]) -> None:
         """Encode frames as the next ones of the current segment.
 
         Args:
-            frames: RGB, full range, uint8 [n, height, width, 3], C-contiguous, n >= 1.
+            frames: RGB, full range, uint8 [n, height, width, 3], C-contiguous, n >= 1; uint16,
+                0 to 65535, where a sample of the file has more than 8 bits.
 
         Raises:
             WriterError: ffmpeg failed.
         """
         self._require_open()
         expected = (self._encoding.height, self._encoding.width, 3)
-        if frames.dtype != np.uint8 or frames.shape[1:] != expected or len(frames) < 1:
+        if frames.dtype != self._dtype or frames.shape[1:] != expected or len(frames) < 1:
             raise ValueError(
-                f"frames must be uint8 [n >= 1, {', '.join(map(str, expected))}], "
+                f"frames must be {self._dtype} [n >= 1, {', '.join(map(str, expected))}], "
                 f"got {frames.dtype} {list(frames.shape)}"
             )
         if not frames.flags.c_contiguous:
@@ -221,13 +249,15 @@ class VideoWriter:
         part, sidecar = part_of(self._output), sidecar_of(self._output)
         with disk_errors(self._output):
             joined = own_name(self._parts / f"joined{self._format.ending}")
+            if self._format.is_folder:
+                joined.mkdir()
             self._join(joined)
             take_name(joined, part)
             for decode in (False, True):
-                self._verify(part, self.frames, decode=decode)
+                self._verify_film(part, decode=decode)
             facts = self._facts(part)
             with create(part_of(sidecar)) as file:
-                file.write(sidecar_text(facts, self._metadata, self._chapters).encode())
+                file.write(self._sidecar(facts).encode())
         self._joined = facts
         return facts
 
@@ -259,7 +289,7 @@ class VideoWriter:
         self.let_go()
         for path in (self._output, sidecar_of(self._output)):
             with contextlib.suppress(OSError):
-                part_of(path).unlink(missing_ok=True)
+                discard(part_of(path))
         with contextlib.suppress(OSError):
             self.remove_segments(self._segments)
 
@@ -275,7 +305,7 @@ class VideoWriter:
             raise ValueError("the VideoWriter is not open: use it in a with block before publish()")
 
     def _segment(self, index: int) -> Path:
-        return self._parts / self._format.segment(index)
+        return self._parts / f"{segment_stem(index)}.{self._encoding.segments}"
 
     def remove_segments(self, keep: Iterable[SegmentFacts] = ()) -> None:
         """Remove what a finished video was made from, but these segments.
@@ -285,9 +315,9 @@ class VideoWriter:
         """
         kept = {segment.path.name for segment in keep}
         for pattern in _OWN_FILES:
-            for path in self._parts.glob(pattern.format(self._format.ending)):
+            for path in self._parts.glob(pattern):
                 if path.name not in kept:
-                    path.unlink()
+                    discard(path)
 
     def _start_segment(self) -> FfmpegRun:
         # A name of its own: the ffmpeg of a render that was killed may still write to another.
@@ -307,7 +337,8 @@ class VideoWriter:
         listing = concat_listing(segments, self._encoding.fps)
         metadata = {
             **self._metadata,
-            "frames": str(self.frames),
+            **self._interpolation,
+            "frames": str(self._encoding.frames_of(self.frames)),
             "frames_sha256": self.frames_sha256,
             "ffmpeg_version": self._ffmpeg.version,
             "quality": self._encoding.quality,
@@ -316,15 +347,44 @@ class VideoWriter:
         texts = ffmetadata(metadata, self._chapters, frames=self.frames, fps=self._encoding.fps)
         write_file(self._parts / _METADATA, texts, shared=True)
         sound = None if self.sound is None else os.path.relpath(self.sound, self._parts)
-        files, chapters = (_LISTING, _METADATA, part.name), bool(self._chapters)
-        argv = self._encoding.join_argv(self._ffmpeg, *files, sound=sound, chapters=chapters)
-        with FfmpegRun(argv, purpose=f"joining {self._output.name}", cwd=self._parts) as run:
-            run.finish()
+        palette = self._encoding.palette_argv(self._ffmpeg, _LISTING, _PALETTE)
+        argv = self._encoding.join_argv(
+            *(self._ffmpeg, _LISTING, _METADATA),
+            f"{part.name}/{FRAME_NAME}" if self._format.is_folder else part.name,
+            frames=self.frames,
+            palette=_PALETTE,
+            sound=sound,
+            chapters=bool(self._chapters),
+        )
+        for each in filter(None, (palette, argv)):
+            with FfmpegRun(each, purpose=f"joining {self._output.name}", cwd=self._parts) as run:
+                run.finish()
+
+    @property
+    def _interpolation(self) -> dict[str, str]:
+        """What container and sidecar tell of frames that were worked out between frames."""
+        encoding = self._encoding
+        if encoding.interpolate is None:
+            return {}
+        rates = f"{float(encoding.fps):g} to {float(encoding.rate):g}"
+        return {"interpolation": f"minterpolate of ffmpeg, {rates} frames a second"}
+
+    def _sidecar(self, facts: VideoFacts) -> str:
+        metadata = {**self._metadata, **self._interpolation}
+        fps = float(self._encoding.fps)
+        return sidecar_text(facts, metadata, self._chapters, frames=self.frames, fps=fps)
 
     def _verify(self, path: Path, frames: int, *, decode: bool) -> None:
-        found = measure(self._ffmpeg, path, decode=decode)
-        encoding = self._encoding
-        expected = Measured(frames, encoding.width, encoding.height, encoding.fps)
+        self._compare(path, frames, self._encoding.fps, measure(self._ffmpeg, path, decode=decode))
+
+    def _verify_film(self, path: Path, *, decode: bool) -> None:
+        rate = self._encoding.rate
+        near = None if self._format.exact_times else rate
+        found = measure(self._ffmpeg, path, decode=decode, near=near, rate=rate)
+        self._compare(path, self._encoding.frames_of(self.frames), rate, found)
+
+    def _compare(self, path: Path, frames: int, rate: Fraction, found: Measured) -> None:
+        expected = Measured(frames, self._encoding.width, self._encoding.height, rate)
         if found != expected:
             raise WriterError(
                 f"{path.name} should have {expected}, but ffmpeg made {found}",
@@ -333,19 +393,20 @@ class VideoWriter:
 
     def _facts(self, part: Path) -> VideoFacts:
         encoding = self._encoding
+        frames = encoding.frames_of(self.frames)
         return VideoFacts(
             path=self._output,
             sidecar=sidecar_of(self._output),
-            frames=self.frames,
+            frames=frames,
             width=encoding.width,
             height=encoding.height,
-            fps=float(encoding.fps),
-            duration_s=float(self.frames / encoding.fps),
+            fps=float(encoding.rate),
+            duration_s=float(frames / encoding.rate),
             segments=len(self._segments),
-            nbytes=part.stat().st_size,
+            nbytes=nbytes_of(part),
             sha256=sha256_of(part),
             frames_sha256=self.frames_sha256,
             quality=encoding.quality,
-            encoder=self._format.codec.encoder,
+            encoder=self._encoding.codec.encoder,
             ffmpeg_version=self._ffmpeg.version,
         )

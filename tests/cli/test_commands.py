@@ -197,6 +197,7 @@ def test_doctor_looks_at_everything(cfgen: Run) -> None:
         "gpu",
         "triton",
         "ffmpeg",
+        "formats",
         "model",
         "disk",
     ]

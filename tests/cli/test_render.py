@@ -140,6 +140,46 @@ def test_dry_run_checks_and_plans_and_builds_nothing(cfgen: Run, build) -> None:
     assert _left_behind() == []
 
 
+POOR = """#!/bin/sh
+case "$*" in
+  *-version*) echo "ffmpeg version 7.0 Copyright"; exit 0;;
+  *-encoders*) echo " ------"; echo " V....D libx264  H.264"; echo " V....D ffv1  FFV1"; exit 0;;
+  *-filters*) echo " ... palettegen  V->V  Find the palette."; exit 0;;
+esac
+"""
+
+LACKING = {
+    "codec": (["--codec", "h265"], "built without the encoder libx265", ".mp4 goes with --codec h"),
+    "format": (["--format", "webm"], "built without the encoder libvpx-vp9", "set CFGEN_FFMPEG to"),
+    "filter": (["--interpolate", "48"], "built without the filter minterpolate", "minterpolate"),
+    "gif": (["--format", "gif"], "built without the encoder gif", "set CFGEN_FFMPEG to"),
+}
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+@pytest.mark.parametrize(("flags", "lacks", "hint"), LACKING.values(), ids=LACKING)
+def test_what_ffmpeg_cannot_encode_is_told_before_anything_loads(
+    flags: list[str],
+    lacks: str,
+    hint: str,
+    dry_run: bool,
+    cfgen: Run,
+    build,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    poor = tmp_path / "poor-ffmpeg"
+    poor.write_text(POOR)
+    poor.chmod(0o755)
+    monkeypatch.setenv("CFGEN_FFMPEG", str(poor))
+    result = cfgen("render", "a boat", *flags, *(["--dry-run"] if dry_run else []))
+    assert result.exit_code == 3
+    assert lacks in result.stderr
+    assert hint in result.stderr
+    assert build.configs == []
+    assert _left_behind() == []
+
+
 @pytest.mark.parametrize(
     ("arguments", "exit_code", "sentence"),
     [
@@ -164,8 +204,16 @@ def test_dry_run_checks_and_plans_and_builds_nothing(cfgen: Run, build) -> None:
         (["a", "--config", "no.yaml"], 2, "no.yaml: there is no such file"),
         (["a", "--bogus"], 2, "No such option"),
         (["a", "b"], 2, "Put the prompt in quotes"),
-        (["a", "-o", "a.mkv"], 2, "must end in .mp4"),
+        (["a", "-o", "a.avi"], 2, "must end in .mp4"),
         (["a", "-o", "no/a.mp4"], 3, "does not exist"),
+        (["a", "-o", "a.webm", "--codec", "h264"], 2, ".webm files do not carry h264"),
+        (["a", "--quality", "99"], 2, "the constant rate factor of H.264 lies between 1"),
+        (["a", "--quality", "fine"], 2, "must be draft, good, best or a constant rate factor"),
+        (["a", "--interpolate", "12"], 2, "interpolated to more than the 16 a second"),
+        (["a", "--interpolate", "24", "--bits", "10", "--codec", "av1"], 2, "has 8 bits"),
+        (["a", "--format", "gif", "--interpolate", "60"], 2, "50 frames a second at most"),
+        (["a", "--audio", "no.wav"], 3, "no.wav: No such file"),
+        (["a", "--audio-loop"], 2, "belongs to a sound, and none is given"),
         (["a", "--set", "model.path=nowhere"], 3, "the model 'nowhere' is not on disk"),
         (["a", "-m", "nowhere"], 3, "the model 'nowhere' is not on disk"),
         (["a", "--offload", "most"], 2, "--offload: must be auto, none, blocks or all, got 'most'"),

@@ -63,6 +63,28 @@ clips:
     assert second.config.output == FOLDER / "night" / "kite-12.mp4"
 
 
+def test_a_clip_without_an_output_ends_as_its_format_does() -> None:
+    clips = read(
+        """version: 1
+defaults: {encode: {format: mkv}}
+clips:
+  - a kite
+  - {prompt: a boat, encode: {format: gif}}
+  - {prompt: a star, encode: {format: auto}}
+"""
+    )
+    assert [clip.config.output.name for clip in clips if clip.config.output] == [
+        "a-kite.mkv",
+        "a-boat.gif",
+        "a-star.mp4",
+    ]
+
+
+def test_an_output_that_does_not_end_as_its_format_is_refused_with_its_line() -> None:
+    with pytest.raises(PresetError, match=r"list.yaml:3.*is mkv, but the output is a.mp4"):
+        read("version: 1\nclips:\n- {prompt: x, output: a.mp4, encode: {format: mkv}}\n")
+
+
 def test_each_clip_has_the_preset_of_its_model() -> None:
     first, second, third = read(
         """version: 1
@@ -165,7 +187,7 @@ def test_longlive_lines_are_taken_where_they_mean_the_same() -> None:
         ('version: 1\nclips:\n- {name: "a\\0b", prompt: x}', "nothing unprintable"),
         ("version: 1\nclips:\n- {prompt: x, output: ../a.mp4}", "must stay in the folder"),
         ("version: 1\nclips:\n- {prompt: x, output: /a.mp4}", "must stay in the folder"),
-        ("version: 1\nclips:\n- {prompt: x, output: a.mkv}", "must end in .mp4"),
+        ("version: 1\nclips:\n- {prompt: x, output: a.avi}", "must end in .mp4"),
         ("version: 1\nclips:\n- {prompt: x, output: '{index}.mp4'}", "knows the fields name"),
         ("version: 1\nclips:\n- {prompt: x, output: '{name.mp4'}", "output: "),
         ("version: 1\nclips: [a", "is not valid YAML"),

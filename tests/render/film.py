@@ -15,6 +15,7 @@ from pathlib import Path
 
 from cfgen.config.loader import load
 from cfgen.config.schema import RenderConfig
+from cfgen.files.writing import files_of
 from cfgen.pipeline.build import ModelCache, build_render
 from cfgen.pipeline.job import RenderJob
 from cfgen.renderer.events import ChunkDone, Event
@@ -89,7 +90,8 @@ class Film:
 
     @property
     def output(self) -> Path:
-        return self.folder / "clip.mp4"
+        formats = [each for each in self.settings if each.startswith("encode.format=")]
+        return self.folder / f"clip.{formats[-1].partition('=')[2] if formats else 'mp4'}"
 
     @property
     def config(self) -> RenderConfig:
@@ -110,7 +112,7 @@ class Film:
         """Render without a break; the video."""
         for _ in self.events(resume=False):
             pass
-        return self.output.read_bytes()
+        return self.video
 
     def until(self, chunks: int) -> None:
         """Render, and leave like a killed process after some chunks."""
@@ -144,7 +146,12 @@ class Film:
             return self.whole()
         if RunFolder(self.run).finished is None:
             self.go_on()
-        return self.output.read_bytes()
+        return self.video
+
+    @property
+    def video(self) -> bytes:
+        """What the video holds; of a folder, all files."""
+        return b"".join(file.read_bytes() for file in files_of(self.output))
 
 
 @dataclass

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from cfgen.errors import UsageError
+from cfgen.video.codecs import H264
 from cfgen.video.encoding import (
     Encoding,
     check_metadata,
@@ -12,7 +13,7 @@ from cfgen.video.encoding import (
     ffmetadata,
 )
 from cfgen.video.ffmpeg import Ffmpeg
-from cfgen.video.formats import H264, MP4
+from cfgen.video.formats import MP4
 
 FFMPEG = Ffmpeg(Path("/opt/ffmpeg"), "7.0", frozenset({"libx264"}))
 

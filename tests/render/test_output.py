@@ -29,7 +29,7 @@ def test_existing_output_is_left_alone(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [output]
 
 
-@pytest.mark.parametrize("name", ["clip", "clip.mov", "clip.mp4.gz", ".mp4"])
+@pytest.mark.parametrize("name", ["clip", "clip.avi", "clip.mp4.gz", ".mp4"])
 def test_other_endings_are_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"must end in \.mp4"):
         check_output(tmp_path / name)

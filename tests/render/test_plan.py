@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from cfgen.errors import UsageError
 from cfgen.pipeline.plan import TIMED_PAGES, KvSize, estimate
 from cfgen.timeline import make_plan
-from cfgen.video.formats import H264
+from cfgen.video.codecs import H264
 from cfgen.video.shape import VideoShape
 
 MINI = VideoShape(width=160, height=96)

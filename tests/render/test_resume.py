@@ -85,6 +85,32 @@ def test_every_kind_of_kv_cache_goes_on(film: MakeFilm, kept: str) -> None:
     assert cut.output.read_bytes() == film.expected(*settings)
 
 
+@pytest.mark.parametrize(
+    ("kind", "codec", "bits"),
+    [
+        ("mp4", "h265", 10),
+        ("mkv", "av1", 10),
+        ("mkv", "ffv1", 10),
+        ("webm", "vp9", 8),
+        ("mov", "prores", 10),
+        ("png", "png", 16),
+        ("gif", "gif", 8),
+    ],
+)
+def test_every_codec_goes_on(film: MakeFilm, kind: str, codec: str, bits: int) -> None:
+    names = {"format": kind, "codec": codec, "bits": bits}
+    settings = [f"encode.{name}={value}" for name, value in names.items()]
+    assert film.killed(5, *settings).gone_on_with() == film.expected(*settings)
+
+
+@pytest.mark.parametrize("settings", [("format=gif",), ("interpolate=48", "quality=30")])
+def test_a_film_that_is_coded_at_its_end_goes_on_before_that(
+    settings: tuple[str, ...], film: MakeFilm
+) -> None:
+    given = [f"encode.{setting}" for setting in settings]
+    assert film.killed(8, *given).gone_on_with() == film.expected(*given)
+
+
 @pytest.mark.parametrize("rng", ["reference", "keyed"])
 @pytest.mark.parametrize("renoise", ["fresh", "predicted"])
 def test_noise_goes_on_where_it_stopped(film: MakeFilm, rng: str, renoise: str) -> None:

@@ -24,6 +24,7 @@ from cfgen.video.facts import chain_frames
 from cfgen.video.ffmpeg import Ffmpeg
 from cfgen.video.measure import Measured, measure
 from tests.render.film import EIGHT_CHUNKS, MEMORIES, PROMPT
+from tests.render.test_writer import ask
 
 Frames = npt.NDArray[np.uint8]
 Render = Callable[..., Result]
@@ -265,3 +266,38 @@ def test_a_stopped_render_leaves_the_old_video_alone(
     monkeypatch.setattr(TinyAutoencoder, "decode", interrupted)
     assert render("--duration", "2s", "-y").exit_code == 130
     assert {path.name: path.read_bytes() for path in out.glob("clip.mp4*")} == before
+
+
+@pytest.mark.parametrize(
+    ("ending", "codec", "bits", "layout"),
+    [(".mkv", "ffv1", 10, "gbrp10le"), (".mov", "prores", 10, "yuv422p10le")],
+)
+def test_ten_bits_come_from_the_decoder(
+    ending: str, codec: str, bits: int, layout: str, render: Render, out: Path, ffmpeg: Ffmpeg
+) -> None:
+    film = out / f"clip{ending}"
+    result = render("--duration", "1s", "--codec", codec, "--bits", str(bits), "-o", str(film))
+    assert result.exit_code == 0, result.output
+    raw, told = ask(ffmpeg, film, "-f", "rawvideo", "-pix_fmt", "gbrp10le", "-")
+    assert layout in told
+    # Levels of 8 bits would be multiples of 1023 / 255, of which there are 256.
+    assert codec != "ffv1" or len(np.unique(np.frombuffer(raw, np.uint16))) > 256
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (("--codec", "ffv1"), "do not carry ffv1"),
+        (("--bits", "10"), "H.264 is written with 8 bits, not 10"),
+        (("--format", "mkv"), "is mkv, but the output is clip.mp4"),
+        (("--codec", "h266"), "h266"),
+        (("--bits", "12"), "12"),
+    ],
+)
+def test_a_format_that_cannot_be_is_refused_before_anything_loads(
+    flags: tuple[str, ...], says: str, render: Render, out: Path
+) -> None:
+    result = render("--duration", "1s", "--dry-run", *flags)
+    assert result.exit_code == 2
+    assert says in " ".join(result.output.split())
+    assert list(out.iterdir()) == []
