@@ -71,6 +71,7 @@ class VaeStage(SingleLossStage):
             settings.decoder_widths,
             patch_size=settings.patch_size,
         )
+        vae.semantic_channels = SEMANTIC_CHANNELS
         self.vae = vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.modules = nn.ModuleDict({"vae": self.vae})
         self._initialise()
