@@ -75,6 +75,7 @@ BELOW = {
         "ops.quant",
     },
     "video": set(),
+    "metrics": {"video"},
     "runs": {"memory", "timeline", "video"},
     "renderer": {"memory", "model", "rollout", "runs", "timeline", "video"},
     "pipeline": {
