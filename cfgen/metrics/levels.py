@@ -15,6 +15,9 @@ Reals = npt.NDArray[np.float64]
 LUMA = (0.299, 0.587, 0.114)
 """Weights of R, G and B in luma, of BT.601."""
 
+DARK = 25.5
+"""Luma of a dark pixel, at most, in levels of 255: a tenth, as in ffmpeg's blackdetect."""
+
 LEAST_SIDE = 5
 """Pixels: half of a smaller picture has no pixel with four neighbours."""
 
@@ -28,12 +31,14 @@ class FrameLevels:
         contrast: Standard deviation of luma, in levels of 255.
         detail: Mean of the absolute Laplacian of luma over four neighbours, in levels of 255.
         brightness: Mean luma, in levels of 255.
+        dark: Share of pixels whose luma is at most `DARK`, 0 to 1.
     """
 
     saturation: float
     contrast: float
     detail: float
     brightness: float
+    dark: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +50,7 @@ class FilmLevels:
         contrast: As in `FrameLevels`.
         detail: As in `FrameLevels`.
         brightness: As in `FrameLevels`.
+        dark: As in `FrameLevels`.
         change: Mean absolute difference from the frame before, in levels of 255; NaN for the first.
     """
 
@@ -52,12 +58,14 @@ class FilmLevels:
     contrast: Reals
     detail: Reals
     brightness: Reals
+    dark: Reals
     change: Reals
 
 
 def luma(frame: npt.NDArray[np.generic]) -> Reals:
     """Luma of RGB [..., 3], in the same levels: float64 [...]."""
-    return np.asarray(frame, dtype=np.float64) @ np.array(LUMA)
+    grey: Reals = np.asarray(frame, dtype=np.float64) @ np.array(LUMA)
+    return grey
 
 
 def halved(frame: Frame) -> Frame:
@@ -82,6 +90,7 @@ def frame_levels(frame: Frame) -> FrameLevels:
         contrast=float(grey.std()),
         detail=float(np.abs(around - 4 * inner).mean()),
         brightness=float(grey.mean()),
+        dark=float((grey <= DARK).mean()),
     )
 
 
@@ -135,5 +144,6 @@ class Meter:
             contrast=np.array([row.contrast for row in rows], dtype=np.float64),
             detail=np.array([row.detail for row in rows], dtype=np.float64),
             brightness=np.array([row.brightness for row in rows], dtype=np.float64),
+            dark=np.array([row.dark for row in rows], dtype=np.float64),
             change=np.array(self._change, dtype=np.float64),
         )

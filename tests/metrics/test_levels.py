@@ -37,6 +37,7 @@ def test_levels_are_those_of_a_double_loop() -> None:
     hues = [colorsys.rgb_to_hsv(*(v / 255 for v in pixel))[1] for row in small for pixel in row]
     found = frame_levels(frame)
     assert found.brightness == pytest.approx(mean)
+    assert found.dark == sum(value <= 25.5 for value in flat) / len(flat)
     assert found.contrast == pytest.approx(
         math.sqrt(sum((v - mean) ** 2 for v in flat) / len(flat))
     )
@@ -58,6 +59,7 @@ def test_levels_of_plain_colours(
 ) -> None:
     found = frame_levels(_plain(*colour))
     assert found.saturation == pytest.approx(saturation)
+    assert found.dark == (brightness <= 25.5)
     assert found.brightness == pytest.approx(brightness)
     assert (found.contrast, found.detail) == pytest.approx((0, 0), abs=1e-9)
 
