@@ -12,10 +12,13 @@ from cfgen.errors import InputRefused
 Frame = npt.NDArray[np.uint8]
 Reals = npt.NDArray[np.float64]
 
+PEAK = 255
+"""The highest level."""
+
 LUMA = (0.299, 0.587, 0.114)
 """Weights of R, G and B in luma, of BT.601."""
 
-DARK = 25.5
+DARK = PEAK / 10
 """Luma of a dark pixel, at most, in levels of 255: a tenth, as in ffmpeg's blackdetect."""
 
 LEAST_SIDE = 5

@@ -7,9 +7,8 @@ import math
 import numpy as np
 
 from cfgen.errors import InputRefused
-from cfgen.metrics.levels import Frame, Reals, luma
+from cfgen.metrics.levels import PEAK, Frame, Reals, luma
 
-PEAK = 255
 SIGMA = 1.5
 RADIUS = 5
 """The Gaussian window of SSIM: 11 by 11 pixels (Wang, Bovik, Sheikh, Simoncelli 2004)."""
