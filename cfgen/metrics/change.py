@@ -14,20 +14,39 @@ VISIBLE_SEAM = 1.3
 """Ratio of change at the seams above which they are seen."""
 
 
-def chunk_starts(frames: int, *, latents: int = 3, stride: int = 4) -> npt.NDArray[np.int64]:
-    """First frames of all chunks but the first: latent 0 is one frame, each other is `stride`.
+@dataclass(frozen=True, slots=True)
+class ChunkGrid:
+    """Where the chunks of a film begin.
 
-    With the chunks of Wan these are 9, 21, 33 and so on.
-
-    Args:
-        frames: Frames of the film.
-        latents: Latent frames of a chunk.
-        stride: Frames of a latent frame.
-
-    Returns:
-        int64 [chunks - 1].
+    Attributes:
+        first: First frame of the second chunk.
+        size: Frames of each chunk after the first.
+        scenes: Frames that are meant to look like no frame before them: first of a new shot.
     """
-    return np.arange((latents - 1) * stride + 1, frames, latents * stride, dtype=np.int64)
+
+    first: int
+    size: int
+    scenes: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, *, latents: int = 3, stride: int = 4) -> ChunkGrid:
+        """The grid of a film whose latent 0 is one frame, and each other `stride`.
+
+        With the chunks of Wan, these begin at 9, 21, 33 and so on.
+
+        Args:
+            latents: Latent frames of a chunk.
+            stride: Frames of a latent frame.
+        """
+        return cls(first=(latents - 1) * stride + 1, size=latents * stride)
+
+    def starts(self, frames: int) -> npt.NDArray[np.int64]:
+        """First frames of all chunks but the first: int64 [chunks - 1].
+
+        Args:
+            frames: Frames of the film.
+        """
+        return np.arange(self.first, frames, self.size, dtype=np.int64)
 
 
 def motion(change: Reals) -> float | None:
@@ -46,7 +65,12 @@ def flicker(change: Reals) -> float | None:
         change: float64 [frames], as in `FilmLevels`.
     """
     mean = motion(change)
-    return None if mean is None else (PEAK - mean) / PEAK
+    return None if mean is None else flicker_of(mean)
+
+
+def flicker_of(mean_change: float) -> float:
+    """Temporal flickering of a mean change between frames, in levels of 255."""
+    return (PEAK - mean_change) / PEAK
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,27 +95,50 @@ class Seams:
         return self.ratio is not None and self.ratio > VISIBLE_SEAM
 
 
-def seams(
-    change: Reals, brightness: Reals, starts: npt.NDArray[np.int64], *, chunk_frames: int
-) -> Seams:
-    """Compare the frames at which chunks begin with the others.
+def seams(change: Reals, brightness: Reals, grid: ChunkGrid) -> Seams:
+    """Compare the frames at which chunks begin with the others; new shots count as neither.
 
     Args:
         change: float64 [frames], as in `FilmLevels`.
         brightness: float64 [frames], as in `FilmLevels`.
-        starts: First frame of each chunk but the first, int64.
-        chunk_frames: Frames of a chunk.
+        grid: Where chunks begin.
     """
-    at_seam = np.zeros(len(change), dtype=bool)
-    at_seam[starts] = True
+    at_seam = seam_mask(len(change), grid)
+    starts = np.flatnonzero(at_seam)
+    worst = int(starts[np.argmax(change[starts])]) if starts.size else None
+    return Seams(
+        ratio=seam_ratio(change, at_seam, grid),
+        worst=worst,
+        pulse=autocorrelation(brightness, grid.size),
+    )
+
+
+def seam_mask(frames: int, grid: ChunkGrid) -> npt.NDArray[np.bool_]:
+    """Whether each frame begins a chunk that is to go on from the one before: bool [frames]."""
+    at_seam = np.zeros(frames, dtype=bool)
+    at_seam[grid.starts(frames)] = True
+    at_seam[[frame for frame in grid.scenes if frame < frames]] = False
+    return at_seam
+
+
+def seam_ratio(
+    change: Reals, at_seam: npt.NDArray[np.bool_], grid: ChunkGrid, *, span: slice = slice(None)
+) -> float | None:
+    """Mean change at seams over the mean change elsewhere; None without seams or change elsewhere.
+
+    Args:
+        change: float64 [frames], as in `FilmLevels`.
+        at_seam: bool [frames], of `seam_mask`.
+        grid: Where chunks begin.
+        span: The frames that count.
+    """
     others = ~at_seam
     others[:1] = False
-    ratio = worst = None
-    if at_seam.any():
-        worst = int(starts[np.argmax(change[starts])])
-        elsewhere = float(change[others].mean()) if others.any() else 0.0
-        ratio = float(change[starts].mean()) / elsewhere if elsewhere else None
-    return Seams(ratio=ratio, worst=worst, pulse=autocorrelation(brightness, chunk_frames))
+    others[[frame for frame in grid.scenes if frame < len(others)]] = False
+    seam, elsewhere = change[span][at_seam[span]], change[span][others[span]]
+    if not seam.size or not elsewhere.size or not elsewhere.mean():
+        return None
+    return float(seam.mean() / elsewhere.mean())
 
 
 def autocorrelation(values: Reals, lag: int) -> float | None:

@@ -10,7 +10,7 @@ from itertools import zip_longest
 import numpy as np
 
 from cfgen.errors import InputRefused
-from cfgen.metrics.change import Seams, Wrap, chunk_starts, flicker, motion, seams, wrap
+from cfgen.metrics.change import ChunkGrid, Seams, Wrap, flicker, motion, seams, wrap
 from cfgen.metrics.drift import FilmDrift, film_drift
 from cfgen.metrics.events import Span, black, cuts, freezes
 from cfgen.metrics.levels import FilmLevels, Frame, Meter, Reals
@@ -24,10 +24,11 @@ class FilmScore:
     Attributes:
         levels: The figures of each frame.
         fps: Frames per second.
+        grid: Where its chunks begin; None if that is not known.
         drift: How each figure goes over the film.
         motion: Mean change between frames, in levels of 255; None for fewer than two frames.
         flicker: VBench's temporal flickering; a still film has 1, so read it beside `motion`.
-        seams: How chunks meet.
+        seams: How chunks meet; None if it is not known where they begin.
         cuts: Frames that begin a new scene.
         freezes: Where the film stands still.
         black: Where it is black.
@@ -36,10 +37,11 @@ class FilmScore:
 
     levels: FilmLevels
     fps: Fraction
+    grid: ChunkGrid | None
     drift: FilmDrift
     motion: float | None
     flicker: float | None
-    seams: Seams
+    seams: Seams | None
     cuts: tuple[int, ...]
     freezes: tuple[Span, ...]
     black: tuple[Span, ...]
@@ -48,7 +50,7 @@ class FilmScore:
     def alarms(self) -> tuple[str, ...]:
         """What a viewer would find wrong, a sentence each; cuts may be meant and are none."""
         said = list(self.drift.alarms())
-        if self.seams.visible and self.seams.ratio is not None:
+        if self.seams is not None and self.seams.visible:
             said.append(
                 f"frames change {self.seams.ratio:.2f} times as much where chunks meet,"
                 f" most at frame {self.seams.worst}"
@@ -64,15 +66,14 @@ class FilmScore:
 
 
 def score_film(
-    frames: Iterable[Frame], fps: Fraction, *, latents: int = 3, stride: int = 4
+    frames: Iterable[Frame], fps: Fraction, *, grid: ChunkGrid | None = None
 ) -> FilmScore:
     """Score a film; each frame is read once, and two are kept.
 
     Args:
         frames: uint8 [height, width, 3] each, RGB.
         fps: Frames per second.
-        latents: Latent frames of a chunk.
-        stride: Frames of a latent frame.
+        grid: Where its chunks begin, if that is known.
 
     Raises:
         InputRefused: A frame is too small, no RGB, or of another size than the first.
@@ -84,14 +85,14 @@ def score_film(
         first = frame if first is None else first
         last = frame
     levels = meter.film()
-    starts = chunk_starts(len(levels.change), latents=latents, stride=stride)
     return FilmScore(
         levels=levels,
         fps=fps,
+        grid=grid,
         drift=film_drift(levels, fps),
         motion=motion(levels.change),
         flicker=flicker(levels.change),
-        seams=seams(levels.change, levels.brightness, starts, chunk_frames=latents * stride),
+        seams=None if grid is None else seams(levels.change, levels.brightness, grid),
         cuts=cuts(levels.change),
         freezes=freezes(levels.change, fps),
         black=black(levels.dark, fps),

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from cfgen.metrics.change import autocorrelation, chunk_starts, flicker, motion, seams, wrap
+from cfgen.metrics.change import ChunkGrid, autocorrelation, flicker, motion, seams, wrap
 from cfgen.metrics.levels import FilmLevels, Meter
 from cfgen.metrics.reference import psnr
 
 RNG = np.random.default_rng(13)
+WAN = ChunkGrid.of(latents=3, stride=4)
 
 
 def _measured(frames: list[NDArray[np.uint8]]) -> FilmLevels:
@@ -43,7 +44,8 @@ def test_chunks_begin_where_latent_frames_do(
 ) -> None:
     begins = [0] + [stride * number - stride + 1 for number in range(1, frames + 1)]
     truth = [begins[n] for n in range(latents, len(begins), latents) if begins[n] < frames]
-    assert chunk_starts(frames, latents=latents, stride=stride).tolist() == starts == truth
+    grid = ChunkGrid.of(latents=latents, stride=stride)
+    assert grid.starts(frames).tolist() == starts == truth
 
 
 def test_flicker_is_that_of_a_loop() -> None:
@@ -59,7 +61,7 @@ def test_flicker_is_that_of_a_loop() -> None:
 
 def test_still_film() -> None:
     levels = _measured([_grey(80)] * 50)
-    found = seams(levels.change, levels.brightness, chunk_starts(50), chunk_frames=12)
+    found = seams(levels.change, levels.brightness, WAN)
     assert (motion(levels.change), flicker(levels.change)) == (0, 1)
     assert (found.ratio, found.pulse, found.visible) == (None, None, False)
     assert wrap(_grey(80), _grey(80), levels.change).ratio is None
@@ -70,7 +72,7 @@ def test_film_without_pairs_has_no_motion(frames: int) -> None:
     levels = _measured([_grey(80)] * frames)
     assert motion(levels.change) is None
     assert flicker(levels.change) is None
-    found = seams(levels.change, levels.brightness, chunk_starts(frames), chunk_frames=12)
+    found = seams(levels.change, levels.brightness, WAN)
     assert (found.ratio, found.worst, found.pulse) == (None, None, None)
 
 
@@ -79,18 +81,26 @@ def test_film_without_pairs_has_no_motion(frames: int) -> None:
 )
 def test_seams_of_an_even_ramp(jump: int, ratio: float, visible: bool) -> None:
     """Two levels a frame, `jump` where a chunk begins: 0 is a frame that is repeated there."""
-    starts = chunk_starts(60)
+    starts = WAN.starts(60)
     steps = np.full(60, 2)
     steps[starts] = jump
     levels = _measured([_grey(level) for level in np.cumsum(steps).tolist()])
-    found = seams(levels.change, levels.brightness, starts, chunk_frames=12)
+    found = seams(levels.change, levels.brightness, WAN)
     assert found.ratio == pytest.approx(ratio)
     assert found.visible is visible
 
 
+def test_new_shots_are_no_seams() -> None:
+    grid = ChunkGrid(first=9, size=12, scenes=(21,))
+    levels = _measured([_grey(level) for level in [*range(10, 31), *range(120, 140)]])
+    found = seams(levels.change, levels.brightness, grid)
+    assert (found.ratio, found.worst) == (pytest.approx(1), 9)
+    assert seams(levels.change, levels.brightness, WAN).ratio == pytest.approx((2 + 90) / 3)
+
+
 def test_worst_seam_is_named() -> None:
     levels = _measured([_grey(level) for level in [10] * 21 + [60] * 12 + [70] * 12])
-    found = seams(levels.change, levels.brightness, chunk_starts(45), chunk_frames=12)
+    found = seams(levels.change, levels.brightness, WAN)
     assert found.worst == 21
     assert found.ratio is None  # nothing moves elsewhere
 
@@ -98,7 +108,7 @@ def test_worst_seam_is_named() -> None:
 def test_pulse_of_a_film_that_repeats_itself_each_chunk() -> None:
     saw = np.tile(np.arange(12.0), 20)
     change = np.ones(240)
-    found = seams(change, saw, chunk_starts(240), chunk_frames=12)
+    found = seams(change, saw, WAN)
     assert found.pulse == pytest.approx(19 / 20)
     assert autocorrelation(saw, 6) == pytest.approx(-0.5, abs=0.05)
 

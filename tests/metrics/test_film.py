@@ -10,11 +10,13 @@ import pytest
 from numpy.typing import NDArray
 
 from cfgen.errors import InputRefused
+from cfgen.metrics.change import ChunkGrid
 from cfgen.metrics.events import Span
 from cfgen.metrics.film import compare_films, score_film
 from cfgen.metrics.reference import psnr, ssim
 
 FPS = Fraction(16)
+WAN = ChunkGrid.of(latents=3, stride=4)
 WORLD: NDArray[np.uint8] = np.random.default_rng(19).integers(60, 180, (16, 900, 3), np.uint8)
 
 
@@ -31,9 +33,10 @@ def _saturated(frame: NDArray[np.uint8], gain: float) -> NDArray[np.uint8]:
 
 
 def test_even_pan_has_no_alarm() -> None:
-    found = score_film(iter(_pan(480)), FPS)
+    found = score_film(iter(_pan(480)), FPS, grid=WAN)
     assert found.alarms() == ()
     assert (found.cuts, found.freezes, found.black) == ((), (), ())
+    assert found.seams is not None
     assert found.seams.ratio == pytest.approx(1, abs=0.05)
     assert found.drift.saturation.ratio == pytest.approx(1, abs=0.1)
 
@@ -71,14 +74,18 @@ def test_seam_is_told() -> None:
     """The light changes by 30 levels at each chunk."""
     lights = [30 * ((number + 3) // 12 % 2) for number in range(240)]
     film = [frame // 4 + np.uint8(light) for frame, light in zip(_pan(240), lights, strict=True)]
-    found = score_film(film, FPS)
+    found = score_film(film, FPS, grid=WAN)
+    assert found.seams is not None
     assert found.seams.ratio is not None
     assert found.seams.ratio > 2
     assert found.seams.worst is not None
     assert found.seams.worst % 12 == 9
     said = f"{found.seams.ratio:.2f} times as much where chunks meet"
     assert any(said in alarm for alarm in found.alarms())
-    assert score_film(film, FPS, latents=4).seams.ratio != found.seams.ratio
+    other = score_film(film, FPS, grid=ChunkGrid.of(latents=4)).seams
+    assert other is not None
+    assert other.ratio != found.seams.ratio
+    assert score_film(film, FPS).seams is None
 
 
 def test_film_without_frames() -> None:
