@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -65,8 +65,8 @@ def cosine(one: Latents, two: Latents) -> float:
     return float(flat @ other) / length if length else float("nan")
 
 
-def latent_drift(chunks: Sequence[Latents]) -> LatentDrift:
-    """Measure each chunk against the first three, or as many as there are.
+def latent_drift(chunks: Iterable[Latents]) -> LatentDrift:
+    """Measure each chunk against the first three, or as many as there are; three are kept.
 
     Args:
         chunks: [frames, channels, height, width] each, of one shape.
@@ -75,27 +75,44 @@ def latent_drift(chunks: Sequence[Latents]) -> LatentDrift:
         InputRefused: There are none, they differ in shape, or a channel of the first chunks does
             not vary.
     """
-    shapes = sorted({chunk.shape for chunk in chunks})
-    if len(shapes) != 1 or len(shapes[0]) != 4:
+    means, spreads, fine, to_before, to_first = [], [], [], [], []
+    first = before = None
+    for chunk in chunks:
+        first = chunk if first is None else first
+        _require_shape(chunk, first)
+        means.append(chunk.mean(axis=(0, 2, 3), dtype=np.float64))
+        spreads.append(chunk.std(axis=(0, 2, 3), dtype=np.float64))
+        fine.append(fine_share(chunk))
+        to_before.append(float("nan") if before is None else cosine(before, chunk))
+        to_first.append(cosine(first, chunk))
+        before = chunk
+    if not fine:
+        raise InputRefused("the drift of latents needs chunks, got none")
+    shift, spread = _moments(np.array(means), np.array(spreads))
+    fine_first = float(np.mean(fine[:FIRST_CHUNKS]))
+    return LatentDrift(
+        shift=shift,
+        spread=spread,
+        detail=np.array(fine) / fine_first if fine_first else np.full(len(fine), np.nan),
+        to_before=np.array(to_before),
+        to_first=np.array(to_first),
+    )
+
+
+def _require_shape(chunk: Latents, first: Latents) -> None:
+    if chunk.ndim != 4 or chunk.shape != first.shape:
         raise InputRefused(
             "the drift of latents needs chunks of one shape [frames, channels, height, width],"
-            f" got {', '.join(str(list(shape)) for shape in shapes) or 'none'}"
+            f" got {list(first.shape)} and {list(chunk.shape)}"
         )
-    means = np.array([chunk.mean(axis=(0, 2, 3), dtype=np.float64) for chunk in chunks])
-    spreads = np.array([chunk.std(axis=(0, 2, 3), dtype=np.float64) for chunk in chunks])
+
+
+def _moments(means: Reals, spreads: Reals) -> tuple[Reals, Reals]:
+    """Shift and spread of every chunk, of the means and deviations [chunks, channels]."""
     if not spreads[:FIRST_CHUNKS].all():
         raise InputRefused("a channel of the first chunks does not vary: their drift has no scale")
     usual = spreads[:FIRST_CHUNKS].mean(axis=0)
     away = (means - means[:FIRST_CHUNKS].mean(axis=0)) / usual
     with np.errstate(divide="ignore"):  # a channel that stops varying has spread 0
         spread = np.exp(np.log(spreads / usual).mean(axis=1))
-    fine = np.array([fine_share(chunk) for chunk in chunks])
-    fine_first = fine[:FIRST_CHUNKS].mean()
-    before = [cosine(one, two) for one, two in zip(chunks, chunks[1:], strict=False)]
-    return LatentDrift(
-        shift=np.sqrt(np.square(away).mean(axis=1)),
-        spread=spread,
-        detail=fine / fine_first if fine_first else np.full(len(chunks), np.nan),
-        to_before=np.array([float("nan"), *before]),
-        to_first=np.array([cosine(chunks[0], chunk) for chunk in chunks]),
-    )
+    return np.sqrt(np.square(away).mean(axis=1)), spread
