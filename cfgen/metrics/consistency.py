@@ -98,15 +98,32 @@ def cosine_at_marks(unit: Reals, first: Reals, fps: Fraction) -> dict[int, float
         By second, the mean over the frames within half a second of it; a mark whose window the
         film does not fill is left out.
     """
+    return means_at_marks(unit @ first, fps)
+
+
+def means_at_marks(cosines: Reals, fps: Fraction) -> dict[int, float]:
+    """The means of `cosine_at_marks` of the cosine of each frame, float64 [frames]."""
     found = {}
-    last_s = Fraction(len(unit)) / fps
+    last_s = Fraction(len(cosines)) / fps
     for mark in range(MARK_S, int(last_s) + 1, MARK_S):
         low, high = (mark - HALF_WINDOW_S) * fps, (mark + HALF_WINDOW_S) * fps
-        if len(unit) - 1 < math.floor(high):
+        if len(cosines) - 1 < math.floor(high):
             continue
-        window = unit[math.ceil(low) : math.floor(high) + 1]
-        found[mark] = float((window @ first).mean())
+        found[mark] = float(cosines[math.ceil(low) : math.floor(high) + 1].mean())
     return found
+
+
+def cosine_to_scene(unit: Reals, cuts: Sequence[int]) -> Reals:
+    """Cosine of each frame to the first of its scene, float64 [frames].
+
+    Args:
+        unit: float64 [frames, width], of length 1.
+        cuts: Frames that begin a scene, in order.
+    """
+    firsts = np.zeros(len(unit), dtype=np.int64)
+    firsts[list(cuts)] = list(cuts)
+    cosines: Reals = (unit * unit[np.maximum.accumulate(firsts)]).sum(axis=-1)
+    return cosines
 
 
 def lag_curve(unit: Reals, lags: Sequence[int] = LAGS) -> dict[int, float]:
