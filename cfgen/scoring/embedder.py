@@ -138,7 +138,9 @@ class Embedder:
         try:
             tokenizer = CLIPTokenizer.from_pretrained(self.folder, local_files_only=True)
         except (OSError, ValueError, TypeError) as error:
-            raise InputRefused(f"the tokenizer of {self.folder} cannot be loaded: {error}") from None
+            raise InputRefused(
+                f"the tokenizer of {self.folder} cannot be loaded: {error}"
+            ) from None
         longest = self._network.config.text_config.max_position_embeddings
         tokens = tokenizer(words, return_tensors="pt", truncation=True, max_length=longest)
         with torch.inference_mode():

@@ -74,7 +74,9 @@ def facts_of_run(film: Path) -> RunFacts | None:
             return None
         plan = _plan_of(folder)
     except CfgenError as error:
-        return RunFacts(path=path, notes=(f"{path.name} does not tell where chunks begin: {error}",))
+        return RunFacts(
+            path=path, notes=(f"{path.name} does not tell where chunks begin: {error}",)
+        )
     facts = RunFacts(path=path, grid=grid_of(plan))
     lines = [line for line in folder.journal.of(ChunkLine) if _is_whole(plan, line.index)]
     lines.sort(key=lambda line: line.index)
