@@ -160,8 +160,8 @@ def _score(
     places = [f"written   {path}" for path in written]
     data = {"films": [score_record(film) for film in told], "written": [str(p) for p in written]}
     console.result("\n".join([text, *places]), data, ok=not lost)
-    for error in lost:
-        console.warn(f"a score is not written: {error}", error.hint)
+    for reason in lost:
+        console.warn(f"a score is not written: {reason}", reason.hint)
     if lost:
         raise typer.Exit(1)
 

@@ -51,7 +51,7 @@ def lines_on(film: ScoredFilm) -> Iterator[str]:
 
 
 def _table(film: ScoredFilm) -> Iterator[str]:
-    """Figures for every ten seconds, and how the last fifth of the film stands to its early part."""
+    """Figures for every ten seconds, and how the last fifth of the film stands to the first."""
     rows = film.rows
     still, black = (any(getattr(row, name) for row in rows) for name in ("still_s", "black_s"))
     head = ["seconds", "luma", "contr.", "sat.", "detail", "motion", "flicker", "seams", "cuts"]

@@ -119,8 +119,12 @@ def score(
         score=found,
         run=run,
         information=information(source) if "siti" in filters else None,
-        against=reference and _compared(source, reference, with_vmaf="libvmaf" in filters),
-        embedding=watcher and watcher.embedding(found, source.prompt),
+        against=(
+            None
+            if reference is None
+            else _compared(source, reference, with_vmaf="libvmaf" in filters)
+        ),
+        embedding=None if watcher is None else watcher.embedding(found, source.prompt),
         notes=tuple(notes),
     )
 

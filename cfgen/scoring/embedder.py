@@ -23,6 +23,8 @@ _CLASSES = {
 }
 """Classes of transformers by the `model_type` of a folder's config.json."""
 
+_TOKENIZERS = ("tokenizer.json", "vocab.json")
+
 BATCH = 16
 """Frames that are embedded at once."""
 
@@ -125,7 +127,10 @@ class Embedder:
             yield self._embed(waiting)
 
     def text(self, words: str) -> NDArray[np.float32] | None:
-        """The embedding of a text, float32 [width]; None where the network takes none.
+        """The embedding of a text, float32 [width].
+
+        Returns:
+            None where the network takes none, or the folder has no tokenizer.
 
         Raises:
             InputRefused: The folder's tokenizer cannot be loaded.
@@ -133,7 +138,7 @@ class Embedder:
         import torch
         from transformers import CLIPTokenizer
 
-        if self.kind != "clip":
+        if self.kind != "clip" or not any((self.folder / name).is_file() for name in _TOKENIZERS):
             return None
         try:
             tokenizer = CLIPTokenizer.from_pretrained(self.folder, local_files_only=True)
@@ -144,7 +149,9 @@ class Embedder:
         longest = self._network.config.text_config.max_position_embeddings
         tokens = tokenizer(words, return_tensors="pt", truncation=True, max_length=longest)
         with torch.inference_mode():
-            return _plain(self._network.get_text_features(**tokens.to(self._network.device)))[0]
+            found = _plain(self._network.get_text_features(**tokens.to(self._network.device)))
+        first: NDArray[np.float32] = found[0]
+        return first
 
     def _load(self) -> Any:
         import torch

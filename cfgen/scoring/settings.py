@@ -115,7 +115,8 @@ def figures_of(film: ScoredFilm) -> dict[str, float]:
             "late identity": embedding.identity.get("late"),
             "retention": embedding.identity.get("retention"),
         }
-    return {name: told[name] for name in DIRECTIONS if told.get(name) is not None}  # type: ignore[misc]
+    found = ((name, told.get(name)) for name in DIRECTIONS)
+    return {name: value for name, value in found if value is not None}
 
 
 def compare_settings(
