@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -142,7 +143,9 @@ class Embedder:
             return None
         try:
             tokenizer = CLIPTokenizer.from_pretrained(self.folder, local_files_only=True)
-        except (OSError, ValueError, TypeError) as error:
+        except Exception as error:
+            if not (type(error) is Exception or isinstance(error, OSError | ValueError)):
+                raise  # the library of tokenizers raises plain ones
             raise InputRefused(
                 f"the tokenizer of {self.folder} cannot be loaded: {error}"
             ) from None
@@ -156,14 +159,23 @@ class Embedder:
     def _load(self) -> Any:
         import torch
         import transformers
+        from safetensors import SafetensorError
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
         try:
-            network = getattr(transformers, _CLASSES[self.kind]).from_pretrained(
-                self.folder, local_files_only=True, use_safetensors=True, dtype=torch.float32
-            )
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
+            with _silent():
+                network, facts = getattr(transformers, _CLASSES[self.kind]).from_pretrained(
+                    self.folder,
+                    local_files_only=True,
+                    use_safetensors=True,
+                    dtype=torch.float32,
+                    output_loading_info=True,
+                )
+        except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
             raise InputRefused(f"{self.folder} cannot be loaded: {error}") from None
+        if missing := sorted(facts["missing_keys"]):
+            # transformers would go on with random numbers in their place
+            raise InputRefused(f"{self.folder} lacks {len(missing)} tensors, such as {missing[0]}")
         return network.eval().to(device)
 
     def _embed(self, pixels: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
@@ -174,6 +186,22 @@ class Embedder:
             if self.kind == "clip":
                 return _plain(self._network.get_image_features(pixel_values=given))
             return _plain(self._network(pixel_values=given).last_hidden_state[:, 0])
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Keep transformers from drawing progress and warning on stderr while it loads."""
+    from transformers.utils import logging
+
+    verbosity, drawn = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if drawn:
+            logging.enable_progress_bar()
 
 
 def _plain(found: Any) -> NDArray[np.float32]:

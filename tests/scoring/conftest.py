@@ -83,7 +83,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=6)
     CLIPModel(config).save_pretrained(folder)
     _preprocessing(folder, shortest=28, crop=28)
-    words = ["a", "b", "k", "i", "a</w>", "e</w>", "k</w>", "b</w>", "t</w>", "t"]
+    words = ["a", "b", "k", "i", "a</w>", "e</w>", "k</w>", "b</w>", "t</w>", "ki"]
     vocabulary = [*words, "<|startoftext|>", "<|endoftext|>"]
     numbers = {word: number for number, word in enumerate(vocabulary)}
     (folder / "vocab.json").write_text(json.dumps(numbers))

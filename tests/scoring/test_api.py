@@ -42,15 +42,22 @@ def test_bare_film_and_what_is_written_of_it(tmp_path: Path) -> None:
     written = write_score(found)
     assert written == tmp_path / "a.mkv.score.json"
     told = json.loads(written.read_text())
-    assert told == read_score(film) == json.loads(json.dumps(score_record(found))) | {
-        "provenance": told["provenance"]
-    }
+    assert (
+        told
+        == read_score(film)
+        == json.loads(json.dumps(score_record(found))) | {"provenance": told["provenance"]}
+    )
     assert (told["schema"], told["film"]) == (SCHEMA, "a.mkv")
     assert all(map(math.isfinite, _numbers(told)))
     assert {len(curve) for curve in told["curves"].values()} == {13}
     assert [row["to_s"] for row in told["table"]] == [10, 12.5]
     facts = told["provenance"]
-    assert (facts["codec"], facts["lossy"], facts["fps"], facts["frames"]) == ("ffv1", False, 8, 100)
+    assert (facts["codec"], facts["lossy"], facts["fps"], facts["frames"]) == (
+        "ffv1",
+        False,
+        8,
+        100,
+    )
     assert (facts["prompt"], facts["seed"], facts["chunk_starts"]) == ("a kite", 4, None)
     assert told["summary"]["ti"] > 0
     write_score(found)  # an earlier score is replaced
@@ -119,9 +126,7 @@ def test_films_that_cannot_be_compared_are_refused(
         score(film, against=other)
 
 
-def test_an_ffmpeg_without_filters_is_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_ffmpeg_without_filters_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     film = write_film(tmp_path / "a.mkv", pan(12))
     monkeypatch.setattr(api, "filters_of", lambda ffmpeg: frozenset())
     found = score(film, against=film)
