@@ -130,6 +130,7 @@ BELOW = {
         "hub",
         "kernels",
         "memory",
+        "metrics",
         "pipeline",
         "renderer",
         "runs",
