@@ -87,7 +87,8 @@ def score(
     meet, cuts, freezes and black. The row `drift` is the last fifth of the film over its seconds 4
     to 8. A still film has no flicker and is all alike: read these figures beside motion.
 
-    All of it goes into score.json in the film's run folder, or beside the film.
+    All of it goes into score.json in the film's run folder, or beside a film that has none, as
+    FILM.score.json.
 
     \b
     Examples:
@@ -145,15 +146,15 @@ def _score(
     from cfgen.scoring import api
     from cfgen.scoring.record import score_record, write_score
 
-    found = [
-        api.score(film, against=against, embedder=network, chunk_frames=chunk_frames)
-        for film in films
-    ]
+    found = []
+    for film in films:
+        console.note(f"scoring {film}")
+        found.append(api.score(film, against=against, embedder=network, chunk_frames=chunk_frames))
     told = api.with_identities(found)
     written, lost = [], []
-    for film in told:
+    for scored in told:
         try:
-            written.append(write_score(film, output))
+            written.append(write_score(scored, output))
         except CfgenError as error:
             lost.append(error)
     text = "\n\n\n".join("\n".join(lines_on(film)) for film in told)

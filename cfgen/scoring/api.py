@@ -81,7 +81,7 @@ def score(
     film: Path | str,
     *,
     against: Path | str | None = None,
-    embedder: Embedder | None = None,
+    embedder: Embedder | Path | str | None = None,
     chunk_frames: int | None = None,
 ) -> ScoredFilm:
     """Score a film; nothing is written.
@@ -89,12 +89,13 @@ def score(
     Args:
         film: The film, or its run folder.
         against: A reference of the same size and length, or its run folder.
-        embedder: A network that tells how alike frames are.
+        embedder: A network that tells how alike frames are, or the folder of its weights, DINOv2 or
+            CLIP as transformers saves them.
         chunk_frames: Frames of a chunk after the first, for a film that has no run folder; the
             first then has three fewer, as with Wan.
 
     Raises:
-        InputRefused: A film cannot be read, or the two cannot be compared.
+        InputRefused: A film or the embedder cannot be read, or the two cannot be compared.
         FfmpegMissing: There is no ffmpeg.
     """
     ffmpeg = find_ffmpeg()
@@ -102,7 +103,8 @@ def score(
     reference = None if against is None else open_film(ffmpeg, film_of(Path(against)))
     run = facts_of_run(source.path)
     grid = _grid(run, chunk_frames)
-    watcher = None if embedder is None else Watcher(embedder)
+    network = Embedder(Path(embedder)) if isinstance(embedder, Path | str) else embedder
+    watcher = None if network is None else Watcher(network)
     frames = source.frames() if watcher is None else watcher.passing(source.frames())
     found = score_film(frames, source.fps, grid=grid)
     read = len(found.levels.change)

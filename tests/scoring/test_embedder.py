@@ -71,7 +71,7 @@ def test_clip_without_a_tokenizer_embeds_frames_alone(clip: Path, tmp_path: Path
     shutil.copytree(clip, tmp_path / "clip")
     (tmp_path / "clip" / "vocab.json").unlink()
     film = write_film(tmp_path / "a.mkv", pan(8), prompt="a kite")
-    found = score(film, embedder=Embedder(tmp_path / "clip")).embedding
+    found = score(film, embedder=str(tmp_path / "clip")).embedding
     assert found is not None
     assert found.to_text_by_mark is None
 
