@@ -57,8 +57,13 @@ def rows_of(score: FilmScore, *, seconds: int = ROW_S) -> tuple[Row, ...]:
     Args:
         score: The film.
         seconds: Of each row.
+
+    Returns:
+        No row for a film without frames.
     """
     frames = len(score.levels.change)
+    if not frames:
+        return ()
     size = seconds * score.fps
     bounds = [math.ceil(size * number) for number in range(math.ceil(frames / size))]
     return tuple(

@@ -193,15 +193,16 @@ def _silent() -> Iterator[None]:
     """Keep transformers from drawing progress and warning on stderr while it loads."""
     from transformers.utils import logging
 
-    verbosity, drawn = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    said: Any = logging  # which tells no types
+    verbosity, drawn = said.get_verbosity(), said.is_progress_bar_enabled()
+    said.set_verbosity_error()
+    said.disable_progress_bar()
     try:
         yield
     finally:
-        logging.set_verbosity(verbosity)
+        said.set_verbosity(verbosity)
         if drawn:
-            logging.enable_progress_bar()
+            said.enable_progress_bar()
 
 
 def _plain(found: Any) -> NDArray[np.float32]:

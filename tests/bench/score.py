@@ -28,19 +28,20 @@ from cfgen.scoring.source import FilmSource, open_film
 from cfgen.video.ffmpeg import Ffmpeg, find_ffmpeg
 
 MEMORIES = ("window", "slow_fast")
+SEED = "1"
 A_SECOND = 0.05
 
 Frame = npt.NDArray[np.uint8]
 Figures = dict[str, Any]
 
 
-def rendered(folder: Path, memory: str, seconds: int) -> tuple[Path, float | None]:
+def rendered(folder: Path, memory: str, prompt: str, seconds: int) -> tuple[Path, float | None]:
     """A film by `mini`, and the seconds it took; None if it was there."""
-    film = folder / f"{memory}.mp4"
+    film = folder / f"{memory}-{SEED}.mp4"
     if film.exists():
         return film, None
     began = time.perf_counter()
-    _cfgen("render", PROMPT, "--duration", f"{seconds}s", "--seed", "1", "--memory", memory,
+    _cfgen("render", prompt, "--duration", f"{seconds}s", "--seed", SEED, "--memory", memory,
            "-o", str(film))  # fmt: skip
     return film, time.perf_counter() - began
 
@@ -128,19 +129,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=int, default=60)
     parser.add_argument("--folder", type=Path)
+    parser.add_argument("--prompt", default=PROMPT)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as own:
         folder = given.folder or Path(own)
-        films = {memory: rendered(folder, memory, given.seconds) for memory in MEMORIES}
+        films = {
+            memory: rendered(folder, memory, given.prompt, given.seconds) for memory in MEMORIES
+        }
         found: Figures = {}
         for memory, (film, seconds) in films.items():
-            found[memory] = {"render_s": seconds and round(seconds, 1), **scored(film)}
+            took = None if seconds is None else round(seconds, 1)
+            found[memory] = {"render_s": took, **scored(film)}
         ffmpeg = find_ffmpeg()
         source = open_film(ffmpeg, films[MEMORIES[0]][0])
         for name, make in MADE.items():
             film = written(ffmpeg, source, make(source), folder / f"{name}.mkv")
             found[name] = scored(film)
-    film_facts = {"prompt": PROMPT, "seconds": given.seconds, "seed": 1}
+    film_facts = {"prompt": given.prompt, "seconds": given.seconds, "seed": SEED}
     keep(RESULTS / "score.json", {"film": film_facts, "films": found})
 
 
