@@ -5,13 +5,15 @@
 
 Of the first film there are three more, lossless, for scale: its first frame throughout (`still`),
 red and blue exchanged in its second half (`cut`), and its saturation raised by five percent of the
-first a second (`ramp`). The time is that of `cfgen score`, with start-up.
+first a second (`ramp`). `seconds` is the time that `cfgen score` takes with start-up, `cpu_s` that
+of its processes on a core.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import resource
 import subprocess
 import sys
 import tempfile
@@ -91,9 +93,9 @@ def written(ffmpeg: Ffmpeg, source: FilmSource, frames: Iterator[Frame], path: P
 
 def scored(film: Path) -> Figures:
     """What the command says of a film, and the seconds that it takes."""
-    began = time.perf_counter()
+    began, worked = time.perf_counter(), _worked()
     told = json.loads(_cfgen("score", str(film), "--chunk-frames", "12", "--json"))
-    seconds = time.perf_counter() - began
+    seconds, worked = time.perf_counter() - began, _worked() - worked
     (found,) = told["data"]["films"]
     drift = {name: each["ratio"] for name, each in found["summary"]["drift"].items()}
     events = {name: len(each) for name, each in found["events"].items()}
@@ -101,6 +103,7 @@ def scored(film: Path) -> Figures:
     latents = found["latents"] or {}
     return {
         "seconds": round(seconds, 1),
+        "cpu_s": round(worked, 1),
         **{name: _short(found["summary"][name]) for name in names},
         "drift": {name: _short(value) for name, value in drift.items()},
         "events": events,
@@ -113,6 +116,12 @@ def scored(film: Path) -> Figures:
 def _cfgen(*arguments: str) -> str:
     argv = [sys.executable, "-m", "cfgen", *arguments]
     return subprocess.run(argv, check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
+def _worked() -> float:
+    """CPU seconds of all processes that were waited for."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def _last(values: list[float] | None) -> float | None:
