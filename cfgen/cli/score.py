@@ -21,9 +21,7 @@ app = options.command_app()
 
 Films = Annotated[
     list[Path],
-    typer.Argument(
-        metavar="FILM...", help="Films or run folders; with --paired, folders of films."
-    ),
+    typer.Argument(metavar="FILM", help="Films or run folders; with --paired, folders of films."),
 ]
 Against = Annotated[
     Path | None,
