@@ -150,11 +150,10 @@ def autocorrelation(values: Reals, lag: int) -> float | None:
     """
     if len(values) < 2 * lag or lag < 1:
         return None
-    apart = values - values.mean()
-    power = float(apart @ apart)
-    if power <= len(values) * np.spacing(np.abs(values).max()) ** 2:
+    if np.ptp(values) <= np.spacing(np.abs(values).max()):
         return None
-    return float(apart[:-lag] @ apart[lag:]) / power
+    apart = values - values.mean()
+    return float(apart[:-lag] @ apart[lag:]) / float(apart @ apart)
 
 
 @dataclass(frozen=True, slots=True)

@@ -105,6 +105,12 @@ def test_worst_seam_is_named() -> None:
     assert found.ratio is None  # nothing moves elsewhere
 
 
+@pytest.mark.parametrize("level", [0.0, 0.1, 206.8237341])
+def test_an_even_film_has_no_pulse(level: float) -> None:
+    """Also where the mean of its brightness is rounded to something else."""
+    assert autocorrelation(np.full(961, level), 12) is None
+
+
 def test_pulse_of_a_film_that_repeats_itself_each_chunk() -> None:
     saw = np.tile(np.arange(12.0), 20)
     change = np.ones(240)
