@@ -22,6 +22,7 @@ _HOMES = {
     "render": "cfgen.pipeline.api",
     "resume": "cfgen.pipeline.api",
     "retry": "cfgen.pipeline.api",
+    "score": "cfgen.scoring.api",
     "undo_retry": "cfgen.pipeline.api",
 }
 

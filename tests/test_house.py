@@ -17,7 +17,7 @@ LEAVES = {"", "errors", "fields", "files", "out_of_memory", "plain_text", "units
 """What every layer may import; `""` is the package itself, for its version."""
 
 BELOW = {
-    "": {"config", "pipeline", "errors"},  # lazily, for its public names
+    "": {"config", "pipeline", "scoring", "errors"},  # lazily, for its public names
     "__main__": {"cli"},
     "errors": set(),
     "fields": set(),
@@ -75,6 +75,7 @@ BELOW = {
         "ops.quant",
     },
     "video": set(),
+    "metrics": {"video"},
     "runs": {"memory", "timeline", "video"},
     "renderer": {"memory", "model", "rollout", "runs", "timeline", "video"},
     "pipeline": {
@@ -94,6 +95,7 @@ BELOW = {
         "timeline",
         "video",
     },
+    "scoring": {"metrics", "pipeline", "runs", "timeline", "video"},
     "bench": {
         "checkpoint.networks",
         "config",
@@ -128,9 +130,11 @@ BELOW = {
         "hub",
         "kernels",
         "memory",
+        "metrics",
         "pipeline",
         "renderer",
         "runs",
+        "scoring",
         "timeline",
         "video",
     },

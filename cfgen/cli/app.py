@@ -31,6 +31,7 @@ _COMMANDS = {
     "jobs": "cfgen.cli.jobs",
     "plan": "cfgen.cli.plan",
     "presets": "cfgen.cli.presets",
+    "score": "cfgen.cli.score",
     "inspect": "cfgen.cli.inspect",
     "quantize": "cfgen.cli.quantize",
     "convert": "cfgen.cli.convert",

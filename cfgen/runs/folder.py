@@ -6,6 +6,7 @@ NAME.cfgen/
   latents/       one file a chunk
   segments/      encoded pieces of the video, until it is joined
   snapshots/     the memory between two chunks
+  score.json     what `cfgen score` found of the finished video
   log.txt        what happened, for people: begun, resumed, stopped, and why
   lock           while a process works on it
 """

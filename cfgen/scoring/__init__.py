@@ -1,0 +1,1 @@
+"""`cfgen score`: films and runs are read, their figures taken, and what was found written down."""
