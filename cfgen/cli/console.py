@@ -11,12 +11,12 @@ import json
 import os
 import traceback
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, TextIO, cast
+from pathlib import Path
 
 from cfgen.cli.progress import Pace, chunk_words
+from cfgen.cli.progress_bar import ProgressBar
 from cfgen.cli.streams import SteadyStderr, print_line, tell
 from cfgen.errors import CfgenError, PrintError, UsageError
-from cfgen.plain_text import printable
 from cfgen.renderer.events import (
     ChunkDone,
     Encoded,
@@ -24,14 +24,12 @@ from cfgen.renderer.events import (
     Finished,
     Loaded,
     Noted,
+    Previewed,
     Resumed,
     Saved,
     Warned,
 )
 from cfgen.units import bytes_words, clock, count
-
-if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
 
 SCHEMA = "cfgen.events/1"
 """Name and version of the lines of `--json`; the number rises when a field changes its meaning."""
@@ -41,6 +39,7 @@ _EVENT_TYPES: dict[type, str] = {
     Resumed: "resume",
     Saved: "snapshot",
     ChunkDone: "chunk",
+    Previewed: "preview",
     Encoded: "encode",
     Warned: "warning",
     Finished: "done",
@@ -63,9 +62,9 @@ class Console:
         self._quiet = False
         self._fps = 1.0
         self._pace = Pace()
-        self._bar: Progress | None = None
-        self._task: TaskID | None = None
+        self._bar: ProgressBar | None = None
         self._last_words = ""
+        self._told_preview = False
         self._unread = False
 
     def configure(
@@ -149,6 +148,7 @@ class Console:
         """Prepare for the events of a render that plays at `fps` frames per second."""
         self._fps = fps
         self._pace = Pace()
+        self._told_preview = False
 
     def show(self, event: Event) -> None:
         """Show one event of a render."""
@@ -171,13 +171,12 @@ class Console:
                     "eta_s": self._pace.eta_s(event.frames_total),
                 }
                 self._chunk(event)
+            case Previewed(film=film, picture=picture):
+                self._previewed(film, picture)
             case Resumed():
                 self._resumed(event)
-            case Saved():
-                size = bytes_words(event.nbytes)
-                self.detail(f"snapshot after chunk {event.chunk}: {size} in {event.seconds:.2f} s")
-            case Encoded():
-                self.detail(f"segment {event.segment + 1} encoded: {event.frames} frames")
+            case Saved() | Encoded():
+                self._kept(event)
             case Finished():
                 self.close()
                 speed = f" in {event.elapsed_s:.1f} s" if event.elapsed_s else ""
@@ -191,7 +190,7 @@ class Console:
     def close(self) -> None:
         """Take the progress bar down, if one is up."""
         if self._bar is not None:
-            self._bar.stop()
+            self._bar.close()
             self._bar = None
 
     def _resumed(self, event: Resumed) -> None:
@@ -215,6 +214,22 @@ class Console:
         if parts:
             self.note(f"{start}: {', '.join(parts)}")
 
+    def _kept(self, event: Saved | Encoded) -> None:
+        """Tell what is on the disk by now, if that is asked for."""
+        if isinstance(event, Encoded):
+            self.detail(f"segment {event.segment + 1} encoded: {event.frames} frames")
+            return
+        size = bytes_words(event.nbytes)
+        self.detail(f"snapshot after chunk {event.chunk}: {size} in {event.seconds:.2f} s")
+
+    def _previewed(self, film: Path, picture: Path) -> None:
+        """Show the newest frame, and once where the film can be watched."""
+        if not self._told_preview:
+            self._told_preview = True
+            self.note(f"the preview grows with each chunk: {film}")
+        if self._bar is not None:
+            self._bar.show(picture)
+
     def _chunk(self, event: ChunkDone) -> None:
         words = self._last_words = chunk_words(event, self._fps, self._pace)
         memory = ", ".join(f"{name} {value:g}" for name, value in event.memory.items())
@@ -224,15 +239,13 @@ class Console:
             self.note(f"{words}, {memory}" if self.verbose and memory else words)
             return
         if self._bar is None:
-            self._bar, self._task = _progress_bar(event.frames_total)
-        assert self._task is not None
-        self._bar.update(self._task, completed=event.frames_done, description=printable(words))
+            self._bar = ProgressBar(event.frames_total)
+        self._bar.update(event.frames_done, words)
 
     def _aside(self, text: str, *, label: str = "") -> None:
         """Write a line to stderr, above the bar if there is one."""
         if self._bar is not None:
-            text = printable(f"{label} {text}" if label else text)
-            self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
+            self._bar.tell(f"{label} {text}" if label else text)
         else:
             tell(text, label=label)
 
@@ -249,20 +262,3 @@ def _line(kind: str, data: Mapping[str, object]) -> str:
     line = {"schema": SCHEMA, "type": kind, **data}
     text = json.dumps(line, default=str, allow_nan=False)
     return text.replace("\x7f", "\\u007f")  # the one control that JSON leaves as it is
-
-
-def _progress_bar(frames_total: int) -> tuple[Progress, TaskID]:
-    from rich.console import Console as RichConsole
-    from rich.progress import BarColumn, Progress, TextColumn
-
-    bar = Progress(
-        BarColumn(bar_width=None),
-        TextColumn("{task.description}", markup=False),
-        console=RichConsole(file=cast(TextIO, SteadyStderr())),
-        redirect_stdout=False,
-        redirect_stderr=False,
-        transient=True,
-        expand=True,
-    )
-    bar.start()
-    return bar, bar.add_task("", total=frames_total)

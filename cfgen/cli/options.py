@@ -293,6 +293,13 @@ DiskBudget = _value(
     "--disk-budget", "BYTES", RESUME, "Disk space for snapshots of the memory.", default="2GB"
 )
 Clean = _switch("--clean", RESUME, "Remove the run folder once the video is finished.")
+Preview = _switch(
+    "--preview",
+    OUTPUT,
+    "Keep preview.mp4, which plays while it grows, and its newest frame, preview.jpg, in the run "
+    "folder. Terminals with sixel or kitty graphics show the frame, with `pip install "
+    "cfgen[preview]`.",
+)
 Output = _value(
     "-o, --output",
     "FILE",
@@ -342,7 +349,7 @@ Debug = Annotated[bool, option("--debug", None, RARE, "Show the traceback of eve
 _MODEL = (Preset, Model, Loras, TextEncoder, Tokenizer, Vae)
 _BEGIN = (Image, Video, VideoFrom, VideoTo, KeepInput, FitOption, LastImage)
 _SHAPE = (Size, Fps, Memory, CommitReads, Offload, Vram, Backend, KvCache)
-_RUN = (Yes, Resume, AllowChanged, Snapshot, DiskBudget, Clean, DryRun)
+_RUN = (Yes, Preview, Resume, AllowChanged, Snapshot, DiskBudget, Clean, DryRun)
 
 PLANNED = (*_MODEL, Duration, Shots, *_BEGIN, *_SHAPE, Set, Config)
 """Flags of what a plan depends on."""

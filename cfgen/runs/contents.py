@@ -15,7 +15,7 @@ LOCK = "lock"
 LOG = "log.txt"
 _OWN = re.compile(
     r"(run(\.[0-9a-f]{8})?(\.part)?\.json|journal(-\d+)?(\.[0-9a-f]{8})?(\.part)*\.jsonl"
-    r"|lock(\.[0-9a-f]{16})?|log(\.[0-9a-f]{8}\.part)?\.txt|sound(\.part)?\.aac|latents|segments|snapshots(-\d+)?)"
+    r"|lock(\.[0-9a-f]{16})?|log(\.[0-9a-f]{8}\.part)?\.txt|sound(\.part)?\.aac|preview(\.[0-9a-f]{8})?(\.part)?\.(mp4|jpg)|latents|segments|snapshots(-\d+)?)"
 )
 _LITTER = re.compile(
     r"\.DS_Store|\._.*|\.AppleDouble|\.localized|Icon\r|@eaDir|@tmp|\.@__thumb|#recycle"
