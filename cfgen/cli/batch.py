@@ -126,7 +126,7 @@ def _show(console: Console, runner: BatchRunner, event: BatchEvent) -> None:
             if note := next(clip.note for clip in runner.listed.clips if clip.name == item.name):
                 console.note(note)
             console.event("clip", {"name": item.name, "attempt": attempt, "seed": config.seed})
-            console.start(fps=config.playback_fps)
+            console.start(fps=config.playback_fps, later_frames=runner.later_frames(item))
         case ClipEnded(item=item, fate=fate, again=again):
             console.close()
             if fate.state != "done":

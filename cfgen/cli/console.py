@@ -60,7 +60,7 @@ class Console:
         self.debug = False
         self.verbose = False
         self._quiet = False
-        self._fps = 1.0
+        self._fps, self._later_frames = 1.0, 0.0
         self._pace = Pace()
         self._bar: ProgressBar | None = None
         self._last_words = ""
@@ -144,9 +144,14 @@ class Console:
         """Tell a wrong argument on stdout with `--json`; its report on stderr is Typer's."""
         self._failed({"code": UsageError.code, "message": message, "hint": None})
 
-    def start(self, *, fps: float) -> None:
-        """Prepare for the events of a render that plays at `fps` frames per second."""
-        self._fps = fps
+    def start(self, *, fps: float, later_frames: float = 0.0) -> None:
+        """Prepare for the events of a render.
+
+        Args:
+            fps: Its playback rate.
+            later_frames: Frames of this size that come after it in a batch.
+        """
+        self._fps, self._later_frames = fps, later_frames
         self._pace = Pace()
         self._told_preview = False
 
@@ -164,13 +169,7 @@ class Console:
                 for line in event.details:
                     self.note(line)
             case ChunkDone():
-                self._pace.add(event.frames_done, event.elapsed_s)
-                fields |= {
-                    "memory": dict(event.memory),
-                    "frames_per_s": self._pace.frames_per_s,
-                    "eta_s": self._pace.eta_s(event.frames_total),
-                }
-                self._chunk(event)
+                fields |= self._chunk(event)
             case Previewed(film=film, picture=picture):
                 self._previewed(film, picture)
             case Resumed():
@@ -230,8 +229,22 @@ class Console:
         if self._bar is not None:
             self._bar.show(picture)
 
-    def _chunk(self, event: ChunkDone) -> None:
-        words = self._last_words = chunk_words(event, self._fps, self._pace)
+    def _chunk(self, event: ChunkDone) -> dict[str, object]:
+        """Show how far the render is; what there is to tell of its pace."""
+        self._pace.add(event.frames_done, event.elapsed_s)
+        self._show_chunk(event)
+        facts: dict[str, object] = {
+            "memory": dict(event.memory),
+            "frames_per_s": self._pace.frames_per_s,
+            "eta_s": self._pace.eta_s(event.frames_total),
+        }
+        if self._later_frames:
+            whole = event.frames_total + self._later_frames
+            facts["batch_eta_s"] = self._pace.eta_s(whole)
+        return facts
+
+    def _show_chunk(self, event: ChunkDone) -> None:
+        words = self._last_words = chunk_words(event, self._fps, self._pace, self._later_frames)
         memory = ", ".join(f"{name} {value:g}" for name, value in event.memory.items())
         if self._quiet or self.json:
             return

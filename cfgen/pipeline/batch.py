@@ -141,6 +141,18 @@ class BatchRunner:
         except CfgenError:
             return 0
 
+    def later_frames(self, item: Item) -> float:
+        """Frames that are to be made once a clip is, counted in frames of that clip's size."""
+        later, size = 0.0, self.configs[item.name].frame_size
+        for other in self.batch.items:
+            if other != item and self.batch.fate(other).state in ("waiting", "started"):
+                config = self.configs[other.name]
+                plan, (width, height) = RenderJob(config).plan, config.frame_size
+                made = min(self.progress(other), plan.chunks - 1)
+                left = plan.frames - plan.chunk(made).frame_start
+                later += left * width * height / (size[0] * size[1])
+        return later
+
     def obstacle(self, item: Item) -> str:
         """Why a clip cannot be begun or gone on with, as far as can be told beforehand."""
         run, config = run_of(item.output), self.configs[item.name]
