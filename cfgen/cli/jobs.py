@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,7 +14,7 @@ from cfgen.cli import options
 from cfgen.cli.columns import cut
 from cfgen.cli.console import Console
 from cfgen.config.values import parse_bytes
-from cfgen.errors import CfgenError, OutputRefused, UsageError
+from cfgen.errors import CfgenError, OutputRefused, SetupError, UsageError
 from cfgen.files.reading import nbytes_under
 from cfgen.files.writing import disk_errors
 from cfgen.pipeline.runs import run_folder
@@ -152,6 +153,76 @@ def gc(
     listed = [{"path": str(target), "nbytes": nbytes} for target, nbytes in removed]
     data = {"removed": listed, "nbytes_before": before, "nbytes": total, "dry_run": dry_run}
     console.result("\n".join(text), data)
+
+
+@app.command()
+@options.takes(options.Json, options.Debug)
+def keep(
+    ctx: typer.Context,
+    numbers: Annotated[
+        list[int],
+        typer.Argument(metavar="NUMBER", help="Which to keep, as on the contact sheet."),
+    ],
+    folder: Annotated[
+        Path | None,
+        typer.Option(
+            "--in",
+            metavar="FOLDER",
+            help="The folder that `cfgen render --seeds` made. Without it, the only one here.",
+        ),
+    ] = None,
+    yes: Annotated[bool, typer.Option("-y", "--yes", help="Remove the others unasked.")] = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Keep some of the films that `cfgen render --seeds` made, and remove the others.
+
+    The others go with their run folders, sidecars and contact sheets. Nothing is removed if one of
+    them is being rendered, or is not as cfgen wrote it, or if one to keep is not finished.
+    """
+    from cfgen.pipeline.variations import choose
+
+    console = options.console_of(ctx)
+    choice = choose(folder or _variations_here(), numbers)
+    gone = [str(video) for video in choice.removed]
+    if not dry_run and gone and not yes and not _agreed(console, gone):
+        console.result("nothing was removed", {"removed": [], "dry_run": False})
+        return
+    if not dry_run:
+        choice.carry_out()
+    verb = "would remove" if dry_run else "removed"
+    lines = [f"{verb} {name}" for name in gone] + [f"kept {video}" for video in choice.kept]
+    data = {"removed": gone, "kept": [str(each) for each in choice.kept], "dry_run": dry_run}
+    console.result("\n".join(lines), data)
+
+
+def _variations_here() -> Path:
+    """The only folder of variations in this folder, or this one.
+
+    Raises:
+        UsageError: There are none, or several.
+    """
+    from cfgen.pipeline.variations import REPORT
+
+    found = [Path(), *sorted(path for path in Path().iterdir() if path.is_dir())]
+    found = [path for path in found if (path / REPORT).is_file()]
+    if not found:
+        raise UsageError("there are no variations in this folder", "name their folder with --in")
+    if len(found) > 1:
+        listed = ", ".join(map(str, found))
+        raise UsageError(f"there are several folders of variations: {listed}", "choose with --in")
+    return found[0]
+
+
+def _agreed(console: Console, gone: list[str]) -> bool:
+    """Whether a person agrees that these go.
+
+    Raises:
+        SetupError: Nobody can be asked.
+    """
+    what = f"remove {', '.join(gone)}"
+    if console.json or not sys.stdin.isatty():
+        raise SetupError(f"cfgen cannot ask whether to {what}", "give -y to do it without asking")
+    return typer.confirm(f"{what}?", err=True)
 
 
 def _targets(jobs: list[Job]) -> Iterator[Path]:

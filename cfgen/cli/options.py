@@ -177,6 +177,13 @@ Seed = _value(
     FILM,
     "A whole number that fixes all noise. Without it, cfgen chooses one at random and tells which.",
 )
+Seeds = _value(
+    "--seeds",
+    "N",
+    FILM,
+    "Several films of the prompt as one batch, with a contact sheet to choose from: a number of "
+    "seeds, counted up from --seed or 1, or a list such as 1,7,9.",
+)
 Size = _value("--size", "WxH", FILM, "Frame size in pixels, one that the model was trained for.")
 Fps = _value(
     "--fps",
@@ -354,7 +361,7 @@ _RUN = (Yes, Preview, Resume, AllowChanged, Snapshot, DiskBudget, Clean, DryRun)
 PLANNED = (*_MODEL, Duration, Shots, *_BEGIN, *_SHAPE, Set, Config)
 """Flags of what a plan depends on."""
 
-_WHAT = (Duration, Shots, Seed, *_BEGIN)
+_WHAT = (Duration, Shots, Seed, Seeds, *_BEGIN)
 RENDERED = (Output, *_MODEL, *_WHAT, *_SHAPE, Compile, Rng, Set, Config, *_RUN)
 """Flags of a render."""
 

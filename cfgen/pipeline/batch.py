@@ -188,6 +188,7 @@ class BatchRunner:
         report: dict[str, object] = {"version": REPORT_VERSION, "done": done, "clips": rows}
         file = self.listed.report
         with disk_errors(file):
+            file.parent.mkdir(parents=True, exist_ok=True)
             # Another process may end the list at the same moment.
             write_file(file, [json_bytes(report, indent=1), b"\n"], shared=True)
         return report
