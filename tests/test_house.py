@@ -94,6 +94,7 @@ BELOW = {
         "timeline",
         "video",
     },
+    "report": {"config", "pipeline", "runs", "scoring", "timeline", "video"},
     "bench": {
         "checkpoint.networks",
         "config",
@@ -130,6 +131,7 @@ BELOW = {
         "memory",
         "pipeline",
         "renderer",
+        "report",
         "runs",
         "timeline",
         "video",
