@@ -28,6 +28,7 @@ _COMMANDS = {
     "retry": "cfgen.cli.retry",
     "batch": "cfgen.cli.batch",
     "jobs": "cfgen.cli.jobs",
+    "report": "cfgen.cli.report",
     "plan": "cfgen.cli.plan",
     "presets": "cfgen.cli.presets",
     "inspect": "cfgen.cli.inspect",

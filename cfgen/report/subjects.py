@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from cfgen.errors import CfgenError, UsageError
@@ -30,6 +30,7 @@ class Subject:
         videos: The films, in order; some may not be there.
         rows: What a batch says of some of them, by video.
         sheet: A contact sheet of all of them, or None.
+        target: What a person named.
     """
 
     title: str
@@ -37,6 +38,11 @@ class Subject:
     videos: Sequence[Path]
     rows: Mapping[Path, Mapping[str, object]] = field(default_factory=dict)
     sheet: Path | None = None
+    target: Path | None = None
+
+    def anew(self) -> Subject:
+        """The same, as it is by now."""
+        return self if self.target is None else subject_of(self.target)
 
 
 def subject_of(target: Path) -> Subject:
@@ -45,6 +51,10 @@ def subject_of(target: Path) -> Subject:
     Raises:
         UsageError: It is none of them, or no render is there.
     """
+    return replace(_subject(target), target=target)
+
+
+def _subject(target: Path) -> Subject:
     if target.suffix == ".cfgen" and is_run(target):
         video = RunFolder(target).output
         return Subject(title=video.stem, page=_page_of(video), videos=[video])
