@@ -49,13 +49,16 @@ def render_command(config: RenderConfig, output: str) -> str:
     if config.shots:
         words += [word for shot in config.shots for word in ("--shot", str(shot))]
     else:
-        words += [config.prompt, "--duration", f"{config.duration_s:g}s"]
+        words += [] if config.prompt.startswith("-") else [config.prompt]
+        words += ["--duration", f"{config.duration_s:g}s"]
     words += ["--seed", str(config.seed)]
     if config.preset != "mini":
         words += ["--preset", config.preset]
     for key, value in changed_settings(config).items():
         words += _flags(key, value)
-    return f"{shlex.join(words)} -o {pasted(output)}"
+    command = f"{shlex.join(words)} -o {pasted(output)}"
+    bare = not config.shots and config.prompt.startswith("-")
+    return f"{command} -- {shlex.quote(config.prompt)}" if bare else command
 
 
 def resume_command(video: str) -> str:

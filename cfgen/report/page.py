@@ -110,7 +110,7 @@ def page_text(subject: Subject, films: Sequence[Film], page: Path, *, refresh: b
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(clock=clock, slug=_anchor)
+    environment.filters.update(clock=clock, slug=_anchor, ticked=_ticked)
     states = dict.fromkeys(film.state for film in films)
     unfinished = any(film.state in OPEN for film in films)
     sheet = subject.sheet
@@ -127,7 +127,7 @@ def page_text(subject: Subject, films: Sequence[Film], page: Path, *, refresh: b
         sheet=sheet.name if sheet is not None and is_sheet(sheet) else "",
         refresh_s=REFRESH_S if refresh and unfinished else 0,
         unfinished=unfinished,
-        written=datetime.now().astimezone().strftime("%-d %B %Y, %H:%M:%S"),
+        written=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M:%S"),
         preload="none" if len(films) > _MANY else "metadata",
         box=(WIDTH, HEIGHT),
     )
@@ -147,6 +147,15 @@ def _curves(film: Film) -> list[Curve]:
 def _anchor(text: str) -> str:
     """A name as the target of a link within the page."""
     return re.sub(r"[^\w-]+", "-", text)
+
+
+def _ticked(text: str) -> str:
+    """Text with what stands between backticks as code."""
+    import markupsafe
+
+    parts = [str(markupsafe.escape(part)) for part in text.split("`")]
+    pairs = [f"<code>{part}</code>" if i % 2 else part for i, part in enumerate(parts)]
+    return markupsafe.Markup("".join(pairs)) if len(parts) % 2 else markupsafe.Markup.escape(text)
 
 
 def _is_report(page: Path) -> bool:
