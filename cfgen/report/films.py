@@ -23,8 +23,8 @@ from cfgen.report import commands
 from cfgen.runs.folder import RunFolder, is_run
 from cfgen.runs.journal import ChunkLine, SessionLine
 from cfgen.timeline import Plan
-from cfgen.video.contact_sheet import is_sheet, sheet_of
-from cfgen.video.output import pasted, run_of, sidecar_of
+from cfgen.video.contact_sheet import sheet_of, sheet_text
+from cfgen.video.output import pasted, recorded_digest, run_of, sidecar_of
 from cfgen.video.preview import FILM
 
 SCORE_SCHEMA = "cfgen.score/1"
@@ -53,7 +53,7 @@ class Film:
         chunks_done: Chunks that are made.
         starts_s: When each chunk begins to play, in seconds.
         picks_s: A moment within the first frame of each, for `--at`.
-        chunk_costs_s: Seconds that each chunk took that was made.
+        chunk_costs_s: Seconds that each chunk took that is made and shown.
         elapsed_s: Seconds spent on it.
         sessions: How often it was begun or gone on with.
         created: When it was begun, in ISO 8601, or empty.
@@ -94,6 +94,11 @@ class Film:
     branch: tuple[str, str] | None = None
     score_command: str = ""
     note: str = ""
+
+    @property
+    def last_pick(self) -> int:
+        """Number of the last chunk, among those that are shown, that it can branch off at."""
+        return max(0, min(len(self.picks_s) - 1, len(self.chunk_costs_s)))
 
     @property
     def frames_per_s(self) -> float:
@@ -214,7 +219,7 @@ def _from_run(video: Path, page: Path, row: Mapping[str, object]) -> Film:
         chunks_done=min(len(lines), plan.chunks),
         starts_s=[round(chunk.frame_start / fps, 3) for chunk in shown],
         picks_s=[round((chunk.frame_start + 0.5) / fps, 3) for chunk in shown],
-        chunk_costs_s=_costs(lines),
+        chunk_costs_s=_costs(lines)[plan.hidden_chunks :],
         elapsed_s=job.elapsed_s,
         sessions=len(folder.journal.of(SessionLine)),
         created=folder.record.created,
@@ -279,8 +284,10 @@ def _shown(value: object) -> str:
 
 
 def _sheet(video: Path, page: Path) -> str:
-    sheet = sheet_of(video)
-    return _url(sheet, page) if is_sheet(sheet) else ""
+    """The link to a film's contact sheet, unless that shows another film of its name."""
+    sheet, digest = sheet_of(video), recorded_digest(video)
+    shows_it = digest is not None and sheet_text(sheet) == f"{video.name} {digest}"
+    return _url(sheet, page) if shows_it else ""
 
 
 def _relative(path: Path, page: Path) -> str:

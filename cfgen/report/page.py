@@ -137,10 +137,9 @@ def _curves(film: Film) -> list[Curve]:
     """What is drawn over the time of a film: its score, or else how long its chunks took."""
     if film.score is not None:
         return curves_of(film.score, film.seconds)
-    costs = film.chunk_costs_s[-len(film.starts_s) :] if film.starts_s else ()
     ends = [*film.starts_s[1:], film.seconds]
     middles = [(a + b) / 2 for a, b in zip(film.starts_s, ends, strict=False)]
-    made = curve_of("seconds per chunk", middles, costs, film.seconds, from_zero=True)
+    made = curve_of("seconds per chunk", middles, film.chunk_costs_s, film.seconds, from_zero=True)
     return [made] if made else []
 
 
