@@ -6,6 +6,7 @@ import re
 import subprocess
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -14,8 +15,11 @@ import numpy.typing as npt
 import PIL.Image
 import pytest
 
-from cfgen.errors import FfmpegMissing
+from cfgen.config.loader import load
+from cfgen.config.schema import to_mapping
+from cfgen.errors import FfmpegMissing, SnapshotMismatch
 from cfgen.renderer.events import Previewed, Warned
+from cfgen.runs.folder import RunFolder, RunRecord
 from cfgen.video import preview as module
 from cfgen.video.ffmpeg import Ffmpeg
 from cfgen.video.preview import Preview
@@ -155,3 +159,31 @@ def test_boxes_that_come_in_pieces_are_put_together() -> None:
     for nbytes in range(1, len(whole) + 1):
         assert [box[8:] for _, box in module._boxes(pieces(nbytes))] == [b"a", b"bcd"]
     assert list(module._boxes(pieces(3))) == list(module._boxes(iter([whole, b"\0\0"])))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "goes_on"),
+    [
+        ("preview", True, True),
+        ("contact_sheet", False, True),
+        ("placement", {"offload": "none", "vram": None}, True),
+        ("snapshot", {"mode": "latents"}, True),
+        ("cuda_graph", False, True),
+        ("seed", 4, False),
+        ("schedule", {"shift": 1.0}, False),
+    ],
+)
+def test_a_render_goes_on_with_another_value_of_what_changes_no_frame(
+    tmp_path: Path, key: str, value: object, goes_on: bool
+) -> None:
+    config = to_mapping(load({"prompt": "a boat", "seed": "3", "output": "a.mp4"}).config)
+    record = RunRecord(
+        output="a.mp4", overwrite=False, config=config, fingerprint={}, created="2026-01-01"
+    )
+    folder = RunFolder.create(tmp_path / "a.cfgen", record)
+    now = replace(record, config={**config, key: value})
+    if goes_on:
+        folder.expect(now, allow_changed=())
+    else:
+        with pytest.raises(SnapshotMismatch):
+            folder.expect(now, allow_changed=())
