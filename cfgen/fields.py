@@ -10,6 +10,11 @@ from typing import Annotated, Literal, get_args, get_origin, get_type_hints
 
 from cfgen.errors import PresetError, Problem
 
+CHANGES_NO_FRAME = frozenset(
+    ("output", "snapshot", "placement", "cuda_graph", "preview", "contact_sheet")
+)
+"""Keys, and sections of keys, that may differ between two renders of the same frames."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Range:

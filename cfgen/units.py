@@ -33,7 +33,7 @@ def parse_rate(text: str) -> float:
         ValueError: The text is no rate; the message is one sentence.
     """
     match = re.fullmatch(
-        r"([+-]?[0-9]{1,7}(?:\.[0-9]{1,9})?)(?:\s*[/:]\s*([0-9]{1,7}))?", text.strip()
+        r"([+-]?[0-9]{1,7}(?:\.[0-9]{1,17})?)(?:\s*[/:]\s*([0-9]{1,7}))?", text.strip()
     )
     if match is None or (match[2] is not None and int(match[2]) == 0):
         raise ValueError(f"{text!r} is not a frame rate: write 24, 29.97 or 30000/1001")

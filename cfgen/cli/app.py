@@ -29,6 +29,7 @@ _COMMANDS = {
     "decode": "cfgen.cli.decode",
     "batch": "cfgen.cli.batch",
     "jobs": "cfgen.cli.jobs",
+    "report": "cfgen.cli.report",
     "plan": "cfgen.cli.plan",
     "presets": "cfgen.cli.presets",
     "score": "cfgen.cli.score",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
@@ -92,14 +92,37 @@ def batch(
     listed = ClipList.read(clips)
     runner = BatchRunner(listed, overwrite=yes, attempts=attempts, fail_fast=fail_fast)
     if dry_run:
-        _show_plan(console, runner)
+        show_batch_plan(console, runner)
         return
     if retry_failed:
         runner.batch.reset_failed()
+    run_batch(console, runner)
+
+
+def run_batch(
+    console: Console,
+    runner: BatchRunner,
+    closing: Callable[[Mapping[str, object]], Sequence[str]] = lambda _: (),
+) -> None:
+    """Render the clips of a list, and show its events and what became of each.
+
+    Args:
+        console: Where to.
+        runner: The list.
+        closing: Gives lines to show after the report that it is given.
+
+    Raises:
+        CfgenError: It was stopped, or the disk refused.
+        Exit: With 1, if a clip failed.
+    """
+    listed = runner.listed
+    runner.report()
     try:
         with graceful_signals(console, runner.stop, again=AGAIN):
             for event in runner:
                 _show(console, runner, event)
+                if isinstance(event, ClipBegun | ClipEnded):
+                    runner.report()  # who looks at it meanwhile sees how far the list is
     except CfgenError as error:
         for line in _summary(runner.report(), listed.report):
             console.note(line)
@@ -108,7 +131,8 @@ def batch(
         raise
     facts = runner.report()
     all_done = facts["done"] == len(listed.clips)
-    console.result("\n".join(_summary(facts, listed.report)), facts, ok=all_done)
+    lines = [*_summary(facts, listed.report), *closing(facts)]
+    console.result("\n".join(lines), facts, ok=all_done)
     if not all_done:
         raise typer.Exit(1)
 
@@ -126,7 +150,7 @@ def _show(console: Console, runner: BatchRunner, event: BatchEvent) -> None:
             if note := next(clip.note for clip in runner.listed.clips if clip.name == item.name):
                 console.note(note)
             console.event("clip", {"name": item.name, "attempt": attempt, "seed": config.seed})
-            console.start(fps=config.playback_fps)
+            console.start(fps=config.playback_fps, later_frames=runner.later_frames(item))
         case ClipEnded(item=item, fate=fate, again=again):
             console.close()
             if fate.state != "done":
@@ -139,7 +163,7 @@ def _show(console: Console, runner: BatchRunner, event: BatchEvent) -> None:
             console.show(event)
 
 
-def _show_plan(console: Console, runner: BatchRunner) -> None:
+def show_batch_plan(console: Console, runner: BatchRunner) -> None:
     """Show what is to be made, what is done, and what stands in the way.
 
     Raises:

@@ -11,12 +11,12 @@ import json
 import os
 import traceback
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, TextIO, cast
+from pathlib import Path
 
 from cfgen.cli.progress import Pace, chunk_words
+from cfgen.cli.progress_bar import ProgressBar
 from cfgen.cli.streams import SteadyStderr, print_line, tell
 from cfgen.errors import CfgenError, PrintError, UsageError
-from cfgen.plain_text import printable
 from cfgen.renderer.events import (
     ChunkDone,
     Encoded,
@@ -24,14 +24,12 @@ from cfgen.renderer.events import (
     Finished,
     Loaded,
     Noted,
+    Previewed,
     Resumed,
     Saved,
     Warned,
 )
 from cfgen.units import bytes_words, clock, count
-
-if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
 
 SCHEMA = "cfgen.events/1"
 """Name and version of the lines of `--json`; the number rises when a field changes its meaning."""
@@ -41,6 +39,7 @@ _EVENT_TYPES: dict[type, str] = {
     Resumed: "resume",
     Saved: "snapshot",
     ChunkDone: "chunk",
+    Previewed: "preview",
     Encoded: "encode",
     Warned: "warning",
     Finished: "done",
@@ -61,11 +60,11 @@ class Console:
         self.debug = False
         self.verbose = False
         self._quiet = False
-        self._fps = 1.0
+        self._fps, self._later_frames = 1.0, 0.0
         self._pace = Pace()
-        self._bar: Progress | None = None
-        self._task: TaskID | None = None
+        self._bar: ProgressBar | None = None
         self._last_words = ""
+        self._told_preview = False
         self._unread = False
 
     def configure(
@@ -145,10 +144,16 @@ class Console:
         """Tell a wrong argument on stdout with `--json`; its report on stderr is Typer's."""
         self._failed({"code": UsageError.code, "message": message, "hint": None})
 
-    def start(self, *, fps: float) -> None:
-        """Prepare for the events of a render that plays at `fps` frames per second."""
-        self._fps = fps
+    def start(self, *, fps: float, later_frames: float = 0.0) -> None:
+        """Prepare for the events of a render.
+
+        Args:
+            fps: Its playback rate.
+            later_frames: Frames of this size that come after it in a batch.
+        """
+        self._fps, self._later_frames = fps, later_frames
         self._pace = Pace()
+        self._told_preview = False
 
     def show(self, event: Event) -> None:
         """Show one event of a render."""
@@ -164,20 +169,13 @@ class Console:
                 for line in event.details:
                     self.note(line)
             case ChunkDone():
-                self._pace.add(event.frames_done, event.elapsed_s)
-                fields |= {
-                    "memory": dict(event.memory),
-                    "frames_per_s": self._pace.frames_per_s,
-                    "eta_s": self._pace.eta_s(event.frames_total),
-                }
-                self._chunk(event)
+                fields |= self._chunk(event)
+            case Previewed(film=film, picture=picture):
+                self._previewed(film, picture)
             case Resumed():
                 self._resumed(event)
-            case Saved():
-                size = bytes_words(event.nbytes)
-                self.detail(f"snapshot after chunk {event.chunk}: {size} in {event.seconds:.2f} s")
-            case Encoded():
-                self.detail(f"segment {event.segment + 1} encoded: {event.frames} frames")
+            case Saved() | Encoded():
+                self._kept(event)
             case Finished():
                 self.close()
                 speed = f" in {event.elapsed_s:.1f} s" if event.elapsed_s else ""
@@ -191,7 +189,7 @@ class Console:
     def close(self) -> None:
         """Take the progress bar down, if one is up."""
         if self._bar is not None:
-            self._bar.stop()
+            self._bar.close()
             self._bar = None
 
     def _resumed(self, event: Resumed) -> None:
@@ -215,8 +213,38 @@ class Console:
         if parts:
             self.note(f"{start}: {', '.join(parts)}")
 
-    def _chunk(self, event: ChunkDone) -> None:
-        words = self._last_words = chunk_words(event, self._fps, self._pace)
+    def _kept(self, event: Saved | Encoded) -> None:
+        """Tell what is on the disk by now, if that is asked for."""
+        if isinstance(event, Encoded):
+            self.detail(f"segment {event.segment + 1} encoded: {event.frames} frames")
+            return
+        size = bytes_words(event.nbytes)
+        self.detail(f"snapshot after chunk {event.chunk}: {size} in {event.seconds:.2f} s")
+
+    def _previewed(self, film: Path, picture: Path) -> None:
+        """Show the newest frame, and once where the film can be watched."""
+        if not self._told_preview:
+            self._told_preview = True
+            self.note(f"the preview grows with each chunk: {film}")
+        if self._bar is not None:
+            self._bar.show(picture)
+
+    def _chunk(self, event: ChunkDone) -> dict[str, object]:
+        """Show how far the render is; what there is to tell of its pace."""
+        self._pace.add(event.frames_done, event.elapsed_s)
+        self._show_chunk(event)
+        facts: dict[str, object] = {
+            "memory": dict(event.memory),
+            "frames_per_s": self._pace.frames_per_s,
+            "eta_s": self._pace.eta_s(event.frames_total),
+        }
+        if self._later_frames:
+            whole = event.frames_total + self._later_frames
+            facts["batch_eta_s"] = self._pace.eta_s(whole)
+        return facts
+
+    def _show_chunk(self, event: ChunkDone) -> None:
+        words = self._last_words = chunk_words(event, self._fps, self._pace, self._later_frames)
         memory = ", ".join(f"{name} {value:g}" for name, value in event.memory.items())
         if self._quiet or self.json:
             return
@@ -224,15 +252,13 @@ class Console:
             self.note(f"{words}, {memory}" if self.verbose and memory else words)
             return
         if self._bar is None:
-            self._bar, self._task = _progress_bar(event.frames_total)
-        assert self._task is not None
-        self._bar.update(self._task, completed=event.frames_done, description=printable(words))
+            self._bar = ProgressBar(event.frames_total)
+        self._bar.update(event.frames_done, words)
 
     def _aside(self, text: str, *, label: str = "") -> None:
         """Write a line to stderr, above the bar if there is one."""
         if self._bar is not None:
-            text = printable(f"{label} {text}" if label else text)
-            self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
+            self._bar.tell(f"{label} {text}" if label else text)
         else:
             tell(text, label=label)
 
@@ -249,20 +275,3 @@ def _line(kind: str, data: Mapping[str, object]) -> str:
     line = {"schema": SCHEMA, "type": kind, **data}
     text = json.dumps(line, default=str, allow_nan=False)
     return text.replace("\x7f", "\\u007f")  # the one control that JSON leaves as it is
-
-
-def _progress_bar(frames_total: int) -> tuple[Progress, TaskID]:
-    from rich.console import Console as RichConsole
-    from rich.progress import BarColumn, Progress, TextColumn
-
-    bar = Progress(
-        BarColumn(bar_width=None),
-        TextColumn("{task.description}", markup=False),
-        console=RichConsole(file=cast(TextIO, SteadyStderr())),
-        redirect_stdout=False,
-        redirect_stderr=False,
-        transient=True,
-        expand=True,
-    )
-    bar.start()
-    return bar, bar.add_task("", total=frames_total)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import shutil
+import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,18 +14,19 @@ from cfgen.cli import options
 from cfgen.cli.columns import cut
 from cfgen.cli.console import Console
 from cfgen.config.values import parse_bytes
-from cfgen.errors import CfgenError, OutputRefused, UsageError
+from cfgen.errors import CfgenError, OutputRefused, SetupError, UsageError
 from cfgen.files.reading import nbytes_under
 from cfgen.files.writing import disk_errors
-from cfgen.pipeline.runs import config_of, run_folder
+from cfgen.pipeline.runs import run_folder
 from cfgen.plain_text import aligned, cells
-from cfgen.renderer.takes import takes_of
 from cfgen.runs.contents import LOCK, remove, require_own
 from cfgen.runs.folder import RunFolder, is_run
-from cfgen.runs.journal import ChunkLine, VideoLine
-from cfgen.runs.lock import Lock, owner_of
+from cfgen.runs.lock import Lock
 from cfgen.units import bytes_words, clock
 from cfgen.video.output import resume_command
+
+if TYPE_CHECKING:
+    from cfgen.pipeline.run_status import Job
 
 app = options.command_app("List, show and clear away renders.")
 
@@ -47,48 +47,6 @@ DryRun = Annotated[
 ]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Job:
-    """One run folder, as it is now.
-
-    Attributes:
-        path: The run folder.
-        state: finished, running, interrupted, video lost or damaged.
-        detail: Who runs it, or what is damaged; empty otherwise.
-        prompt: What the video shows.
-        seed: Its seed.
-        chunks_done: Chunks that were made.
-        chunks: Chunks in the plan.
-        done_s: Seconds of video that were made.
-        total_s: Seconds of video in the plan.
-        elapsed_s: Seconds spent.
-        nbytes: Disk used by the run folder.
-        changed: When something was last finished, in seconds since 1970.
-        base: The chunk that it branched off at, or 0.
-        takes: Names of the earlier takes that are kept of it, in order.
-    """
-
-    path: Path
-    state: str
-    detail: str = ""
-    prompt: str = ""
-    seed: int | None = None
-    chunks_done: int = 0
-    chunks: int = 0
-    done_s: float = 0.0
-    total_s: float = 0.0
-    elapsed_s: float = 0.0
-    nbytes: int = 0
-    changed: float = 0.0
-    base: int = 0
-    takes: tuple[str, ...] = ()
-
-    def data(self) -> dict[str, object]:
-        """Plain values for `--json`."""
-        names = [name for name in self.__dataclass_fields__ if name != "path"]
-        return {"path": str(self.path), **{name: getattr(self, name) for name in names}}
-
-
 @app.command("list")
 @options.takes(options.Json, options.Debug)
 def list_jobs(
@@ -96,6 +54,8 @@ def list_jobs(
     folder: Root = Path(),
 ) -> None:
     """List the renders under a folder: how far they are and what they take."""
+    from cfgen.pipeline.run_status import jobs_under
+
     console = options.console_of(ctx)
     jobs = list(jobs_under(folder))
     rows: list[tuple[str, ...]] = [("state", "done", "of", "disk", "run", "prompt")]
@@ -116,6 +76,8 @@ def show(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The run folder or its video.")],
 ) -> None:
     """Show all that is known of a render."""
+    from cfgen.pipeline.run_status import job_of
+
     console = options.console_of(ctx)
     path = run_folder(run)
     job, record = job_of(path), RunFolder(path).record
@@ -157,6 +119,8 @@ def gc(
     without its run folder can no longer be branched or retried. A branch keeps its snapshots until
     its whole run folder goes.
     """
+    from cfgen.pipeline.run_status import jobs_under
+
     console = options.console_of(ctx)
     try:
         allowed = parse_bytes(budget)
@@ -191,56 +155,74 @@ def gc(
     console.result("\n".join(text), data)
 
 
-def jobs_under(root: Path) -> Iterator[Job]:
-    """The renders under a folder, in the order of their names.
+@app.command()
+@options.takes(options.Json, options.Debug)
+def keep(
+    ctx: typer.Context,
+    numbers: Annotated[
+        list[int],
+        typer.Argument(metavar="NUMBER", help="Which to keep, as on the contact sheet."),
+    ],
+    folder: Annotated[
+        Path | None,
+        typer.Option(
+            "--in",
+            metavar="FOLDER",
+            help="The folder that `cfgen render --seeds` made. Without it, the only one here.",
+        ),
+    ] = None,
+    yes: Annotated[bool, typer.Option("-y", "--yes", help="Remove the others unasked.")] = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Keep some of the films that `cfgen render --seeds` made, and remove the others.
+
+    The others go with their run folders, sidecars and contact sheets. Nothing is removed if one of
+    them is being rendered, or is not as cfgen wrote it, or if one to keep is not finished.
+    """
+    from cfgen.pipeline.variations import choose
+
+    console = options.console_of(ctx)
+    choice = choose(folder or _variations_here(), numbers)
+    gone = [str(video) for video in choice.removed]
+    if not dry_run and gone and not yes and not _agreed(console, gone):
+        console.result("nothing was removed", {"removed": [], "dry_run": False})
+        return
+    if not dry_run:
+        choice.carry_out()
+    verb = "would remove" if dry_run else "removed"
+    lines = [f"{verb} {name}" for name in gone] + [f"kept {video}" for video in choice.kept]
+    data = {"removed": gone, "kept": [str(each) for each in choice.kept], "dry_run": dry_run}
+    console.result("\n".join(lines), data)
+
+
+def _variations_here() -> Path:
+    """The only folder of variations in this folder, or this one.
 
     Raises:
-        UsageError: There is no such folder.
+        UsageError: There are none, or several.
     """
-    if not root.is_dir():
-        raise UsageError(f"there is no folder {root}")
-    found = []
-    for place, folders, _ in os.walk(root):
-        runs = [name for name in folders if is_run(Path(place, name))]
-        found += [Path(place, name) for name in runs]
-        folders[:] = [name for name in folders if name not in runs]
-    return (job_of(path) for path in sorted(found))
+    from cfgen.pipeline.variations import REPORT
+
+    found = [Path(), *sorted(path for path in Path().iterdir() if path.is_dir())]
+    found = [path for path in found if (path / REPORT).is_file()]
+    if not found:
+        raise UsageError("there are no variations in this folder", "name their folder with --in")
+    if len(found) > 1:
+        listed = ", ".join(map(str, found))
+        raise UsageError(f"there are several folders of variations: {listed}", "choose with --in")
+    return found[0]
 
 
-def job_of(path: Path) -> Job:
-    """One render; a damaged one says what is wrong."""
-    from cfgen.pipeline.job import RenderJob
+def _agreed(console: Console, gone: list[str]) -> bool:
+    """Whether a person agrees that these go.
 
-    try:
-        folder = RunFolder(path)
-        config = config_of(folder)
-        plan = RenderJob(config).plan
-    except CfgenError as error:
-        return Job(path=path, state="damaged", detail=str(error), nbytes=nbytes_under(path))
-    lines, owner = folder.journal.of(ChunkLine), owner_of(path / LOCK)
-    state, detail = "interrupted", folder.journal.problem or ""
-    if owner is not None:
-        state, detail = "running", str(owner)
-    elif folder.journal.of(VideoLine):
-        state = "finished" if folder.output.exists() else "video lost"
-    done = sum(line.frames for line in lines)
-    file = folder.journal.path
-    return Job(
-        path=path,
-        state=state,
-        detail=detail,
-        prompt=config.prompt,
-        seed=config.seed,
-        chunks_done=len(lines),
-        chunks=plan.chunks,
-        done_s=done / plan.geometry.fps,
-        total_s=plan.seconds,
-        elapsed_s=lines[-1].elapsed_s if lines else 0.0,
-        nbytes=nbytes_under(path),
-        base=folder.record.base,
-        takes=tuple(path.name for path in takes_of(folder.output).values()),
-        changed=file.stat().st_mtime if file.exists() else 0.0,
-    )
+    Raises:
+        SetupError: Nobody can be asked.
+    """
+    what = f"remove {', '.join(gone)}"
+    if console.json or not sys.stdin.isatty():
+        raise SetupError(f"cfgen cannot ask whether to {what}", "give -y to do it without asking")
+    return typer.confirm(f"{what}?", err=True)
 
 
 def _targets(jobs: list[Job]) -> Iterator[Path]:

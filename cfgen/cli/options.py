@@ -177,6 +177,13 @@ Seed = _value(
     FILM,
     "A whole number that fixes all noise. Without it, cfgen chooses one at random and tells which.",
 )
+Seeds = _value(
+    "--seeds",
+    "N",
+    FILM,
+    "Several films of the prompt as one batch, with a contact sheet to choose from: a number of "
+    "seeds, counted up from --seed or 1, or a list such as 1,7,9.",
+)
 Size = _value("--size", "WxH", FILM, "Frame size in pixels, one that the model was trained for.")
 Fps = _value(
     "--fps",
@@ -299,6 +306,13 @@ DiskBudget = _value(
     "--disk-budget", "BYTES", RESUME, "Disk space for snapshots of the memory.", default="2GB"
 )
 Clean = _switch("--clean", RESUME, "Remove the run folder once the video is finished.")
+Preview = _switch(
+    "--preview",
+    OUTPUT,
+    "Keep preview.mp4, which plays while it grows, and its newest frame, preview.jpg, in the run "
+    "folder. Terminals with sixel or kitty graphics show the frame, with `pip install "
+    "cfgen[preview]`.",
+)
 Output = _value(
     "-o, --output",
     "FILE",
@@ -387,13 +401,13 @@ _MODEL = (Preset, Model, Loras, TextEncoder, Tokenizer, Vae)
 _BEGIN = (Image, Video, VideoFrom, VideoTo, KeepInput, FitOption, LastImage)
 _SHAPE = (Size, Fps, Memory, CommitReads, Offload, Vram, Backend, KvCache)
 _FILE = (Format, CodecOption, Quality, Bits, Interpolate)
-_RUN = (*_FILE, Yes, Resume, AllowChanged, Snapshot, DiskBudget, Clean, DryRun)
+_RUN = (*_FILE, Yes, Preview, Resume, AllowChanged, Snapshot, DiskBudget, Clean, DryRun)
 
 PLANNED = (*_MODEL, Duration, Shots, *_BEGIN, *_SHAPE, Set, Config)
 """Flags of what a plan depends on."""
 
 _AUDIO = (Audio, AudioOffset, AudioLoop, AudioFade)
-_WHAT = (Duration, Shots, Seed, *_BEGIN, *_AUDIO)
+_WHAT = (Duration, Shots, Seed, Seeds, *_BEGIN, *_AUDIO)
 RENDERED = (Output, *_MODEL, *_WHAT, *_SHAPE, Compile, Rng, Set, Config, *_RUN)
 """Flags of a render."""
 

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, cast
 
 import typer
 
 from cfgen.cli import options
+from cfgen.cli.batch import run_batch, show_batch_plan
 from cfgen.cli.console import Console
 from cfgen.cli.plan import show_plan
 from cfgen.cli.run_render import run_render
 from cfgen.config.loader import Resolved
 from cfgen.config.schema import RenderConfig
-from cfgen.errors import UsageError
+from cfgen.errors import CfgenError, UsageError
 from cfgen.files.reading import read_stream
 from cfgen.pipeline.naming import completed
 from cfgen.runs.folder import is_run
-from cfgen.video.output import run_of
+from cfgen.video.output import pasted, run_of
 
 if TYPE_CHECKING:
     from cfgen.pipeline.job import RenderJob
@@ -35,6 +37,7 @@ def render(
     resume: bool,
     allow_changed: list[str] | None,
     dry_run: bool,
+    seeds: str | None,
 ) -> None:
     """Render a video from a prompt.
 
@@ -48,9 +51,15 @@ def render(
       cfgen render "a kite at dusk" --image kite.png -o from-picture.mp4
       cfgen render "a kite at dusk" --video a.mp4 --to 0:15 --keep-input -o b.mp4
       cfgen render "a kite over green hills" --duration 10m --dry-run
+      cfgen render "a kite over green hills" --seeds 4 -o kite.mp4
     """
     console = options.console_of(ctx)
     resolved = options.resolved_of(ctx, prompt=_prompt_text(prompt))
+    if seeds is not None:
+        if resume or allow_changed:
+            raise UsageError("--seeds goes on by itself", "leave --resume and --allow-changed out")
+        _render_seeds(console, resolved.config, seeds, overwrite=yes, dry_run=dry_run)
+        return
     config = completed(resolved.config)
     if allow_changed and not resume:
         raise UsageError("--allow-changed goes with --resume", "add --resume, or leave it out")
@@ -78,6 +87,38 @@ def render(
             run_render(console, new)
             return
     _dry_run(console, job)
+
+
+def _render_seeds(
+    console: Console, config: RenderConfig, seeds: str, *, overwrite: bool, dry_run: bool
+) -> None:
+    """Render one prompt with several seeds, and the contact sheet to choose from."""
+    from cfgen.pipeline.batch import BatchRunner
+    from cfgen.pipeline.variations import parse_seeds, variations, write_sheet
+
+    listed = variations(config, parse_seeds(seeds, config.seed))
+    runner = BatchRunner(listed, overwrite=overwrite)
+    if dry_run:
+        show_batch_plan(console, runner)
+        return
+
+    def closing(report: Mapping[str, object]) -> list[str]:
+        rows = cast("list[dict[str, object]]", report["clips"])
+        done = {str(row["name"]) for row in rows if row["state"] == "done"}
+        if not done:
+            return []
+        try:
+            sheet = write_sheet(listed, done)
+        except CfgenError as error:
+            console.warn(f"there is no sheet to choose from: {error}", error.hint)
+            return []
+        folder = pasted(str(listed.report.parent))
+        return [
+            f"choose from {sheet}",
+            f"`cfgen jobs keep N --in {folder}` keeps number N and removes the others",
+        ]
+
+    run_batch(console, runner, closing)
 
 
 def _dry_run(console: Console, job: RenderJob) -> None:

@@ -116,6 +116,7 @@ def _tell_result(console: Console, finished: Finished, config: RenderConfig) -> 
     facts = {
         "output": str(finished.output.absolute()),
         "sidecar": str(finished.sidecar.absolute()),
+        "sheet": None if finished.sheet is None else str(finished.sheet.absolute()),
         "frames": finished.frames,
         "seconds": finished.seconds,
         "elapsed_s": finished.elapsed_s,

@@ -58,6 +58,7 @@ FLAGS: Mapping[str, str] = {
     "snapshot.mode": "--snapshot",
     "snapshot.disk_budget": "--disk-budget",
     "snapshot.clean": "--clean",
+    "preview": "--preview",
 }
 """The flag of `cfgen render` that sets a key; all other keys are set with `--set`."""
 

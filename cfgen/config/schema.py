@@ -25,7 +25,7 @@ from cfgen.config.values import (
     size_text,
 )
 from cfgen.errors import Problem, UsageError
-from cfgen.fields import Pattern, Positive, Range, check
+from cfgen.fields import CHANGES_NO_FRAME, Pattern, Positive, Range, check
 from cfgen.memory.recency import RecencyMemory
 from cfgen.memory.relax import RelaxMemory
 from cfgen.memory.slow_fast import SlowFastMemory
@@ -250,6 +250,9 @@ class RenderConfig:
         encode: How the video is encoded.
         snapshot: What is kept of the render to go on with it.
         placement: Where weights wait.
+        preview: Whether the run folder has a film that grows, preview.mp4, and its newest frame,
+            preview.jpg, while the video is rendered.
+        contact_sheet: Whether a finished video has a contact sheet beside it, NAME.sheet.jpg.
     """
 
     preset: str = "mini"
@@ -278,6 +281,8 @@ class RenderConfig:
     encode: EncodeConfig = field(default_factory=EncodeConfig)
     snapshot: SnapshotConfig = field(default_factory=SnapshotConfig)
     placement: PlacementConfig = field(default_factory=PlacementConfig)
+    preview: bool = False
+    contact_sheet: bool = True
 
     def __post_init__(self) -> None:
         more = []
@@ -332,10 +337,6 @@ def _named(values: dict[str, object]) -> dict[str, object]:
         key_of(name): _named(value) if isinstance(value, dict) else value
         for name, value in values.items()
     }
-
-
-CHANGES_NO_FRAME = frozenset(("output", "snapshot", "placement", "cuda_graph"))
-"""Keys, and sections of keys, that may differ between two renders of the same frames."""
 
 
 def digest(config: RenderConfig) -> str:

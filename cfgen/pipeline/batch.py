@@ -38,6 +38,7 @@ from cfgen.renderer.events import Event, Noted
 from cfgen.renderer.place import try_place
 from cfgen.runs.folder import RunFolder, is_run
 from cfgen.runs.journal import ChunkLine
+from cfgen.timeline import Plan
 from cfgen.video.output import check_kind, recorded_digest, refuse_existing, run_of
 
 REPORT_VERSION = 1
@@ -103,6 +104,7 @@ class BatchRunner:
         self._stopped: tuple[str, int] | None = None
         self._tried: set[Path] = set()
         self._models = ModelCache()
+        self._plans: dict[str, Plan | None] = {}
         items = [
             Item(name=clip.name, output=RenderJob(clip.config).output, digest=digest(clip.config))
             for clip in listed.clips
@@ -141,6 +143,28 @@ class BatchRunner:
         except CfgenError:
             return 0
 
+    def later_frames(self, item: Item) -> float:
+        """Frames that are to be made once a clip is, counted in frames of that clip's size."""
+        later, size = 0.0, self.configs[item.name].frame_size
+        for other in self.batch.items:
+            if other == item or self.batch.fate(other).state not in ("waiting", "started"):
+                continue
+            plan, (width, height) = self._plan(other), self.configs[other.name].frame_size
+            if plan is not None:
+                made = min(self.progress(other), plan.chunks - 1)
+                left = plan.frames - plan.chunk(made).frame_start
+                later += left * width * height / (size[0] * size[1])
+        return later
+
+    def _plan(self, item: Item) -> Plan | None:
+        """The plan of a clip; None if it cannot be made, as its render will say."""
+        if item.name not in self._plans:
+            try:
+                self._plans[item.name] = RenderJob(self.configs[item.name]).plan
+            except CfgenError:
+                self._plans[item.name] = None
+        return self._plans[item.name]
+
     def obstacle(self, item: Item) -> str:
         """Why a clip cannot be begun or gone on with, as far as can be told beforehand."""
         run, config = run_of(item.output), self.configs[item.name]
@@ -178,6 +202,7 @@ class BatchRunner:
         report: dict[str, object] = {"version": REPORT_VERSION, "done": done, "clips": rows}
         file = self.listed.report
         with disk_errors(file):
+            file.parent.mkdir(parents=True, exist_ok=True)
             # Another process may end the list at the same moment.
             write_file(file, [json_bytes(report, indent=1), b"\n"], shared=True)
         return report

@@ -11,6 +11,7 @@ from cfgen.config.schema import RenderConfig, to_mapping
 from cfgen.config.values import parse_duration
 from cfgen.errors import UsageError
 from cfgen.pipeline.build import build_render, prompts_of, read_prompts
+from cfgen.pipeline.contact_sheets import with_sheet
 from cfgen.pipeline.film_changes import changed_from, cut_to, with_film
 from cfgen.pipeline.fingerprint import prompt_digest
 from cfgen.pipeline.job import RenderJob
@@ -18,7 +19,7 @@ from cfgen.pipeline.models import OpenedModel
 from cfgen.pipeline.naming import random_seed
 from cfgen.pipeline.plan import passes_of
 from cfgen.pipeline.preflight import check_place
-from cfgen.pipeline.rendering import Rendering
+from cfgen.pipeline.rendering import Rendering, whole_video
 from cfgen.pipeline.runs import config_of
 from cfgen.renderer.branch import BranchPoint, fork, locate, retry_from
 from cfgen.renderer.events import Noted
@@ -166,7 +167,13 @@ def take_back(run: Path) -> tuple[Path, Path]:
         CfgenError: It cannot be done.
     """
     with Lock(run / LOCK):
-        return undo(RunFolder(run))
+        names = undo(RunFolder(run))
+        folder = RunFolder(run)
+        job = RenderJob(config_of(folder))
+        if (video := whole_video(folder, job)) is not None:
+            for _ in with_sheet(job, video):  # a report shows no sheet of another film
+                pass
+    return names
 
 
 def chunk_of(at: str, parent: Plan, child: Plan) -> int:

@@ -45,6 +45,7 @@ from cfgen.timeline import Plan
 from cfgen.video.ffmpeg import find_ffmpeg
 from cfgen.video.ffmpeg_graph import graph_module
 from cfgen.video.output import run_of
+from cfgen.video.preview import Preview
 from cfgen.video.writer import VideoWriter
 
 
@@ -120,6 +121,17 @@ def build_render(
         replaces=overwrite,
         chapters=chapters_of(plan),
     )
+    preview = (
+        Preview(
+            path,
+            width=plan.geometry.width,
+            height=plan.geometry.height,
+            fps=plan.geometry.fps,
+            ffmpeg=ffmpeg,
+        )
+        if config.preview
+        else None
+    )
     source = dataclasses.replace(build_source(job, models), bits=encoding.bits)
     job.model.require_unchanged()
     writer.add_metadata({"backend": source.backend})
@@ -145,6 +157,7 @@ def build_render(
         ),
         warnings=warnings_of(config),
         sound=job.sound,
+        preview=preview,
     )
 
 

@@ -10,6 +10,7 @@ from cfgen.config.schema import RenderConfig
 from cfgen.errors import LockHeld
 from cfgen.out_of_memory import memory_errors
 from cfgen.pipeline.build import ModelCache, build_render
+from cfgen.pipeline.contact_sheets import with_sheet
 from cfgen.pipeline.job import RenderJob
 from cfgen.pipeline.limits import what_fits
 from cfgen.pipeline.preflight import check_place
@@ -114,12 +115,17 @@ class Rendering:
     def __iter__(self) -> Iterator[Event]:
         """Render, yielding what happens; `Finished` comes last."""
         if self._video is not None:
-            yield from (*self._opening, self._video)
+            yield from self._opening
+            yield from with_sheet(self.job, self._video)
             return
         render = self.load()
         yield from self._opening
         with memory_errors(what_fits(self.job.config)):
-            yield from render.run()
+            for event in render.run():
+                if isinstance(event, Finished):
+                    yield from with_sheet(self.job, event)
+                else:
+                    yield event
 
 
 def begin(job: RenderJob, *, overwrite: bool = False) -> Rendering:

@@ -6,8 +6,9 @@ import dataclasses
 from pathlib import Path
 
 from cfgen.config.loader import from_mapping, leaves
-from cfgen.config.schema import CHANGES_NO_FRAME, RenderConfig, to_mapping
+from cfgen.config.schema import RenderConfig, to_mapping
 from cfgen.errors import SnapshotError, SnapshotMismatch
+from cfgen.fields import CHANGES_NO_FRAME
 from cfgen.runs.folder import RunFolder, is_run
 from cfgen.video.output import resume_command, run_of
 
@@ -55,7 +56,12 @@ def config_to_resume(folder: RunFolder, asked: RenderConfig | None) -> RenderCon
         require_same_render(folder.path, stored, asked)
         device = stored.device if asked.device == "auto" else asked.device
         stored = dataclasses.replace(
-            stored, snapshot=asked.snapshot, placement=asked.placement, device=device
+            stored,
+            snapshot=asked.snapshot,
+            placement=asked.placement,
+            device=device,
+            preview=asked.preview,
+            contact_sheet=asked.contact_sheet,
         )
     return stored
 

@@ -10,9 +10,17 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from cfgen.errors import BudgetError, Interrupted
+from cfgen.errors import BudgetError, Interrupted, WriterError
 from cfgen.model.vae import Mode
-from cfgen.renderer.events import ChunkDone, Encoded, Event, Finished, Resumed, Warned
+from cfgen.renderer.events import (
+    ChunkDone,
+    Encoded,
+    Event,
+    Finished,
+    Previewed,
+    Resumed,
+    Warned,
+)
 from cfgen.renderer.playing import Playing
 from cfgen.renderer.recorder import RunRecorder
 from cfgen.renderer.replay import replay, require_same
@@ -23,6 +31,7 @@ from cfgen.runs.recovery import RunAudit, chunk_list, plan_recovery
 from cfgen.runs.snapshot import SnapshotStore
 from cfgen.units import bytes_words
 from cfgen.video.output import resume_command
+from cfgen.video.preview import Frames, Preview
 from cfgen.video.writer import VideoWriter
 
 
@@ -51,6 +60,7 @@ class ChunkLoop:
         audited: What was made before.
         mode: What is kept, as in `SnapshotConfig`.
         stop: Looked at between two chunks.
+        preview: Shows the frames while more are made, if that is asked for.
 
     Attributes:
         recorded: Whether a chunk was written down.
@@ -67,11 +77,13 @@ class ChunkLoop:
         *,
         mode: str,
         stop: StopRequest,
+        preview: Preview | None = None,
     ) -> None:
         self.source, self.writer, self.plan = source, writer, source.plan
         self.recorded = False
         self._folder, self._store, self._recorder = folder, store, recorder
         self._audited, self._mode, self._stop = audited, mode, stop
+        self._preview = preview
         self._segments_nbytes = sum(segment.nbytes for segment in audited.segments)
         self._frames_made = sum(line.frames for line in audited.lines)
         self._playing, self._state = Playing[Chunk](), source.vae.start()
@@ -125,6 +137,7 @@ class ChunkLoop:
                     self.writer.write(frames)
                     now = self.writer.frames_sha256
                     require_same(self._folder, line.frames_sha256 or now, now)
+                    yield from self._previewed(frames)
                     yield from self._end_segment(chunk.index)
 
     def render(self) -> Iterator[Event]:
@@ -156,10 +169,13 @@ class ChunkLoop:
             else:
                 self.writer.write(frames)
                 yield self._record(chunk.index, sha256, self.writer.frames_sha256, state.mode)
+                yield from self._previewed(frames)
                 yield from self._end_segment(chunk.index)
             for later in playable[1:]:
                 before = state.mode
-                self.writer.write(self.source.decode(later, state))
+                frames = self.source.decode(later, state)
+                self.writer.write(frames)
+                yield from self._previewed(frames)
                 yield from self._told(later.index, before)
                 yield from self._end_segment(later.index)
             if done < len(order) and pauses:
@@ -167,6 +183,20 @@ class ChunkLoop:
                     yield self._recorder.snapshot(done)
                 self._stop_here(done)
                 making.start(order[done])
+
+    def _previewed(self, frames: Frames) -> Iterator[Event]:
+        """Show frames that were just written; a preview that cannot be made stops nothing else."""
+        if self._preview is None or not len(frames):
+            return
+        self._recorder.require_lock()
+        try:
+            self._preview.write(frames, self.writer.frames - len(frames))
+        except (WriterError, BudgetError) as error:
+            self._preview.kill()
+            self._preview = None
+            yield Warned(message=f"the preview ends here: {error}", hint="the film goes on")
+        else:
+            yield Previewed(film=self._preview.film, picture=self._preview.picture)
 
     def _told(self, index: int, before: Mode) -> Iterator[Warned]:
         """A warning if frames are decoded in another mode than before."""
@@ -247,6 +277,8 @@ class ChunkLoop:
         facts = self.writer.join()
         self._recorder.video(facts)
         self.writer.publish()
+        if self._preview is not None:
+            self._preview.remove()
         self._store.keep_newest()
         return Finished(
             output=facts.path,

@@ -46,6 +46,19 @@ class ChunkDone:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Previewed:
+    """The preview shows the newest chunk.
+
+    Attributes:
+        film: The film that grows.
+        picture: The newest frame, as JPEG.
+    """
+
+    film: Path
+    picture: Path
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Encoded:
     """A segment is encoded and closed.
 
@@ -139,6 +152,7 @@ class Finished:
         sidecar: The JSON file beside it that tells how it was made.
         keeping_s: Seconds of this session spent on keeping latents, journal and snapshots.
         snapshots_nbytes: Bytes of snapshots written in this session.
+        sheet: The contact sheet beside it, if there is one.
     """
 
     output: Path
@@ -148,6 +162,7 @@ class Finished:
     sidecar: Path
     keeping_s: float = 0.0
     snapshots_nbytes: int = 0
+    sheet: Path | None = None
 
 
-Event = Loaded | Resumed | ChunkDone | Encoded | Saved | Warned | Noted | Finished
+Event = Loaded | Resumed | ChunkDone | Previewed | Encoded | Saved | Warned | Noted | Finished

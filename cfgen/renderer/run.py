@@ -38,6 +38,7 @@ from cfgen.runs.recovery import audit
 from cfgen.runs.snapshot import SnapshotStore
 from cfgen.timeline import Plan
 from cfgen.video.output import refuse_existing, sidecar_of
+from cfgen.video.preview import Preview
 from cfgen.video.writer import VideoWriter
 
 
@@ -55,6 +56,7 @@ class Render:
         loaded: Told before the first chunk.
         warnings: Told after it.
         sound: Gives the sound of the video, None where there is none.
+        preview: Shows the frames while more are made, if that is asked for.
     """
 
     def __init__(
@@ -70,12 +72,13 @@ class Render:
         loaded: Loaded,
         warnings: tuple[Warned, ...] = (),
         sound: Callable[[], Iterable[bytes]] | None = None,
+        preview: Preview | None = None,
     ) -> None:
         self.source, self.writer = source, writer
         self._path, self._record = path, record
         self._mode, self._budget, self._clean = mode, budget_nbytes, clean
         self._loaded, self._warnings, self._sound = loaded, warnings, sound
-        self._stop = StopRequest()
+        self._stop, self._preview = StopRequest(), preview
         self._loop: ChunkLoop | None = None
         self._resume = False
         self._video: VideoLine | None = None
@@ -195,6 +198,7 @@ class Render:
                     *(self.source, self.writer, folder, store, recorder, audited),
                     mode=self._mode,
                     stop=self._stop,
+                    preview=self._preview,
                 )
                 if self._resume:
                     yield from loop.restore()
@@ -204,6 +208,9 @@ class Render:
                 if not self._lock.held:
                     self.writer.let_go()  # its files are another process's by now
                 raise
+            finally:
+                if self._preview is not None:
+                    self._preview.kill()
 
     def _opened(self) -> RunFolder:
         """The run folder, made anew or as it is; the lock is ours.

@@ -16,7 +16,8 @@ LOG = "log.txt"
 _OWN = re.compile(
     r"(run(\.[0-9a-f]{8})?(\.part)?\.json|journal(-\d+)?(\.[0-9a-f]{8})?(\.part)*\.jsonl"
     r"|lock(\.[0-9a-f]{16})?|log(\.[0-9a-f]{8}\.part)?\.txt|sound(\.part)?\.(aac|flac)"
-    r"|score(\.part)?\.json|latents|segments|snapshots(-\d+)?)"
+    r"|preview(\.[0-9a-f]{8})?(\.part)?\.(mp4|jpg)|score(\.part)?\.json"
+    r"|latents|segments|snapshots(-\d+)?)"
 )
 _LITTER = re.compile(
     r"\.DS_Store|\._.*|\.AppleDouble|\.localized|Icon\r|@eaDir|@tmp|\.@__thumb|#recycle"

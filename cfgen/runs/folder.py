@@ -7,6 +7,7 @@ NAME.cfgen/
   segments/      encoded pieces of the video, until it is joined
   snapshots/     the memory between two chunks
   score.json     what `cfgen score` found of the finished video
+  preview.*      with --preview, a film that grows and its newest frame, until the video is joined
   log.txt        what happened, for people: begun, resumed, stopped, and why
   lock           while a process works on it
 """
@@ -29,6 +30,7 @@ from cfgen.errors import (
     SnapshotMismatch,
     UsageError,
 )
+from cfgen.fields import CHANGES_NO_FRAME
 from cfgen.files.reading import read_bytes
 from cfgen.files.writing import (
     Block,
@@ -234,7 +236,7 @@ class RunFolder:
             SnapshotMismatch: The fingerprint is another; tells every difference.
         """
         require_harmless(allow_changed)
-        held = {k: v for k, v in self.record.config.items() if k not in ("output", "snapshot")}
+        held = {k: v for k, v in self.record.config.items() if k not in CHANGES_NO_FRAME}
         if restricted(record.config, held) != held:
             raise SnapshotMismatch(f"{self.path} became another render meanwhile", "try again")
         before, fingerprint = self.record.fingerprint, record.fingerprint

@@ -9,10 +9,11 @@ import signal
 import subprocess
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from io import BufferedReader
 from pathlib import Path
-from typing import IO, Self
+from typing import IO, Self, cast
 
 from cfgen.errors import BudgetError, FfmpegMissing, WriterError
 
@@ -21,6 +22,7 @@ STDERR_LINES = 20
 _STDERR_LINE_BYTES = 2000
 _PROBE_TIMEOUT_S = 60.0
 _EXIT_TIMEOUT_S = 10.0
+_READ_NBYTES = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,7 +218,7 @@ class FfmpegRun:
             purpose: What it does, for messages: "ffmpeg stopped while <purpose>".
             cwd: Folder to run in.
             feed: Whether `write` is used.
-            read: Whether `lines` or `blocks` is used.
+            read: Whether `lines`, `blocks` or `read_beside` is used.
 
         Raises:
             WriterError: The binary could not be started.
@@ -235,6 +237,7 @@ class FfmpegRun:
         except OSError as exc:
             raise WriterError(f"ffmpeg could not be started for {purpose}: {exc}") from exc
         self._stderr_tail: deque[str] = deque(maxlen=STDERR_LINES)
+        self._reader: threading.Thread | None = None
         self._drain = threading.Thread(target=self._drain_stderr, name="ffmpeg-stderr", daemon=True)
         self._drain.start()
 
@@ -265,6 +268,19 @@ class FfmpegRun:
         stdout = _opened(self._child.stdout)
         while block := stdout.read(nbytes):
             yield block
+
+    def read_beside(self, take: Callable[[Iterator[bytes]], None]) -> None:
+        """Have a thread take ffmpeg's stdout as it comes, until it ends.
+
+        Args:
+            take: Is called in that thread, with blocks of any size.
+        """
+        stdout = cast(BufferedReader, _opened(self._child.stdout))
+        blocks = iter(lambda: stdout.read1(_READ_NBYTES), b"")
+        self._reader = threading.Thread(
+            target=take, args=(blocks,), name="ffmpeg-stdout", daemon=True
+        )
+        self._reader.start()
 
     def finish(self) -> None:
         """Close stdin and wait until ffmpeg has ended well.
@@ -297,6 +313,8 @@ class FfmpegRun:
 
     def _close(self) -> None:
         self._drain.join(_EXIT_TIMEOUT_S)
+        if self._reader is not None:
+            self._reader.join(_EXIT_TIMEOUT_S)
         for stream in (self._child.stdin, self._child.stdout):
             if stream is not None:
                 with contextlib.suppress(OSError):

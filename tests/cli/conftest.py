@@ -87,6 +87,7 @@ def build(monkeypatch: pytest.MonkeyPatch) -> FakeBuild:
     """Put a `FakeBuild` in the place of what loads models."""
     fake = FakeBuild()
     monkeypatch.setattr("cfgen.pipeline.rendering.build_render", fake.build_render)
+    monkeypatch.setattr("cfgen.pipeline.rendering.with_sheet", lambda job, done: iter([done]))
     return fake
 
 

@@ -4,8 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cfgen.cli.progress import WINDOW_CHUNKS, Pace, clock
+from cfgen.cli.progress import WINDOW_CHUNKS, Pace, chunk_words, clock
 from cfgen.pipeline.naming import MAX_SLUG_BYTES, default_name, slug
+from cfgen.renderer.events import ChunkDone
 from cfgen.units import bytes_words
 
 
@@ -72,3 +73,12 @@ def test_a_slug_is_safe_whatever_the_prompt(text: str) -> None:
     assert 0 < len(made.encode()) <= MAX_SLUG_BYTES
     assert not set(made) & set('/\\:*?"<>|. \0\n')
     assert not made.startswith("-")
+
+
+def test_a_batch_has_an_eta_of_its_own() -> None:
+    pace = Pace()
+    pace.add(10, 1.0)
+    pace.add(20, 2.0)
+    event = ChunkDone(index=1, chunks=4, frames_done=20, frames_total=40, elapsed_s=2.0)
+    assert chunk_words(event, 10, pace, 580).endswith("10.0 frames/s, ETA 0:02, batch 1:00")
+    assert "batch" not in chunk_words(event, 10, pace)

@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from cfgen.cli.app import app
-from cfgen.cli.jobs import jobs_under
+from cfgen.pipeline.run_status import jobs_under
 from tests.render.crash import Crash, dying
 from tests.render.film import MakeFilm
 

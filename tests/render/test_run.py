@@ -87,6 +87,7 @@ def test_the_video_holds_exactly_the_planned_frames(
         "clip.cfgen",
         "clip.mp4",
         "clip.mp4.json",
+        "clip.sheet.jpg",
     ]
 
 
