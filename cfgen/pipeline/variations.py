@@ -72,7 +72,8 @@ def variations(config: RenderConfig, seeds: Sequence[int]) -> ClipList:
     """
     if not config.prompt.strip():
         raise UsageError("the prompt is empty", "say what the videos show")
-    output = config.output or Path(f"{slug(config.prompt)}{MP4.ending}")
+    ending = config.encode.ending or MP4.ending
+    output = config.output or Path(f"{slug(config.prompt)}{ending}")
     format_of(output)
     folder = output.with_name(f"{output.stem}-seeds")
     clips = []

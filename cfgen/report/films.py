@@ -15,19 +15,18 @@ from cfgen.config.schema import RenderConfig, to_mapping
 from cfgen.errors import CfgenError
 from cfgen.fields import CHANGES_NO_FRAME
 from cfgen.files.reading import read_text
-from cfgen.files.writing import sha256_of
 from cfgen.pipeline.job import RenderJob
 from cfgen.pipeline.run_status import Job, job_of
 from cfgen.pipeline.runs import config_of
 from cfgen.report import commands
 from cfgen.runs.folder import RunFolder, is_run
 from cfgen.runs.journal import ChunkLine, SessionLine
+from cfgen.scoring.record import read_score
 from cfgen.timeline import Plan
 from cfgen.video.contact_sheet import sheet_of, sheet_text
 from cfgen.video.output import pasted, recorded_digest, run_of, sidecar_of
 from cfgen.video.preview import FILM
 
-SCORE_SCHEMA = "cfgen.score/1"
 OPEN = ("running", "interrupted", "next", "waiting")
 """States of films that are not finished, and may be."""
 _NOT_COMPARED = ("prompt", "shots", "duration", "seed", "device", "threads")
@@ -113,19 +112,6 @@ def differing_settings(films: Sequence[Film]) -> list[tuple[str, list[str]]]:
     keys = dict.fromkeys(key for settings in known for key in settings)
     rows = [(key, [settings.get(key, "") for settings in known]) for key in keys]
     return [(key, values) for key, values in rows if len({v for v in values if v}) > 1]
-
-
-def read_score(video: Path) -> Mapping[str, object] | None:
-    """What `cfgen score` found of a film; None if nothing, or of another film of that name."""
-    run = run_of(video)
-    file = run / "score.json" if is_run(run) else video.with_name(f"{video.name}.score.json")
-    try:
-        found = json.loads(read_text(file))
-        current = found["schema"] == SCORE_SCHEMA
-        same = found["provenance"]["sha256"] == sha256_of(video)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return None
-    return cast("Mapping[str, object]", found) if current and same else None
 
 
 def film_of(video: Path, page: Path, row: Mapping[str, object]) -> Film:

@@ -18,12 +18,13 @@ from cfgen.errors import UsageError
 from cfgen.files.writing import sha256_of
 from cfgen.report.commands import branch_command, render_command, resume_command
 from cfgen.report.curves import curve_of, curves_of
-from cfgen.report.films import differing_settings, read_score
+from cfgen.report.films import differing_settings
 from cfgen.report.page import keep_current, page_text, write_report
 from cfgen.report.subjects import films_of, subject_of
 from cfgen.runs.folder import RunFolder, RunRecord
 from cfgen.runs.journal import ChunkLine, VideoLine
 from cfgen.runs.lock import Lock
+from cfgen.scoring.record import read_score
 from cfgen.video.contact_sheet import sheet_of
 from cfgen.video.output import sidecar_of
 from tests.cli.conftest import FakeBuild
