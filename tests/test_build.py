@@ -343,7 +343,7 @@ def test_a_damaged_list_of_words_is_refused(
 
 def test_parts_of_different_models_are_refused(tiny_settings: list[str], model: Path) -> None:
     widths = VaeSettings(
-        latent_channels=4,
+        texture_channels=4,
         encoder_width=8,
         decoder_widths=(8, 8, 8, 8),
         patch_size=1,
@@ -353,7 +353,7 @@ def test_parts_of_different_models_are_refused(tiny_settings: list[str], model: 
     )
     vae = VaeStage(widths, model)
     vae.export(dict(vae.modules.named_parameters()))
-    told = "makes latents of 16 channels, and the autoencoder reads 4"
+    told = "makes latents of 16 channels, and the autoencoder reads 12"
     with pytest.raises(CheckpointError, match=told):
         _film(tiny_settings, f"model.path={model}")
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -26,7 +27,7 @@ from cfgen.video.output import sidecar_of
 class Work(Protocol):
     """What makes a video once everything is loaded."""
 
-    def run(self) -> Iterator[Event]:
+    def run(self) -> Generator[Event, None, None]:
         """Make it, yielding what happens."""
 
     def stop(self, why: str, *, exit_code: int) -> None:
@@ -120,8 +121,11 @@ class Rendering:
             return
         render = self.load()
         yield from self._opening
-        with memory_errors(what_fits(self.job.config)):
-            for event in render.run():
+        with (
+            memory_errors(what_fits(self.job.config)),
+            contextlib.closing(render.run()) as work,  # it ends when this does, not some time later
+        ):
+            for event in work:
                 if isinstance(event, Finished):
                     yield from with_sheet(self.job, event)
                 else:

@@ -8,7 +8,7 @@ run goes on with this one too.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -138,7 +138,7 @@ class Decoding:
         """Stop after the chunk that is being decoded; see `Render.stop`."""
         self._stop.why, self._stop.exit_code = why, exit_code
 
-    def run(self) -> Iterator[Event]:
+    def run(self) -> Generator[Event, None, None]:
         """Decode, yielding what happens. Whatever stops it, the output is complete or untouched.
 
         Raises:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import fields
 from pathlib import Path
 
@@ -113,7 +113,7 @@ class Render:
         """
         self._stop.why, self._stop.exit_code = why, exit_code
 
-    def run(self) -> Iterator[Event]:
+    def run(self) -> Generator[Event, None, None]:
         """Render, yielding what happens. Whatever stops it, the output is complete or untouched.
 
         Raises:

@@ -190,7 +190,7 @@ class VaeStage(SingleLossStage):
             "worst": float(worst.detach()),
             "change": 255 * float(change.detach()),
             "moment": float(moment.detach()),
-            "semantics": float(missaid.detach() / told.square().mean()),
+            "semantics": float(missaid.detach()),
         }
 
     def export(self, weights: Mapping[str, Tensor]) -> None:

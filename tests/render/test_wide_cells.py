@@ -27,6 +27,7 @@ from cfgen.runs.folder import RunFolder
 from cfgen.runs.journal import ChunkLine
 from cfgen.train.export import Exporter
 from cfgen.train.film_world.latents import LatentStore
+from cfgen.train.film_world.semantics import SEMANTIC_CHANNELS
 from cfgen.train.flow_matching_settings import FlowMatchingSettings
 from cfgen.train.flow_matching_stage import FlowMatchingStage
 from cfgen.train.tokenizer_stage import train_tokenizer
@@ -41,7 +42,7 @@ SETTINGS = ("memory.policy=window", "memory.size=6", "schedule.timesteps=[1000]"
 def autoencoder(folder: Path, channels: int, patch: int) -> VaeStage:
     """Write an autoencoder of random weights."""
     settings = VaeSettings(
-        latent_channels=channels,
+        texture_channels=channels - SEMANTIC_CHANNELS,
         encoder_width=8,
         decoder_widths=(16, 8, 8, 8),
         patch_size=patch,
