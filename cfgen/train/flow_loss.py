@@ -24,10 +24,14 @@ class LossWeights:
         returning: weight of latent cells that only a memory of the past can know.
         motion: weight of the error's change from one latent frame to the next, where the error's
             own is 1.
+        semantic: weight of the last `semantic_channels` channels, where any other's is 1.
+        semantic_channels: how many those are.
     """
 
     returning: float = 1.0
     motion: float = 0.0
+    semantic: float = 1.0
+    semantic_channels: int = 0
 
 
 class Errors:
@@ -59,7 +63,10 @@ class Errors:
         """
         w = self._weights
         subjects, returns = (x[:, :, None].repeat(draws, 1, 1, 1, 1) for x in (subjects, returns))
-        weight = 1 + (w.returning - 1) * returns
+        texture = error.shape[2] - w.semantic_channels
+        channels = torch.ones_like(error[0, 0, :, :1, :1])
+        channels[texture:] = w.semantic
+        weight = channels * (1 + (w.returning - 1) * returns)
         if by_sample is not None:
             weight = weight * by_sample
         squares = error.square()
@@ -73,6 +80,8 @@ class Errors:
             self._note("all", squares, torch.ones_like(returns))
             self._note("returning", squares, returns)
             self._note("subject", squares, subjects)
+            if w.semantic_channels:
+                self._note("semantic", squares[:, :, texture:], torch.ones_like(returns))
 
     def add_aside(self, name: str, loss: Tensor, weight: float, *, draws: int) -> None:
         """Add another loss of the chunk that was added last; it is logged by its name."""

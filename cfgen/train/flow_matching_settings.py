@@ -31,6 +31,7 @@ class FlowMatchingSettings:
         return_weight: weight of latent cells that only a memory of the past can know.
         motion_weight: weight of the error's change from one latent frame to the next, where the
             error's own is 1: most of a chunk's error is its layout, hardly any its motion.
+        semantic_weight: weight of the error of semantic channels, where that of others is 1.
         label_weight: weight of the error of telling what each cell shows; see `labels`.
         crops: crops round subjects that a step learns from besides; see `crops.py`.
         crop_cells: their rows and columns, in latent cells.
@@ -69,7 +70,8 @@ class FlowMatchingSettings:
     shift: float = 3.0
     return_weight: float = 3.0
     motion_weight: float = 1.0
-    label_weight: float = 0.1
+    semantic_weight: float = 3.0
+    label_weight: float = 0.03
     crops: int = 96
     crop_cells: tuple[int, int] = (8, 10)
     crop_draws: int = 2

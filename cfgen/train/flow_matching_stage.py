@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -232,7 +232,7 @@ class FlowMatchingStage(SingleLossStage):
         memory = training_memory(
             FullMemory(), None, self.generator, (CHUNK_LATENTS, *crops.latents.shape[-2:])
         )
-        errors = Errors(LossWeights())
+        errors = Errors(replace(self._weights, returning=1.0, motion=0.0))
         target = Target(
             crops.latents, crops.subjects, torch.zeros_like(crops.subjects), crops.labels
         )
@@ -277,8 +277,12 @@ class FlowMatchingStage(SingleLossStage):
 
     @property
     def _weights(self) -> LossWeights:
+        s = self.settings
         return LossWeights(
-            returning=self.settings.return_weight, motion=self.settings.motion_weight
+            returning=s.return_weight,
+            motion=s.motion_weight,
+            semantic=s.semantic_weight,
+            semantic_channels=self.store.vae.semantic_channels,
         )
 
     def _corrupt(self, x0: Tensor, own: Tensor, level: Tensor, noise: torch.Generator) -> Tensor:
