@@ -30,7 +30,7 @@ def test_no_weight_moves_the_mean_that_is_learnt() -> None:
     one, other = torch.zeros(1, 1, 3, 1, 2), torch.tensor([3.0, -1.0]).expand(1, 1, 3, 1, 2)
     weights = LossWeights(returning=4, motion=1, semantic=3, semantic_channels=1)
     returns = torch.tensor([[[[1.0, 0.0]]]])
-    at_mean = mean.clone().requires_grad_()
+    at_mean = ((one + other) / 2).requires_grad_()
     errors = Errors(weights)
     for picture in (one, other):
         errors.add(at_mean - picture, torch.zeros_like(returns), returns, draws=1)
