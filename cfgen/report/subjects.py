@@ -15,7 +15,7 @@ from cfgen.report.films import Film, film_of
 from cfgen.runs.folder import RunFolder, is_run
 from cfgen.video.contact_sheet import is_sheet
 from cfgen.video.formats import FORMATS
-from cfgen.video.output import run_of, sidecar_of
+from cfgen.video.output import beside, run_of, sidecar_of, video_of
 
 LIST_REPORT = ".report.json"
 
@@ -93,7 +93,7 @@ def films_of(subject: Subject, page: Path) -> list[Film]:
 
 
 def _page_of(video: Path) -> Path:
-    return video.with_name(f"{video.stem}.report.html")
+    return beside(video, ".report.html")
 
 
 def _of_folder(folder: Path) -> Subject:
@@ -125,7 +125,7 @@ def _video_of(run: Path) -> Path:
     try:
         return RunFolder(run).output
     except CfgenError:
-        return run.with_suffix(next(iter(FORMATS)))
+        return video_of(run)
 
 
 def _of_batch(report: Path) -> Subject:

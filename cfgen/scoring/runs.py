@@ -13,7 +13,7 @@ from cfgen.metrics.change import ChunkGrid
 from cfgen.metrics.latents import LatentDrift, latent_drift
 from cfgen.runs.folder import RunFolder, is_run
 from cfgen.runs.journal import ChunkLine
-from cfgen.video.output import resume_command, run_of
+from cfgen.video.output import is_film, resume_command, run_of
 
 if TYPE_CHECKING:
     from cfgen.metrics.latents import Latents
@@ -49,14 +49,14 @@ def film_of(given: Path) -> Path:
         InputRefused: There is none, or it is not finished.
         SnapshotError, SnapshotCorrupt: The run folder is damaged.
     """
-    if not given.is_dir():
+    if not given.is_dir() or is_film(given):
         return given
     if not is_run(given):
         raise InputRefused(
             f"{given} is a folder and no run folder", "give its films, or compare folders: --paired"
         )
     film = RunFolder(given).output
-    if not film.is_file():
+    if not is_film(film):
         raise InputRefused(
             f"{film} is not there: {given} is not finished", f"`{resume_command(given)}`"
         )

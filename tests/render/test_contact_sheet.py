@@ -37,7 +37,7 @@ def grey_film(ffmpeg: Ffmpeg, folder: Path, frames: int, *, name: str = "grey") 
         writer.write(pixels)
         writer.join()
         writer.publish()
-    return Shown(path=path, frames=frames, fps=16, width=160, height=96)
+    return Shown(path=path, frames=frames, fps=Fraction(16), width=160, height=96)
 
 
 @pytest.mark.parametrize(
