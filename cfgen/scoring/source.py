@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cfgen.errors import CfgenError, InputRefused, WriterError
+from cfgen.errors import InputRefused, UsageError, WriterError
 from cfgen.files.reading import read_text
 from cfgen.files.writing import nbytes_of, sha256_of
 from cfgen.metrics.levels import Frame
@@ -135,7 +135,12 @@ def open_film(ffmpeg: Ffmpeg, path: Path) -> FilmSource:
     codec, _, rest = words.partition(",")
     sha256 = sha256_of(path)
     sidecar = _sidecar(path, sha256)
-    rate = None if shown == path else _rate_of_frames(path, sidecar)
+    rate = _told_rate(sidecar)
+    if rate is None and shown != path:
+        raise InputRefused(
+            f"{path} is a folder of frames, and no {path.name}.json beside it tells their rate",
+            "score a folder that cfgen made and nothing changed since",
+        )
     try:
         held = measure(ffmpeg, path, decode=False, rate=rate)
     except WriterError as error:
@@ -154,17 +159,14 @@ def open_film(ffmpeg: Ffmpeg, path: Path) -> FilmSource:
     )
 
 
-def _rate_of_frames(path: Path, sidecar: Mapping[str, object]) -> Fraction:
-    """The rate of a folder of frames, which the .json beside it tells."""
+def _told_rate(sidecar: Mapping[str, object]) -> Fraction | None:
+    """The rate that what stands beside a film tells; some files round their times."""
     facts = sidecar.get("facts")
     told = facts.get("fps") if isinstance(facts, Mapping) else None
     try:
-        return exact_fps(float(str(told)))
-    except (ValueError, CfgenError):
-        raise InputRefused(
-            f"{path} is a folder of frames, and no {path.name}.json beside it tells their rate",
-            "score a folder that cfgen made and nothing changed since",
-        ) from None
+        return exact_fps(told) if isinstance(told, int | float) else None
+    except UsageError:
+        return None
 
 
 def _rate_of(path: Path, words: str, held: Measured) -> Fraction:
