@@ -193,6 +193,7 @@ def _from_run(video: Path, page: Path, row: Mapping[str, object]) -> Film:
         folder = RunFolder(run_of(video))
         config = config_of(folder)
         plan = RenderJob(config).plan
+        codec = format_of(video).coded(config.encode.codec_key, config.encode.bits)[0]
     except CfgenError as error:
         return Film(name=_name(video), state="damaged", detail=str(error), hint=error.hint or "")
     state, detail, hint = _state(job, row)
@@ -201,7 +202,6 @@ def _from_run(video: Path, page: Path, row: Mapping[str, object]) -> Film:
     fps = plan.geometry.fps
     shown = [plan.chunk(index) for index in range(plan.hidden_chunks, plan.chunks)]
     link = _opened(video) if done else job.path / FILM
-    codec = format_of(video).coded(config.encode.codec_key, config.encode.bits)[0]
     settings = dict(leaves(to_mapping(config)))
     parts = folder.record.parts
     return Film(

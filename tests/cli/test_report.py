@@ -244,6 +244,9 @@ SHOWN = {
 }
 
 
+ENCODERS = {"prores": "prores_ks", "ffv1": "ffv1"}
+
+
 @pytest.mark.parametrize("with_run", [True, False], ids=["run", "sidecar"])
 @pytest.mark.parametrize(("name", "shown"), SHOWN.items(), ids=SHOWN)
 def test_each_format_is_shown_as_browsers_can(
@@ -253,7 +256,7 @@ def test_each_format_is_shown_as_browsers_can(
     codec = video.stem if len(video.stem) > 1 else None
     folder = a_run(video, *([f"encode.codec={codec}"] if codec else []))
     if not with_run:
-        facts = {"sha256": sha256_of(video), "encoder": {"prores": "prores_ks"}.get(codec, codec)}
+        facts = {"sha256": sha256_of(video), "encoder": ENCODERS.get(video.stem)}
         sidecar_of(video).write_text(json.dumps({"facts": facts}))
         shutil.rmtree(folder.path)
     page = page_of(name)

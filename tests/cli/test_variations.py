@@ -112,7 +112,10 @@ def test_a_variation_goes_whatever_its_format(cfgen: Run, ending: str) -> None:
 def test_a_folder_of_frames_that_holds_more_stays(cfgen: Run, name: str) -> None:
     folder = made("done", "done", ending=".png")
     strange = folder / "boat-1.png" / name
-    strange.write_text("mine") if name != "deeper" else strange.mkdir()
+    if name == "deeper":
+        strange.mkdir()
+    else:
+        strange.write_text("mine")
     assert cfgen("jobs", "keep", "2", "-y").exit_code == 3
     assert strange.exists()
     assert (folder / "boat-1.png.cfgen" / "run.json").exists()

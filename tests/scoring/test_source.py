@@ -47,8 +47,10 @@ def test_films_are_read_as_they_are(
 
 
 def _sidecar(film: Path, **facts: object) -> None:
-    told = {"metadata": {"prompt": "a kite", "seed": "7"}}
-    told |= {"facts": {"sha256": sha256_of(film), **facts}}
+    told = {
+        "metadata": {"prompt": "a kite", "seed": "7"},
+        "facts": {"sha256": sha256_of(film), **facts},
+    }
     film.with_name(f"{film.name}.json").write_text(json.dumps(told))
 
 
