@@ -207,8 +207,8 @@ def _require_same_kind(folder: RunFolder, output: Path) -> None:
     if format_of(output).ending != ending.lower():
         raise UsageError(
             f"a branch of {folder.output.name} is a {ending} too, and the output is {output}",
-            f"use -o {pasted(str(output.with_suffix(ending)))}; `cfgen decode` makes another kind of "
-            "file of it",
+            f"use -o {pasted(str(output.with_suffix(ending)))}; `cfgen decode` makes another kind "
+            "of file of it",
         )
 
 
