@@ -126,7 +126,7 @@ def test_a_plan_loads_nothing(settings: dict[str, str]) -> None:
 @pytest.mark.parametrize("values", [{"audio": "sea.wav", "audio_offset": 2}, {"audio": Path("s")}])
 def test_a_sound_is_an_argument(settings: dict[str, str], values: dict[str, object]) -> None:
     sound = cfgen.plan(PROMPT, settings=settings, **values).config.audio
-    assert sound.file == Path(str(values["audio"]))
+    assert sound.file == Path(str(values["audio"])).absolute()
     assert sound.offset_s == values.get("audio_offset")
 
 

@@ -91,8 +91,8 @@ clips:
 """
     )
     assert [(clip.config.audio.file, clip.config.audio.offset_s) for clip in clips] == [
-        (FOLDER / "sea.wav", 2),
-        (FOLDER / "wind.wav", 2),
+        ((FOLDER / "sea.wav").absolute(), 2),
+        ((FOLDER / "wind.wav").absolute(), 2),
         (None, None),
     ]
     with pytest.raises(PresetError, match=r"list.yaml:2: audio.file: is given twice"):
