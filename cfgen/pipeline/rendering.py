@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, cast
 
 from cfgen.config.schema import RenderConfig
 from cfgen.errors import LockHeld
@@ -120,8 +121,10 @@ class Rendering:
             return
         render = self.load()
         yield from self._opening
-        with memory_errors(what_fits(self.job.config)):
-            for event in render.run():
+        events = cast("Generator[Event, None, None]", render.run())
+        # Closed by name: what is closed when it is collected loses the errors of that.
+        with memory_errors(what_fits(self.job.config)), closing(events):
+            for event in events:
                 if isinstance(event, Finished):
                     yield from with_sheet(self.job, event)
                 else:
