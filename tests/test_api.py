@@ -123,6 +123,13 @@ def test_a_plan_loads_nothing(settings: dict[str, str]) -> None:
     assert job.model.geometry.num_layers > 0
 
 
+@pytest.mark.parametrize("values", [{"audio": "sea.wav", "audio_offset": 2}, {"audio": Path("s")}])
+def test_a_sound_is_an_argument(settings: dict[str, str], values: dict[str, object]) -> None:
+    sound = cfgen.plan(PROMPT, settings=settings, **values).config.audio
+    assert sound.file == Path(str(values["audio"])).absolute()
+    assert sound.offset_s == values.get("audio_offset")
+
+
 def test_weights_are_described(settings: dict[str, str]) -> None:
     (report,) = cfgen.inspect(f"{settings['model.path']}/tae.safetensors", digests=False)
     assert report.refusal is None

@@ -13,6 +13,7 @@ from cfgen.cli.command import FILM, OUTPUT
 from cfgen.cli.console import Console
 from cfgen.errors import SetupError, UsageError
 from cfgen.pipeline.runs import run_folder
+from cfgen.video.output import video_of
 
 if TYPE_CHECKING:
     from cfgen.pipeline.branch import Branch
@@ -72,7 +73,7 @@ def retry(
         if begin or seed or prompt or transition:
             raise UsageError("--undo goes with no other change", "leave the other flags out")
         video, kept = take_back(path)
-        output = str(run.with_suffix(video.suffix) if run.suffix == ".cfgen" else run)
+        output = str(video_of(run) if run.suffix == ".cfgen" else run)
         console.note(f"{video.name} is back as {output}; what was there is {kept.name}")
         console.made(output, {"output": output, "take": str(kept)})
         return

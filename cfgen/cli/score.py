@@ -195,10 +195,11 @@ def _export(console: Console, films: Sequence[Path], folder: Path) -> None:
     from cfgen.scoring.settings import films_in
     from cfgen.scoring.vbench import export_vbench
     from cfgen.units import count
+    from cfgen.video.output import is_film
 
     listed: list[Path] = []
     for given in films:
-        is_folder = given.is_dir() and given.suffix != ".cfgen"
+        is_folder = given.is_dir() and given.suffix != ".cfgen" and not is_film(given)
         listed += films_in(given) if is_folder else [film_of(given)]
     found = export_vbench(listed, folder)
     for note in found.notes:

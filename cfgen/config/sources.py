@@ -59,6 +59,9 @@ MOST_NODES = 1_000_000
 EXTENSION = "x-"
 """What keys begin with that hold anchors for others, or notes: they set nothing."""
 
+SHORT = {"audio": "audio.file"}
+"""Sections that may hold one value instead of keys, and the key that it is for."""
+
 Entries = dict[str, Entry]
 """Entries by dotted key."""
 
@@ -197,6 +200,8 @@ def _flatten(node: yaml.MappingNode, prefix: str, reading: _Reading, entries: En
         key = f"{prefix}{key_node.value}" if isinstance(key_node, yaml.ScalarNode) else prefix
         if not prefix and key.startswith(EXTENSION):
             continue
+        if isinstance(value_node, yaml.ScalarNode):
+            key = SHORT.get(key, key)
         if key in sections:
             if isinstance(value_node, yaml.MappingNode):
                 _flatten(value_node, f"{key}.", reading, entries)

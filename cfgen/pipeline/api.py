@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 Value = str | int | float | bool | Path | None | Iterable[object]
 
-_BEGIN = {
+_SHORT = {
     "image": "begin.image",
     "last_image": "begin.last_image",
     "video": "begin.video",
@@ -41,8 +41,12 @@ _BEGIN = {
     "end": "begin.to",
     "keep_input": "begin.keep_input",
     "fit": "begin.fit",
+    "audio": "audio.file",
+    "audio_offset": "audio.offset",
+    "audio_loop": "audio.loop",
+    "audio_fade": "audio.fade",
 }
-"""Keys of what a video begins with, by the names that functions here have for them."""
+"""Keys of what a video begins with and of its sound, by the names that functions here have."""
 
 
 def plan(
@@ -58,7 +62,8 @@ def plan(
             `fps`, `rng`, `device`, `dtype`, `threads`, `backend`, `transition`, and `shots`: texts
             such as "8s: a red kite" or "6s cut: a boat", or mappings of `duration`, `prompt` and
             `transition`; and what the video begins with: `image`, or `video` with `start`, `end`
-            and `keep_input`, and `fit`.
+            and `keep_input`, and `fit`; and its sound: `audio`, a file, with `audio_offset`,
+            `audio_loop` and `audio_fade`.
 
     Returns:
         The job: its `config`, its `plan`, its `model`; `pipeline.plan.estimate_of` and
@@ -67,7 +72,7 @@ def plan(
     Raises:
         PresetError: A key is unknown or a value cannot be used.
     """
-    named = {_BEGIN.get(name, name): value for name, value in values.items()}
+    named = {_SHORT.get(name, name): value for name, value in values.items()}
     given = {"prompt": " ".join(prompt.split()) or None, **named, **(settings or {})}
     flags = {key: _written(value) for key, value in given.items() if value is not None}
     return RenderJob(load(flags, recipe=recipe_of).config)

@@ -30,7 +30,7 @@ from cfgen.runs.folder import RunFolder, RunRecord
 from cfgen.runs.lock import Lock
 from cfgen.timeline import Plan
 from cfgen.units import clock, count
-from cfgen.video.output import run_of
+from cfgen.video.output import format_of, pasted, run_of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -117,6 +117,7 @@ def plan_branch(
     config = _changed(folder, changes)
     if run_of(output).absolute() == run.absolute():
         raise UsageError("a branch needs an output of its own", "name another with -o")
+    _require_same_kind(folder, output)
     chunk = chunk_of(at, parent.plan, RenderJob(config, parent.model).plan)
     longer = dataclasses.replace(config, output=output)
     child = RenderJob(_shown_from(longer, chunk, changes, parent.model))
@@ -194,6 +195,21 @@ def chunk_of(at: str, parent: Plan, child: Plan) -> int:
             )
     chunk = parent.chunks - 1 if seconds == parent.seconds else parent.chunk_at(seconds)
     return max(chunk, parent.given_chunks)  # what is given stays
+
+
+def _require_same_kind(folder: RunFolder, output: Path) -> None:
+    """Refuse a branch that is another kind of file, as it takes over how its film is coded.
+
+    Raises:
+        UsageError: It is.
+    """
+    ending = folder.output.suffix
+    if format_of(output).ending != ending.lower():
+        raise UsageError(
+            f"a branch of {folder.output.name} is a {ending} too, and the output is {output}",
+            f"use -o {pasted(str(output.with_suffix(ending)))}; `cfgen decode` makes another kind "
+            "of file of it",
+        )
 
 
 def _changed(folder: RunFolder, changes: Mapping[str, str | None]) -> RenderConfig:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from cfgen.errors import CfgenError
 from cfgen.pipeline.job import RenderJob
+from cfgen.pipeline.preflight import encoding_of
 from cfgen.renderer.events import Event, Finished, Warned
 from cfgen.video.contact_sheet import (
     Shown,
@@ -17,7 +18,7 @@ from cfgen.video.contact_sheet import (
     write_film_sheet,
 )
 from cfgen.video.ffmpeg import find_ffmpeg
-from cfgen.video.output import recorded_digest
+from cfgen.video.output import is_film, recorded_digest
 
 
 def with_sheet(job: RenderJob, finished: Finished) -> Iterator[Event]:
@@ -29,13 +30,13 @@ def with_sheet(job: RenderJob, finished: Finished) -> Iterator[Event]:
         job: The render.
         finished: What it ended with.
     """
-    if not job.config.contact_sheet or not finished.output.is_file():
+    if not job.config.contact_sheet or not is_film(finished.output):
         yield finished
         return
     sheet, digest = sheet_of(finished.output), recorded_digest(finished.output) or ""
     try:
         if sheet_text(sheet) != f"{finished.output.name} {digest}":
-            film = _shown(job, finished.output, frames=finished.frames)
+            film = _shown(job, finished.output)
             write_film_sheet(find_ffmpeg(), film, sheet, sha256=digest)
     except CfgenError as error:
         yield Warned(message=f"there is no contact sheet: {error}", hint=error.hint)
@@ -58,12 +59,12 @@ def compare(jobs: Sequence[tuple[RenderJob, str]], sheet: Path) -> None:
     write_comparison_sheet(find_ffmpeg(), films, sheet)
 
 
-def _shown(job: RenderJob, path: Path, *, frames: int = 0, label: str = "") -> Shown:
-    shape = job.plan.geometry
+def _shown(job: RenderJob, path: Path, *, label: str = "") -> Shown:
+    shape, encoding = job.plan.geometry, encoding_of(job)
     return Shown(
         path=path.absolute(),
-        frames=frames or job.plan.frames,
-        fps=shape.fps,
+        frames=encoding.frames_of(job.plan.frames),
+        fps=encoding.rate,
         width=shape.width,
         height=shape.height,
         label=label,

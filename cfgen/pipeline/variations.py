@@ -17,7 +17,7 @@ from cfgen.config.batch_list import Clip
 from cfgen.config.schema import RenderConfig
 from cfgen.errors import OutputRefused, UsageError
 from cfgen.files.reading import read_text
-from cfgen.files.writing import disk_errors, json_bytes, sha256_of, write_file
+from cfgen.files.writing import discard, disk_errors, json_bytes, sha256_of, write_file
 from cfgen.pipeline.batch import ClipList
 from cfgen.pipeline.contact_sheets import compare
 from cfgen.pipeline.job import RenderJob
@@ -27,7 +27,7 @@ from cfgen.runs.folder import is_run
 from cfgen.runs.lock import Lock
 from cfgen.video.contact_sheet import is_sheet, sheet_of
 from cfgen.video.formats import MP4
-from cfgen.video.output import format_of, recorded_digest, run_of, sidecar_of
+from cfgen.video.output import beside, format_of, recorded_digest, run_of, sidecar_of
 
 REPORT = "variations.json"
 MOST = 64
@@ -75,7 +75,7 @@ def variations(config: RenderConfig, seeds: Sequence[int]) -> ClipList:
     ending = config.encode.ending or MP4.ending
     output = config.output or Path(f"{slug(config.prompt)}{ending}")
     format_of(output)
-    folder = output.with_name(f"{output.stem}-seeds")
+    folder = beside(output, "-seeds")
     clips = []
     for seed in seeds:
         name = f"{output.stem}-{seed}"
@@ -139,7 +139,7 @@ class Choice:
             for video in self.removed:
                 with disk_errors(video):
                     for path in (video, sidecar_of(video), sheet_of(video)):
-                        path.unlink(missing_ok=True)
+                        discard(path)
             for run in runs:
                 remove(run)
         gone = {video.name for video in self.removed}

@@ -28,10 +28,11 @@ def take_of(output: Path, number: int) -> Path:
 
 def takes_of(output: Path) -> dict[int, Path]:
     """The videos of the takes that are kept of a film, by number; they may be missing."""
-    name = re.compile(rf"{re.escape(output.stem)}\.take-([1-9][0-9]{{0,8}})")
+    before, after = run_of(take_of(output, 0)).name.rsplit("0", 1)
+    name = re.compile(rf"{re.escape(before)}([1-9][0-9]{{0,8}}){re.escape(after)}")
     folder = output.absolute().parent
     runs = [path for path in folder.iterdir() if is_run(path)] if folder.is_dir() else []
-    found = {int(match[1]): path for path in runs if (match := name.fullmatch(path.stem))}
+    found = {int(match[1]): path for path in runs if (match := name.fullmatch(path.name))}
     return {number: take_of(output, number) for number in sorted(found)}
 
 

@@ -24,7 +24,16 @@ from cfgen.runs.journal import ChunkLine, SessionLine
 from cfgen.scoring.record import read_score
 from cfgen.timeline import Plan
 from cfgen.video.contact_sheet import sheet_of, sheet_text
-from cfgen.video.output import pasted, recorded_digest, run_of, sidecar_of
+from cfgen.video.formats import FRAME_NAME, GIF_FILE
+from cfgen.video.output import (
+    beside,
+    format_of,
+    is_film,
+    pasted,
+    recorded_digest,
+    run_of,
+    sidecar_of,
+)
 from cfgen.video.preview import FILM
 
 OPEN = ("running", "interrupted", "next", "waiting")
@@ -41,7 +50,10 @@ class Film:
         state: done, running, interrupted, failed, next, waiting, removed, video lost or damaged.
         detail: Why, where there is something to say.
         hint: What to do about it, or empty.
-        link: The video, or its preview while there is none; empty if there is neither.
+        link: The video, or its preview while there is none; empty if there is neither. Of a folder
+            of frames it is the first.
+        shown_as: How a page shows that: video, picture (it moves by itself), frames (a folder of
+            them), or file, which no browser plays.
         sheet: Its contact sheet, or empty.
         prompt: What it shows, if that is known.
         seed: Its seed.
@@ -71,6 +83,7 @@ class Film:
     detail: str = ""
     hint: str = ""
     link: str = ""
+    shown_as: str = "video"
     sheet: str = ""
     prompt: str = ""
     seed: int | None = None
@@ -124,12 +137,12 @@ def film_of(video: Path, page: Path, row: Mapping[str, object]) -> Film:
     """
     if is_run(run_of(video)):
         return _from_run(video, page, row)
-    if (facts := _sidecar(video)) is not None and video.is_file():
+    if (facts := _sidecar(video)) is not None and is_film(video):
         return _from_sidecar(video, page, facts)
     state = str(row.get("state", "video lost"))
     seed = row.get("seed")
     return Film(
-        name=video.stem,
+        name=_name(video),
         state="interrupted" if state == "started" else state,
         detail=str(row.get("error", "")),
         hint=str(row.get("hint", "")),
@@ -158,9 +171,10 @@ def _from_sidecar(video: Path, page: Path, sidecar: Mapping[str, object]) -> Fil
     seed = str(metadata.get("seed", ""))
     size = (int(number.get("width", 0)), int(number.get("height", 0)))
     return Film(
-        name=video.stem,
+        name=_name(video),
         state="done",
-        link=_url(video, page),
+        link=_url(_opened(video), page),
+        shown_as=_shown_as(video, str(facts.get("encoder"))),
         sheet=_sheet(video, page),
         prompt=str(metadata.get("prompt", "")),
         seed=int(seed) if seed.isdigit() else None,
@@ -179,22 +193,24 @@ def _from_run(video: Path, page: Path, row: Mapping[str, object]) -> Film:
         folder = RunFolder(run_of(video))
         config = config_of(folder)
         plan = RenderJob(config).plan
+        codec = format_of(video).coded(config.encode.codec_key, config.encode.bits)[0]
     except CfgenError as error:
-        return Film(name=video.stem, state="damaged", detail=str(error), hint=error.hint or "")
+        return Film(name=_name(video), state="damaged", detail=str(error), hint=error.hint or "")
     state, detail, hint = _state(job, row)
     name, done = _relative(video, page), state == "done"
     lines = folder.journal.of(ChunkLine)
     fps = plan.geometry.fps
     shown = [plan.chunk(index) for index in range(plan.hidden_chunks, plan.chunks)]
-    link = video if done else job.path / FILM
+    link = _opened(video) if done else job.path / FILM
     settings = dict(leaves(to_mapping(config)))
     parts = folder.record.parts
     return Film(
-        name=video.stem,
+        name=_name(video),
         state=state,
         detail=detail,
         hint=hint,
         link=_url(link, page) if link.is_file() else "",
+        shown_as=_shown_as(video, codec.encoder) if done else "video",
         sheet=_sheet(video, page) if done else "",
         prompt=config.prompt,
         seed=config.seed,
@@ -227,6 +243,27 @@ def _state(job: Job, row: Mapping[str, object]) -> tuple[str, str, str]:
     if job.state == "interrupted" and row.get("state") == "failed":
         return "failed", str(row.get("error", "")), str(row.get("hint", ""))
     return job.state, job.detail, ""
+
+
+def _name(video: Path) -> str:
+    """What a page calls a film: ``clip.mp4`` is clip, and ``clip.mov`` is clip.mov."""
+    return beside(video, "").name
+
+
+def _opened(video: Path) -> Path:
+    """What a page opens to show a film."""
+    return video / (FRAME_NAME % 1) if video.is_dir() else video
+
+
+def _shown_as(video: Path, encoder: str) -> str:
+    """How a page shows a film; see `Film`."""
+    made = format_of(video)
+    if made.is_folder:
+        return "frames"
+    if made is GIF_FILE:
+        return "picture"
+    codecs = [codec for codec in made.codecs if codec.encoder == encoder]
+    return "video" if all(codec.in_browsers for codec in codecs) else "file"
 
 
 def _note(config: RenderConfig, parts: Sequence[Mapping[str, object]], fps: float) -> str:

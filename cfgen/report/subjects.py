@@ -15,7 +15,7 @@ from cfgen.report.films import Film, film_of
 from cfgen.runs.folder import RunFolder, is_run
 from cfgen.video.contact_sheet import is_sheet
 from cfgen.video.formats import FORMATS
-from cfgen.video.output import run_of, sidecar_of
+from cfgen.video.output import beside, is_film, run_of, sidecar_of, video_of
 
 LIST_REPORT = ".report.json"
 
@@ -57,17 +57,17 @@ def subject_of(target: Path) -> Subject:
 def _subject(target: Path) -> Subject:
     if target.suffix == ".cfgen" and is_run(target):
         video = RunFolder(target).output
-        return Subject(title=video.stem, page=_page_of(video), videos=[video])
-    if target.is_dir():
+        return Subject(title=beside(video, "").name, page=_page_of(video), videos=[video])
+    if target.is_dir() and not is_film(target):
         return _of_folder(target)
     listed = target if target.name.endswith(LIST_REPORT) or target.name == REPORT else None
-    beside = target.with_name(f"{target.name}{LIST_REPORT}")
-    if listed or beside.is_file():
-        return _of_batch(listed or beside)
+    report = target.with_name(f"{target.name}{LIST_REPORT}")
+    if listed or report.is_file():
+        return _of_batch(listed or report)
     if target.suffix.lower() in FORMATS and (
         sidecar_of(target).is_file() or is_run(run_of(target))
     ):
-        return Subject(title=target.stem, page=_page_of(target), videos=[target])
+        return Subject(title=beside(target, "").name, page=_page_of(target), videos=[target])
     raise UsageError(
         f"{target} is no run, no video of cfgen, no folder, and no list that was begun",
         "`cfgen jobs list` shows what there is; `cfgen batch` begins a list",
@@ -93,7 +93,7 @@ def films_of(subject: Subject, page: Path) -> list[Film]:
 
 
 def _page_of(video: Path) -> Path:
-    return video.with_name(f"{video.stem}.report.html")
+    return beside(video, ".report.html")
 
 
 def _of_folder(folder: Path) -> Subject:
@@ -125,7 +125,7 @@ def _video_of(run: Path) -> Path:
     try:
         return RunFolder(run).output
     except CfgenError:
-        return run.with_suffix(next(iter(FORMATS)))
+        return video_of(run)
 
 
 def _of_batch(report: Path) -> Subject:

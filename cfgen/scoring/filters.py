@@ -14,7 +14,8 @@ from cfgen.errors import WriterError
 from cfgen.files.reading import read_text
 from cfgen.scoring.source import FilmSource
 from cfgen.video.ffmpeg import Ffmpeg, FfmpegRun
-from cfgen.video.ffmpeg_graph import argv_of, graph_module, shielded
+from cfgen.video.ffmpeg_graph import argv_of, graph_module
+from cfgen.video.measure import film_input
 
 _SITI = re.compile(r"lavfi\.siti\.(si|ti)=([0-9.eE+-]+)")
 _PIXELS = "yuv420p"
@@ -97,9 +98,9 @@ def vmaf(film: FilmSource, reference: FilmSource) -> float:
 
 def _picture(film: FilmSource, **options: object) -> Any:
     """The frames of a film as they come, numbered anew, in the form that the filters take."""
-    stream = graph_module().input(shielded(f"file:{film.path.absolute()}"), **options)["V:0"]
     return (
-        stream.filter("scale", film.facts.width, film.facts.height)
+        film_input(film.path, film.fps, **options)["V:0"]
+        .filter("scale", film.facts.width, film.facts.height)
         .filter("setsar", 1)
         .filter("format", _PIXELS)
         .filter("settb", "1/25")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,7 @@ from cfgen.metrics.change import ChunkGrid
 from cfgen.metrics.latents import LatentDrift, latent_drift
 from cfgen.runs.folder import RunFolder, is_run
 from cfgen.runs.journal import ChunkLine
-from cfgen.video.output import resume_command, run_of
+from cfgen.video.output import is_film, resume_command, run_of
 
 if TYPE_CHECKING:
     from cfgen.metrics.latents import Latents
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _LIMIT = 1 << 32
 """Bytes that a file of latents may have."""
+_BETWEEN = "frames were worked out between those that were made, so chunks are not told apart"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,14 +50,14 @@ def film_of(given: Path) -> Path:
         InputRefused: There is none, or it is not finished.
         SnapshotError, SnapshotCorrupt: The run folder is damaged.
     """
-    if not given.is_dir():
+    if not given.is_dir() or is_film(given):
         return given
     if not is_run(given):
         raise InputRefused(
             f"{given} is a folder and no run folder", "give its films, or compare folders: --paired"
         )
     film = RunFolder(given).output
-    if not film.is_file():
+    if not is_film(film):
         raise InputRefused(
             f"{film} is not there: {given} is not finished", f"`{resume_command(given)}`"
         )
@@ -72,21 +73,22 @@ def facts_of_run(film: Path) -> RunFacts | None:
         folder = RunFolder(path)
         if folder.output.name != film.name or folder.finished is None:
             return None
-        plan = _plan_of(folder)
+        plan, is_between = _planned(folder)
     except CfgenError as error:
         return RunFacts(
             path=path, notes=(f"{path.name} does not tell where chunks begin: {error}",)
         )
-    facts = RunFacts(path=path, grid=grid_of(plan))
+    notes = (_BETWEEN,) if is_between else ()
+    facts = RunFacts(path=path, grid=None if is_between else grid_of(plan), notes=notes)
     lines = [line for line in folder.journal.of(ChunkLine) if _is_whole(plan, line.index)]
     lines.sort(key=lambda line: line.index)
     try:
         drift = latent_drift(_kept(folder, lines))
     except (InputRefused, SnapshotCorrupt) as error:
         note = f"the latents of {path.name} are not scored: {error}"
-        return RunFacts(path=path, grid=facts.grid, notes=(note,))
+        return replace(facts, notes=(*notes, note))
     at_s = tuple(plan.chunk(line.index).frame_start / plan.geometry.fps for line in lines)
-    return RunFacts(path=path, grid=facts.grid, at_s=at_s, latents=drift)
+    return replace(facts, at_s=at_s, latents=drift)
 
 
 def grid_of(plan: Plan) -> ChunkGrid:
@@ -103,11 +105,13 @@ def grid_of(plan: Plan) -> ChunkGrid:
     )
 
 
-def _plan_of(folder: RunFolder) -> Plan:
+def _planned(folder: RunFolder) -> tuple[Plan, bool]:
+    """The plan of a run, and whether its film has frames between those of the plan."""
     from cfgen.pipeline.job import RenderJob
     from cfgen.pipeline.runs import config_of
 
-    return RenderJob(config_of(folder)).plan
+    config = config_of(folder)
+    return RenderJob(config).plan, config.encode.interpolate is not None
 
 
 def _is_whole(plan: Plan, index: int) -> bool:

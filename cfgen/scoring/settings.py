@@ -13,6 +13,7 @@ from cfgen.errors import InputRefused
 from cfgen.files.reading import read_text
 from cfgen.metrics.paired import Paired, paired_bootstrap
 from cfgen.scoring.api import ScoredFilm
+from cfgen.video.output import is_film
 
 Key = tuple[str, int]
 """A prompt and a seed."""
@@ -66,7 +67,12 @@ def films_in(folder: Path) -> list[Path]:
     found = []
     for place, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.endswith(".cfgen"))
-        held = {name for name in names if f"{name}.json" in names}
+        held = {
+            name
+            for name in (*names, *folders)
+            if f"{name}.json" in names and is_film(Path(place, name))
+        }
+        folders[:] = [name for name in folders if name not in held]
         found += [Path(place, name) for name in sorted(held) if _told(Path(place, f"{name}.json"))]
     if not found:
         raise InputRefused(f"{folder} holds no film of cfgen with its .json beside it")

@@ -11,14 +11,16 @@ from pathlib import Path
 
 import numpy as np
 
-from cfgen.errors import InputRefused, WriterError
+from cfgen.errors import InputRefused, UsageError, WriterError
 from cfgen.files.reading import read_text
-from cfgen.files.writing import sha256_of
+from cfgen.files.writing import nbytes_of, sha256_of
 from cfgen.metrics.levels import Frame
 from cfgen.units import parse_rate
+from cfgen.video.encoding import exact_fps
 from cfgen.video.ffmpeg import Ffmpeg, described
+from cfgen.video.formats import FRAME_NAME
 from cfgen.video.measure import Measured, measure
-from cfgen.video.output import sidecar_of
+from cfgen.video.output import is_film, sidecar_of
 from cfgen.video.probe import FilmFacts, probe
 from cfgen.video.reading import input_refused, read_frames
 
@@ -126,27 +128,45 @@ def open_film(ffmpeg: Ffmpeg, path: Path) -> FilmSource:
     Raises:
         InputRefused: It cannot be read, has no moving picture, tells no rate, or is in HDR.
     """
-    facts = probe(ffmpeg, path)
-    line = _VIDEO.search(described(ffmpeg, path))
+    shown = path / (FRAME_NAME % 1) if is_film(path) and path.is_dir() else path
+    facts = probe(ffmpeg, shown)
+    line = _VIDEO.search(described(ffmpeg, shown))
     words = line[1] if line else ""
     codec, _, rest = words.partition(",")
+    sha256 = sha256_of(path)
+    sidecar = _sidecar(path, sha256)
+    rate = _told_rate(sidecar)
+    if rate is None and shown != path:
+        raise InputRefused(
+            f"{path} is a folder of frames, and no {path.name}.json beside it tells their rate",
+            "score a folder that cfgen made and nothing changed since",
+        )
     try:
-        held = measure(ffmpeg, path, decode=False)
+        held = measure(ffmpeg, path, decode=False, rate=rate)
     except WriterError as error:
         raise input_refused(path, error) from None
-    sha256 = sha256_of(path)
     return FilmSource(
         path=path,
         ffmpeg=ffmpeg,
         facts=facts,
-        fps=_rate_of(path, words, held),
+        fps=rate or _rate_of(path, words, held),
         packets=held.frames,
         codec=codec.split()[0] if codec.split() else "unknown",
         pixel_format=re.split(r"[(,]", rest.strip())[0].strip(),
         sha256=sha256,
-        nbytes=path.stat().st_size,
-        sidecar=_sidecar(path, sha256),
+        nbytes=nbytes_of(path),
+        sidecar=sidecar,
     )
+
+
+def _told_rate(sidecar: Mapping[str, object]) -> Fraction | None:
+    """The rate that what stands beside a film tells; some files round their times."""
+    facts = sidecar.get("facts")
+    told = facts.get("fps") if isinstance(facts, Mapping) else None
+    try:
+        return exact_fps(told) if isinstance(told, int | float) else None
+    except UsageError:
+        return None
 
 
 def _rate_of(path: Path, words: str, held: Measured) -> Fraction:

@@ -48,6 +48,7 @@ class Codec:
         rgb: Whether samples are red, green and blue of full range, and not BT.709's luma and
             colour differences.
         tag: Its tag in mp4 and mov, where that is not ffmpeg's own choice.
+        in_browsers: Whether some browser plays it.
     """
 
     key: str
@@ -62,6 +63,7 @@ class Codec:
     filters: tuple[str, ...] = ()
     rgb: bool = False
     tag: str = ""
+    in_browsers: bool = True
 
     @property
     def bits(self) -> int:
@@ -204,6 +206,7 @@ PRORES = Codec(
         "good": _plain(4.0, **{"profile:v": 2}),
         "best": _plain(5.8, **{"profile:v": 3}),
     },
+    in_browsers=False,
 )
 
 FFV1 = Codec(
@@ -222,6 +225,7 @@ FFV1 = Codec(
         "best": _plain(10.9, coder="range_tab"),
     },
     rgb=True,
+    in_browsers=False,
 )
 
 LOSSLESS = FFV1

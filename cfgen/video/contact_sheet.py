@@ -20,7 +20,9 @@ from cfgen.files.reading import read_bytes
 from cfgen.files.writing import disk_errors, write_file
 from cfgen.units import clock
 from cfgen.video.ffmpeg import Ffmpeg, FfmpegRun
-from cfgen.video.ffmpeg_graph import argv_of, graph_module, shielded
+from cfgen.video.ffmpeg_graph import argv_of
+from cfgen.video.measure import film_input
+from cfgen.video.output import beside
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -52,7 +54,7 @@ class Shown:
 
     path: Path
     frames: int
-    fps: float
+    fps: Fraction
     width: int
     height: int
     label: str = ""
@@ -60,7 +62,7 @@ class Shown:
 
 def sheet_of(output: Path) -> Path:
     """Where the contact sheet of a video is: ``clip.mp4`` has ``clip.sheet.jpg``."""
-    return output.with_suffix(".sheet.jpg")
+    return beside(output, ".sheet.jpg")
 
 
 def sample_frames(frames: int, count: int) -> list[int]:
@@ -130,8 +132,7 @@ def _cells(ffmpeg: Ffmpeg, film: Shown, numbers: Sequence[int]) -> list[Image]:
     height = max(1, round(film.height * width / film.width))
     chosen = "+".join(f"eq(n,{number})" for number in numbers)
     output = (
-        graph_module()
-        .input(f"file:{shielded(str(film.path))}")
+        film_input(film.path, film.fps)
         .filter("select", chosen)
         .filter("scale", width, height, flags="area+accurate_rnd+full_chroma_int")
         .output("pipe:1", format="rawvideo", pix_fmt="rgb24", fps_mode="passthrough")
@@ -151,7 +152,7 @@ def _cells(ffmpeg: Ffmpeg, film: Shown, numbers: Sequence[int]) -> list[Image]:
 
 def _time(number: int, film: Shown) -> str:
     """When a frame plays; with tenths of a second where that tells frames of a sheet apart."""
-    seconds = Fraction(number) / Fraction(film.fps)
+    seconds = number / film.fps
     if film.frames / film.fps >= 2 * COLUMNS * ROWS:
         return clock(math.floor(seconds))
     return f"{float(seconds):.1f} s"

@@ -65,14 +65,15 @@ def measure(
     return measured
 
 
-def film_input(path: Path, rate: Fraction | None = None) -> Any:
+def film_input(path: Path, rate: Fraction | None = None, **options: object) -> Any:
     """A film as an input of a graph, a folder of frames too, which play at a rate."""
     place = f"file:{path.absolute()}"
     if not path.is_dir():
-        return graph_module().input(shielded(place))
+        return graph_module().input(shielded(place), **options)
     # A percent sign in the name of a folder stands for no number.
     named = f"{place.replace('%', '%%')}/{FRAME_NAME}"
-    return graph_module().input(shielded(named), format="image2", framerate=str(rate))
+    told = {"format": "image2", "framerate": str(rate), **options}
+    return graph_module().input(shielded(named), **told)
 
 
 def _parse_framecrc(lines: Iterable[str], near: Fraction | None = None) -> Measured:

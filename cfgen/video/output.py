@@ -15,6 +15,7 @@ from cfgen.files.writing import create_exclusive, files_of, part_of
 from cfgen.video.formats import (
     ENDINGS,
     FORMATS,
+    FRAME_NAME,
     SEGMENT_MUXERS,
     OutputFormat,
     segment_stem,
@@ -28,9 +29,30 @@ def sidecar_of(output: Path) -> Path:
     return output.with_name(f"{output.name}.json")
 
 
+def beside(output: Path, ending: str) -> Path:
+    """The name of something that lies beside a video, and beside no other of its name.
+
+    ``clip.mp4`` has ``clip.cfgen``, and ``clip.mov`` has ``clip.mov.cfgen``: films of one name and
+    several formats share nothing.
+
+    Args:
+        output: The video.
+        ending: What follows its name.
+    """
+    is_first = output.suffix.lower() == next(iter(FORMATS))
+    return output.with_name(f"{output.stem if is_first else output.name}{ending}")
+
+
 def run_of(output: Path) -> Path:
     """Return the run folder of a video: ``clip.mp4`` has ``clip.cfgen``."""
-    return output.with_suffix(".cfgen")
+    return beside(output, ".cfgen")
+
+
+def video_of(run: Path) -> Path:
+    """The video of a run folder by the folder's name alone; its record may know better."""
+    name = run.with_suffix("")
+    ending = "" if name.suffix.lower() in FORMATS else next(iter(FORMATS))
+    return name.with_name(f"{name.name}{ending}")
 
 
 def format_of(output: Path) -> OutputFormat:
@@ -46,6 +68,14 @@ def format_of(output: Path) -> OutputFormat:
             f"use -o {pasted((output.stem or 'clip') + next(iter(FORMATS)))}",
         )
     return found
+
+
+def is_film(path: Path) -> bool:
+    """Whether a film is there: a file, or a folder with a picture a frame."""
+    if not path.is_dir():
+        return path.is_file()
+    made = FORMATS.get(path.suffix.lower())
+    return made is not None and made.is_folder and (path / (FRAME_NAME % 1)).is_file()
 
 
 def segment_of(folder: Path, index: int) -> Path:

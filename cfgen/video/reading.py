@@ -12,6 +12,7 @@ from typing import Any
 from cfgen.errors import InputRefused, WriterError
 from cfgen.video.ffmpeg import Ffmpeg, FfmpegRun
 from cfgen.video.ffmpeg_graph import argv_of, graph_module, shielded
+from cfgen.video.measure import film_input
 from cfgen.video.pictures import Fit
 from cfgen.video.probe import FilmFacts
 
@@ -146,8 +147,7 @@ def _resampled(path: Path, fps: Fraction, section: Section, facts: FilmFacts | N
     """The frames of a section at a rate, upright."""
     # A multiple of a frame, so that frames fall on the same times wherever reading begins.
     skipped = max(0, section.first - math.ceil(_SEEK_BEFORE_S * fps))
-    source = graph_module().input(shielded(f"file:{path.absolute()}"), **_seeking(skipped / fps))
-    stream = source["V:0"]
+    stream = film_input(path, fps, **_seeking(skipped / fps))["V:0"]
     if facts is not None and facts.interlaced:
         stream = stream.filter("yadif", deint="interlaced")
     stream = stream.filter("fps", fps=str(fps), start_time=0)

@@ -15,13 +15,15 @@ from cfgen.files.writing import sha256_of
 from cfgen.runs.folder import RunFolder, RunRecord
 from cfgen.runs.journal import ChunkLine, VideoLine
 from cfgen.runs.lock import Lock
-from cfgen.video.output import sidecar_of
+from cfgen.video.output import format_of, run_of, sidecar_of
 
 Run = Callable[..., Result]
 
 
-def run_folder(name: str, *, chunks: int, finished: bool, nbytes: int = 5000) -> RunFolder:
-    video = Path(f"{name}.mp4")
+def run_folder(
+    name: str, *, chunks: int, finished: bool, nbytes: int = 5000, ending: str = ".mp4"
+) -> RunFolder:
+    video = Path(f"{name}{ending}")
     config = load({"prompt": f"a boat called {name}", "seed": "3", "output": str(video)}).config
     record = RunRecord(
         output=video.name,
@@ -31,7 +33,7 @@ def run_folder(name: str, *, chunks: int, finished: bool, nbytes: int = 5000) ->
         created="2026-01-01T00:00:00+00:00",
     )
     video.parent.mkdir(parents=True, exist_ok=True)
-    folder = RunFolder.create(video.with_suffix(".cfgen"), record)
+    folder = RunFolder.create(run_of(video), record)
     for index in range(chunks):
         line = ChunkLine(
             index=index,
@@ -45,7 +47,10 @@ def run_folder(name: str, *, chunks: int, finished: bool, nbytes: int = 5000) ->
     folder.snapshots.mkdir()
     (folder.snapshots / "000003-0.safetensors").write_bytes(bytes(2 * nbytes))
     if finished:
-        video.write_bytes(b"video")
+        if format_of(video).is_folder:
+            video.mkdir()
+        frame = video / "000001.png" if video.is_dir() else video
+        frame.write_bytes(b"video")
         line = VideoLine(frames=160, nbytes=5, sha256=sha256_of(video), frames_sha256="0" * 64)
         folder.journal.append(line)
         facts = {"facts": {"sha256": line.sha256}}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -26,7 +27,7 @@ from cfgen.runs.journal import ChunkLine, VideoLine
 from cfgen.runs.lock import Lock
 from cfgen.scoring.record import read_score
 from cfgen.video.contact_sheet import sheet_of
-from cfgen.video.output import sidecar_of
+from cfgen.video.output import format_of, run_of, sidecar_of, video_of
 from tests.cli.conftest import FakeBuild
 
 Run = Callable[..., Result]
@@ -47,7 +48,7 @@ def a_run(
         created="2026-01-02T03:04:05+00:00",
     )
     video.parent.mkdir(parents=True, exist_ok=True)
-    folder = RunFolder.create(video.with_suffix(".cfgen"), record)
+    folder = RunFolder.create(run_of(video), record)
     for index in range(chunks):
         folder.journal.append(
             ChunkLine(
@@ -59,7 +60,10 @@ def a_run(
             )
         )
     if finished:
-        video.write_bytes(b"video")
+        if format_of(video).is_folder:
+            video.mkdir()
+        frame = video / "000001.png" if video.is_dir() else video
+        frame.write_bytes(b"video")
         digest_ = sha256_of(video)
         folder.journal.append(
             VideoLine(frames=160, nbytes=5, sha256=digest_, frames_sha256="0" * 64)
@@ -226,6 +230,55 @@ def test_a_batch_that_ran_elsewhere_is_found(
     (folder / "l.txt.report.json").write_text(json.dumps({"clips": rows}))
     monkeypatch.chdir(folder)
     assert films_of(subject_of(Path("l.txt")), Path("p.html"))[0].state == "done"
+
+
+SHOWN = {
+    "a.mp4": ("video", "a.mp4"),
+    "a.mkv": ("video", "a.mkv"),
+    "a.webm": ("video", "a.webm"),
+    "a.mov": ("video", "a.mov"),
+    "a.gif": ("img", "a.gif"),
+    "a.png": ("img", "a.png/000001.png"),
+    "prores.mov": ("a", "prores.mov"),
+    "ffv1.mkv": ("a", "ffv1.mkv"),
+}
+
+
+ENCODERS = {"prores": "prores_ks", "ffv1": "ffv1"}
+
+
+@pytest.mark.parametrize("with_run", [True, False], ids=["run", "sidecar"])
+@pytest.mark.parametrize(("name", "shown"), SHOWN.items(), ids=SHOWN)
+def test_each_format_is_shown_as_browsers_can(
+    cfgen: Run, name: str, shown: tuple[str, str], with_run: bool
+) -> None:
+    video = Path(name)
+    codec = video.stem if len(video.stem) > 1 else None
+    folder = a_run(video, *([f"encode.codec={codec}"] if codec else []))
+    if not with_run:
+        facts = {"sha256": sha256_of(video), "encoder": ENCODERS.get(video.stem)}
+        sidecar_of(video).write_text(json.dumps({"facts": facts}))
+        shutil.rmtree(folder.path)
+    page = page_of(name)
+    opens = [(t, a.get("src") or a.get("href")) for t, a in page.tags if t in ("video", "img", "a")]
+    assert shown in opens
+    assert ("video" in [tag for tag, _ in opens]) == (shown[0] == "video")
+    words = " ".join(page.words)
+    assert ("No browser plays" in words) == (shown[0] == "a")
+    assert ("a picture a frame" in words) == (name == "a.png")
+    assert cfgen("report", name).exit_code == 0
+
+
+def test_films_of_one_name_and_several_formats_stand_apart() -> None:
+    names = ["a.gif", "a.mov", "a.mp4", "a.png"]
+    folders = [a_run(Path(name)).path for name in names]
+    assert len(set(folders)) == len({sheet_of(Path(name)) for name in names}) == len(names)
+    films = films_of(subject_of(Path()), Path("p.html"))
+    assert sorted(film.name for film in films) == ["a", "a.gif", "a.mov", "a.png"]
+    pages = {subject_of(Path(name)).page for name in names}
+    assert len(pages) == len(names)
+    for folder, name in zip(folders, names, strict=True):
+        assert video_of(folder) == Path(name)
 
 
 def test_a_film_without_a_run_folder_is_told_by_its_sidecar() -> None:

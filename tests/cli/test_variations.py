@@ -13,7 +13,8 @@ from cfgen.errors import UsageError
 from cfgen.files.writing import sha256_of
 from cfgen.pipeline.variations import MOST, REPORT, parse_seeds
 from cfgen.runs.lock import Lock
-from cfgen.video.output import sidecar_of
+from cfgen.video.formats import FORMATS
+from cfgen.video.output import run_of, sidecar_of
 from tests.cli.test_jobs import run_folder
 
 Run = Callable[..., Result]
@@ -58,7 +59,7 @@ def test_other_seeds_are_refused_in_a_sentence(text: str, first: int | None) -> 
         parse_seeds(text, first)
 
 
-def made(*states: str) -> Path:
+def made(*states: str, ending: str = ".mp4") -> Path:
     """A folder of variations, numbered from 1, each in one of these states."""
     folder = Path("boat-seeds")
     rows = []
@@ -66,8 +67,8 @@ def made(*states: str) -> Path:
         name = f"boat-{number}"
         done = state == "done"
         if state != "waiting":
-            run_folder(str(folder / name), chunks=14 if done else 3, finished=done)
-        rows.append({"name": name, "output": str(folder / f"{name}.mp4"), "state": state})
+            run_folder(str(folder / name), chunks=14 if done else 3, finished=done, ending=ending)
+        rows.append({"name": name, "output": str(folder / f"{name}{ending}"), "state": state})
     folder.mkdir(exist_ok=True)
     (folder / REPORT).write_text(json.dumps({"version": 1, "done": 0, "clips": rows}))
     (folder / "sheet.jpg").write_bytes(b"for all of them")
@@ -93,6 +94,41 @@ def test_the_others_go_with_all_that_is_theirs(cfgen: Run) -> None:
     again = cfgen("jobs", "keep", "2")
     assert again.exit_code == 0  # numbers stay, and nothing is left to remove
     assert cfgen("jobs", "keep", "1", "-y").exit_code == 3
+
+
+@pytest.mark.parametrize("ending", FORMATS)
+def test_a_variation_goes_whatever_its_format(cfgen: Run, ending: str) -> None:
+    folder = made("done", "done", "started", ending=ending)
+    video = folder / f"boat-1{ending}"
+    for name in ("sound.flac", "score.json", "preview.mp4", "preview.jpg"):
+        (run_of(video) / name).write_bytes(b"of a run")
+    assert cfgen("jobs", "keep", "2", "-y").exit_code == 0
+    kept = folder / f"boat-2{ending}"
+    mine = {REPORT, "sheet.jpg", kept.name, sidecar_of(kept).name, run_of(kept).name}
+    assert names(folder) == mine
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "000002.png", "deeper"])
+def test_a_folder_of_frames_that_holds_more_stays(cfgen: Run, name: str) -> None:
+    folder = made("done", "done", ending=".png")
+    strange = folder / "boat-1.png" / name
+    if name == "deeper":
+        strange.mkdir()
+    else:
+        strange.write_text("mine")
+    assert cfgen("jobs", "keep", "2", "-y").exit_code == 3
+    assert strange.exists()
+    assert (folder / "boat-1.png.cfgen" / "run.json").exists()
+
+
+def test_a_link_to_a_folder_of_frames_goes_and_the_folder_stays(cfgen: Run) -> None:
+    folder = made("done", "done", ending=".png")
+    elsewhere = Path("elsewhere.png")
+    (folder / "boat-1.png").rename(elsewhere)
+    (folder / "boat-1.png").symlink_to(elsewhere.absolute(), target_is_directory=True)
+    assert cfgen("jobs", "keep", "2", "-y").exit_code == 0
+    assert not (folder / "boat-1.png").is_symlink()
+    assert (elsewhere / "000001.png").exists()
 
 
 def test_several_may_be_kept(cfgen: Run) -> None:

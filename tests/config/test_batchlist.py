@@ -80,6 +80,25 @@ clips:
     ]
 
 
+def test_a_sound_may_be_written_short() -> None:
+    clips = read(
+        """version: 1
+defaults: {audio: {file: sea.wav, offset: 2s}}
+clips:
+  - a kite
+  - {prompt: a boat, audio: wind.wav}
+  - {prompt: a star, audio: {file: "null", offset: "null"}}
+"""
+    )
+    assert [(clip.config.audio.file, clip.config.audio.offset_s) for clip in clips] == [
+        ((FOLDER / "sea.wav").absolute(), 2),
+        ((FOLDER / "wind.wav").absolute(), 2),
+        (None, None),
+    ]
+    with pytest.raises(PresetError, match=r"list.yaml:2: audio.file: is given twice"):
+        read("version: 1\nclips: [{prompt: x, audio: a.wav, audio: b.wav}]\n")
+
+
 def test_an_output_that_does_not_end_as_its_format_is_refused_with_its_line() -> None:
     with pytest.raises(PresetError, match=r"list.yaml:3.*is mkv, but the output is a.mp4"):
         read("version: 1\nclips:\n- {prompt: x, output: a.mp4, encode: {format: mkv}}\n")

@@ -20,6 +20,7 @@ from cfgen.pipeline.build import ModelCache, build_render
 from cfgen.pipeline.job import RenderJob
 from cfgen.renderer.events import ChunkDone, Event
 from cfgen.runs.folder import RunFolder
+from cfgen.video.output import run_of
 from tests.render.crash import Crash, dying
 
 PROMPT = "a red balloon drifts over snowy hills at sunset, the camera pans right"
@@ -86,7 +87,7 @@ class Film:
 
     @property
     def run(self) -> Path:
-        return self.folder / "clip.cfgen"
+        return run_of(self.output)
 
     @property
     def output(self) -> Path:

@@ -14,21 +14,22 @@ from safetensors.torch import load_file, save_file
 
 from cfgen.config.loader import load
 from cfgen.errors import CheckpointError, InputRefused, SnapshotMismatch, UsageError
+from cfgen.files.writing import sha256_of
 from cfgen.pipeline.beginning import Beginning
 from cfgen.pipeline.branch import plan_branch, plan_retry
 from cfgen.pipeline.build import build_source
 from cfgen.pipeline.job import RenderJob
 from cfgen.pipeline.rendering import begin, go_on
 from cfgen.renderer.events import Finished, Noted
-from cfgen.runs.beginning import SOUND
+from cfgen.runs.beginning import OLD_SOUND, SOUND
 from cfgen.runs.folder import RunFolder
 from cfgen.runs.journal import ChunkLine, SoundLine
 from cfgen.timeline import Given, make_plan
 from cfgen.video.shape import VideoShape
 from tests.conftest import ROOT
 from tests.render.film import FOUR_SHOTS, MEMORIES, PROMPT, MakeFilm
+from tests.render.inputs import ffmpeg, picture
 from tests.render.inputs import film as make_input
-from tests.render.inputs import picture
 
 BEEP = "sine=880:sample_rate=44100:duration=3,volume='if(between(t,1,1.5),1,0)':eval=frame"
 
@@ -220,6 +221,19 @@ def test_sound_that_is_damaged_is_read_again(film: MakeFilm, inputs: Path) -> No
     cut = film.killed(5, *settings)
     (cut.run / SOUND).write_bytes(b"damaged")
     assert cut.gone_on_with() == film.expected(*settings)
+
+
+def test_a_run_of_an_older_cfgen_keeps_its_sound_in_aac(film: MakeFilm, inputs: Path) -> None:
+    cut = film.killed(5, *BEGINNINGS["kept film"](inputs))
+    old = cut.run / OLD_SOUND
+    ffmpeg("-i", str(cut.run / SOUND), "-c:a", "aac", "-f", "adts", str(old))
+    (cut.run / SOUND).unlink()
+    journal = RunFolder(cut.run).journal
+    kept = SoundLine(nbytes=old.stat().st_size, sha256=sha256_of(old))
+    journal.rewrite([kept if isinstance(line, SoundLine) else line for line in journal.lines])
+    cut.go_on()
+    assert has_sound(cut.output)
+    assert sorted(path.name for path in cut.run.glob("sound*")) == [OLD_SOUND]
 
 
 def test_a_part_of_a_film_and_what_is_told_of_it(

@@ -267,6 +267,7 @@ def test_what_cannot_be_branched_is_refused(
             "is rendered up to chunk 4 of 8, and chunk 7 is asked",
         ),
         (["--at", "1s", "-o", str(cut.output)], 2, "needs an output of its own"),
+        (["--at", "1s", "-o", "b.gif"], 2, "is a .mp4 too, and the output is b.gif"),
         (["--at", "1s", "--seed", "x", "-o", "b.mp4"], 2, "--seed: must be a whole number"),
         (["--at", "1s", "--seed", "1", "-o", "no/b.mp4"], 3, "does not exist"),
     ]:

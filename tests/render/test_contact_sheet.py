@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from cfgen.video.contact_sheet import (
     write_film_sheet,
 )
 from cfgen.video.ffmpeg import Ffmpeg
+from cfgen.video.output import recorded_digest
 from cfgen.video.writer import VideoWriter
 from tests.render.film import Film, MakeFilm
 
@@ -37,7 +39,7 @@ def grey_film(ffmpeg: Ffmpeg, folder: Path, frames: int, *, name: str = "grey") 
         writer.write(pixels)
         writer.join()
         writer.publish()
-    return Shown(path=path, frames=frames, fps=16, width=160, height=96)
+    return Shown(path=path, frames=frames, fps=Fraction(16), width=160, height=96)
 
 
 @pytest.mark.parametrize(
@@ -48,6 +50,17 @@ def test_frames_are_the_middles_of_equal_parts(
     frames: int, count: int, expected: list[int]
 ) -> None:
     assert sample_frames(frames, count) == expected
+
+
+@pytest.mark.parametrize("ending", ["png", "gif", "mkv"])
+def test_films_of_every_kind_have_sheets(film: MakeFilm, ending: str) -> None:
+    made = film(f"encode.format={ending}")
+    made.folder.mkdir()
+    *_, finished = Rendering(RenderJob(made.config))
+    assert isinstance(finished, Finished)
+    assert finished.sheet == made.folder / f"clip.{ending}.sheet.jpg"
+    text = sheet_text(sheet_of(made.output))
+    assert text == f"{made.output.name} {recorded_digest(made.output)}"
 
 
 @pytest.mark.parametrize("frames", [1, 5, 48])

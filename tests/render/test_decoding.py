@@ -158,7 +158,7 @@ def test_sound_goes_along_or_is_another(film: MakeFilm, tmp_path: Path) -> None:
 
 REFUSED: dict[str, tuple[str, dict[str, str], type[CfgenError], str]] = {
     "its own name": ("clip.mp4", {}, UsageError, "needs a name of its own"),
-    "its own run": ("clip.mkv", {}, UsageError, "needs a name of its own"),
+    "its own run": ("clip.mp4", {}, UsageError, "needs a name of its own"),
     "no format": ("b.avi", {}, UsageError, "must end in .mp4"),
     "no such codec there": ("b.webm", {"encode__codec": "h264"}, UsageError, "do not carry h264"),
     "a small tile": (

@@ -95,6 +95,13 @@ def test_what_is_no_preview_is_begun_anew(ffmpeg: Ffmpeg, tmp_path: Path, conten
     assert [level for _, level in seen(ffmpeg, preview.film)] == pytest.approx([46, 48], abs=2)
 
 
+def test_frames_of_more_bits_are_shown_as_they_are(ffmpeg: Ffmpeg, tmp_path: Path) -> None:
+    preview = Preview(tmp_path, fps=16, ffmpeg=ffmpeg, **SIZE)
+    preview.write(frames(0, 9).astype(np.uint16) * 256 + 255, 0)
+    preview.stop()
+    assert matches(seen(ffmpeg, preview.film), expected(Fraction(16), 0, 9))
+
+
 def test_the_picture_is_the_newest_frame(ffmpeg: Ffmpeg, tmp_path: Path) -> None:
     preview = Preview(tmp_path, fps=16, ffmpeg=ffmpeg, **SIZE)
     preview.write(frames(0, 9), 0)

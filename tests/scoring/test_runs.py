@@ -14,6 +14,7 @@ from cfgen.errors import InputRefused
 from cfgen.metrics.latents import latent_drift
 from cfgen.runs.contents import require_own
 from cfgen.runs.folder import RunFolder
+from cfgen.scoring import runs as runs_module
 from cfgen.scoring.api import score
 from cfgen.scoring.record import read_score, score_file_of, score_record, write_score
 from cfgen.scoring.runs import facts_of_run, film_of, grid_of
@@ -66,6 +67,18 @@ def test_run_folder_is_scored_with_its_chunks_and_latents(run: Film) -> None:
     assert told is not None
     assert told["provenance"]["chunks_by"] == "run"  # type: ignore[index]
     assert len(told["latents"]["spread"]) == 8  # type: ignore[index]
+
+
+def test_frames_between_those_that_were_made_belong_to_no_chunk(
+    run: Film, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = runs_module._planned
+    monkeypatch.setattr(runs_module, "_planned", lambda folder: (whole(folder)[0], True))
+    found = score(run.output)
+    assert found.run is not None
+    assert found.score.grid is None
+    assert found.run.latents is not None
+    assert any("worked out between" in note for note in found.notes)
 
 
 def test_latents_that_cannot_be_read_are_told(run: Film) -> None:

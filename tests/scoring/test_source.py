@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from fractions import Fraction
 from pathlib import Path
 
@@ -9,8 +10,12 @@ import numpy as np
 import pytest
 
 from cfgen.errors import InputRefused
+from cfgen.files.writing import sha256_of
+from cfgen.scoring.runs import film_of
+from cfgen.scoring.settings import films_in
 from cfgen.scoring.source import FilmSource, open_film
 from cfgen.video.ffmpeg import find_ffmpeg
+from cfgen.video.formats import FRAME_NAME
 from tests.scoring.conftest import pan, write_film
 
 H264 = ("-c:v", "libx264", "-pix_fmt", "yuv420p")
@@ -39,6 +44,56 @@ def test_films_are_read_as_they_are(
     assert (film.codec, film.lossy, film.packets) == (codec, lossy, 20)
     assert any("loses detail" in note for note in film.notes(20)) is lossy
     assert lossy or all(np.array_equal(a, b) for a, b in zip(frames, made, strict=True))
+
+
+def _sidecar(film: Path, **facts: object) -> None:
+    told = {
+        "metadata": {"prompt": "a kite", "seed": "7"},
+        "facts": {"sha256": sha256_of(film), **facts},
+    }
+    film.with_name(f"{film.name}.json").write_text(json.dumps(told))
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("a.png", ("-pix_fmt", "rgb24")),
+        ("b.png", ("-pix_fmt", "rgb48be")),
+        ("a.gif", ("-c:v", "gif")),
+        ("a.mkv", ("-c:v", "ffv1", "-pix_fmt", "yuv444p10le")),
+        ("a.mov", ("-c:v", "prores_ks", "-pix_fmt", "yuv422p10le")),
+    ],
+)
+def test_what_cfgen_made_is_read_at_the_rate_that_it_tells(
+    tmp_path: Path, name: str, options: tuple[str, ...]
+) -> None:
+    path, made = tmp_path / name, pan(20)
+    if path.suffix == ".png":
+        path.mkdir()
+    write_film(path / FRAME_NAME if path.is_dir() else path, made, *options, rate="16")
+    _sidecar(path, fps=16.0, frames=20)
+    film = _open(path)
+    frames = list(film.frames())
+    assert (len(frames), frames[0].shape, film.fps) == (20, (32, 48, 3), Fraction(16))
+    assert (film.packets, film.prompt, film.seed) == (20, "a kite", 7)
+    assert path.suffix != ".png" or all(
+        np.array_equal(a, b) for a, b in zip(frames, made, strict=True)
+    )
+
+
+def test_a_folder_of_frames_needs_its_rate(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.mkdir()
+    write_film(path / FRAME_NAME, pan(3), "-pix_fmt", "rgb24")
+    with pytest.raises(InputRefused, match="rate"):
+        _open(path)
+    _sidecar(path, fps=16.0)
+    assert _open(path).fps == 16
+    assert films_in(tmp_path) == [path]
+    assert film_of(path) == path
+    (path / "000003.png").unlink()
+    with pytest.raises(InputRefused, match="rate"):
+        _open(path)
 
 
 def test_uneven_times_are_told(tmp_path: Path) -> None:
