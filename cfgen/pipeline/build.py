@@ -14,7 +14,6 @@ from torch import Tensor
 from cfgen.config.schema import (
     RenderConfig,
     ScheduleConfig,
-    digest,
     to_mapping,
 )
 from cfgen.errors import CheckpointError
@@ -31,8 +30,9 @@ from cfgen.pipeline.memory_estimate import place, wanted_of
 from cfgen.pipeline.models import LoadedModels, OpenedModel
 from cfgen.pipeline.offload_plan import Offload
 from cfgen.pipeline.preflight import encoding_of, licence_of, warnings_of
-from cfgen.pipeline.shots import chapters_of, longest_pass
+from cfgen.pipeline.shots import longest_pass
 from cfgen.pipeline.torch_compile import compile_blocks
+from cfgen.pipeline.video_file import preview_of, video_writer
 from cfgen.renderer.events import Loaded
 from cfgen.renderer.run import Render
 from cfgen.renderer.source import FrameSource
@@ -45,8 +45,6 @@ from cfgen.timeline import Plan
 from cfgen.video.ffmpeg import find_ffmpeg
 from cfgen.video.ffmpeg_graph import graph_module
 from cfgen.video.output import run_of
-from cfgen.video.preview import Preview
-from cfgen.video.writer import VideoWriter
 
 
 @dataclass
@@ -95,10 +93,9 @@ def build_render(
     Raises:
         CfgenError: Something that the configuration names is missing, damaged or cannot run here.
     """
-    config, plan = job.config, job.plan
+    config = job.config
     if config.output is None or config.seed is None:
         raise ValueError("a render needs an output and a seed")
-    encode = config.encode
     encoding = encoding_of(job)
     ffmpeg = find_ffmpeg(encoding.codec.encoder)
     graph_module()  # a missing ffmpeg-python, too, is found before any model loads
@@ -106,31 +103,14 @@ def build_render(
     recorded = _recorded(job)
     facts = {**job.model.digests, **versions()}
     path = run_of(config.output)
-    writer = VideoWriter(
-        config.output,
-        width=plan.geometry.width,
-        height=plan.geometry.height,
-        fps=plan.geometry.fps,
-        ffmpeg=ffmpeg,
-        quality=encode.quality,
-        codec=encoding.codec.key,
-        bits=encoding.bits,
-        interpolate=encode.interpolate,
-        metadata={**video_metadata(recorded), **sound_metadata(job), **facts},
+    writer = video_writer(
+        job,
+        recorded,
+        output=config.output,
         parts=path / "segments",
+        ffmpeg=ffmpeg,
+        facts=facts,
         replaces=overwrite,
-        chapters=chapters_of(plan),
-    )
-    preview = (
-        Preview(
-            path,
-            width=plan.geometry.width,
-            height=plan.geometry.height,
-            fps=plan.geometry.fps,
-            ffmpeg=ffmpeg,
-        )
-        if config.preview
-        else None
     )
     source = dataclasses.replace(build_source(job, models), bits=encoding.bits)
     job.model.require_unchanged()
@@ -157,13 +137,8 @@ def build_render(
         ),
         warnings=warnings_of(config),
         sound=job.sound,
-        preview=preview,
+        preview=preview_of(job, path, ffmpeg),
     )
-
-
-def sound_metadata(job: RenderJob) -> dict[str, str]:
-    """What the sound of a video is, for the container and the sidecar."""
-    return {} if job.soundtrack is None else {"sound": job.soundtrack.told}
 
 
 def _recorded(job: RenderJob) -> RenderConfig:
@@ -341,17 +316,3 @@ def build_noise(config: RenderConfig, plan: Plan) -> Noise:
                 first_draws=steps.opening.draws - 1,
                 first=plan.given_chunks,
             )
-
-
-def video_metadata(config: RenderConfig) -> dict[str, str]:
-    """What the video is, for the container and the sidecar."""
-    return {
-        "title": config.prompt,
-        "prompt": config.prompt,
-        "seed": str(config.seed),
-        "preset": config.preset,
-        "config_sha256": digest(config),
-        "threads": str(config.threads),
-        "dtype": config.dtype,
-        "kv_cache": config.memory.kv_cache,
-    }

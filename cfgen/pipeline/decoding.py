@@ -20,14 +20,13 @@ from cfgen.errors import UsageError
 from cfgen.hub import locate
 from cfgen.model.tiled import TiledDecoder
 from cfgen.pipeline import rendering
-from cfgen.pipeline.build import sound_metadata, video_metadata
 from cfgen.pipeline.fingerprint import arithmetic, processor, versions
 from cfgen.pipeline.job import RenderJob
 from cfgen.pipeline.models import OpenedModel, digest_of
 from cfgen.pipeline.preflight import check_place, encoding_of
 from cfgen.pipeline.rendering import Rendering, whole_video
 from cfgen.pipeline.runs import config_of, require_same_render
-from cfgen.pipeline.shots import chapters_of
+from cfgen.pipeline.video_file import video_writer
 from cfgen.renderer.decoding import Decoding, copy_latents, require_made, tells_of_no_frame
 from cfgen.renderer.events import Loaded, Noted
 from cfgen.renderer.replay import shape_of
@@ -38,7 +37,6 @@ from cfgen.runs.lock import Lock
 from cfgen.runs.recovery import audit
 from cfgen.video.ffmpeg import find_ffmpeg
 from cfgen.video.output import format_of, run_of
-from cfgen.video.writer import VideoWriter
 
 
 class VaeOnly(OpenedModel):
@@ -166,7 +164,7 @@ class DecodeRendering(Rendering):
         if not isinstance(job.model, VaeOnly):
             raise TypeError("a decoding needs no more than the autoencoder")
         job.model.hash_anew()
-        began, encode, plan = time.monotonic(), job.config.encode, job.plan
+        began, plan = time.monotonic(), job.plan
         encoding, runtime = encoding_of(job), job.runtime
         ffmpeg = find_ffmpeg(encoding.codec.encoder)
         torch.set_num_threads(runtime.threads)
@@ -174,20 +172,14 @@ class DecodeRendering(Rendering):
         weights = {k: v for k, v in held.items() if k.startswith(("generator", "loras"))}
         facts = {**weights, "vae_sha256": job.model.vae_digest, **versions()}
         config = from_mapping(folder.record.config, label=str(folder.path / "run.json"))
-        writer = VideoWriter(
-            job.output,
-            width=plan.geometry.width,
-            height=plan.geometry.height,
-            fps=plan.geometry.fps,
-            ffmpeg=ffmpeg,
-            quality=encode.quality,
-            codec=encoding.codec.key,
-            bits=encoding.bits,
-            interpolate=encode.interpolate,
-            metadata={**video_metadata(config), **sound_metadata(job), **facts},
+        writer = video_writer(
+            job,
+            config,
+            output=job.output,
             parts=folder.segments,
+            ffmpeg=ffmpeg,
+            facts=facts,
             replaces=folder.record.overwrite,
-            chapters=chapters_of(plan),
         )
         vae = build_vae(
             job.model.vae,
