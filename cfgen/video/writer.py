@@ -32,10 +32,7 @@ from cfgen.files.writing import (
 )
 from cfgen.video.encoding import (
     Encoding,
-    check_metadata,
-    concat_listing,
     exact_fps,
-    ffmetadata,
     require_encoders,
 )
 from cfgen.video.facts import (
@@ -47,6 +44,7 @@ from cfgen.video.facts import (
     sidecar_text,
 )
 from cfgen.video.ffmpeg import Ffmpeg, FfmpegRun
+from cfgen.video.ffmpeg_texts import check_metadata, concat_listing, ffmetadata
 from cfgen.video.formats import FRAME_NAME, SEGMENT_MUXERS, segment_stem
 from cfgen.video.measure import Measured, measure
 from cfgen.video.output import check_output, format_of, sidecar_of, standing_at

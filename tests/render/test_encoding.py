@@ -7,12 +7,10 @@ from cfgen.errors import UsageError
 from cfgen.video.codecs import H264
 from cfgen.video.encoding import (
     Encoding,
-    check_metadata,
-    concat_listing,
     exact_fps,
-    ffmetadata,
 )
 from cfgen.video.ffmpeg import Ffmpeg
+from cfgen.video.ffmpeg_texts import check_metadata, concat_listing, ffmetadata
 from cfgen.video.formats import MP4
 
 FFMPEG = Ffmpeg(Path("/opt/ffmpeg"), "7.0", frozenset({"libx264"}))
