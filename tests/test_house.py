@@ -167,6 +167,7 @@ HEAVY = {
     "huggingface_hub",
     "imageio_ffmpeg",
     "matplotlib",
+    "ray",
     "sentencepiece",
     "transformers",
 }

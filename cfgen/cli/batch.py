@@ -10,16 +10,18 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from cfgen.cli import options
-from cfgen.cli.command import RESUME
+from cfgen.cli.cluster_view import ClusterView
+from cfgen.cli.command import RESUME, SPEED
 from cfgen.cli.console import Console
 from cfgen.cli.run_render import graceful_signals
 from cfgen.errors import CfgenError, Interrupted
 from cfgen.plain_text import cells, padded
-from cfgen.renderer.batch import BatchEvent, ClipBegun, ClipEnded, Waiting
+from cfgen.renderer.batch import BatchEvent, ClipBegun, ClipEnded, OfClip, Waiting
 from cfgen.units import clock
 
 if TYPE_CHECKING:
     from cfgen.pipeline.batch import BatchRunner
+    from cfgen.pipeline.batch_on_ray import RayBatch
 
 app = options.command_app()
 
@@ -52,6 +54,16 @@ RetryFailed = Annotated[
         "--retry-failed", None, RESUME, "Try clips again that failed in an earlier run."
     ),
 ]
+Ray = Annotated[
+    str | None,
+    options.option(
+        "--ray",
+        "[ADDRESS]",
+        SPEED,
+        "Spread the clips over a Ray cluster, with `pip install cfgen[ray]`: that at host:port, "
+        "without an address the one this machine belongs to, else a new one on it.",
+    ),
+]
 
 
 @app.command()
@@ -62,6 +74,7 @@ def batch(
     fail_fast: FailFast = False,
     attempts: Attempts = 2,
     retry_failed: RetryFailed = False,
+    ray: Ray = None,
     *,
     yes: bool,
     dry_run: bool,
@@ -71,7 +84,7 @@ def batch(
     The videos go beside the list. After any interruption, the same command goes on: it verifies
     and skips finished clips, resumes interrupted ones, and leaves failed ones alone unless you give
     --retry-failed. Any number of processes may work on one list, on one machine or on several that
-    share the folder.
+    share the folder. With --ray, one command does: a Ray cluster makes a clip wherever it has room.
 
     \b
     A list:
@@ -85,6 +98,7 @@ def batch(
     Examples:
       cfgen batch tonight.yaml
       cfgen batch prompts.txt --dry-run
+      cfgen batch tonight.yaml --ray 10.0.0.1:6379
     """
     console = options.console_of(ctx)
     from cfgen.pipeline.batch import BatchRunner, ClipList
@@ -96,13 +110,20 @@ def batch(
         return
     if retry_failed:
         runner.batch.reset_failed()
-    run_batch(console, runner)
+    if ray is None:
+        run_batch(console, runner)
+        return
+    from cfgen.pipeline.batch_on_ray import RayBatch
+
+    run_batch(console, runner, on=RayBatch(runner, ray))
 
 
 def run_batch(
     console: Console,
     runner: BatchRunner,
     closing: Callable[[Mapping[str, object]], Sequence[str]] = lambda _: (),
+    *,
+    on: RayBatch | None = None,
 ) -> None:
     """Render the clips of a list, and show its events and what became of each.
 
@@ -110,17 +131,19 @@ def run_batch(
         console: Where to.
         runner: The list.
         closing: Gives lines to show after the report that it is given.
+        on: The list on a cluster, which then does the work.
 
     Raises:
         CfgenError: It was stopped, or the disk refused.
         Exit: With 1, if a clip failed.
     """
-    listed = runner.listed
+    listed, work = runner.listed, on or runner
     runner.report()
+    view = None if on is None else _view(console, runner)
     try:
-        with graceful_signals(console, runner.stop, again=AGAIN):
-            for event in runner:
-                _show(console, runner, event)
+        with graceful_signals(console, work.stop, again=AGAIN):
+            for event in work:
+                _show(console, runner, event, view)
                 if isinstance(event, ClipBegun | ClipEnded):
                     runner.report()  # who looks at it meanwhile sees how far the list is
     except CfgenError as error:
@@ -137,11 +160,25 @@ def run_batch(
         raise typer.Exit(1)
 
 
-def _show(console: Console, runner: BatchRunner, event: BatchEvent) -> None:
-    """Show one event of the batch."""
+def _view(console: Console, runner: BatchRunner) -> ClusterView:
+    """What shows the clips of a list that are made at once."""
+    plans = {item.name: runner.plan(item) for item in runner.batch.items}
+    return ClusterView(
+        console,
+        frames={name: 0 if plan is None else plan.frames for name, plan in plans.items()},
+        made={item.name: runner.made_frames(item) for item in runner.batch.items},
+        fps={name: config.playback_fps for name, config in runner.configs.items()},
+    )
+
+
+def _show(
+    console: Console, runner: BatchRunner, event: BatchEvent, view: ClusterView | None
+) -> None:
+    """Show one event of the batch, on a view where several clips are made at once."""
     match event:
-        case ClipBegun(item=item, attempt=attempt):
+        case ClipBegun(item=item, attempt=attempt, host=host):
             again = f", attempt {attempt}" if attempt > 1 else ""
+            again += f", on {host}" if host else ""
             items, config = runner.batch.items, runner.configs[item.name]
             console.note(
                 f"clip {items.index(item) + 1} of {len(items)}: {item.name}, seed {config.seed}"
@@ -149,16 +186,22 @@ def _show(console: Console, runner: BatchRunner, event: BatchEvent) -> None:
             )
             if note := next(clip.note for clip in runner.listed.clips if clip.name == item.name):
                 console.note(note)
-            console.event("clip", {"name": item.name, "attempt": attempt, "seed": config.seed})
-            console.start(fps=config.playback_fps, later_frames=runner.later_frames(item))
+            facts = {"name": item.name, "attempt": attempt, "seed": config.seed}
+            console.event("clip", facts | ({"host": host} if host else {}))
+            if view is None:
+                console.start(fps=config.playback_fps, later_frames=runner.later_frames(item))
         case ClipEnded(item=item, fate=fate, again=again):
             console.close()
+            if view is not None:
+                view.end(item.name, done=fate.state == "done")
             if fate.state != "done":
                 later = "; it will be tried again" if again else ""
                 console.warn(f"{item.name} failed: {fate.error}{later}", fate.hint or None)
             console.event("clip-end", {"name": item.name, **dataclasses.asdict(fate)})
         case Waiting(names=names):
             console.note(f"waiting for other processes: {', '.join(names)}")
+        case OfClip(item=item, event=inner):
+            cast(ClusterView, view).show(item.name, inner)
         case _:
             console.show(event)
 

@@ -7,6 +7,7 @@ Typer's own classes have no public names.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol, cast
@@ -28,6 +29,9 @@ SECTIONS = ("Options", FILM, MODEL, SPEED, RESUME, OUTPUT, RARE)
 
 _NAME_CELLS = 28
 """Cells of the widest flag that still stands on the line of its help."""
+
+
+_ADDRESS = r"local|auto|\S+:\d+|\S+://\S+"
 
 
 class Formatter(Protocol):
@@ -73,6 +77,7 @@ class Command(TyperCommand):
         Raises:
             Exception: Typer's own, for arguments that cannot be read.
         """
+        args = _with_left_out(args, [param for param in self.params if _optional(param)])
         context, typed = cast(typer.Context, ctx), list(args)
         context.allow_extra_args = True
         try:
@@ -96,6 +101,28 @@ class Command(TyperCommand):
             return None
         last = taken[-1]
         return str(getattr(last, "metavar", None) or last.name), str(context.params[last.name])
+
+
+def _optional(param: object) -> bool:
+    """Whether the value of a flag may be left out, as its name for it says."""
+    return str(getattr(param, "metavar", None)).startswith("[")
+
+
+def _with_left_out(args: list[str], flags: Sequence[object]) -> list[str]:
+    """Arguments in which a flag with an optional value has one, an empty one if it was left out.
+
+    Typer knows no such flags. What follows one is its value only if it looks like an address: the
+    argument of a command may follow too.
+    """
+    names = {name for flag in flags for name in cast(list[str], getattr(flag, "opts", []))}
+    given: list[str] = []
+    for i, arg in enumerate(args):
+        if arg == "--":
+            return [*given, *args[i:]]
+        given.append(arg)
+        if arg in names and not re.fullmatch(_ADDRESS, (args[i + 1 :] or [""])[0]):
+            given.append("")
+    return given
 
 
 def built(app: typer.Typer) -> TyperCommand | TyperGroup:

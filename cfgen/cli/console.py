@@ -34,7 +34,7 @@ from cfgen.units import bytes_words, clock, count
 SCHEMA = "cfgen.events/1"
 """Name and version of the lines of `--json`; the number rises when a field changes its meaning."""
 
-_EVENT_TYPES: dict[type, str] = {
+EVENT_TYPES: dict[type, str] = {
     Loaded: "load",
     Resumed: "resume",
     Saved: "snapshot",
@@ -44,6 +44,7 @@ _EVENT_TYPES: dict[type, str] = {
     Warned: "warning",
     Finished: "done",
 }
+"""What the lines of `--json` are called."""
 
 
 class Console:
@@ -180,7 +181,7 @@ class Console:
                 self.close()
                 speed = f" in {event.elapsed_s:.1f} s" if event.elapsed_s else ""
                 self.note(f"{event.frames} frames, {event.seconds:.1f} s of video{speed}")
-        self.event(_EVENT_TYPES[type(event)], fields)
+        self.event(EVENT_TYPES[type(event)], fields)
 
     def status(self) -> None:
         """Tell how far the render is, also with `--quiet`."""
@@ -244,16 +245,29 @@ class Console:
         return facts
 
     def _show_chunk(self, event: ChunkDone) -> None:
-        words = self._last_words = chunk_words(event, self._fps, self._pace, self._later_frames)
+        words = chunk_words(event, self._fps, self._pace, self._later_frames)
         memory = ", ".join(f"{name} {value:g}" for name, value in event.memory.items())
+        line = f"{words}, {memory}" if self.verbose and memory else words
+        self.progress(event.frames_done, event.frames_total, words, line)
+
+    def progress(self, frames_done: int, frames_total: int, words: str, line: str) -> None:
+        """Show how far the work is.
+
+        Args:
+            frames_done: Frames that are made.
+            frames_total: Frames that will be.
+            words: What a bar says, and `status`.
+            line: What is told where no bar can be drawn.
+        """
+        self._last_words = words
         if self._quiet or self.json:
             return
         if not SteadyStderr().isatty():
-            self.note(f"{words}, {memory}" if self.verbose and memory else words)
+            self.note(line)
             return
         if self._bar is None:
-            self._bar = ProgressBar(event.frames_total)
-        self._bar.update(event.frames_done, words)
+            self._bar = ProgressBar(frames_total)
+        self._bar.update(frames_done, words)
 
     def _aside(self, text: str, *, label: str = "") -> None:
         """Write a line to stderr, above the bar if there is one."""

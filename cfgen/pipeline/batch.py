@@ -98,7 +98,8 @@ class BatchRunner:
         attempts: int = 2,
         fail_fast: bool = False,
     ) -> None:
-        self.listed, self._overwrite = listed, overwrite
+        self.listed, self.overwrite = listed, overwrite
+        self.attempts, self.fail_fast = attempts, fail_fast
         self.configs = {clip.name: clip.config for clip in listed.clips}
         self._rendering: Rendering | None = None
         self._stopped: tuple[str, int] | None = None
@@ -136,6 +137,20 @@ class BatchRunner:
         if self._rendering is not None:
             self._rendering.stop(why, exit_code=exit_code)
 
+    def take_place(self, threads: int | None) -> None:
+        """Render on what a scheduler gave to this process.
+
+        Args:
+            threads: CPU threads of clips that are new and name no number themselves.
+        """
+        for item in self.batch.items:
+            config = self.configs[item.name]
+            if config.threads is None and not is_run(run_of(item.output)):
+                config = dataclasses.replace(config, threads=threads)
+            # A process sees its own GPUs only, whatever the others are called.
+            device = config.device.partition(":")[0]
+            self.configs[item.name] = dataclasses.replace(config, device=device)
+
     def progress(self, item: Item) -> int:
         """Chunks that are made of a clip."""
         try:
@@ -149,14 +164,22 @@ class BatchRunner:
         for other in self.batch.items:
             if other == item or self.batch.fate(other).state not in ("waiting", "started"):
                 continue
-            plan, (width, height) = self._plan(other), self.configs[other.name].frame_size
+            plan, (width, height) = self.plan(other), self.configs[other.name].frame_size
             if plan is not None:
-                made = min(self.progress(other), plan.chunks - 1)
-                left = plan.frames - plan.chunk(made).frame_start
+                left = plan.frames - self.made_frames(other)
                 later += left * width * height / (size[0] * size[1])
         return later
 
-    def _plan(self, item: Item) -> Plan | None:
+    def made_frames(self, item: Item) -> int:
+        """Frames that are made of a clip, without those of its last chunk until it is done."""
+        plan = self.plan(item)
+        if plan is None:
+            return 0
+        if self.batch.fate(item).state == "done":
+            return plan.frames
+        return plan.chunk(min(self.progress(item), plan.chunks - 1)).frame_start
+
+    def plan(self, item: Item) -> Plan | None:
         """The plan of a clip; None if it cannot be made, as its render will say."""
         if item.name not in self._plans:
             try:
@@ -175,7 +198,7 @@ class BatchRunner:
                 if not there.is_dir():
                     raise OutputRefused(f"{there} is in the way")
                 check_kind(item.output)
-                if not self._overwrite:
+                if not self.overwrite:
                     refuse_existing(item.output, run)
             job = RenderJob(begun or config)
             check_encoder(job)
@@ -252,10 +275,10 @@ class BatchRunner:
         else:
             lines = (*job.require_beginning(), *job.require_sound())
             warnings = (*warnings, *(Noted(message=line) for line in lines))
-            check_place(job, overwrite=self._overwrite)
+            check_place(job, overwrite=self.overwrite)
         return Rendering(
             job,
-            overwrite=self._overwrite and not begun,
+            overwrite=self.overwrite and not begun,
             resume=begun,
             models=self._models,
             tried=True,
@@ -273,7 +296,7 @@ class BatchRunner:
         try:
             return config_to_resume(RunFolder(path), config)
         except SnapshotError:
-            if self._overwrite:
+            if self.overwrite:
                 return None
             raise
 

@@ -69,10 +69,17 @@ class ItemStatus:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClipBegun:
-    """Work on a clip begins."""
+    """Work on a clip begins.
+
+    Attributes:
+        item: The clip.
+        attempt: Which try it is.
+        host: The machine, where the batch is spread over several.
+    """
 
     item: Item
     attempt: int
+    host: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,7 +98,15 @@ class Waiting:
     names: tuple[str, ...]
 
 
-BatchEvent = Event | ClipBegun | ClipEnded | Waiting
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OfClip:
+    """What happens while a clip is made, where several are made at once."""
+
+    item: Item
+    event: Event
+
+
+BatchEvent = Event | ClipBegun | ClipEnded | Waiting | OfClip
 
 
 class Batch:
@@ -144,6 +159,38 @@ class Batch:
             fate = self.fate(item)
             if fate.state == "failed":
                 self._write(item, replace(fate, state="waiting", attempts=0))
+
+    def settled(self, item: Item) -> bool:
+        """Whether nothing is left to do for a clip; a finished one is verified."""
+        return self._settled(item, set())
+
+    def lost(self, item: Item, why: str) -> ClipEnded | None:
+        """Count a try that ended with the death of its process on another machine.
+
+        Args:
+            item: The clip.
+            why: What became of the process.
+
+        Returns:
+            What it came to; None if somebody is at work on the clip, or nothing is left to do.
+
+        Raises:
+            BudgetError, WriterError: The disk refused.
+        """
+        lock = self._claim(item)
+        if lock is None:
+            return None
+        with lock:
+            fate, chunk = self.fate(item), self._progress(item)
+            if fate.state in ("done", "failed"):
+                return None
+            if fate.state == "waiting":  # the process did not come to begin it
+                again = fate.attempts + 1 if chunk <= fate.chunk else 1
+                fate = replace(fate, attempts=again, chunk=max(chunk, fate.chunk))
+            stuck = fate.attempts >= self._attempts and chunk <= fate.chunk
+            fate = replace(fate, state="failed" if stuck else "waiting", error=why)
+            self._write(item, fate)
+        return ClipEnded(item=item, fate=fate, again=fate.state == "waiting")
 
     def run(self) -> Iterator[BatchEvent]:
         """Make every clip that is not made, yielding what happens.
