@@ -186,7 +186,6 @@ OPENERS = {
     "cfgen.cli.streams": {"os.open"},  # the null device
     "cfgen.runs.lock": {
         "Path('/proc/sys/kernel/random/boot_id').read_text",
-        "Path(f'/proc/{pid}/stat').read_text",
     },
     "cfgen.train.plot": {"figure.savefig"},  # into memory
     "cfgen.video.contact_sheet": {"PIL.Image.open"},  # of bytes

@@ -242,6 +242,16 @@ def create_exclusive(path: Path) -> int:
     return _opener(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
 
 
+def open_in_place(path: Path) -> int:
+    """Return a descriptor to read and write a file that is there, whatever other names it has.
+
+    Raises:
+        FileNotFoundError: It is not there.
+        OSError: It is a link or no regular file, or the disk refused.
+    """
+    return _opener(path, os.O_RDWR)
+
+
 def open_append(path: Path) -> int:
     """Return a descriptor that adds to the end of a file, which is made if it is not there.
 

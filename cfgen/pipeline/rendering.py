@@ -20,7 +20,7 @@ from cfgen.renderer.events import Event, Finished, Noted
 from cfgen.renderer.place import try_place
 from cfgen.runs.contents import LOCK
 from cfgen.runs.folder import RunFolder, require_harmless
-from cfgen.runs.lock import owner_of
+from cfgen.runs.lock import look
 from cfgen.video.output import sidecar_of
 
 
@@ -167,9 +167,10 @@ def go_on(
     require_harmless(allow_changed)
     folder = RunFolder(path)
     job = RenderJob(config_to_resume(folder, asked))
-    owner = owner_of(path / LOCK)
-    if owner is not None and owner.here:
-        raise LockHeld(f"{path} is in use by {owner}", "wait until it is done, or stop it")
+    owner, lives = look(path / LOCK)
+    if lives:
+        who = owner or "another process"
+        raise LockHeld(f"{path} is in use by {who}", "wait until it is done, or stop it")
     what = Noted(message=f"{path} renders {job.config.prompt!r}, seed {job.config.seed}")
     if (video := whole_video(folder, job)) is not None:
         whole = f"{folder.output} is finished, and whole: {video.frames} frames"

@@ -19,7 +19,7 @@ from cfgen.files.writing import disk_errors, json_bytes, write_file
 from cfgen.out_of_memory import exhausted, is_out_of_memory
 from cfgen.renderer.events import Event, Finished
 from cfgen.runs.contents import LOCK
-from cfgen.runs.lock import PATIENCE_S, Lock, Owner, may_live, read_owner
+from cfgen.runs.lock import PATIENCE_S, Lock, Owner, look, read_owner
 from cfgen.runs.records import parse_as, read_mapping
 from cfgen.video.output import run_of
 
@@ -254,13 +254,11 @@ class Batch:
 
     def _lives(self, path: Path) -> bool:
         """Whether the owner of a lock may be alive: it is not seen to be dead or silent."""
-        owner = read_owner(path)
-        if not path.exists():
-            return False
+        owner, alive = look(path)
         if path not in self._seen or self._seen[path][0] != owner:
             self._seen[path] = (owner, time.monotonic())
         silent_s = time.monotonic() - self._seen[path][1]
-        return may_live(owner, silent_s, patience_s=PATIENCE_S)
+        return silent_s < PATIENCE_S if alive is None else alive
 
     def _turn(
         self, item: Item, checked: set[str]

@@ -33,7 +33,7 @@ from cfgen.runs.beginning import believed, keep_sound, told
 from cfgen.runs.contents import LOCK, remove
 from cfgen.runs.folder import RunFolder, RunRecord
 from cfgen.runs.journal import ChunkLine, VideoLine
-from cfgen.runs.lock import PATIENCE_S, Lock, must_watch, read_owner
+from cfgen.runs.lock import PATIENCE_S, Lock, look
 from cfgen.runs.recovery import audit
 from cfgen.runs.snapshot import SnapshotStore
 from cfgen.timeline import Plan
@@ -123,9 +123,10 @@ class Render:
         yield from self._warnings
         with disk_errors(self._path):
             self._path.mkdir(exist_ok=True)
-        if must_watch(self._path / LOCK):
+        owner, lives = look(self._path / LOCK)
+        if lives is None:
             yield Warned(
-                message=f"{self._path} is locked by {read_owner(self._path / LOCK) or 'somebody'}",
+                message=f"{self._path} is locked by {owner or 'somebody'}",
                 hint=f"watching for up to {PATIENCE_S:.0f} s whether that process lives",
             )
         try:

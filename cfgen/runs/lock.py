@@ -1,21 +1,17 @@
-"""One process at a time works on a render: a lock file that its owner keeps fresh.
+"""One process at a time works on a render: a file that the system locks, with a heartbeat in it.
 
-The owner writes a new count into the file every few seconds. Who finds the file waits to see the
-count change, by a clock of its own, so clocks that differ or are set back do no harm. A process of
-the same running system that is dead is told at once. An owner writes to the file that it made and
-never by name, so one that slept too long cannot push out its successor.
+The package filelock locks the open file (flock, on Windows LockFileEx). The system gives this lock
+back when its owner dies, however that happens, and never while its owner is suspended.
 
-The package filelock (4.3) does not do all of that: its lease goes to another while its owner is
-suspended, a killed process that nobody buried keeps it, so does an empty file for ever, and a file
-that a network file system numbers anew counts as lost. Its flock tells of none of this, and clients
-of shared folders do not see it everywhere.
+Machines that share a folder do not everywhere see each other's locks. So the owner also writes a
+new count into the file every few seconds, and who gets the system's lock on a file that another
+machine left watches it first, by a clock of its own: clocks that differ or are set back do no harm.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
 import secrets
 import socket
@@ -25,18 +21,22 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Self
 
+from filelock import lock_descriptor
+
 from cfgen.errors import LockHeld
-from cfgen.files.reading import read_bytes
-from cfgen.files.writing import create_exclusive, disk_errors
+from cfgen.files.reading import open_binary, read_bytes
+from cfgen.files.writing import create_exclusive, disk_errors, open_in_place
 from cfgen.runs.records import parse_as, read_mapping
 
 BEAT_S = 5.0
 """Seconds between two signs of life."""
 PATIENCE_S = 30.0
-"""Seconds without one after which an owner that cannot be looked up counts as dead."""
+"""Seconds without one after which an owner on another machine counts as dead."""
+SETTLED_S = 1.0
+"""Seconds after which machines that take a dead owner's lock at once see who wrote last."""
 _LOOK_S = 0.2
-_LIMIT = 1 << 16
-"""Bytes of a lock file; what is larger says nothing."""
+_NBYTES = 512
+"""Bytes of a lock file; as many for every owner, so that one is written over by another at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +46,7 @@ class Owner:
     Attributes:
         host: Name of the machine, for people.
         system: What tells a running system from any other, empty where that is unknown.
-        pid: Number of the process in that system.
-        born: What tells the process from a later one with the same number.
+        pid: Number of the process in that system, for people.
         token: Random, one for each taking of a lock.
         beat: Count of signs of life.
     """
@@ -55,22 +54,11 @@ class Owner:
     host: str
     system: str
     pid: int
-    born: str
     token: str
     beat: int
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}"
-
-    @property
-    def here(self) -> bool:
-        """Whether it belongs to this very system, so that it can be looked up."""
-        return bool(self.system) and self.system == this_system()
-
-    @property
-    def gone(self) -> bool:
-        """Whether it is surely dead: a process of this very system that is there no more."""
-        return self.here and self.born != born_of(self.pid)
 
 
 class Lock:
@@ -78,7 +66,7 @@ class Lock:
 
     Args:
         path: The file; its folder must exist.
-        patience_s: Seconds to watch an owner for that cannot be looked up.
+        patience_s: Seconds to watch an owner for whom only signs of life speak.
         beat_s: Seconds between two signs of life of ours.
     """
 
@@ -88,7 +76,7 @@ class Lock:
         self.path = path
         self._patience_s, self._beat_s = patience_s, beat_s
         self._mine: Owner | None = None
-        self._file = -1
+        self._file, self._seeking = -1, threading.Lock()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -112,27 +100,26 @@ class Lock:
             BudgetError, WriterError: The disk refused.
         """
         with disk_errors(self.path):
-            while not self._create():
-                owner = read_owner(self.path)
-                if may_live(owner, math.inf if (owner,) == watched else 0.0):
-                    owner = self._watched(owner)
-                self._remove(owner)
+            while self._mine is None:
+                self._file, lives = self._opened()
+                try:
+                    self._take(lives=lives, watched=watched)
+                finally:
+                    if self._mine is None:
+                        os.close(self._file)
         self._stop.clear()
         self._thread = threading.Thread(target=self._beat, daemon=True)
         self._thread.start()
 
     @property
     def held(self) -> bool:
-        """Whether it is still ours: another may take it from a process that slept too long."""
+        """Whether it is still ours: a machine that does not see the system's lock may have it."""
         if self._mine is None:
             return False
         try:
-            named, own = self.path.stat(), os.fstat(self._file)
+            owner = _parsed(self._read()) if _is(self._file, self.path) else read_owner(self.path)
         except OSError:
             return False
-        if (named.st_dev, named.st_ino) == (own.st_dev, own.st_ino):
-            return True
-        owner = read_owner(self.path)  # some network file systems number a file anew
         return owner is not None and owner.token == self._mine.token
 
     def release(self) -> None:
@@ -142,142 +129,159 @@ class Lock:
         self._stop.set()
         if self._thread is not None:
             self._thread.join()
-        held = self.held
-        os.close(self._file)
-        self._mine = None
+        held, self._mine = self.held, None
+        if os.name == "nt":  # it removes no file that anybody has open
+            os.close(self._file)
         if held:
             with contextlib.suppress(OSError):
                 self.path.unlink()
+        if os.name != "nt":
+            os.close(self._file)
 
-    def _create(self) -> bool:
-        pid = os.getpid()
-        mine = Owner(
-            socket.gethostname(), this_system(), pid, born_of(pid), secrets.token_hex(8), 0
-        )
-        try:
-            file = create_exclusive(self.path)
-        except FileExistsError:
-            return False
-        try:
-            os.write(file, _text(mine))
-            os.fsync(file)
-        except BaseException:
+    def _opened(self) -> tuple[int, bool | None]:
+        """Open the file and lock it; whether who left it lives, as `look` tells.
+
+        Raises:
+            LockHeld: The system knows of a living owner.
+        """
+        ends = time.monotonic() + _LOOK_S  # somebody may just look at it, see `look`
+        while True:
+            try:
+                file, new = create_exclusive(self.path), True
+            except FileExistsError:
+                try:
+                    file, new = open_in_place(self.path), False
+                except FileNotFoundError:
+                    continue
+            locked = lock_of(file)
+            if locked is not False and _is(file, self.path):
+                return file, False if new else _lives(read_owner(self.path), locked)
             os.close(file)
-            self.path.unlink()
-            raise
-        self._mine, self._file = mine, file
-        return True
+            if locked is False and time.monotonic() > ends:
+                raise self._refusal()
+            time.sleep(_LOOK_S / 10)
 
-    def _watched(self, owner: Owner | None) -> Owner | None:
-        """Watch an owner, None for one that cannot be read, and return it if it is dead.
+    def _take(self, *, lives: bool | None, watched: tuple[Owner | None] | None) -> None:
+        """Write into the open file who holds it, unless it was given back meanwhile."""
+        left, empty = read_owner(self.path), os.fstat(self._file).st_size == 0
+        if lives is None and not empty and (left,) != watched:
+            self._watch(left)
+        if not _is(self._file, self.path):
+            return
+        token = secrets.token_hex(8)
+        self._mine = Owner(socket.gethostname(), this_system(), os.getpid(), token, 0)
+        self._write()
+        if lives is None:
+            time.sleep(SETTLED_S)
+            if not self.held:
+                self._mine = None
+                raise self._refusal()
+
+    def _watch(self, owner: Owner | None) -> None:
+        """Watch an owner, None for one that cannot be read.
 
         Raises:
             LockHeld: It gave a sign of life, or is not given the time to.
         """
         ends = time.monotonic() + self._patience_s
-        known = owner is not None and owner.here
-        while not known and time.monotonic() < ends:
+        while self._patience_s > 0 and read_owner(self.path) == owner:
+            if time.monotonic() >= ends or not self.path.exists():
+                return
             time.sleep(min(_LOOK_S, self._patience_s))
-            if not self.path.exists():
-                return owner  # it was given back
-            if read_owner(self.path) != owner:
-                break
-        else:
-            if not known and self._patience_s > 0:
-                return owner
-        raise LockHeld(
+        if self.path.exists():
+            raise self._refusal()
+
+    def _refusal(self) -> LockHeld:
+        return LockHeld(
             f"{self.path.parent} is in use by {read_owner(self.path) or 'another process'}",
             f"wait until it is done, or stop it; if it surely runs no more, remove {self.path}",
         )
 
-    def _remove(self, dead: Owner | None) -> None:
-        """Put a dead owner's file away; only one of several that try finds it under its name."""
-        aside = self.path.with_name(f"{self.path.name}.{secrets.token_hex(8)}")
-        with contextlib.suppress(FileNotFoundError):
-            os.rename(self.path, aside)
-            if read_owner(aside) == dead:
-                aside.unlink()
-                return
-            # Somebody was quicker and holds it rightly: give it back, unless another one came.
-            with contextlib.suppress(FileExistsError):
-                try:
-                    os.link(aside, self.path)
-                except FileExistsError:
-                    raise
-                except OSError:  # a file system without hard links
-                    if not self.path.exists():
-                        os.rename(aside, self.path)
-            with contextlib.suppress(OSError):
-                aside.unlink()
-
     def _beat(self) -> None:
         while not self._stop.wait(self._beat_s):
-            if self._mine is not None:
+            if self._mine is not None and self.held:
                 self._mine = replace(self._mine, beat=self._mine.beat + 1)
                 with contextlib.suppress(OSError):
-                    os.lseek(self._file, 0, os.SEEK_SET)
-                    os.write(self._file, _text(self._mine))
-                    os.fsync(self._file)
+                    self._write()
+
+    def _write(self) -> None:
+        """Write who holds the lock into the open file, over whatever it says."""
+        text = json.dumps(asdict(self._mine)).ljust(_NBYTES - 1) + "\n"  # type: ignore[call-overload]
+        with self._seeking:
+            os.lseek(self._file, 0, os.SEEK_SET)
+            os.write(self._file, text.encode())
+            os.fsync(self._file)
+
+    def _read(self) -> bytes:
+        with self._seeking:
+            os.lseek(self._file, 0, os.SEEK_SET)
+            return os.read(self._file, 2 * _NBYTES)
 
 
-def may_live(owner: Owner | None, silent_s: float, *, patience_s: float = PATIENCE_S) -> bool:
-    """Whether the owner of a lock that is there may be alive: the one rule on it.
+def look(path: Path) -> tuple[Owner | None, bool | None]:
+    """Who holds a lock, as far as can be read, and whether it lives; None if only time can tell.
 
-    One that can be looked up lives as long as its process is there, however long it is silent: it
-    may be suspended, or wait for a slow disk. Any other lives until it is silent for too long.
-
-    Args:
-        owner: The owner, None for one that cannot be read.
-        silent_s: Seconds for which it was watched without a sign of life.
-        patience_s: Seconds after which an owner that cannot be looked up counts as dead.
+    The system knows of its own processes, and keeps the lock of one that is suspended or waits for
+    a slow disk. An owner on another machine lives until it is silent for `PATIENCE_S`.
     """
-    if owner is not None and owner.here:
-        return not owner.gone
-    return silent_s < patience_s
-
-
-def must_watch(path: Path) -> bool:
-    """Whether only time can tell if the owner of a lock is alive."""
-    owner = read_owner(path)
-    if owner is None:
-        return path.exists()
-    return not owner.here
+    try:
+        with open_binary(path) as file:
+            locked, owner = lock_of(file.fileno()), read_owner(path)
+    except FileNotFoundError:
+        return None, False
+    except OSError:
+        return None, None
+    return owner, _lives(owner, locked)
 
 
 def read_owner(path: Path) -> Owner | None:
     """Who holds a lock, or None if the file is not there or says nothing that can be read."""
     try:
-        facts = read_mapping(read_bytes(path, limit=_LIMIT))
-        return parse_as(Owner, {**facts, "beat": int(facts.get("beat", ""))})
-    except (OSError, ValueError, TypeError):
+        return _parsed(read_bytes(path, limit=2 * _NBYTES))
+    except OSError:
         return None
 
 
 def owner_of(path: Path) -> Owner | None:
     """Who holds a lock; None if nobody does or surely a dead process."""
-    owner = read_owner(path)
-    return None if owner is None or owner.gone else owner
+    owner, lives = look(path)
+    return None if lives is False else owner
 
 
 def this_system() -> str:
-    """What tells this running system, or the container in it, from any other."""
+    """What tells this running system from any other."""
     try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
-        return f"{boot}/{os.readlink('/proc/self/ns/pid')}"
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
     except OSError:
         return ""
 
 
-def born_of(pid: int) -> str:
-    """When a process of this system was started, in its own ticks; empty if none runs."""
+def lock_of(file: int) -> bool | None:
+    """Have the system lock an open file: whether it did; None on a file system without locks."""
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
+        return lock_descriptor(file, blocking=False)
     except OSError:
-        return ""
-    state, *facts = stat.rpartition(")")[2].split()
-    return "" if state in "ZX" else facts[18]  # a zombie does nothing any more
+        return None
 
 
-def _text(owner: Owner) -> bytes:
-    """One line, as long for every count, so that it can be written over."""
-    return f"{json.dumps(asdict(owner) | {'beat': f'{owner.beat:012}'})}\n".encode()
+def _lives(owner: Owner | None, locked: bool | None) -> bool | None:
+    """Whether the owner of a file lives that the system did, or did not, lock for us."""
+    if locked is False:
+        return True
+    here = owner is not None and owner.system and owner.system == this_system()
+    return False if locked and here else None
+
+
+def _parsed(content: bytes) -> Owner | None:
+    try:
+        return parse_as(Owner, read_mapping(content))
+    except (ValueError, TypeError):
+        return None
+
+
+def _is(file: int, path: Path) -> bool:
+    """Whether an open file has that name."""
+    try:
+        return os.path.samestat(os.fstat(file), path.stat())
+    except OSError:
+        return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -12,16 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from cfgen.errors import SetupError
-from cfgen.runs.lock import (
-    Lock,
-    Owner,
-    born_of,
-    may_live,
-    owner_of,
-    read_owner,
-    this_system,
-)
+from cfgen.errors import SetupError, WriterError
+from cfgen.runs import lock as lock_module
+from cfgen.runs.lock import Lock, look, owner_of, read_owner, this_system
 
 
 @pytest.fixture
@@ -77,8 +71,8 @@ def test_a_zombie_holds_nothing(path: Path) -> None:
 
 
 def elsewhere(path: Path, beat: int = 0, system: str = "another") -> None:
-    facts = {"host": "elsewhere", "system": system, "pid": 1, "born": "x", "token": "t"}
-    text = json.dumps(facts | {"beat": f"{beat:012}"})
+    facts = {"host": "elsewhere", "system": system, "pid": 1, "token": "t", "beat": beat}
+    text = json.dumps(facts).ljust(511) + "\n"
     with path.open("r+" if path.exists() else "x") as file:  # in place, as owners write it
         file.write(text)
 
@@ -184,26 +178,115 @@ def test_only_one_of_many_takes_a_dead_owners_lock(path: Path) -> None:
     assert said == ["refused", "refused", "refused", "took"]
 
 
-@pytest.mark.parametrize("silent_s", [0.0, 29.0, 31.0, 1e9])
-@pytest.mark.parametrize(
-    ("system", "born", "lives"),
-    [
-        ("here", "now", {0.0, 29.0, 31.0, 1e9}),
-        ("here", "gone", set()),
-        ("elsewhere", "now", {0.0, 29.0}),
-        ("", "now", {0.0, 29.0}),
-        (None, "", {0.0, 29.0}),
-    ],
-)
-def test_one_rule_tells_who_may_live(
-    silent_s: float, system: str | None, born: str, lives: set[float]
+@pytest.mark.parametrize("locked", [True, False, None])
+@pytest.mark.parametrize("system", ["here", "elsewhere", "", None])
+def test_one_rule_tells_who_lives(
+    path: Path, locked: bool | None, system: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    owner = None
-    if system is not None:
-        named = this_system() if system == "here" else system
-        pid = os.getpid()
-        owner = Owner("h", named, pid, born_of(pid) if born == "now" else "0", "t", 0)
-    assert may_live(owner, silent_s) is (silent_s in lives)
+    """The system's word where it has one: that it lives of any, that it is dead of its own."""
+    assert look(path) == (None, False)
+    monkeypatch.setattr(lock_module, "lock_of", lambda _: locked)
+    if system is None:
+        path.write_bytes(b"damaged")
+    else:
+        elsewhere(path, system=this_system() if system == "here" else system)
+    dead = False if (locked, system) == (True, "here") else None
+    assert look(path) == (read_owner(path), True if locked is False else dead)
+
+
+@pytest.fixture
+def unseen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shared folder whose clients do not see each other's locks, and name themselves alike."""
+    monkeypatch.setattr(lock_module, "lock_of", lambda _: True)
+    monkeypatch.setattr(lock_module, "this_system", lambda: "")
+    monkeypatch.setattr(lock_module, "SETTLED_S", 0.3)
+
+
+def test_machines_that_do_not_see_locks_hear_each_others_heartbeat(
+    path: Path, unseen: None
+) -> None:
+    with Lock(path, beat_s=0.05) as lock:
+        with pytest.raises(SetupError, match=f"in use by process {os.getpid()} on "):
+            Lock(path, patience_s=20).acquire()
+        with pytest.raises(SetupError):
+            Lock(path, patience_s=0).acquire()
+        assert lock.held
+
+
+def test_one_of_many_machines_that_do_not_see_locks_takes_a_dead_owners(
+    path: Path, unseen: None
+) -> None:
+    elsewhere(path)
+    locks = [Lock(path, patience_s=0.3) for _ in range(4)]
+
+    def take(lock: Lock) -> None:
+        with contextlib.suppress(SetupError):
+            lock.acquire()
+
+    threads = [threading.Thread(target=take, args=(lock,)) for lock in locks]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    held = [lock for lock in locks if lock.held]
+    assert len(held) == 1
+    for lock in locks:
+        lock.release()
+    assert not path.exists()
+
+
+def test_a_sleeper_leaves_the_lock_to_whoever_took_it(path: Path, unseen: None) -> None:
+    with Lock(path, beat_s=0.5) as sleeper:
+        watched = read_owner(path)
+        successor = Lock(path, patience_s=0, beat_s=99)
+        successor.acquire(watched=(watched,))
+        assert successor.held
+        assert not sleeper.held
+        time.sleep(0.7)  # the sleeper wakes up
+        assert successor.held
+    assert successor.held
+    successor.release()
+    assert not path.exists()
+
+
+def test_a_file_system_without_locks_goes_by_the_heartbeat(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(file: int, *, blocking: bool) -> bool:
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(lock_module, "lock_descriptor", refuse)
+    monkeypatch.setattr(lock_module, "SETTLED_S", 0.1)
+    with Lock(path, beat_s=0.05), pytest.raises(SetupError):
+        Lock(path, patience_s=20).acquire()
+    elsewhere(path, system=this_system())
+    with Lock(path, patience_s=0.3) as lock:
+        assert lock.held
+
+
+def test_a_link_in_its_place_is_told(path: Path) -> None:
+    path.symlink_to(path.with_name("nowhere"))
+    with pytest.raises(WriterError, match="it is a link"):
+        Lock(path).acquire()
+
+
+def test_who_looks_does_not_keep_another_from_taking_it(path: Path) -> None:
+    elsewhere(path, system=this_system())
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.is_set():
+            look(path)
+
+    looking = threading.Thread(target=watch)
+    looking.start()
+    try:
+        for _ in range(20):
+            with Lock(path):
+                pass
+    finally:
+        done.set()
+        looking.join()
 
 
 def test_a_lock_whose_file_is_numbered_anew_is_still_held(path: Path) -> None:
