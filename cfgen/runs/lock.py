@@ -169,8 +169,12 @@ class Lock:
         if not _is(self._file, self.path):
             return
         token = secrets.token_hex(8)
-        self._mine = Owner(socket.gethostname(), this_system(), os.getpid(), token, 0)
-        self._write()
+        try:
+            self._write(Owner(socket.gethostname(), this_system(), os.getpid(), token, 0))
+        except BaseException:
+            if empty:
+                self.path.unlink()
+            raise
         if lives is None:
             time.sleep(SETTLED_S)
             if not self.held:
@@ -200,17 +204,17 @@ class Lock:
     def _beat(self) -> None:
         while not self._stop.wait(self._beat_s):
             if self._mine is not None and self.held:
-                self._mine = replace(self._mine, beat=self._mine.beat + 1)
                 with contextlib.suppress(OSError):
-                    self._write()
+                    self._write(replace(self._mine, beat=self._mine.beat + 1))
 
-    def _write(self) -> None:
+    def _write(self, mine: Owner) -> None:
         """Write who holds the lock into the open file, over whatever it says."""
-        text = json.dumps(asdict(self._mine)).ljust(_NBYTES - 1) + "\n"  # type: ignore[call-overload]
+        text = json.dumps(asdict(mine)).ljust(_NBYTES - 1) + "\n"
         with self._seeking:
             os.lseek(self._file, 0, os.SEEK_SET)
             os.write(self._file, text.encode())
             os.fsync(self._file)
+        self._mine = mine
 
     def _read(self) -> bytes:
         with self._seeking:
