@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -89,6 +90,24 @@ def build(monkeypatch: pytest.MonkeyPatch) -> FakeBuild:
     monkeypatch.setattr("cfgen.pipeline.rendering.build_render", fake.build_render)
     monkeypatch.setattr("cfgen.pipeline.rendering.with_sheet", lambda job, done: iter([done]))
     return fake
+
+
+def write_list(model: Path, *names: str, **defaults: str) -> Path:
+    """A list of clips of a tiny model, and an impossible one as the second, in this folder."""
+    settings = {
+        "duration": "2s",
+        "model": {"path": str(model), "sizes": "[48x32]"},
+        "schedule": {"timesteps": "[1000, 500]", "guidance": "1"},
+        **defaults,
+    }
+    nowhere = {"path": str(Path("nowhere").absolute())}
+    clips: list[dict[str, object]] = [
+        {"name": name, "prompt": f"a red kite, take {name}"} for name in names
+    ]
+    clips[1:1] = [{"name": "bad", "prompt": "a kite", "preset": "mini", "model": nowhere}]
+    path = Path("list.yaml")
+    path.write_text(json.dumps({"version": 1, "defaults": settings, "clips": clips}))
+    return path
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ from cfgen.pipeline.batch_on_ray import RayBatch
 from cfgen.pipeline.ray_task import make_clip
 from cfgen.renderer.batch import ClipBegun, ClipEnded, OfClip
 from cfgen.renderer.events import ChunkDone
+from tests.cli.conftest import write_list
 
 
 class RayError(Exception):
@@ -110,7 +111,7 @@ class FakeRay(ModuleType):
     def cancel(self, task: Task, *, force: bool) -> None:
         assert not force
         task.cancelled = True
-        if task.begun:
+        if task.begun and signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
             signal.raise_signal(signal.SIGINT)
 
 
@@ -124,26 +125,9 @@ def ray(monkeypatch: pytest.MonkeyPatch) -> FakeRay:
 
 
 @pytest.fixture
-def listed(tiny_model: Path, tiny_settings: list[str], tmp_path: Path) -> Path:
+def listed(tiny_model: Path, tiny_settings: list[str]) -> Path:
     """A list of two clips and one that cannot be made, in the current folder."""
-    return write_list(tiny_model, tmp_path / "nowhere")
-
-
-def write_list(model: Path, nowhere: Path, **defaults: str) -> Path:
-    settings = {
-        "duration": "1s",
-        "model": {"path": str(model), "sizes": "[48x32]"},
-        "schedule": {"timesteps": "[1000, 500]", "guidance": "1"},
-        **defaults,
-    }
-    clips = [
-        {"name": "a", "prompt": "a red kite"},
-        {"name": "bad", "prompt": "a kite", "preset": "mini", "model": {"path": str(nowhere)}},
-        {"name": "b", "prompt": "a blue kite"},
-    ]
-    path = Path("list.yaml")
-    path.write_text(json.dumps({"version": 1, "defaults": settings, "clips": clips}))
-    return path
+    return write_list(tiny_model, "a", "b", duration="1s")
 
 
 def batch(path: Path, **options: Any) -> RayBatch:
@@ -261,11 +245,8 @@ def test_a_full_disk_ends_the_batch(
 def test_a_node_that_does_not_see_the_folder_is_told(
     ray: FakeRay, listed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def elsewhere(path: object) -> None:
-        raise FileNotFoundError(2, "No such file or directory", str(path))
-
-    monkeypatch.setattr("cfgen.pipeline.ray_task.os.chdir", elsewhere)
-    with pytest.raises(SetupError, match=f"does not see {Path.cwd()}: No such file"):
+    monkeypatch.setattr("cfgen.pipeline.batch_on_ray.Path.cwd", lambda *_: Path("/not/shared"))
+    with pytest.raises(SetupError, match="does not see /not/shared: No such file"):
         list(batch(listed))
 
 
@@ -285,14 +266,13 @@ def test_a_node_that_does_not_see_the_folder_is_told(
 def test_a_clip_reserves_what_it_uses(
     ray: FakeRay,
     tiny_model: Path,
-    tmp_path: Path,
     nodes: list[dict[str, float]],
     defaults: dict[str, str],
     asked: tuple[int, int, int | None],
 ) -> None:
     ray.resources = nodes
     ray.deaths = {name: [RayError("gone")] * 2 for name in ("a", "bad", "b")}
-    list(batch(write_list(tiny_model, tmp_path / "nowhere", **defaults)))
+    list(batch(write_list(tiny_model, "a", "b", **defaults)))
     of = ray.asked["a"]
     assert (of["num_cpus"], of["num_gpus"], of["threads"]) == asked
     assert (of["max_retries"], of["num_returns"]) == (0, "streaming")

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from tests.cli.conftest import write_list
 from tests.ray_nodes import Nodes, kill_worker, nodes
 
 pytestmark = pytest.mark.skipif(
@@ -30,23 +31,8 @@ def cluster() -> Iterator[Nodes]:
 
 @pytest.fixture
 def listed(tiny_model: Path, tiny_settings: list[str]) -> Path:
-    """A list of four clips of three chunks, one of them impossible, in the current folder."""
-    settings = {
-        "duration": "2s",
-        "model": {"path": str(tiny_model), "sizes": "[48x32]"},
-        "schedule": {"timesteps": "[1000, 500]", "guidance": "1"},
-        "threads": "1",
-    }
-    nowhere = {"path": str(Path("nowhere").absolute())}
-    clips = [
-        {"name": "a", "prompt": "a red kite"},
-        {"name": "bad", "prompt": "a kite", "preset": "mini", "model": nowhere},
-        {"name": "b", "prompt": "a blue kite"},
-        {"name": "c", "prompt": "a green kite"},
-    ]
-    path = Path("list.yaml")
-    path.write_text(json.dumps({"version": 1, "defaults": settings, "clips": clips}))
-    return path
+    """A list of clips of three chunks in the current folder."""
+    return write_list(tiny_model, "a", "b", "c", threads="1")
 
 
 Disturb = Callable[[subprocess.Popen[str], str], None]

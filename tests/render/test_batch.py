@@ -344,3 +344,47 @@ def test_an_interrupt_at_once_counts_for_nothing(fake: Fake, error: BaseExceptio
     with pytest.raises(type(error)):
         list(fake.batch("a", attempts=1).run())
     assert states(fake.batch("a")) == {"a": "waiting"}
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_process_that_is_lost_elsewhere_counts_as_a_try(fake: Fake, begun: bool) -> None:
+    batch = fake.batch("a", attempts=2)
+    (item,) = batch.items
+    (fake.folder / "state").mkdir()
+
+    def lose() -> ClipEnded | None:
+        if begun:
+            fake.fails["a"] = [(fake.chunks.get("a", 0), Killed())]
+            with pytest.raises(Killed):
+                list(fake.batch("a", attempts=2).run())
+        return batch.lost(item, "the node is gone")
+
+    ends = [lose(), lose()]
+    assert [(end.again, end.fate.state) for end in ends if end is not None] == [
+        (True, "waiting"),
+        (False, "failed"),
+    ]
+    assert batch.fate(item).error == "the node is gone"
+    assert batch.lost(item, "once more") is None, "nothing is left to do"
+
+
+def test_a_process_that_got_further_each_time_is_lost_as_often_as_it_likes(fake: Fake) -> None:
+    batch = fake.batch("a", attempts=1)
+    (item,) = batch.items
+    for chunk in (1, 2):
+        fake.fails["a"] = [(chunk, Killed())]
+        with pytest.raises(Killed):
+            list(fake.batch("a", attempts=1).run())
+        ended = batch.lost(item, "preempted")
+        assert ended is not None
+        assert ended.again
+    list(batch.run())
+    assert states(batch) == {"a": "done"}
+
+
+def test_who_works_on_a_clip_counts_its_tries(fake: Fake) -> None:
+    batch = fake.batch("a")
+    (fake.folder / "state").mkdir()
+    with Lock(fake.folder / "state" / "a.lock"):
+        assert batch.lost(batch.items[0], "the node is gone") is None
+    assert batch.fate(batch.items[0]).attempts == 0
