@@ -16,6 +16,7 @@ CfgenError
 │   └── SnapshotCorrupt  3  the snapshot is damaged
 ├── BudgetError          3  not enough disk or memory
 ├── NotFinite            1  a chunk came out as no numbers
+├── ClusterLost          1  the machines that did the work are gone
 ├── WriterError          1  ffmpeg failed while encoding
 └── Interrupted        130  stopped by a signal (143 for SIGTERM, 129 for SIGHUP)
 
@@ -189,6 +190,13 @@ class NotFinite(CfgenError):
 
     exit_code = 1
     code = "not-finite"
+
+
+class ClusterLost(CfgenError):
+    """The machines that did the work cannot be reached any more; it can be gone on with."""
+
+    exit_code = 1
+    code = "cluster-lost"
 
 
 class WriterError(CfgenError):

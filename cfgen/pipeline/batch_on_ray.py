@@ -8,18 +8,21 @@ time from one that gets nowhere.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import re
 import signal
+import socket
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cfgen.errors import CfgenError, Interrupted, SetupError, UsageError
+from cfgen.errors import CfgenError, ClusterLost, Interrupted, SetupError, UsageError
 from cfgen.files.writing import disk_errors
 from cfgen.pipeline.batch import BatchRunner
 from cfgen.pipeline.device import MOST_THREADS
@@ -40,6 +43,10 @@ _QUIET = {
 _POLL_S = 0.2
 _PATIENCE_S = 20.0
 """Seconds without a place for any clip after which that is told."""
+_HEAD_S = 5.0
+"""Seconds between two looks at whether the head node is there."""
+_HEAD_PATIENCE_S = 45.0
+"""Seconds without it after which the cluster counts as lost; Ray ends the process after 60."""
 
 
 class RayBatch:
@@ -73,6 +80,7 @@ class RayBatch:
         Raises:
             SetupError: Ray is not installed, or there is no cluster at the address.
             Interrupted: It was stopped; everything can be resumed.
+            ClusterLost: The head node is gone; everything can be resumed.
             BudgetError, WriterError: The disk refused.
         """
         state = self.runner.listed.state
@@ -88,6 +96,9 @@ class RayBatch:
                 self._tasks[cluster.submit(item)] = item
             try:
                 yield from self._work(cluster)
+            except ClusterLost:
+                self._cancelled = True
+                raise
             finally:
                 self._cancel(cluster)
         if self._stopped is not None:
@@ -96,6 +107,7 @@ class RayBatch:
     def _work(self, cluster: _Cluster) -> Iterator[BatchEvent]:
         began, begun = time.monotonic(), False
         while self._tasks:
+            cluster.require_head()
             if self._stopped is not None:
                 self._cancel(cluster)
             for task in cluster.ready(self._tasks):
@@ -120,6 +132,7 @@ class RayBatch:
                 if ended is not None:
                     yield ended
                 if not self.runner.batch.settled(item):
+                    cluster.require_head(at_once=True)
                     self._tasks[cluster.submit(item)] = item
             case CfgenError() as error:
                 self._stopped = self._stopped or error
@@ -162,6 +175,7 @@ class _Cluster:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         self._cpus = [int(node["CPU"]) for node in nodes if node.get("CPU", 0) >= 1] or [1]
         self._gpus = any(node.get("GPU", 0) >= 1 for node in nodes)
+        self._head, self._looked = ray.get_runtime_context().gcs_address, time.monotonic()
 
     def submit(self, item: Item) -> Any:
         """Have a clip made as soon as a node has room for it."""
@@ -209,6 +223,24 @@ class _Cluster:
         """Stop a task gently, or never begin it."""
         self._ray.cancel(task, force=False)
 
+    def require_head(self, *, at_once: bool = False) -> None:
+        """Look every few seconds, or at once, whether the head node is there, and wait for it.
+
+        Raises:
+            ClusterLost: It does not come back.
+        """
+        began = time.monotonic()
+        if not at_once and began - self._looked < _HEAD_S:
+            return
+        while not _answers(self._head):
+            if time.monotonic() - began > _HEAD_PATIENCE_S:
+                raise ClusterLost(
+                    f"the head node of the Ray cluster, {self._head}, is lost",
+                    "the same command goes on with the list, on another cluster or without --ray",
+                )
+            time.sleep(_POLL_S)
+        self._looked = time.monotonic()
+
     def room(self) -> str:
         """What a clip needs, and what there is."""
         needs = ", ".join(f"{value} {name[4:-1].upper()}" for name, value in self._needs.items())
@@ -243,12 +275,27 @@ def _joined(address: str) -> Iterator[Any]:
             f"{_first(error)}",
             "start one (`ray start --head`), or leave the address out",
         ) from error
+    leave = ray.shutdown
     try:
         if main:
             signal.signal(signal.SIGTERM, before)  # ray.init sets one of its own
         yield ray
+    except ClusterLost as lost:
+        # Ray can neither leave such a cluster nor let Python end: it hangs or crashes.
+        leave = partial(atexit.register, os._exit, lost.exit_code)
+        raise
     finally:
-        ray.shutdown()
+        leave()
+
+
+def _answers(address: str) -> bool:
+    """Whether somebody listens at ``host:port``."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_HEAD_S).close()
+    except OSError:
+        return False
+    return True
 
 
 def _first(error: BaseException) -> str:

@@ -6,17 +6,19 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 from typer.testing import Result
 
-from cfgen.errors import BudgetError, Interrupted, SetupError, UsageError
+from cfgen.errors import BudgetError, ClusterLost, Interrupted, SetupError, UsageError
+from cfgen.pipeline import batch_on_ray
 from cfgen.pipeline.batch import BatchRunner, ClipList
 from cfgen.pipeline.batch_on_ray import RayBatch
 from cfgen.pipeline.ray_task import make_clip
@@ -84,6 +86,9 @@ class FakeRay(ModuleType):
     def available_resources(self) -> dict[str, float]:
         return self.resources[0]
 
+    def get_runtime_context(self) -> Any:
+        return SimpleNamespace(gcs_address="10.0.0.1:6379")
+
     def remote(self, make: object) -> FakeRay:
         assert make is make_clip
         return self
@@ -121,6 +126,7 @@ def ray(monkeypatch: pytest.MonkeyPatch) -> FakeRay:
     vars(exceptions).update(RayError=RayError, RayTaskError=RayTaskError)
     monkeypatch.setitem(sys.modules, "ray", fake)
     monkeypatch.setitem(sys.modules, "ray.exceptions", exceptions)
+    monkeypatch.setattr(batch_on_ray, "_answers", lambda address: address == "10.0.0.1:6379")
     return fake
 
 
@@ -239,6 +245,23 @@ def test_a_full_disk_ends_the_batch(
     with pytest.raises(BudgetError) as caught:
         list(work)
     assert caught.value.hint == "free some space"
+    assert states(work) == {"a": "waiting", "bad": "waiting", "b": "waiting"}
+
+
+def test_a_cluster_without_its_head_is_given_up(
+    ray: FakeRay, listed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_exit: list[object] = []
+    monkeypatch.setattr(batch_on_ray.atexit, "register", lambda *what: at_exit.append(what))
+    monkeypatch.setattr(batch_on_ray, "_HEAD_PATIENCE_S", 0.1)
+    monkeypatch.setattr(batch_on_ray, "_answers", lambda _: False)
+    ray.deaths = {"a": [RayError("the node is dead")]}
+    work = batch(listed)
+    with pytest.raises(ClusterLost, match=r"10\.0\.0\.1:6379, is lost"):
+        list(work)
+    assert at_exit == [(os._exit, 1)], "Ray cannot be left then"
+    assert ray.joined == [None]
+    assert ray.tries == ["a", "bad", "b"], "nothing is asked of it any more"
     assert states(work) == {"a": "waiting", "bad": "waiting", "b": "waiting"}
 
 

@@ -110,14 +110,12 @@ def test_ctrl_c_finishes_the_chunks_and_a_plain_process_goes_on(
 def test_the_loss_of_the_head_leaves_every_clip_to_be_gone_on_with(
     cluster: Nodes, listed: Path
 ) -> None:
-    def behead(driver: subprocess.Popen[str], _: str) -> None:
-        cluster.order("behead")
-        try:
-            driver.wait(timeout=90)
-        except subprocess.TimeoutExpired:  # it waits for the head to come back
-            driver.kill()
-
-    code, lines = play(listed, "--ray", cluster.address, disturb=behead)
-    assert code not in (0, 1), lines[-1]
+    code, lines = play(
+        listed,
+        *("--ray", cluster.address),
+        disturb=lambda *_: cluster.order("behead"),
+    )
+    assert (code, lines[-2]["error"]["code"]) == (1, "cluster-lost"), lines[-1]
+    assert "the same command goes on" in lines[-1]
     code, lines = play(listed)
     assert (code, states(listed)) == (1, DONE), lines[-1]
