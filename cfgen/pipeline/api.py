@@ -21,6 +21,7 @@ from cfgen.config.presets import locate_model
 from cfgen.config.values import RawValue
 from cfgen.pipeline import decoding
 from cfgen.pipeline.batch import BatchRunner, ClipList
+from cfgen.pipeline.batch_on_ray import RayBatch
 from cfgen.pipeline.branch import plan_branch, plan_retry, take_back
 from cfgen.pipeline.job import RenderJob
 from cfgen.pipeline.model_preset import recipe_of
@@ -207,8 +208,13 @@ def undo_retry(run: Path | str) -> tuple[Path, Path]:
 
 
 def batch(
-    clips: Path | str, *, overwrite: bool = False, attempts: int = 2, fail_fast: bool = False
-) -> BatchRunner:
+    clips: Path | str,
+    *,
+    overwrite: bool = False,
+    attempts: int = 2,
+    fail_fast: bool = False,
+    ray: str | None = None,
+) -> BatchRunner | RayBatch:
     """Render a list of clips; iterating over what is returned does it.
 
     Args:
@@ -216,9 +222,12 @@ def batch(
         overwrite: Whether videos may replace files.
         attempts: How often a clip is tried without getting any further.
         fail_fast: Whether the first clip that fails ends the list.
+        ray: Address of a Ray cluster that makes them, ``host:port``; empty for the one that this
+            machine belongs to, or else a new one on it. What happens to each comes as `OfClip`.
     """
     listed = ClipList.read(Path(clips))
-    return BatchRunner(listed, overwrite=overwrite, attempts=attempts, fail_fast=fail_fast)
+    runner = BatchRunner(listed, overwrite=overwrite, attempts=attempts, fail_fast=fail_fast)
+    return runner if ray is None else RayBatch(runner, ray)
 
 
 def inspect(path: Path | str, *, digests: bool = True, values: bool = False) -> list[Report]:

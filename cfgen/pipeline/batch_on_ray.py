@@ -74,6 +74,10 @@ class RayBatch:
         hint = "the same command goes on with the list"
         self._stopped = Interrupted(why, hint, exit_code=exit_code)
 
+    def report(self) -> dict[str, object]:
+        """Write what became of the clips, and return it; see `BatchRunner.report`."""
+        return self.runner.report()
+
     def __iter__(self) -> Iterator[BatchEvent]:
         """Make every clip that is not made, yielding what happens.
 

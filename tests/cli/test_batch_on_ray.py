@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from typer.testing import Result
 
+import cfgen as cfgen_api
 from cfgen.errors import BudgetError, ClusterLost, Interrupted, SetupError, UsageError
 from cfgen.pipeline import batch_on_ray
 from cfgen.pipeline.batch import BatchRunner, ClipList
@@ -183,6 +184,7 @@ def test_report_states_and_lines_are_those_of_a_batch(
     assert [line["name"] for line in told["clip"]] == ["a", "bad", "b"]
     assert all(line["host"] for line in told["clip"])
     assert [line["clip"] for line in told["done"]] == ["a", "b"]
+    assert cfgen_api.batch(listed, ray="").report() == report
     before = [Path(f"{name}.mp4").stat().st_mtime_ns for name in "ab"]
     again = cfgen("batch", str(listed))  # without Ray: nothing is left to do
     assert again.exit_code == 1
