@@ -144,7 +144,7 @@ class RayBatch:
                 if ended.fate.state == "failed" and self.runner.fail_fast:
                     self._cancel(cluster)
                 yield ended
-            case ClipBegun() | Waiting() as event:
+            case ClipBegun() | Waiting() | OfClip() as event:
                 yield event
             case event:
                 yield OfClip(item=item, event=event)
