@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
+import signal
 import subprocess
 import sys
 import threading
@@ -297,3 +299,52 @@ def test_a_lock_whose_file_is_numbered_anew_is_still_held(path: Path) -> None:
         assert lock.held
         path.write_text(path.read_text().replace(read_owner(path).token, "0" * 16))
         assert not lock.held
+
+
+WORKER = """\
+import os, random, sys, time
+from pathlib import Path
+from cfgen.errors import LockHeld
+from cfgen.runs.lock import Lock
+
+folder, mine = Path(sys.argv[1]), str(os.getpid())
+while True:
+    try:
+        with Lock(folder / "lock", patience_s=0) as lock:
+            (folder / "inside").write_text(mine)
+            time.sleep(random.uniform(0, 0.02))
+            if (folder / "inside").read_text() != mine or not lock.held:
+                (folder / "clash").touch()
+            with (folder / "log").open("a") as log:
+                log.write(f"{mine}\\n")
+    except LockHeld:
+        time.sleep(0.005)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="kills by POSIX signals")
+def test_however_many_are_killed_one_at_a_time_works_and_none_waits_for_the_dead(
+    tmp_path: Path,
+) -> None:
+    def start() -> subprocess.Popen[bytes]:
+        return subprocess.Popen([sys.executable, "-P", "-c", WORKER, str(tmp_path)])
+
+    working, log, rng = [start() for _ in range(3)], tmp_path / "log", random.Random(0)
+    try:
+        for _ in range(12):
+            before, began = log.stat().st_size if log.exists() else 0, time.monotonic()
+            while not log.exists() or log.stat().st_size < before + 20:
+                time.sleep(0.01)
+                assert time.monotonic() - began < 60, "nobody gets the lock"
+            victim = working.pop(rng.randrange(len(working)))
+            victim.send_signal(rng.choice([signal.SIGKILL, signal.SIGTERM]))
+            victim.wait()
+            working.append(start())
+    finally:
+        for process in working:
+            process.kill()
+            process.wait()
+    assert not (tmp_path / "clash").exists()
+    with Lock(tmp_path / "lock", patience_s=0) as lock:
+        assert lock.held
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["inside", "log"]
