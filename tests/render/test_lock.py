@@ -112,6 +112,14 @@ def test_clocks_do_not_matter(path: Path, step_s: int, monkeypatch: pytest.Monke
             Lock(path).acquire()
 
 
+def test_an_owner_of_an_earlier_commit_is_watched(path: Path) -> None:
+    facts = {"host": "h", "system": f"{this_system()}/pid:[1]", "pid": 1, "born": "1", "token": "t"}
+    path.write_text(json.dumps(facts | {"beat": f"{3:012}"}))
+    owner, lives = look(path)
+    assert owner is not None
+    assert (owner.beat, lives) == (3, None)
+
+
 def test_the_owner_gives_signs_of_life(path: Path) -> None:
     with Lock(path, beat_s=0.05):
         first = read_owner(path)
