@@ -105,7 +105,8 @@ class Command(TyperCommand):
 
 def _optional(param: object) -> bool:
     """Whether the value of a flag may be left out, as its name for it says."""
-    return str(getattr(param, "metavar", None)).startswith("[")
+    named = str(getattr(param, "metavar", None))
+    return named.startswith("[") and getattr(param, "param_type_name", "") == "option"
 
 
 def _with_left_out(args: list[str], flags: Sequence[object]) -> list[str]:
