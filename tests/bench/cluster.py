@@ -4,8 +4,7 @@
 
 One of the clips is impossible. The cluster has two nodes of one processor each, on this machine;
 beside it, two plain `cfgen batch` processes make the same list. Ray's time is that of the command,
-without the start of the cluster, which is told by itself; where the machine does other work too,
-seconds of processor time compare better. Videos must be the same byte for byte.
+without the start of the cluster, which is told by itself. Videos must be the same byte for byte.
 
 Prints one JSON object, and ends with 1 if a clip was not made, made twice, or came out otherwise.
 """
@@ -22,7 +21,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import psutil
 from kept import RESULTS, cfgen, keep
 
 sys.path.append(str(Path(__file__).parent.parent))
@@ -73,13 +71,12 @@ def list_of(options: argparse.Namespace, folder: Path) -> str:
 
 def by_processes(folder: Path) -> dict[str, Any]:
     """Two processes make the list together."""
-    began, before = time.monotonic(), cpu_seconds()
+    began = time.monotonic()
     pair = [cfgen("batch", "list.yaml", cwd=folder, OMP_NUM_THREADS="1") for _ in range(2)]
     for process in pair:
         process.communicate()
     return {
         "seconds": round(time.monotonic() - began, 1),
-        "cpu_seconds": round(cpu_seconds() - before, 1),
         "states": states(folder),
     }
 
@@ -88,7 +85,7 @@ def by_ray(folder: Path, kills: int) -> dict[str, Any]:
     """A cluster makes it; workers are killed after the first chunk of every fourth clip."""
     started = time.monotonic()
     with nodes() as cluster:
-        began, before = time.monotonic(), cpu_seconds()
+        began = time.monotonic()
         driver = cfgen("batch", "list.yaml", "--ray", cluster.address, "--json", cwd=folder)
         killed: list[str] = []
         told = collections.Counter[str]()
@@ -106,10 +103,9 @@ def by_ray(folder: Path, kills: int) -> dict[str, Any]:
                 kill_worker(folder / "list.yaml.cfgen-batch", line["clip"])
                 killed.append(line["clip"])
         stderr = driver.communicate()[1]
-        ended, after = time.monotonic(), cpu_seconds()
+        ended = time.monotonic()
     return {
         "seconds": round(ended - began, 1),
-        "cpu_seconds": round(after - before, 1),
         "cluster_started_in_s": round(began - started, 1),
         "status": driver.returncode,
         "killed": killed,
@@ -119,12 +115,6 @@ def by_ray(folder: Path, kills: int) -> dict[str, Any]:
         "states": states(folder),
         "failures": [line for line in stderr.splitlines() if " failed: " in line],
     }
-
-
-def cpu_seconds() -> float:
-    """Processor time of this process, of all below it, and of those of them that are gone."""
-    own = psutil.Process()
-    return sum(sum(each.cpu_times()[:4]) for each in (own, *own.children(recursive=True)))
 
 
 def states(folder: Path) -> dict[str, int]:
