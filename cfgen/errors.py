@@ -16,6 +16,7 @@ CfgenError
 │   └── SnapshotCorrupt  3  the snapshot is damaged
 ├── BudgetError          3  not enough disk or memory
 ├── NotFinite            1  a chunk came out as no numbers
+├── ProcessLost          1  a process that renders the same film ended
 ├── WriterError          1  ffmpeg failed while encoding
 └── Interrupted        130  stopped by a signal (143 for SIGTERM, 129 for SIGHUP)
 
@@ -189,6 +190,13 @@ class NotFinite(CfgenError):
 
     exit_code = 1
     code = "not-finite"
+
+
+class ProcessLost(CfgenError):
+    """One of several processes that render a film together ended, or cannot be reached."""
+
+    exit_code = 1
+    code = "process-lost"
 
 
 class WriterError(CfgenError):
