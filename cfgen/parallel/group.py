@@ -105,6 +105,11 @@ class Group:
         dist.destroy_process_group()
 
 
+def is_member() -> bool:
+    """Whether this process has a group, of which torch allows one at a time."""
+    return dist.is_initialized()
+
+
 @cache
 def joined() -> Group:
     """The processes that a launcher started with this one, which find each other once."""

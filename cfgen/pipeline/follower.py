@@ -35,6 +35,7 @@ def follow_launched() -> None:
     if told is None:
         raise RuntimeError("nobody started this process together with others")
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the lead finishes its chunk, with this process
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a handler would wait for the others to answer
     group = Group()
     try:
         follow(group, partial(_build, group, told, ModelCache()))

@@ -13,7 +13,7 @@ import torch
 
 from cfgen.config.schema import RenderConfig
 from cfgen.errors import ProcessLost, SetupError, UsageError
-from cfgen.parallel.group import Group, joined
+from cfgen.parallel.group import Group, is_member, joined
 from cfgen.parallel.launch import Launched
 from cfgen.parallel.messages import End
 
@@ -60,7 +60,7 @@ class Peers:
             device: Where this one computes.
 
         Raises:
-            SetupError: There are not as many GPUs.
+            SetupError: There are fewer GPUs, or this process renders another film with others.
             ProcessLost: One did not start.
         """
         if processes == 1:
@@ -75,6 +75,11 @@ class Peers:
         return self._group
 
     def _start(self, processes: int) -> None:
+        if is_member():
+            raise SetupError(
+                "this process renders a film together with others already",
+                "finish that one first, or render in another process",
+            )
         port = _free_port()
         usual = {"WORLD_SIZE": str(processes), "MASTER_ADDR": HERE, "MASTER_PORT": str(port)}
         argv = [sys.executable, "-m", "cfgen.pipeline.follower"]
