@@ -58,7 +58,7 @@ class HeadParallel:
 
     def own_tokens(self, x: Tensor) -> Tensor:
         """See `TokenSplit`."""
-        return x.split(self.shares(x.shape[1]), 1)[self._group.rank]
+        return torch.split(x, self.shares(x.shape[1]), 1)[self._group.rank]
 
     def all_tokens(self, x: Tensor, length: int) -> Tensor:
         """See `TokenSplit`."""
@@ -77,13 +77,14 @@ class HeadParallel:
         """
         rates = torch.stack([norm_rate(x, norms.eps) for x in (q, k)], -1)
         beside = F.pad(rates, (0, RATES - 2)).view(q.dtype).transpose(0, 1)
-        parts = torch.stack([q, k, v], 2).unflatten(-1, (self.processes, -1))
+        parts = torch.unflatten(torch.stack([q, k, v], 2), -1, (self.processes, -1))
         by_process = parts.permute(3, 1, 0, 2, 4).flatten(3)  # [processes, l, B, 3 c]
         rows = torch.cat([by_process, beside.expand(self.processes, -1, -1, -1)], -1)
         sent, received = [q.shape[1]] * self.processes, self.shares(frames * self._tokens)
         got = self._group.exchange(rows.flatten(0, 1), sent, received).transpose(0, 1)
         width = q.shape[2] // self.processes
-        *made, with_them = got.split([width, width, width, got.shape[2] - 3 * width], -1)
+        widths = [width, width, width, got.shape[2] - 3 * width]
+        *made, with_them = torch.split(got, widths, -1)
         q_rate, k_rate, *_ = with_them.contiguous().view(rates.dtype).unbind(-1)
         own = slice(self._group.rank * width, (self._group.rank + 1) * width)
         given = (q_rate.contiguous(), k_rate.contiguous())
@@ -95,7 +96,7 @@ class HeadParallel:
         own = shares[self._group.rank]
         rows = x.transpose(0, 1).contiguous()
         got = self._group.exchange(rows, shares, [own] * self.processes)
-        return got.unflatten(0, (self.processes, own)).permute(2, 1, 0, 3).flatten(2)
+        return torch.unflatten(got, 0, (self.processes, own)).permute(2, 1, 0, 3).flatten(2)
 
     def all_heads(self, x: Tensor, axis: int) -> Tensor:
         """See `HeadSplit`."""

@@ -167,7 +167,9 @@ def _backend_text(job: RenderJob, source: FrameSource) -> str:
     dtype = str(job.runtime.dtype).removeprefix("torch.")
     kept = job.config.memory.kv_cache
     cache = "" if kept == "auto" else f", KV cache in {kept}"
-    return f"{source.backend} on {job.runtime.device}, {dtype}{cache}"
+    count = job.config.placement.parallel
+    others = "" if count == 1 else f", {count} processes"
+    return f"{source.backend} on {job.runtime.device}, {dtype}{cache}{others}"
 
 
 def _fingerprint(job: RenderJob, source: FrameSource) -> dict[str, str]:

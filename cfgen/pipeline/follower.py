@@ -64,7 +64,9 @@ def _build(
         )
     torch.set_num_threads(job.runtime.threads)
     loaded = models.load(job.model, job.runtime, offload=begin.offload, compiled=config.compile)
-    return build_chunk_source(job, loaded, begin.text, offload=begin.offload, group=group)
+    source, split = build_chunk_source(job, loaded, begin.text, offload=begin.offload, group=group)
+    assert split is not None
+    return source, split
 
 
 def main() -> int:
