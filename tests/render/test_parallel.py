@@ -22,7 +22,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from typer.testing import CliRunner
 
+from cfgen.cli.app import app
 from cfgen.config.loader import load
 from cfgen.errors import ProcessLost, SetupError, UsageError
 from cfgen.model.generator import Generator, WanConfig
@@ -31,6 +33,7 @@ from cfgen.pipeline import parallel
 from cfgen.pipeline.build import ModelCache, build_source
 from cfgen.pipeline.job import RenderJob
 from cfgen.pipeline.parallel import Peers
+from cfgen.pipeline.parallel_plan import shares_of
 from cfgen.renderer.events import ChunkDone, Resumed
 from tests.render.film import FOUR_SHOTS, MEMORIES, Film, MakeFilm
 
@@ -121,6 +124,20 @@ def test_heads_that_do_not_divide_are_refused(film: MakeFilm) -> None:
     with pytest.raises(UsageError, match="among 3 processes; they can be among 1, 2 or 4") as told:
         build_source(RenderJob(film("placement.parallel=3").config))
     assert told.value.hint == "use --parallel 2"
+
+
+def test_the_plan_tells_what_each_process_has() -> None:
+    values = {"prompt": "a blue kite by day", "duration": "30s", "seed": "3"}
+    config = load(values, assignments=[*_shared(["dtype=bfloat16"], 4)]).config
+    shares = shares_of(RenderJob(config))
+    assert shares is not None
+    page = 60 * 256 * 2 * 2  # tokens of a frame, channels, keys and values, bytes of a number
+    layers, passes, pages = 6, 2 * 8 + 1, 3 + 6 + 6 + 1
+    assert (shares.heads, shares.tokens, shares.kv_nbytes) == (4, 180, layers * pages * page)
+    sent = layers * passes * 45 * 4 * 256 * 2 * 3 // 4  # of q, k, v and the output, to three others
+    assert shares.exchanged_nbytes == sent
+    lines = CliRunner().invoke(app, ["plan", "--duration", "30s", "--parallel", "4"]).stdout
+    assert "parallel  4 processes, each with 1 of 4 attention heads and about 45 of" in lines
 
 
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 4)])

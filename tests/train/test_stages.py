@@ -447,7 +447,7 @@ def test_films_make_way_for_new_ones(base_stage: FlowMatchingStage) -> None:
     """What is learnt by heart is of no use: a film is drawn a few times and then no more."""
 
     def drawn(step: int) -> set[int]:
-        batches = (base_stage._films(step, rng_for("films", i))[0] for i in range(8))
+        batches = (base_stage._films(step, step, rng_for("films", i))[0] for i in range(8))
         return {film.seed for batch in batches for film in batch.films}
 
     assert drawn(0) & drawn(1)
