@@ -14,6 +14,7 @@ import torch
 
 from cfgen.config.loader import from_mapping
 from cfgen.errors import CfgenError, CheckpointError, ProcessLost, SetupError
+from cfgen.out_of_memory import memory_errors
 from cfgen.parallel.follow import follow
 from cfgen.parallel.group import Group
 from cfgen.parallel.heads import HeadParallel
@@ -77,8 +78,10 @@ def main() -> int:
     """
     threading.Thread(target=_end_with_stdin, daemon=True).start()
     os.write(1, b".")  # it is waited for: all that takes time is imported
+    os.dup2(2, 1)  # and nobody reads what comes after it
     try:
-        follow_launched()
+        with memory_errors("render with more processes, or with --offload all"):
+            follow_launched()
     except ProcessLost:
         return 1  # who ended first has told why
     except CfgenError as error:
