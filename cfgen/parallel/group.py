@@ -39,7 +39,7 @@ class Group:
     def __init__(self, *, lead_at: tuple[str, int] | None = None) -> None:
         gpus = torch.cuda.is_available() and dist.is_nccl_available()
         backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
-        with _together():
+        with _losses():
             if lead_at is None:
                 dist.init_process_group(backend)
             else:
@@ -49,6 +49,22 @@ class Group:
                 )
             self._control = dist.new_group(backend="gloo", timeout=PATIENCE)
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
+        self._under_way = 0
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether something was begun together and left: the others wait in it, and hear nothing.
+
+        gloo sends when the other side receives, so that telling them anything would wait, too.
+        """
+        return self._under_way > 0
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """What all do in the block is done to its end, or the group is broken."""
+        self._under_way += 1
+        yield
+        self._under_way -= 1
 
     @property
     def leads(self) -> bool:
@@ -67,19 +83,19 @@ class Group:
             [R, ...]: those of the first process first.
         """
         out = rows.new_empty(sum(received), *rows.shape[1:])
-        with _together():
+        with self.together(), _losses():
             dist.all_to_all_single(_bytes(out), _bytes(rows), list(received), list(sent))
         return out
 
     def tell(self, message: object) -> None:
         """Have all others hear something; the lead does. Tensors must be in main memory."""
-        with _together():
+        with self.together(), _losses():
             dist.broadcast_object_list([message], LEAD, self._control)
 
     def hear(self) -> object:
         """What the lead tells next."""
         told = [None]
-        with _together():
+        with self.together(), _losses():
             dist.broadcast_object_list(told, LEAD, self._control)
         return told[0]
 
@@ -87,7 +103,7 @@ class Group:
         """What all processes have, by rank, in main memory: on the lead; None on the others."""
         own = part.cpu().contiguous()
         parts = [torch.empty_like(own) for _ in range(self.size)] if self.leads else None
-        with _together():
+        with self.together(), _losses():
             bytes_of = None if parts is None else [_bytes(each) for each in parts]
             dist.gather(_bytes(own), bytes_of, LEAD, self._control)
         return parts
@@ -95,7 +111,7 @@ class Group:
     def scatter(self, parts: Sequence[Tensor] | None, like: Tensor) -> Tensor:
         """What the lead has for this process, shaped as `like`; the others give no parts."""
         out = torch.empty_like(like, device="cpu")
-        with _together():
+        with self.together(), _losses():
             bytes_of = None if parts is None else [_bytes(each.contiguous()) for each in parts]
             dist.scatter(_bytes(out), bytes_of, LEAD, self._control)
         return out
@@ -123,11 +139,11 @@ def _bytes(x: Tensor) -> Tensor:
 
 
 @contextmanager
-def _together() -> Iterator[None]:
-    """What processes do together fails in each of them if one ends.
+def _losses() -> Iterator[None]:
+    """What processes do together fails in each of them if one ends: in a sentence.
 
     Raises:
-        ProcessLost: It did.
+        ProcessLost: One did.
     """
     try:
         yield

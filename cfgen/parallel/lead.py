@@ -30,13 +30,15 @@ class LeadSource(FrameSource):
 
     def recommit(self, chunk: Chunk) -> None:
         """See `ChunkSource`."""
-        self.group.tell(Recommit(Chunk(chunk.index, chunk.latents.cpu())))
-        super().recommit(chunk)
+        with self.group.together():
+            self.group.tell(Recommit(Chunk(chunk.index, chunk.latents.cpu())))
+            super().recommit(chunk)
 
     def close(self) -> None:
         """See `FrameSource`."""
-        with contextlib.suppress(ProcessLost):  # whoever lost it has told
-            self.group.tell(End())
+        if not self.group.is_broken:
+            with contextlib.suppress(ProcessLost):  # whoever lost it has told
+                self.group.tell(End())
 
 
 class _LeadWorker(ChunkWorker):
@@ -48,8 +50,9 @@ class _LeadWorker(ChunkWorker):
 
     def begin(self, index: int, given: Tensor | None) -> None:
         """See `ChunkWorker`."""
-        self._group.tell(Start(index, None if given is None else given.cpu()))
-        super().begin(index, given)
+        with self._group.together():
+            self._group.tell(Start(index, None if given is None else given.cpu()))
+            super().begin(index, given)
 
     def finish(self) -> Chunk:
         """See `ChunkWorker`."""

@@ -14,7 +14,7 @@ import torch
 from cfgen.config.schema import RenderConfig
 from cfgen.errors import ProcessLost, SetupError, UsageError
 from cfgen.parallel.group import Group, is_member, joined
-from cfgen.parallel.launch import Launched
+from cfgen.parallel.launch import Launched, launched
 from cfgen.parallel.messages import End
 
 PATIENCE_S = 10
@@ -80,6 +80,12 @@ class Peers:
                 "this process renders a film together with others already",
                 "finish that one first, or render in another process",
             )
+        if launched() is not None:
+            raise SetupError(
+                "a launcher started several processes that each make clips of their own, and "
+                f"--parallel {processes} asks for more of them",
+                "use --parallel 1, or start one process",
+            )
         port = _free_port()
         usual = {"WORLD_SIZE": str(processes), "MASTER_ADDR": HERE, "MASTER_PORT": str(port)}
         argv = [sys.executable, "-m", "cfgen.pipeline.follower"]
@@ -108,8 +114,12 @@ class Peers:
         if self._told is not None:
             return  # they stay for the next film, and end with this process
         if self._group is not None:
+            if broken := self._group.is_broken:
+                for child in self._children:
+                    child.kill()
             with contextlib.suppress(ProcessLost):
-                self._group.tell(End())
+                if not broken:
+                    self._group.tell(End())
             self._group.close()
             self._group = None
         for child in self._children:

@@ -109,6 +109,7 @@ def test_processes_make_the_latents_of_one(
     assert part * processes == whole
 
 
+@pytest.mark.slow
 def test_the_model_in_the_box_is_shared_out(tiny_settings: list[str], together: ModelCache) -> None:
     def job(processes: int) -> RenderJob:
         values = {"prompt": "a blue kite by day", "duration": "0.8s", "seed": "3"}
@@ -141,7 +142,7 @@ def test_the_plan_tells_what_each_process_has() -> None:
 
 
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 4)])
-@pytest.mark.parametrize("memory", ["release", "cfgen"])
+@pytest.mark.parametrize("memory", ["release", pytest.param("cfgen", marks=pytest.mark.slow)])
 def test_another_number_of_processes_goes_on(
     film: MakeFilm, together: ModelCache, memory: str, before: int, after: int
 ) -> None:
@@ -196,6 +197,17 @@ def test_gpus_are_counted_before_processes_start(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(SetupError, match="--parallel 4 needs as many GPUs, and torch sees 2"):
         Peers().group(4, torch.device("cuda"))
+
+
+def test_processes_that_make_clips_of_their_own_start_no_more(
+    together: ModelCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in `torchrun -m cfgen batch`."""
+    together.peers.close()
+    for name, value in LAUNCHER.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SetupError, match="each make clips of their own, and --parallel 2"):
+        Peers().group(2, torch.device("cpu"))
 
 
 LAUNCHER = {"RANK": "1", "WORLD_SIZE": "4", "MASTER_ADDR": "here", "MASTER_PORT": "1"}
