@@ -26,8 +26,9 @@ from typer.testing import CliRunner
 
 from cfgen.cli.app import app
 from cfgen.config.loader import load
-from cfgen.errors import ProcessLost, SetupError, UsageError
+from cfgen.errors import Halt, ProcessLost, SetupError, UsageError
 from cfgen.model.generator import Generator, WanConfig
+from cfgen.parallel.heads import HeadParallel
 from cfgen.parallel.launch import launched
 from cfgen.pipeline import parallel
 from cfgen.pipeline.build import ModelCache, build_source
@@ -176,6 +177,26 @@ def test_a_process_that_is_killed_is_told_of_and_the_film_goes_on(
     on = Film(cut.folder, film("placement.parallel=1").settings, film.filmed.models)
     on.go_on()
     assert on.video == film.expected()
+
+
+def test_a_chunk_that_is_left_in_its_middle_keeps_nobody_waiting(
+    film: MakeFilm, together: ModelCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by a second Ctrl-C: the other process waits in the chunk, and hears nothing."""
+    together.peers.close()
+    models = ModelCache()
+    source = build_source(RenderJob(film("placement.parallel=2").config), models)
+    making, (child,) = source.making(), models.peers._children
+
+    def halted(*_: object) -> None:
+        raise Halt(signal.SIGINT)
+
+    monkeypatch.setattr(HeadParallel, "by_tokens", halted)
+    with pytest.raises(Halt):
+        making.start(0)
+    source.close()
+    models.peers.close()
+    assert child.returncode == -signal.SIGKILL
 
 
 def test_a_process_has_one_group_at_a_time(film: MakeFilm, together: ModelCache) -> None:
