@@ -17,6 +17,7 @@ CfgenError
 ├── BudgetError          3  not enough disk or memory
 ├── NotFinite            1  a chunk came out as no numbers
 ├── ClusterLost          1  the machines that did the work are gone
+├── ProcessLost          1  a process that renders the same film ended
 ├── WriterError          1  ffmpeg failed while encoding
 └── Interrupted        130  stopped by a signal (143 for SIGTERM, 129 for SIGHUP)
 
@@ -197,6 +198,13 @@ class ClusterLost(CfgenError):
 
     exit_code = 1
     code = "cluster-lost"
+
+
+class ProcessLost(CfgenError):
+    """One of several processes that render a film together ended, or cannot be reached."""
+
+    exit_code = 1
+    code = "process-lost"
 
 
 class WriterError(CfgenError):

@@ -81,8 +81,8 @@ def _times(a, b, ROWS: tl.constexpr, WIDTH: tl.constexpr):
 
 @triton.jit
 def _norm_rotate_half(
-    x, gain, out, sums, spatial, turns, here, batch_stride, token_stride, length, tokens, width,
-    eps,
+    x, gain, rates, out, sums, spatial, turns, here, batch_stride, token_stride, length, tokens,
+    width, eps,
     D: tl.constexpr, ROWS: tl.constexpr, STEPS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """Queries of a group of tokens, or, if there are no turns, keys and their sums."""
@@ -101,8 +101,11 @@ def _norm_rotate_half(
             frame = tl.load(here + token // tokens, mask=token < length, other=0)
             time = tl.load(turns + frame * D + channel % D, mask=kept, other=0)
             turn = _times(turn, time, ROWS, WIDTH)
-        square = tl.sum(row * row, 1, keep_dims=True) / width
-        rate = tl.rsqrt(square + eps)
+        if rates is not None:
+            rate = tl.load(rates + batch * length + token, mask=token < length, other=0)
+        else:
+            square = tl.sum(row * row, 1, keep_dims=True) / width
+            rate = tl.rsqrt(square + eps)
         if turns is not None:
             rate *= LOG2E * D**-0.5
         row *= rate * gains
@@ -117,20 +120,20 @@ def _norm_rotate_half(
 
 @triton.jit(do_not_specialize_on_alignment=["here"])
 def _norm_rotate(
-    q, k, q_gain, k_gain, q_out, k_out, sums, spatial, turns, here, q_batch, q_token, k_batch,
-    k_token, length, tokens, width, eps,
+    q, k, q_gain, k_gain, q_rates, k_rates, q_out, k_out, sums, spatial, turns, here, q_batch,
+    q_token, k_batch, k_token, length, tokens, width, eps,
     D: tl.constexpr, ROWS: tl.constexpr, STEPS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """One group of tokens: its queries in one program, its keys in another."""
     if tl.program_id(2) == 0:
         _norm_rotate_half(
-            q, q_gain, q_out, None, spatial, turns, here, q_batch, q_token, length, tokens, width,
-            eps, D, ROWS, STEPS, WIDTH,
+            q, q_gain, q_rates, q_out, None, spatial, turns, here, q_batch, q_token, length, tokens,
+            width, eps, D, ROWS, STEPS, WIDTH,
         )  # fmt: skip
     else:
         _norm_rotate_half(
-            k, k_gain, k_out, sums, spatial, None, None, k_batch, k_token, length, tokens, width,
-            eps, D, ROWS, STEPS, WIDTH,
+            k, k_gain, k_rates, k_out, sums, spatial, None, None, k_batch, k_token, length, tokens,
+            width, eps, D, ROWS, STEPS, WIDTH,
         )  # fmt: skip
 
 
@@ -144,6 +147,7 @@ def norm_rotate(
     spatial: Tensor,
     slots: Slots,
     key_sums: bool,
+    rates: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Projections of a chunk to queries and keys, as in `cfgen.ops.reference.norm_rotate`.
 
@@ -164,8 +168,8 @@ def norm_rotate(
         torch.empty(batch, groups, width, dtype=torch.float32, device=device) if key_sums else None
     )
     _norm_rotate[groups, batch, 2](
-        q_BLC, k_BLC, q_gain, k_gain, q, k, sums, spatial, slots.turns, slots.here,
-        *q_BLC.stride()[:2], *k_BLC.stride()[:2], length, tokens, width, eps,
+        q_BLC, k_BLC, q_gain, k_gain, *(rates or (None, None)), q, k, sums, spatial, slots.turns,
+        slots.here, *q_BLC.stride()[:2], *k_BLC.stride()[:2], length, tokens, width, eps,
         D=head_dim, ROWS=rows, STEPS=GROUP // rows, WIDTH=block,
         num_warps=warps, enable_fp_fusion=True,
     )  # fmt: skip

@@ -77,6 +77,7 @@ BELOW = {
     "video": set(),
     "metrics": {"video"},
     "runs": {"memory", "timeline", "video"},
+    "parallel": {"memory", "model", "ops", "renderer", "rollout"},
     "renderer": {"memory", "model", "rollout", "runs", "timeline", "video"},
     "pipeline": {
         "checkpoint.formats",
@@ -89,6 +90,7 @@ BELOW = {
         "memory",
         "model",
         "ops",
+        "parallel",
         "renderer",
         "rollout",
         "runs",
@@ -132,6 +134,7 @@ BELOW = {
         "kernels",
         "memory",
         "metrics",
+        "parallel",
         "pipeline",
         "renderer",
         "report",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from importlib import import_module
 from importlib.util import find_spec
@@ -13,12 +14,13 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from cfgen import __version__
-from cfgen.cli import signals
+from cfgen.cli import signals, together
 from cfgen.cli.command import built
 from cfgen.cli.console import Console
 from cfgen.cli.suggestions import no_such_command
 from cfgen.errors import CfgenError, Halt, Interrupted
 from cfgen.out_of_memory import exhausted, is_out_of_memory
+from cfgen.parallel.launch import launched
 from cfgen.plain_text import printable
 
 _COMMANDS = {
@@ -201,4 +203,8 @@ def command() -> None:
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # until there is something to tell
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPIN)
-    app()
+    told = launched() if set(sys.argv[1:2]) & set(together.COMMANDS) else None
+    if told is None:
+        app()
+    else:
+        together.run(app, told)

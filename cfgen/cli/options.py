@@ -292,6 +292,14 @@ Offload = _value(
     default="auto",
     offered=completion.values_of("placement.offload"),
 )
+Parallel = _value(
+    "--parallel",
+    "N",
+    SPEED,
+    "Render the film with N GPUs, a process each, which share out its tokens and attention heads; "
+    "on a CPU, with N processes.",
+    default="1",
+)
 Resume = _switch("--resume", RESUME, "Go on with this render if it was interrupted, else begin it.")
 Snapshot = _value(
     "--snapshot",
@@ -399,7 +407,7 @@ Debug = Annotated[bool, option("--debug", None, RARE, "Show the traceback of eve
 
 _MODEL = (Preset, Model, Loras, TextEncoder, Tokenizer, Vae)
 _BEGIN = (Image, Video, VideoFrom, VideoTo, KeepInput, FitOption, LastImage)
-_SHAPE = (Size, Fps, Memory, CommitReads, Offload, Vram, Backend, KvCache)
+_SHAPE = (Size, Fps, Memory, CommitReads, Offload, Vram, Parallel, Backend, KvCache)
 _FILE = (Format, CodecOption, Quality, Bits, Interpolate)
 _RUN = (*_FILE, Yes, Preview, Resume, AllowChanged, Snapshot, DiskBudget, Clean, DryRun)
 

@@ -19,6 +19,7 @@ from cfgen.units import bytes_words, clock, count
 
 if TYPE_CHECKING:
     from cfgen.pipeline.job import RenderJob
+    from cfgen.pipeline.parallel_plan import Shares
     from cfgen.pipeline.plan import Estimate
 
 _ROWS_SHOWN = 12
@@ -65,6 +66,8 @@ def show_plan(console: Console, job: RenderJob) -> None:
     if console.json:
         rows = [asdict(chunk) for chunk in planned]
         memory = _memory_data(memory_of(job))
+        shares = _shares_of(job)
+        memory |= {"parallel": None if shares is None else asdict(shares)}
         schedule = job.config.schedule
         passes = {"first": passes_of(schedule, first=True), "others": passes_of(schedule)}
         begins = list(job.require_beginning())
@@ -108,6 +111,7 @@ def _text(job: RenderJob, needs: Estimate, every_chunk: bool) -> Iterator[str]:
     for number, line in enumerate([*planned.lines(), *_speed(config)]):
         yield f"{'rounding' if number == 0 else '':10}{line}"
     yield f"passes    {_passes_words(config)}"
+    yield from _parallel_words(_shares_of(job))
     yield from _memory_words(memory_of(job), config.placement)
     yield (
         f"disk      {bytes_words(needs.output_nbytes)} for the video, "
@@ -135,6 +139,34 @@ def replay_words(config: RenderConfig) -> str:
     return (
         "without snapshots, every chunk that was made is committed again first: one pass of the "
         f"{passes_of(config.schedule)} that it took"
+    )
+
+
+def _shares_of(job: RenderJob) -> Shares | None:
+    """How the render is shared out among processes; None where it is not, or sizes are unknown."""
+    from cfgen.pipeline.parallel_plan import shares_of
+
+    try:
+        return shares_of(job)
+    except CheckpointError:
+        return None
+
+
+def _parallel_words(shares: Shares | None) -> Iterator[str]:
+    if shares is None:
+        return
+    n = shares.processes
+    yield (
+        f"parallel  {n} processes, each with {shares.heads // n} of {shares.heads} attention heads "
+        f"and about {shares.tokens // n} of"
+    )
+    yield (
+        f"{'':10}{shares.tokens} tokens of a chunk: {bytes_words(shares.kv_nbytes // n)} of "
+        f"{bytes_words(shares.kv_nbytes)} of KV cache, and all weights;"
+    )
+    yield (
+        f"{'':10}each sends {bytes_words(shares.exchanged_nbytes)} a chunk to the others; the "
+        "first decodes and writes"
     )
 
 

@@ -17,6 +17,7 @@ from cfgen.config.loader import Resolved
 from cfgen.config.schema import RenderConfig
 from cfgen.errors import CfgenError, UsageError
 from cfgen.files.reading import read_stream
+from cfgen.parallel.launch import launched
 from cfgen.pipeline.naming import completed
 from cfgen.runs.folder import is_run
 from cfgen.video.output import pasted, run_of
@@ -70,8 +71,9 @@ def render(
         )
     from cfgen.pipeline import rendering
     from cfgen.pipeline.job import RenderJob
+    from cfgen.pipeline.parallel import Peers
 
-    job = RenderJob(config)
+    job = RenderJob(Peers(launched()).joined(config))
     begun = resume and is_run(run_of(job.output))
     if begun and not dry_run:
         allowed = frozenset(allow_changed or ())

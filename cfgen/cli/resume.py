@@ -32,8 +32,14 @@ Run = Annotated[
 
 
 @app.command()
-@options.takes(options.AllowChanged, *options.SHOWN)
-def resume(ctx: typer.Context, run: Run = None, *, allow_changed: list[str] | None) -> None:
+@options.takes(options.Parallel, options.AllowChanged, *options.SHOWN)
+def resume(
+    ctx: typer.Context,
+    run: Run = None,
+    *,
+    parallel: str | None,
+    allow_changed: list[str] | None,
+) -> None:
     """Go on with an interrupted render.
 
     cfgen first verifies what is on the disk and makes again what is damaged. The finished film is
@@ -49,7 +55,8 @@ def resume(ctx: typer.Context, run: Run = None, *, allow_changed: list[str] | No
     from cfgen.pipeline import decoding
 
     path = _the_one_here() if run is None else run_folder(run)
-    run_render(console, decoding.resume(path, allow_changed=frozenset(allow_changed or ())))
+    allowed = frozenset(allow_changed or ())
+    run_render(console, decoding.resume(path, parallel=parallel, allow_changed=allowed))
 
 
 def _the_one_here() -> Path:

@@ -50,6 +50,7 @@ FLAGS: Mapping[str, str] = {
     "memory.kv_cache": "--kv-cache",
     "placement.offload": "--offload",
     "placement.vram": "--vram",
+    "placement.parallel": "--parallel",
     "encode.quality": "--quality",
     "encode.format": "--format",
     "encode.codec": "--codec",

@@ -208,10 +208,13 @@ class PlacementConfig:
         offload: What waits in main memory until it is used: nothing, the weights of the generator's
             blocks, those and the KV cache (all), or as much as `vram` makes necessary (auto).
         vram: Bytes of GPU memory that may be used, or None for what is free.
+        parallel: Processes, each on a GPU of its own, that render one film together: tokens of a
+            chunk and attention heads, with their part of the KV cache, are shared out among them.
     """
 
     offload: Literal["auto", "none", "blocks", "all"] = "auto"
     vram: ByteCount | None = None
+    parallel: Annotated[int, Range(low=1, high=1024)] = 1
 
     def __post_init__(self) -> None:
         check(self)
@@ -302,6 +305,9 @@ class RenderConfig:
         if self.output and ending and self.output.suffix.lower() != ending:
             reason = f"is {self.encode.format}, but the output is {self.output.name}"
             more.append(Problem(key="encode.format", reason=reason))
+        if self.placement.parallel > 1 and ":" in self.device:
+            reason = f"{self.device} is one GPU, and {self.placement.parallel} processes need more"
+            more.append(Problem(key="device", reason=reason))
         chunk = self.model.chunk_latent_frames
         more += self.memory.problems(
             chunk=chunk, guidance=self.schedule.guidance, snapshot=self.snapshot.mode

@@ -102,8 +102,9 @@ class AutogradAttention:
         """See `KVAttention`; keys come as pages hold them."""
         frames, width = self._chunk.frames, 2 * self._turns.spatial.shape[1]
         positions = [p.position for p in self._chunk.visible_slots(layer, pass_)[-frames:]]
-        normed_q = norm(q, norms.q, norms.eps, width)
-        normed_k = norm(k, norms.k, norms.eps, width)
+        q_rate, k_rate = norms.rates or (None, None)
+        normed_q = norm(q, norms.q, norms.eps, width, q_rate)
+        normed_k = norm(k, norms.k, norms.eps, width, k_rate)
         stored = rotate(normed_k, self._turns.of(frames, normed_k)).to(k.dtype)
         return Prepared(
             q=rotate(normed_q, self._turns.of(positions, normed_q)).to(q.dtype),

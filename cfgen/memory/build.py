@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from cfgen.errors import PresetError, Problem
 from cfgen.memory.attention import KVAttention
 from cfgen.memory.autograd import AutogradAttention, GraphCache
+from cfgen.memory.heads import HeadSplit
 from cfgen.memory.page_pool import KVCache
 from cfgen.memory.paged import Admit, PagedMemory
 from cfgen.memory.paged_attention import PagedAttention
@@ -27,6 +28,7 @@ def build_memory(
     grid: tuple[int, int],
     chunk: int | None = None,
     admit: Admit | None = None,
+    heads: HeadSplit | None = None,
 ) -> PagedMemory:
     """An empty memory of a policy.
 
@@ -39,6 +41,7 @@ def build_memory(
         grid: Rows and columns of tokens of a latent frame.
         chunk: Latent frames of the largest chunk; None where chunks may be of any size.
         admit: Another op that decides on key frames than that of `ops`.
+        heads: How heads are shared out among processes; the pool holds those of this one.
 
     Raises:
         PresetError: The policy names a layer that there is not.
@@ -62,6 +65,7 @@ def build_memory(
         rule=rule,
         recaches=0 if isinstance(pool, GraphCache) else policy.recaches,
         shared=isinstance(pool, KVCache) and (pool.is_offloaded or pool.is_quantized),
+        heads=heads,
     )
 
 
@@ -77,6 +81,7 @@ def assemble(
     rule: AdmissionRule | None = None,
     shared: bool = False,
     recaches: int = 0,
+    heads: HeadSplit | None = None,
 ) -> PagedMemory:
     """A memory of given tables, one per layer, which reads at most `slots` latent frames a pass.
 
@@ -110,4 +115,5 @@ def assemble(
         tau=tau,
         admission_layers=layers,
         recaches=recaches,
+        heads=heads,
     )

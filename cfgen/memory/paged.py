@@ -17,6 +17,7 @@ from torch import Tensor
 
 from cfgen.kernels.pages import ADMITTED, ADMITTED_NOW, CAN_ADMIT, UPDATE_REFERENCE
 from cfgen.memory.attention import Chunk, KVAttention, Prepared
+from cfgen.memory.heads import HeadSplit, OneProcess
 from cfgen.memory.page_pool import KVCache, PagePool
 from cfgen.memory.protocols import (
     ChoosingTable,
@@ -49,6 +50,7 @@ class PagedMemory:
             layer decides for itself. Only for tables whose decisions count from the next chunk on.
         recaches: most latent frames that are committed again at once: so many of the newest clean
             latents are kept.
+        heads: how attention heads are shared out; pool and attention hold those of this process.
     """
 
     def __init__(
@@ -62,11 +64,12 @@ class PagedMemory:
         tau: float = 0.95,
         admission_layers: Sequence[int] = (),
         recaches: int = 0,
+        heads: HeadSplit | None = None,
     ) -> None:
         if admission_layers and any(table.spare_pages for table in tables):
             raise ValueError("a table that reads its decision at once cannot wait for other layers")
         self.tables, self.pool, self.attention = list(tables), pool, attention
-        self.admit, self.tau = admit, tau
+        self.admit, self.tau, self.heads = admit, tau, heads or OneProcess()
         self._choosing = [table for table in tables if isinstance(table, ChoosingTable)]
         if self._choosing and spatial is None:
             raise ValueError("tables that choose by keys need to know how keys are rotated")
@@ -116,7 +119,8 @@ class PagedMemory:
 
     def _mean_key(self, pages: Sequence[int]) -> Tensor:
         """Mean over heads and tokens of keys of the first layer, without rotation: [D]."""
-        keys = torch.stack([self.pool.keys(0, page) for page in pages]).flatten(0, 1)
+        own = torch.stack([self.pool.keys(0, page) for page in pages]).flatten(0, 1)
+        keys = self.heads.all_heads(own, 1)
         exact = torch.promote_types(keys.dtype, torch.float32)
         over_heads = keys.to(exact).mean((0, 1))
         back = turns(-self._spatial, exact, keys.device)
@@ -222,7 +226,8 @@ class PagedMemory:
         scalars: Scalars = {"pool": pool, "tables": [table.state() for table in self.tables]}
         tensors = {} if self.reference is None else {"reference": self.reference}
         tensors |= self._recent.state()
-        return MemoryState(scalars | {"next_frame": self._next_frame}, tensors, pages)
+        own = MemoryState(scalars | {"next_frame": self._next_frame}, tensors, pages)
+        return self.heads.gathered(own)
 
     def restore(self, state: MemoryState) -> None:
         """Hold what `state` gave.
@@ -232,6 +237,7 @@ class PagedMemory:
         """
         if not isinstance(self.pool, KVCache):
             raise TypeError("only a KVCache can be restored")
+        state = self.heads.scattered(state)
         tables, pool = state.scalars["tables"], state.scalars["pool"]
         if not isinstance(tables, list) or not isinstance(pool, dict):
             raise TypeError("the state must hold a list of tables and a pool")
@@ -250,8 +256,8 @@ class PagedMemory:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the page pool."""
-        return self.pool.nbytes
+        """Bytes of the page pool, over all processes."""
+        return self.pool.nbytes * self.heads.processes
 
     def figures(self) -> dict[str, float]:
         """Slots a layer, key frames that the last chunk admitted over all layers, bytes held."""
@@ -280,11 +286,14 @@ class PagedView:
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, norms: Norms) -> Tensor:
         """Let the policy see the keys, then attend to what it shows: all [B, L, C]."""
+        heads, attention = self.memory.heads, self.memory.attention
+        q, k, v, norms = heads.by_heads(q, k, v, norms, frames=self.frames)
         made, values = self._look(layer, q, k, v, norms)
-        return self.memory.attention.attend(layer, self.pass_, made, values).flatten(2)
+        return heads.by_tokens(attention.attend(layer, self.pass_, made, values).flatten(2))
 
     def write(self, layer: int, k: Tensor, v: Tensor, norms: Norms) -> None:
         """Let the policy see the keys of a commit pass and keep them: [B, L, C]."""
+        _, k, v, norms = self.memory.heads.by_heads(k, k, v, norms, frames=self.frames)
         self._look(layer, k, k, v, norms)
 
     def _look(
@@ -296,7 +305,7 @@ class PagedView:
         made = memory.attention.prepare(layer, pass_, q, k, norms, watched=watched)
         values = torch.unflatten(v, -1, made.k.shape[2:])
         if made.key_sums is not None:
-            self._decide(layer, made.key_sums, tokens=k.shape[1])
+            self._decide(layer, memory.heads.all_heads(made.key_sums, 2), tokens=k.shape[1])
         if made.stored is not None and watched and memory.tables[layer].spare_pages:
             first = slice(0, k.shape[1] // self.frames)
             fired = memory.decisions[layer, ADMITTED_NOW : ADMITTED_NOW + 1]

@@ -111,6 +111,7 @@ class PagedAttention:
             spatial=self._spatial,
             slots=self._slots(layer, pass_),
             key_sums=watched,
+            rates=norms.rates,
         )
         return Prepared(q, k, k, key_sums)
 

@@ -152,8 +152,9 @@ class PreRotatedAttention:
         self, layer: int, pass_: Pass, q: Tensor, k: Tensor, norms: Norms, *, watched: bool
     ) -> Prepared:
         """See `KVAttention`; the rotation is left to `attend`, but where it is asked for."""
-        q = norm(q, norms.q, norms.eps, self._head_dim)
-        wide = norm(k, norms.k, norms.eps, self._head_dim)
+        q_rate, k_rate = norms.rates or (None, None)
+        q = norm(q, norms.q, norms.eps, self._head_dim, q_rate)
+        wide = norm(k, norms.k, norms.eps, self._head_dim, k_rate)
         stored = None
         if watched or pass_.commit:
             stored = rotate(wide, self._turns.of(self._chunk.frames, wide)).to(k.dtype)

@@ -8,7 +8,7 @@ gives the visible slots for both outcomes before a chunk, and is told the outcom
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar, runtime_checkable
 
@@ -138,11 +138,20 @@ class ChoosingTable(Table, Protocol):
 
 
 class Norms(NamedTuple):
-    """The root-mean-square norms of a layer's queries and keys: gains [N * D] and epsilon."""
+    """The root-mean-square norms of a layer's queries and keys.
+
+    Attributes:
+        q: Gains of the queries, [N * D].
+        k: Gains of the keys.
+        eps: Epsilon of both.
+        rates: Where heads are shared out among processes, what the norms multiply queries and keys
+            by: 1 / root-mean-square over all heads, [B, L] each; None where it is to be computed.
+    """
 
     q: Tensor
     k: Tensor
     eps: float
+    rates: tuple[Tensor, Tensor] | None = None
 
 
 class View(Protocol):
@@ -206,11 +215,18 @@ class MemoryState:
         tensors: small tensors, which change from chunk to chunk.
         pages: keys and values; a name stands for one content as long as the clip lasts, so what is
             stored once need not be stored again.
+        fetch: the content of a page by its name, where `pages` holds meta tensors: heads of other
+            processes are brought one page at a time.
     """
 
     scalars: Scalars
     tensors: Mapping[str, Tensor]
     pages: Mapping[str, Tensor]
+    fetch: Callable[[str], Tensor] | None = None
+
+    def content(self, page: str) -> Tensor:
+        """A page by its name."""
+        return self.pages[page] if self.fetch is None else self.fetch(page)
 
 
 def pairs_of(slots: Sequence[Slot]) -> list[list[int]]:

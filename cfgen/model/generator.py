@@ -12,6 +12,7 @@ wan/modules/causal_model.py @ 33593df.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -83,6 +84,16 @@ class Level:
     time: Tensor
     modulation: Tensor
     commit: Level | None = None
+
+
+class TokenSplit(Protocol):
+    """Shares out the tokens of a chunk among processes."""
+
+    def own_tokens(self, x: Tensor) -> Tensor:
+        """Those of this process, [B, l, ...], of all, [B, L, ...]."""
+
+    def all_tokens(self, x: Tensor, length: int) -> Tensor:
+        """All `length` of them, of what each process has of its own."""
 
 
 class Linear(nn.Linear):
@@ -229,9 +240,11 @@ class Generator(nn.Module):
 
     Attributes:
         writer: One of the same sizes whose weights compute commit passes; None where these do.
+        split: How tokens are shared out among processes; None where one has them all.
     """
 
     writer: Generator | None
+    split: TokenSplit | None
 
     def __init__(self, geometry: WanConfig, ops: Ops = TORCH) -> None:
         super().__init__()
@@ -246,7 +259,13 @@ class Generator(nn.Module):
         self.time_projection = nn.Sequential(nn.SiLU(), Linear(g.dim, 6 * g.dim))
         self.blocks = nn.ModuleList(Block(g, layer, ops) for layer in range(g.num_layers))
         self.head = Head(g, ops)
-        self.writer = None
+        self.writer = self.split = None
+
+    def share_tokens(self, split: TokenSplit | None) -> None:
+        """Compute the tokens of this process alone from now on; with None, all of them."""
+        self.split = split
+        if self.writer is not None:
+            self.writer.share_tokens(split)
 
     def compute_with(self, ops: Ops) -> None:
         """Compute with other ops from now on."""
@@ -308,10 +327,12 @@ class Generator(nn.Module):
         batch, frames, _, height, width = x_BFCHW.shape
         rows, columns = g.grid(height, width)
         level = level if isinstance(level, Level) else self.level(level)
-        x = self._patches(x_BFCHW)
+        x = self._own(self._patches(x_BFCHW), level)
         for block, keys_values in zip(self.blocks, text.keys_values, strict=True):
             x = block(x, level.modulation, keys_values, text.bias, view)
         patches = self.head(x, level.time)
+        if self.split is not None:
+            patches = self.split.all_tokens(patches, frames * rows * columns)
         _, ph, pw = g.patch_size
         patches = patches.view(batch, frames, rows, columns, ph, pw, g.out_dim)
         flow: Tensor = patches.permute(0, 1, 6, 2, 4, 3, 5).to(x_BFCHW.dtype)
@@ -330,11 +351,23 @@ class Generator(nn.Module):
                 raise ValueError("a commit pass needs level and text as its own weights read them")
             self.writer.commit(x_BFCHW, level.commit, text.commit, view)
             return
-        x = self._patches(x_BFCHW)
+        x = self._own(self._patches(x_BFCHW), level)
         *blocks, last = (block for block in self.blocks if isinstance(block, Block))
         for block, keys_values in zip(blocks, text.keys_values[:-1], strict=True):
             x = block(x, level.modulation, keys_values, text.bias, view)
         last.write(x, level.modulation, view)
+
+    def _own(self, x: Tensor, level: Level) -> Tensor:
+        """The tokens of this process.
+
+        Raises:
+            ValueError: Frames have levels of their own, and tokens are shared out across frames.
+        """
+        if self.split is None:
+            return x
+        if level.modulation.shape[1] != 1:
+            raise ValueError("tokens cannot be shared out among processes: levels differ by frame")
+        return self.split.own_tokens(x)
 
     def _patches(self, x_BFCHW: Tensor) -> Tensor:
         """Embedded tokens [B, L, E]; a strided convolution written as one matrix product."""

@@ -96,6 +96,7 @@ def norm_rotate(
     spatial: Tensor,
     slots: Slots,
     key_sums: bool,
+    rates: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Projections of a chunk to queries and keys as `attend_pages` and `write_pages` take them.
 
@@ -108,6 +109,8 @@ def norm_rotate(
         spatial: [P, E, 2], cosine and sine of each token's rotation in space.
         slots: For the rotation of the queries in time.
         key_sums: Whether sums of the keys are wanted.
+        rates: What the norms multiply queries and keys by, [B, L] float32 each, as `norm_rate`
+            makes it of all heads, where these are some of them; None where they are all.
 
     Returns:
         queries [B, L, N, D], rotated in space and time and scaled by log2(e) / sqrt(D); keys
@@ -120,16 +123,20 @@ def norm_rotate(
     space = torch.view_as_complex(spatial.to(exact).contiguous())
     time = torch.view_as_complex(here.contiguous())
     both = (space[None] * time[:, None]).flatten(0, 1)
+    q_rate, k_rate = rates or (norm_rate(q_BLC, eps), norm_rate(k_BLC, eps))
     q, k = (
-        torch.unflatten(
-            F.rms_norm(x.to(exact), (x.shape[-1],), gain.to(exact), eps), -1, (-1, head_dim)
-        )
-        for x, gain in ((q_BLC, q_gain), (k_BLC, k_gain))
+        torch.unflatten(x.to(exact) * rate[..., None] * gain.to(exact), -1, (-1, head_dim))
+        for x, rate, gain in ((q_BLC, q_rate, q_gain), (k_BLC, k_rate, k_gain))
     )
     sums = k.sum(1, keepdim=True).flatten(2).float() if key_sums else None
     frames = len(slots.here)
     q = rotate(q, both) * (LOG2E / math.sqrt(head_dim))
     return q.to(q_BLC.dtype), rotate(k, space.repeat(frames, 1)).to(k_BLC.dtype), sums
+
+
+def norm_rate(x_BLC: Tensor, eps: float) -> Tensor:
+    """What a root-mean-square norm over the last axis multiplies by: [B, L], float32 at least."""
+    return torch.rsqrt(x_BLC.to(_exact(x_BLC)).square().mean(-1) + eps)
 
 
 def attend_pages(

@@ -37,10 +37,18 @@ def attend(q_BLND: Tensor, k_BSND: Tensor, v_BSND: Tensor, bias_BS: Tensor | Non
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2)
 
 
-def norm(x_BLC: Tensor, gain: Tensor, eps: float, head_dim: int) -> Tensor:
-    """Root-mean-square norm over all heads: [B, L, N, D] in float32 at least."""
+def norm(
+    x_BLC: Tensor, gain: Tensor, eps: float, head_dim: int, rate_BL: Tensor | None = None
+) -> Tensor:
+    """Root-mean-square norm over all heads: [B, L, N, D] in float32 at least.
+
+    A rate that is given is what `reference.norm_rate` makes of all heads, of which these are some.
+    """
     wide = x_BLC if x_BLC.dtype == torch.float64 else x_BLC.float()
-    normed = F.rms_norm(wide, gain.shape, gain.to(wide.dtype), eps)
+    if rate_BL is None:
+        normed = F.rms_norm(wide, gain.shape, gain.to(wide.dtype), eps)
+    else:
+        normed = wide * rate_BL[..., None] * gain.to(wide.dtype)
     return torch.unflatten(normed, -1, (-1, head_dim))
 
 

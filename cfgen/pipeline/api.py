@@ -102,14 +102,19 @@ def render(
     return begin(RenderJob(completed(job.config), job.model), overwrite=overwrite)
 
 
-def resume(run: Path | str, *, allow_changed: Iterable[str] = ()) -> Rendering:
+def resume(
+    run: Path | str, *, parallel: int | None = None, allow_changed: Iterable[str] = ()
+) -> Rendering:
     """Go on with a render that was interrupted, or verify one that is finished.
 
     Args:
         run: Its run folder or its video.
+        parallel: Processes that render it from here on, if others than before.
         allow_changed: `cfgen_version` or `ffmpeg_version`, if another may go on with it.
     """
-    return decoding.resume(run_folder(Path(run)), allow_changed=frozenset(allow_changed))
+    return decoding.resume(
+        run_folder(Path(run)), parallel=_text(parallel), allow_changed=frozenset(allow_changed)
+    )
 
 
 def branch(

@@ -128,7 +128,10 @@ class BatchRunner:
             BudgetError, WriterError: The disk refused to keep the state.
         """
         self._encode_prompts()
-        yield from self.batch.run()
+        try:
+            yield from self.batch.run()
+        finally:
+            self._models.peers.close()
 
     def stop(self, why: str, *, exit_code: int = 130) -> None:
         """Stop after the chunk that is being made."""

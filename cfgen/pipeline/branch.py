@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,13 +11,15 @@ from cfgen.config.loader import from_mapping
 from cfgen.config.schema import RenderConfig, to_mapping
 from cfgen.config.values import parse_duration
 from cfgen.errors import UsageError
-from cfgen.pipeline.build import build_render, prompts_of, read_prompts
+from cfgen.parallel.launch import launched
+from cfgen.pipeline.build import ModelCache, build_render, prompts_of, read_prompts
 from cfgen.pipeline.contact_sheets import with_sheet
 from cfgen.pipeline.film_changes import changed_from, cut_to, with_film
 from cfgen.pipeline.fingerprint import prompt_digest
 from cfgen.pipeline.job import RenderJob
 from cfgen.pipeline.models import OpenedModel
 from cfgen.pipeline.naming import random_seed
+from cfgen.pipeline.parallel import Peers
 from cfgen.pipeline.plan import passes_of
 from cfgen.pipeline.preflight import check_place
 from cfgen.pipeline.rendering import Rendering, whole_video
@@ -64,11 +67,21 @@ class Branch:
         Raises:
             CfgenError: It cannot be done; the old render is as it was.
         """
+        models = ModelCache(peers=Peers(launched()))
+        with contextlib.ExitStack() as failed:
+            failed.callback(models.peers.close)
+            words = self._brought(models)
+            failed.pop_all()
+        opening = (Noted(message=words),)
+        return Rendering(RenderJob(self.child), resume=True, opening=opening, peers=models.peers)
+
+    def _brought(self, models: ModelCache) -> str:
+        """Set up the new run, and tell from where it goes on."""
         with Lock(self.run / LOCK):
             folder = RunFolder(self.run)
             if not self.beside:
                 folder.require_replaceable()
-            point, record, words = _at(folder, self.chunk)
+            point, record, words = _at(folder, self.chunk, models)
             if self.beside:
                 assert self.child.output is not None
                 record = dataclasses.replace(
@@ -83,9 +96,10 @@ class Branch:
                 done = retry_from(point, record)
             for _ in done:
                 pass
+            point.source.close()
+            models.loaded = None
             del point, done  # and the model with them, before it is loaded for the new render
-        opening = (Noted(message=words),)
-        return Rendering(RenderJob(self.child), resume=True, opening=opening)
+        return words
 
 
 def plan_branch(
@@ -242,12 +256,12 @@ def _shown_from(
     return config if film == config.film else with_film(config, film)
 
 
-def _at(folder: RunFolder, chunk: int) -> tuple[BranchPoint, RunRecord, str]:
+def _at(folder: RunFolder, chunk: int, models: ModelCache) -> tuple[BranchPoint, RunRecord, str]:
     """Load the model of a run and look for the memory before a chunk; tell what that takes."""
-    config = config_of(folder)
+    config = models.peers.joined(config_of(folder))
     job = RenderJob(config)
     job.model.hash_anew()
-    render = build_render(job)
+    render = build_render(job, models=models)
     record = believed(folder, render.record, job.plan)
     folder.expect(record, allow_changed=())
     point = locate(folder, render.source, job.plan, chunk)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 import torch
@@ -23,19 +23,24 @@ from cfgen.memory.paged import PagedMemory
 from cfgen.memory.policy import Policy, pages_of
 from cfgen.model.generator import Conditioning, Generator
 from cfgen.ops.select import Ops, build_ops
+from cfgen.parallel.group import Group
+from cfgen.parallel.heads import HeadParallel
+from cfgen.parallel.lead import LeadSource
+from cfgen.parallel.messages import Begin
 from cfgen.pipeline.device import Runtime, resolve_auto
 from cfgen.pipeline.fingerprint import arithmetic, processor, prompt_digest, versions
 from cfgen.pipeline.job import RenderJob
 from cfgen.pipeline.memory_estimate import place, wanted_of
 from cfgen.pipeline.models import LoadedModels, OpenedModel
 from cfgen.pipeline.offload_plan import Offload
+from cfgen.pipeline.parallel import Peers
 from cfgen.pipeline.preflight import encoding_of, licence_of, warnings_of
 from cfgen.pipeline.shots import longest_pass
 from cfgen.pipeline.torch_compile import compile_blocks
 from cfgen.pipeline.video_file import preview_of, video_writer
 from cfgen.renderer.events import Loaded
 from cfgen.renderer.run import Render
-from cfgen.renderer.source import FrameSource
+from cfgen.renderer.source import ChunkSource, FrameSource
 from cfgen.rollout.cuda_graph import ChunkGraph
 from cfgen.rollout.loop import Guidance
 from cfgen.rollout.schedule import FewStepSchedule, KeyedNoise, Noise, ReferenceNoise
@@ -49,10 +54,17 @@ from cfgen.video.output import run_of
 
 @dataclass
 class ModelCache:
-    """A cache of the generator and decoder that were loaded last: a batch renders many clips."""
+    """A cache of the generator and decoder that were loaded last: a batch renders many clips.
+
+    Attributes:
+        key: What they were loaded for.
+        loaded: They.
+        peers: Processes that render with this one, and have caches of their own.
+    """
 
     key: tuple[object, ...] = ()
     loaded: LoadedModels | None = None
+    peers: Peers = field(default_factory=Peers)
 
     @property
     def nbytes(self) -> int:
@@ -155,7 +167,9 @@ def _backend_text(job: RenderJob, source: FrameSource) -> str:
     dtype = str(job.runtime.dtype).removeprefix("torch.")
     kept = job.config.memory.kv_cache
     cache = "" if kept == "auto" else f", KV cache in {kept}"
-    return f"{source.backend} on {job.runtime.device}, {dtype}{cache}"
+    count = job.config.placement.parallel
+    others = "" if count == 1 else f", {count} processes"
+    return f"{source.backend} on {job.runtime.device}, {dtype}{cache}{others}"
 
 
 def _fingerprint(job: RenderJob, source: FrameSource) -> dict[str, str]:
@@ -183,44 +197,81 @@ def build_source(job: RenderJob, models: ModelCache | None = None) -> FrameSourc
     placement = place(job, held=models.nbytes)
     # first: the encoder is freed before the model comes
     text = job.model.embed(prompts_of(config, plan))
+    group = models.peers.group(config.placement.parallel, runtime.device)
+    if group is not None:  # the others load while this process does
+        whole = to_mapping(_recorded(job))
+        group.tell(Begin(whole, placement.offload, text, job.model.digests))
     loaded = models.load(job.model, runtime, offload=placement.offload, compiled=config.compile)
-    generator, vae = loaded.generator, loaded.decoder
-    if (width := next(iter(text.values())).shape[-1]) != generator.geometry.text_dim:
+    source, _ = build_chunk_source(job, loaded, text, offload=placement.offload, group=group)
+    parts = {
+        **vars(source),
+        "vae": loaded.decoder,
+        "notes": (*loaded.notes, placement.why),
+        "given": None if job.beginning is None else job.beginning.latents(loaded.decoder, plan),
+    }
+    return FrameSource(**parts) if group is None else LeadSource(group=group, **parts)
+
+
+def build_chunk_source(
+    job: RenderJob,
+    loaded: LoadedModels,
+    text: Mapping[str, Tensor],
+    *,
+    offload: Offload,
+    group: Group | None = None,
+) -> tuple[ChunkSource, HeadParallel | None]:
+    """Put together all that makes latents, or a process's share of them.
+
+    Args:
+        job: What to render.
+        loaded: Its model.
+        text: What `OpenedModel.embed` gives.
+        offload: Where its weights wait.
+        group: The processes that make them together, None for this one alone.
+
+    Returns:
+        It, and how tokens and heads are shared out.
+
+    Raises:
+        CfgenError: The model is of other sizes, or cannot be computed with so.
+    """
+    config, runtime, plan, generator = job.config, job.runtime, job.plan, loaded.generator
+    sizes = generator.geometry
+    if (width := next(iter(text.values())).shape[-1]) != sizes.text_dim:
         raise CheckpointError(
-            f"the text encoder makes {width} numbers a token, the generator reads "
-            f"{generator.geometry.text_dim}",
+            f"the text encoder makes {width} numbers a token, the generator reads {sizes.text_dim}",
             "use files that belong together",
         )
-    ops = build_ops(config.backend, wanted_of(config, runtime, generator.geometry))
+    split = None
+    if group is not None:
+        rows, columns = sizes.grid(plan.geometry.latent_height, plan.geometry.latent_width)
+        split = HeadParallel(group, heads=sizes.num_heads, tokens=rows * columns)
+    generator.share_tokens(split)
+    ops = build_ops(config.backend, wanted_of(config, runtime, sizes))
     generator.compute_with(ops)
     conditionings, guidance = read_prompts(job, generator, text)
-    return FrameSource(
+    memory = build_memory(
+        config.memory, generator, plan, ops, dtype=runtime.dtype, offload=offload, split=split
+    )
+    source = ChunkSource(
         generator=generator,
-        memory=build_memory(
-            config.memory,
-            generator,
-            plan,
-            ops,
-            dtype=runtime.dtype,
-            offload=placement.offload,
-        ),
+        memory=memory,
         schedule=build_schedule(config.schedule),
         noise=build_noise(config, plan),
         conditionings=conditionings,
-        vae=vae,
         plan=plan,
         guidance=guidance,
         backend=f"{ops.name}, compiled" if config.compile else ops.name,
-        capture=ChunkGraph if can_capture_graph(config, runtime, ops, placement.offload) else None,
-        notes=(*loaded.notes, placement.why),
-        given=None if job.beginning is None else job.beginning.latents(vae, plan),
+        capture=ChunkGraph if can_capture_graph(config, runtime, ops, offload) else None,
     )
+    return source, split
 
 
 def can_capture_graph(config: RenderConfig, runtime: Runtime, ops: Ops, offload: Offload) -> bool:
     """Whether a chunk can be one CUDA graph: on a GPU, where nothing waits for the host."""
     on_gpu = runtime.device.type == "cuda" and ops.name == "triton"
-    return config.cuda_graph and on_gpu and offload == "none"
+    alone = config.placement.parallel == 1  # NCCL in a graph was never tried
+    return config.cuda_graph and on_gpu and offload == "none" and alone
 
 
 def prompts_of(config: RenderConfig, plan: Plan | None = None) -> list[str]:
@@ -261,14 +312,19 @@ def build_memory(
     *,
     dtype: torch.dtype,
     offload: Offload = "none",
+    split: HeadParallel | None = None,
 ) -> PagedMemory:
-    """An empty memory of a policy for a generator, with a pool of fixed size."""
+    """An empty memory of a policy for a generator, with a pool of fixed size.
+
+    With a `split`, the pool has the heads of this process alone.
+    """
     sizes = generator.geometry
     grid = sizes.grid(plan.geometry.latent_height, plan.geometry.latent_width)
+    heads = sizes.num_heads // (1 if split is None else split.processes)
     pool = KVCache(
         sizes.num_layers,
         pages_of(policy, plan.latent_frames),
-        (1, grid[0] * grid[1], sizes.num_heads, sizes.head_dim),
+        (1, grid[0] * grid[1], heads, sizes.head_dim),
         dtype=dtype,
         device=generator.device,
         place=torch.device("cpu") if offload == "all" else None,
@@ -283,6 +339,7 @@ def build_memory(
         head_dim=sizes.head_dim,
         grid=grid,
         chunk=longest_pass(plan, policy.recaches),
+        heads=split,
     )
 
 

@@ -135,11 +135,14 @@ def go_on(folder: RunFolder, *, allow_changed: frozenset[str] = frozenset()) -> 
     return DecodeRendering(job, resume=True, allow_changed=allow_changed)
 
 
-def resume(path: Path, *, allow_changed: frozenset[str] = frozenset()) -> Rendering:
+def resume(
+    path: Path, *, parallel: str | None = None, allow_changed: frozenset[str] = frozenset()
+) -> Rendering:
     """Go on with the run in a folder, without a generator where it only decodes.
 
     Args:
         path: The run folder.
+        parallel: Processes, if others than before, as a person writes them.
         allow_changed: Names in the fingerprint that may differ.
 
     Raises: as `rendering.go_on`.
@@ -151,7 +154,7 @@ def resume(path: Path, *, allow_changed: frozenset[str] = frozenset()) -> Render
         audited = audit(folder, plan)
         if len(audited.lines) == plan.chunks and not audited.damaged:
             return go_on(folder, allow_changed=allow_changed)
-    return rendering.go_on(path, allow_changed=allow_changed)
+    return rendering.go_on(path, parallel=parallel, allow_changed=allow_changed)
 
 
 class DecodeRendering(Rendering):

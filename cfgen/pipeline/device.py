@@ -38,7 +38,8 @@ class Runtime:
             SetupError: A CUDA device is asked for and there is none.
         """
         device = _device(config.device)
-        threads = config.threads or min(MOST_THREADS, usable_cores())
+        cores = max(1, usable_cores() // config.placement.parallel)
+        threads = config.threads or min(MOST_THREADS, cores)
         return cls(device, _dtype(config.dtype, device), threads)
 
 

@@ -24,6 +24,7 @@ from cfgen.model.latent_moments import LATENT_MEAN
 from cfgen.model.vae import SPATIAL_STRIDE
 from cfgen.ops.select import build_ops
 from cfgen.ops.triton_backend import Request
+from cfgen.parallel.launch import require_divisible
 from cfgen.pipeline.device import Runtime
 from cfgen.pipeline.job import RenderJob
 from cfgen.pipeline.limits import free_memory
@@ -81,10 +82,11 @@ def wanted_of(config: RenderConfig, runtime: Runtime, sizes: WanConfig) -> Reque
 
 
 def estimate_memory(job: RenderJob) -> MemoryEstimate:
-    """What each part of a render takes.
+    """What each part of a render takes, of the first process if there are several.
 
     Raises:
         CheckpointError: A file is nowhere, damaged or not what it should be.
+        UsageError: Heads cannot be shared out among so many processes.
     """
     config, plan, model, dtype = job.config, job.plan, job.model, job.runtime.dtype
     network, sizes = model.generator, model.geometry
@@ -92,6 +94,8 @@ def estimate_memory(job: RenderJob) -> MemoryEstimate:
     grid = sizes.grid(geometry.latent_height, geometry.latent_width)
     _require_same_latents(network, sizes, plan)
     _require_patches(sizes, plan)
+    processes = config.placement.parallel
+    require_divisible(sizes.num_heads, processes)
     pages = pages_of(config.memory, plan.latent_frames)
     sets = [network] if network.memory is None else [network, network.memory]
     weights = [item for each in sets for item in _generator(each, config.model, dtype).items()]
@@ -111,11 +115,11 @@ def estimate_memory(job: RenderJob) -> MemoryEstimate:
         blocks=sum(blocks),
         largest=max(blocks),
         rest=sum(nbytes for _, nbytes in weights) - sum(blocks),
-        kv=kv,
-        context=held if rotates else 0,
+        kv=kv // processes,
+        context=held // processes if rotates else 0,
         layers=sizes.num_layers,
         conditioning=prompts * len(sets) * prompt,
-        forward=_forward(sizes, grid[0] * grid[1], most, dtype),
+        forward=_forward(sizes, -(-grid[0] * grid[1] * most // processes), dtype),
         vae=vae,
         decode=decode,
         text=text,
@@ -193,8 +197,9 @@ def place(job: RenderJob, *, held: int = 0) -> Placement:
             "leave them out; `cfgen plan` tells how much memory the render takes",
         )
     sizes = estimate_memory(job)
-    _require_main_memory(sizes.ram_on_cpu, sizes, held)
-    return Placement("none", f"about {sizes.ram_on_cpu / 1e9:.1f} GB of memory at most")
+    most = sizes.ram_on_cpu * job.config.placement.parallel
+    _require_main_memory(most, sizes, held)
+    return Placement("none", f"about {most / 1e9:.1f} GB of memory at most")
 
 
 def check(job: RenderJob) -> None:
@@ -242,9 +247,8 @@ def _adapters(model: OpenedModel, dtype: torch.dtype) -> int:
     return sets * sum(math.prod(shape) for shape in shapes) * dtype.itemsize
 
 
-def _forward(sizes: WanConfig, tokens: int, frames: int, dtype: torch.dtype) -> int:
-    """Activations of the stage of a block that holds most: attention or feed-forward."""
-    here = tokens * frames
+def _forward(sizes: WanConfig, here: int, dtype: torch.dtype) -> int:
+    """Activations of the stage of a block that holds most, for so many tokens."""
     stream = 4 * here * sizes.dim * 4
     attention = 6 * here * sizes.dim * 4
     inner = 2 * here * sizes.ffn_dim * dtype.itemsize

@@ -10,12 +10,14 @@ from typing import Protocol
 from cfgen.config.schema import RenderConfig
 from cfgen.errors import LockHeld
 from cfgen.out_of_memory import memory_errors
+from cfgen.parallel.launch import launched
 from cfgen.pipeline.build import ModelCache, build_render
 from cfgen.pipeline.contact_sheets import with_sheet
 from cfgen.pipeline.job import RenderJob
 from cfgen.pipeline.limits import what_fits
+from cfgen.pipeline.parallel import Peers
 from cfgen.pipeline.preflight import check_place
-from cfgen.pipeline.runs import config_to_resume
+from cfgen.pipeline.runs import config_to_resume, with_parallel
 from cfgen.renderer.events import Event, Finished, Noted
 from cfgen.renderer.place import try_place
 from cfgen.runs.contents import LOCK
@@ -45,7 +47,10 @@ class Rendering:
         overwrite: Whether the video may replace a file.
         resume: Whether what is in the run folder is gone on with.
         allow_changed: Names in the fingerprint that may differ then.
-        models: Where loaded models are kept from one render to the next.
+        models: Where loaded models are kept from one render to the next; without it, this render
+            loads its own.
+        peers: Processes that render with this one and end with this render; without them, it takes
+            those that a launcher started, or starts them.
         tried: Whether the file system of its place was tried out already.
         opening: What is told first.
     """
@@ -58,12 +63,17 @@ class Rendering:
         resume: bool = False,
         allow_changed: frozenset[str] = frozenset(),
         models: ModelCache | None = None,
+        peers: Peers | None = None,
         tried: bool = False,
         opening: tuple[Event, ...] = (),
     ) -> None:
-        self.job, self._opening = job, opening
+        self._peers = None if models is not None else peers or Peers(launched())
+        config = job.config if self._peers is None else self._peers.joined(job.config)
+        self.job = job if config is job.config else RenderJob(config, job.model)
+        self._opening = opening
         self.resumes = resume
-        self._overwrite, self._allow_changed, self._models = overwrite, allow_changed, models
+        self._overwrite, self._allow_changed = overwrite, allow_changed
+        self._models = models or ModelCache(peers=self._peers or Peers())
         self._render: Work | None = None
         self._tried = tried
         self._stopped: tuple[str, int] | None = None
@@ -93,13 +103,20 @@ class Rendering:
         if self._render is None:
             if not self._tried:
                 self._opening += try_place(self.job.output.absolute().parent)
-            with memory_errors(what_fits(self.job.config)):
+            with memory_errors(what_fits(self.job.config)), contextlib.ExitStack() as failed:
+                failed.callback(self._leave_peers)
                 if self.resumes:
                     self.job.model.hash_anew()
                 self._render = self._built()
+                failed.pop_all()
             if self._stopped is not None:
                 self._render.stop(self._stopped[0], exit_code=self._stopped[1])
         return self._render
+
+    def _leave_peers(self) -> None:
+        """Let processes go that rendered with this one, if no other render needs them."""
+        if self._peers is not None:
+            self._peers.close()
 
     def _built(self) -> Work:
         render = build_render(self.job, overwrite=self._overwrite, models=self._models)
@@ -122,9 +139,11 @@ class Rendering:
         render = self.load()
         yield from self._opening
         with (
+            contextlib.ExitStack() as left,
             memory_errors(what_fits(self.job.config)),
             contextlib.closing(render.run()) as work,  # it ends when this does, not some time later
         ):
+            left.callback(self._leave_peers)
             for event in work:
                 if isinstance(event, Finished):
                     yield from with_sheet(self.job, event)
@@ -150,6 +169,7 @@ def go_on(
     path: Path,
     *,
     asked: RenderConfig | None = None,
+    parallel: str | None = None,
     allow_changed: frozenset[str] = frozenset(),
 ) -> Rendering:
     """Go on with the render in a run folder.
@@ -157,6 +177,7 @@ def go_on(
     Args:
         path: The run folder.
         asked: What a command line asks for, if it may differ from what the run is.
+        parallel: Processes, if others than before, as a person writes them.
         allow_changed: Names in the fingerprint that may differ.
 
     Raises:
@@ -166,7 +187,7 @@ def go_on(
     """
     require_harmless(allow_changed)
     folder = RunFolder(path)
-    job = RenderJob(config_to_resume(folder, asked))
+    job = RenderJob(with_parallel(config_to_resume(folder, asked), parallel))
     owner, lives = look(path / LOCK)
     if lives:
         who = owner or "another process"

@@ -66,6 +66,19 @@ def config_to_resume(folder: RunFolder, asked: RenderConfig | None) -> RenderCon
     return stored
 
 
+def with_parallel(config: RenderConfig, text: str | None) -> RenderConfig:
+    """A configuration with another number of processes, as a person writes it; None changes none.
+
+    Raises:
+        PresetError: It is no such number.
+    """
+    if text is None:
+        return config
+    label, flags = "the run's configuration", {"placement.parallel": text}
+    asked = from_mapping(to_mapping(config), label=label, flags=flags)
+    return dataclasses.replace(config, placement=asked.placement)
+
+
 def require_same_render(path: Path, stored: RenderConfig, asked: RenderConfig) -> None:
     """Refuse to go on with one render by the command of another."""
     if asked.seed is None:

@@ -143,6 +143,7 @@ class Render:
                 finally:
                     self._leave(done)
         finally:
+            self.source.close()
             with contextlib.suppress(OSError):
                 self._path.rmdir()  # if nothing is in it
         if self._kept:

@@ -96,10 +96,11 @@ class FrameDecoder:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FrameSource(FrameDecoder):
-    """Everything that makes frames, on top of what decodes them.
+class ChunkSource:
+    """What makes latents.
 
     Attributes:
+        plan: The film.
         generator: The causal model.
         memory: Its memory, empty.
         schedule: Noise levels of a chunk.
@@ -110,9 +111,10 @@ class FrameSource(FrameDecoder):
         capture: Makes the passes of a chunk one piece, None to run them one by one.
         notes: What is worth knowing of how it was put together, a line each.
         given: The latents of the chunks that the plan has as given, float32 [1, F, C, H, W] by
-            number; None where there are none.
+            number; None where there are none, or another process has them.
     """
 
+    plan: Plan
     generator: Generator
     memory: PagedMemory
     schedule: FewStepSchedule
@@ -130,14 +132,6 @@ class FrameSource(FrameDecoder):
         g = self.plan.geometry
         return (1, g.chunk_latent_frames, g.channels, g.latent_height, g.latent_width)
 
-    def chunks(self) -> Iterator[tuple[ChunkPlan, Chunk, Frames]]:
-        """Yield each chunk of the film with its frames, as they play; nothing is kept."""
-        state, playing = self.vae.start(), Playing[Chunk]()
-        for made in self.make(self.plan.order):
-            for chunk in playing.add(made.index, made):
-                if chunk.index >= self.decode_from:
-                    yield self.plan.chunk(chunk.index), chunk, self.decode(chunk, state)
-
     def make(self, chunks: Iterable[int]) -> Iterator[Chunk]:
         """Denoise and commit chunks; the memory must hold the ones before them."""
         making = self.making()
@@ -148,6 +142,18 @@ class FrameSource(FrameDecoder):
     def making(self) -> ChunkWorker:
         """What makes chunks, a call to begin each and one to have it."""
         return ChunkWorker(self)
+
+    def latents_given(self, chunk: int) -> Tensor | None:
+        """The latents of a chunk that is given, None for one that is made.
+
+        Raises:
+            CfgenError: They cannot be read.
+        """
+        if chunk >= self.plan.given_chunks:
+            return None
+        if self.given is None:
+            raise ValueError(f"chunk {chunk} is given, and nothing gives it")
+        return self.given(chunk)
 
     def conditioning_of(self, chunk: int) -> Conditioning:
         """The encoded prompt that a chunk is made under."""
@@ -192,10 +198,26 @@ class FrameSource(FrameDecoder):
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class FrameSource(ChunkSource, FrameDecoder):
+    """Everything that makes frames: latents, and what decodes them."""
+
+    def chunks(self) -> Iterator[tuple[ChunkPlan, Chunk, Frames]]:
+        """Yield each chunk of the film with its frames, as they play; nothing is kept."""
+        state, playing = self.vae.start(), Playing[Chunk]()
+        for made in self.make(self.plan.order):
+            for chunk in playing.add(made.index, made):
+                if chunk.index >= self.decode_from:
+                    yield self.plan.chunk(chunk.index), chunk, self.decode(chunk, state)
+
+    def close(self) -> None:
+        """The film is done, or given up: processes that render it with this one are let go."""
+
+
 class ChunkWorker:
     """Chunks of a source, begun and finished one by one; gradients are off."""
 
-    def __init__(self, source: FrameSource) -> None:
+    def __init__(self, source: ChunkSource) -> None:
         with torch.inference_mode():
             self._source = source
             generator, schedule, guidance = source.generator, source.schedule, source.guidance
@@ -218,16 +240,18 @@ class ChunkWorker:
         Raises:
             CfgenError: What is given cannot be read.
         """
+        self.begin(index, self._source.latents_given(index))
+
+    def begin(self, index: int, given: Tensor | None) -> None:
+        """Begin a chunk by latents [1, F, C, H, W] that are given, or by noise."""
         source = self._source
         with torch.inference_mode():
             source.enter(index)
             conditioning = source.conditioning_of(index)
-            if index < source.plan.given_chunks:
-                if source.given is None:
-                    raise ValueError(f"chunk {index} is given, and nothing gives it")
-                self._rollout.start_given(Chunk(index, source.given(index)), conditioning)
-            else:
+            if given is None:
                 self._rollout.start(index, conditioning)
+            else:
+                self._rollout.start_given(Chunk(index, given), conditioning)
 
     def finish(self) -> Chunk:
         """The chunk that was begun.

@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from itertools import count
 from pathlib import Path
@@ -114,7 +114,8 @@ class SnapshotStore:
             if not self.folder.is_dir():
                 self.folder.mkdir()
                 sync_folder(self.folder.parent)
-            digest = write_file(self.folder / name, tensor_blocks(fresh))
+            blocks = tensor_blocks(fresh, lambda key: state.content(key.removeprefix("page.")))
+            digest = write_file(self.folder / name, blocks)
             own = _File(digest, (self.folder / name).stat().st_size)
             files = {file: known for _, (file, known) in held.items()} | {name: own}
             where = dict.fromkeys(fresh, name)
@@ -253,8 +254,15 @@ class SnapshotStore:
                 )
 
 
-def tensor_blocks(tensors: Mapping[str, Tensor]) -> Iterator[memoryview | bytes]:
-    """The content of a safetensors file, tensor by tensor, so that it is never held as a whole."""
+def tensor_blocks(
+    tensors: Mapping[str, Tensor], fetch: Callable[[str], Tensor] | None = None
+) -> Iterator[memoryview | bytes]:
+    """The content of a safetensors file, tensor by tensor, so that it is never held as a whole.
+
+    Args:
+        tensors: By name; meta tensors are fetched when their turn comes.
+        fetch: Gives a tensor by its name.
+    """
     header: dict[str, object] = {}
     end = 0
     for name, tensor in tensors.items():
@@ -268,6 +276,8 @@ def tensor_blocks(tensors: Mapping[str, Tensor]) -> Iterator[memoryview | bytes]
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     yield len(text).to_bytes(8, "little") + text
-    for tensor in tensors.values():
+    for name, tensor in tensors.items():
+        if tensor.is_meta and fetch is not None:
+            tensor = fetch(name)
         flat = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
         yield flat.numpy().data

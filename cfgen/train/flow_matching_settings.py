@@ -45,6 +45,7 @@ class FlowMatchingSettings:
         given_share: share of steps whose films begin with a given frame: their first latent frame
             is committed by itself, and the rest of the first chunk is denoised after it.
         probe_films: held-out films on which recall is measured.
+        micro_batches: batches of a step that each process makes.
     """
 
     dim: int = 320
@@ -83,3 +84,4 @@ class FlowMatchingSettings:
     drop_text: float = 0.08
     given_share: float = 0.1
     probe_films: int = 6
+    micro_batches: int = 1

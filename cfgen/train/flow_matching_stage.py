@@ -83,6 +83,7 @@ class FlowMatchingStage(SingleLossStage):
         exporter: Exporter,
     ) -> None:
         s = self.settings = settings
+        self.micro_batches = s.micro_batches
         self.memory, self.store, self.exporter = memory, store, exporter
         torch.manual_seed(2)
         self.geometry = WanConfig(
@@ -162,11 +163,11 @@ class FlowMatchingStage(SingleLossStage):
             torch.optim.AdamW(adam, lr=self.settings.lr, betas=(0.9, 0.98), weight_decay=0.0),
         ]
 
-    def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, step: int, draw: int) -> tuple[Tensor, dict[str, float]]:
         """Weighted squared error of the flow over the chosen chunks of a batch of films."""
         s = self.settings
-        rng, noise = rng_for("base", step), torch.Generator().manual_seed(step)
-        batch, length = self._films(step, rng)
+        rng, noise = rng_for("base", draw), torch.Generator().manual_seed(draw)
+        batch, length = self._films(step, draw, rng)
         chunks = batch.latents.shape[1] // CHUNK_LATENTS
         starts = shot_starts(batch.films[0])
         chosen = choose_chunks(batch, starts, s.trained[length], rng)
@@ -203,11 +204,11 @@ class FlowMatchingStage(SingleLossStage):
             figures |= {f"crop_{name}": value for name, value in crop_figures.items()}
         return total, figures
 
-    def _films(self, step: int, rng: np.random.Generator) -> tuple[FilmBatch, int]:
+    def _films(self, step: int, draw: int, rng: np.random.Generator) -> tuple[FilmBatch, int]:
         """A batch of one family, and which of the lengths it has."""
         s = self.settings
         shares = s.shares if step < s.late_from else s.late_shares
-        batch, length = draw_family(self.store, s, shares, step, rng)
+        batch, length = draw_family(self.store, s, shares, draw, rng)
         tensors = (x.to(self.generator.device) for x in batch.tensors)
         return FilmBatch(batch.films, *tensors), length
 

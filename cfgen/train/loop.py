@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from cfgen.errors import CheckpointError
 from cfgen.files.writing import append
-from cfgen.train.processes import average_gradients
+from cfgen.train.processes import agreed, average_gradients
 from cfgen.train.stage import Learner, LoopSettings, Stage, Update
 from cfgen.train.state import read_state, save_state
 
@@ -55,7 +55,7 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     step, spent = trainer.restore(folder)
     seen: dict[str, list[float]] = {}
-    while step < settings.steps and time.monotonic() - began < 60 * minutes:
+    while step < settings.steps and agreed(time.monotonic() - began < 60 * minutes):
         for key, value in trainer.step(step):
             seen.setdefault(key, []).append(value)
         step += 1
@@ -86,6 +86,9 @@ class _Trainer:
         named = stage.modules.named_parameters()
         self._weights: dict[str, Tensor] = {name: p for name, p in named if id(p) in learning}
         self._optimizers = [each for learner in self._learners for each in learner.optimizers]
+        # Only optimizers: the wrapper for modules (DDP) averages gradients in hooks of one backward
+        # pass after each forward, and here they come through commits of earlier chunks, too.
+        self._prepared = {id(each): accelerator.prepare(each) for each in self._optimizers}
         self._peaks = {
             id(optimizer): [float(group["lr"]) for group in optimizer.param_groups]
             for optimizer in self._optimizers
@@ -112,8 +115,10 @@ class _Trainer:
             self._accelerator.backward(loss / update.micro_batches)
             yield from {"loss": float(loss.detach()), **figures}.items()
         average_gradients(learner.parameters)
+        prepared = [self._prepared[id(optimizer)] for optimizer in learner.optimizers]
+        self._accelerator.unscale_gradients(prepared)
         norm = float(nn.utils.clip_grad_norm_(learner.parameters, settings.clip))
-        if not math.isfinite(norm):
+        if not math.isfinite(norm) and self._accelerator.scaler is None:  # which skips the step
             what = f" of the {learner.name}" if learner.name else ""
             raise CheckpointError(
                 f"training diverged at step {step}: gradient norm{what} {norm}",
@@ -125,11 +130,11 @@ class _Trainer:
             gradients = [p.grad for p in learner.parameters if p.grad is not None]
             torch._foreach_mul_(gradients, factor)
         factor = learner.rate(step, settings)
-        for optimizer in learner.optimizers:
+        for optimizer, steps in zip(learner.optimizers, prepared, strict=True):
             for group, peak in zip(optimizer.param_groups, self._peaks[id(optimizer)], strict=True):
                 group["lr"] = peak * factor
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            steps.step()
+            steps.zero_grad(set_to_none=True)
 
     @torch.no_grad()
     def _follow(self, learner: Learner, step: int) -> None:

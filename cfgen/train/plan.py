@@ -165,10 +165,11 @@ def _base(settings: Mapping[str, Any], model: Model, processes: int) -> Plan:
         once += chance * films * trained * s.draws * plan.network.forward(CHUNK_LATENTS, keys)
         commits += chance * films * chunks * plan.network.forward(CHUNK_LATENTS, keys)
         kept = max(kept, films * min(trained, most) * (s.draws + 1) * CHUNK_LATENTS)
-    plan.passes = {"targets": 3 * once, "context": commits + 2 * once / s.draws}
+    times = s.micro_batches
+    plan.passes = {"targets": 3 * once * times, "context": times * (commits + 2 * once / s.draws)}
     if s.crops:
         crop = Network(model.generator, s.crop_cells).forward(1, 1)
-        plan.passes["crops"] = 3 * s.crops * s.crop_draws * crop
+        plan.passes["crops"] = times * 3 * s.crops * s.crop_draws * crop
     plan.hold({"generator": plan.network})
     plan.memory["text encoder, all of it"] = 20 * model.text
     plan.keep(kept, recompute=None)

@@ -48,6 +48,16 @@ def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
             parameter.grad /= count
 
 
+def agreed(answer: bool) -> bool:
+    """What the first process answers: clocks differ, and none may go on without the others."""
+    _, count = process()
+    if count == 1:
+        return answer
+    told = [answer]
+    dist.broadcast_object_list(told)
+    return told[0]
+
+
 def gathered(values: Tensor) -> Tensor:
     """What all processes hold, joined along the first axis on the CPU; each may hold as many."""
     _, count = process()

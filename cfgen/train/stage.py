@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from cfgen.errors import CheckpointError
+from cfgen.train.processes import process
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -152,15 +153,27 @@ class Stage(ABC):
 
 
 class SingleLossStage(Stage):
-    """A stage in which everything learns from one loss."""
+    """A stage in which everything learns from one loss.
+
+    Attributes:
+        micro_batches: batches of a step that this process makes, one after another.
+    """
+
+    micro_batches = 1
 
     @abstractmethod
     def optimizers(self) -> list[torch.optim.Optimizer]:
         """Optimizers of all weights."""
 
     @abstractmethod
-    def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
-        """Loss of one step and figures to log; every random choice derives from `step`."""
+    def loss(self, step: int, draw: int) -> tuple[Tensor, dict[str, float]]:
+        """Loss of a batch and figures to log.
+
+        Args:
+            step: how far training is.
+            draw: number of the batch among those of all steps and processes, from which every
+                random choice derives; the step where a step has one batch.
+        """
 
     def learners(self) -> Sequence[Learner]:
         """One for all weights."""
@@ -168,5 +181,11 @@ class SingleLossStage(Stage):
         return [self._learner]
 
     def updates(self, step: int) -> Iterable[Update]:
-        """One, by `loss`."""
-        return [Update(self._learner, lambda _: self.loss(step))]
+        """One, by `loss`; processes draw other batches, which one process could draw as well."""
+
+        def loss(micro_batch: int) -> tuple[Tensor, dict[str, float]]:
+            index, count = process()
+            first = step * self.micro_batches * count
+            return self.loss(step, first + micro_batch * count + index)
+
+        return [Update(self._learner, loss, self.micro_batches)]

@@ -28,6 +28,7 @@ class VaeSettings:
     Latents have `texture_channels` and then the semantic ones (`film_world/semantics.py`).
     `objects` is what a pixel on a subject or landmark counts more than another. Without
     `train_encoder` the decoder alone learns, so that latents encoded before stay what they are.
+    A process makes `micro_batches` batches of a step.
     """
 
     texture_channels: int = 32
@@ -50,6 +51,7 @@ class VaeSettings:
     semantics: float = 0.1
     noise: float = 0.15
     train_encoder: bool = True
+    micro_batches: int = 1
 
 
 class VaeStage(SingleLossStage):
@@ -62,7 +64,7 @@ class VaeStage(SingleLossStage):
     name = "vae"
 
     def __init__(self, settings: VaeSettings, model_dir: Path) -> None:
-        self.settings = settings
+        self.settings, self.micro_batches = settings, settings.micro_batches
         self.model_dir = model_dir
         torch.manual_seed(1)
         vae = TinyAutoencoder(
@@ -134,7 +136,7 @@ class VaeStage(SingleLossStage):
             torch.optim.AdamW(rest, lr=self.settings.lr, betas=(0.9, 0.98), weight_decay=0.0),
         ]
 
-    def batch(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
+    def batch(self, draw: int) -> tuple[Tensor, Tensor, Tensor]:
         """Random crops of random films, B = films * crops_per_film.
 
         Returns:
@@ -143,7 +145,7 @@ class VaeStage(SingleLossStage):
         """
         s = self.settings
         clips = draw_clips(
-            *("vae", step),
+            *("vae", draw),
             films=s.films,
             crops_per_film=s.crops_per_film,
             frames=s.frames,
@@ -156,18 +158,18 @@ class VaeStage(SingleLossStage):
         weight = 1 + s.objects * torch.from_numpy(clips.objects).to(device)[:, :, None].float()
         return video, weight / weight.mean(), torch.from_numpy(clips.semantics).to(device)
 
-    def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, step: int, draw: int) -> tuple[Tensor, dict[str, float]]:
         """Errors of decoded clips and of semantic channels, and a pull of texture to unit moments.
 
         The errors of clips are L1, squares, the mean of the worst 2 % of values, those of the
         change from frame to frame, and those of the change from pixel to pixel.
         """
         s = self.settings
-        video, weight, told = self.batch(step)
+        video, weight, told = self.batch(draw)
         texture, said = self.vae.encode(video).split((s.texture_channels, SEMANTIC_CHANNELS), 2)
         latents = torch.cat([texture, said.detach()], 2)
         missaid = (said.float() - told).square().mean()
-        generator = torch.Generator().manual_seed(step)
+        generator = torch.Generator().manual_seed(draw)
         strength = s.noise * torch.rand(len(video), 1, 1, 1, 1, generator=generator)
         noise = (strength * torch.randn(latents.shape, generator=generator)).to(latents)
         error = self.vae.decode(latents + noise).float() - video

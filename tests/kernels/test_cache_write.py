@@ -115,6 +115,30 @@ def test_queries_and_keys_in_16_bits(
     assert error(found[2].sum(1), truth[2].sum(1)) < 1e-5
 
 
+def test_some_heads_are_normed_by_the_rates_of_all(device: torch.device) -> None:
+    """As where heads are shared out among processes."""
+    whole_q, whole_k = (draw(2, 10, 132, device=device) for _ in range(2))
+    gain = 1 + 0.2 * draw(132, device=device)
+    spatial = turns(reference.Rope(44).spatial((1, 5)), device)
+    exact = slots([3, 17], 44, device)
+    rounded = exact._replace(turns=exact.turns.float())
+    truth = reference.norm_rotate(
+        whole_q.double(), whole_k.double(), gain, gain, eps=1e-6, spatial=spatial, slots=exact,
+        key_sums=True,
+    )  # fmt: skip
+    some = slice(44, 132)
+    found = norm_rotate(
+        whole_q[..., some], whole_k[..., some], gain[some], gain[some], eps=1e-6,
+        spatial=spatial.float(), slots=rounded, key_sums=True,
+        rates=(reference.norm_rate(whole_q, 1e-6), reference.norm_rate(whole_k, 1e-6)),
+    )  # fmt: skip
+    for out, right in zip(found[:2], truth[:2], strict=True):
+        assert error(out, right[:, :, 1:]) < 2e-6
+    assert found[2] is not None
+    assert truth[2] is not None
+    assert error(found[2].sum(1), truth[2].sum(1)[:, some]) < 1e-5
+
+
 def test_a_token_of_zeros_stays_one(device: torch.device) -> None:
     q, gain = torch.zeros(1, 2, 64, device=device), torch.ones(64, device=device)
     spatial = turns(reference.Rope(32).spatial((1, 2)), device).float()

@@ -43,10 +43,10 @@ class Regression(SingleLossStage):
         assert isinstance(net, nn.Linear)
         return [Muon([net.weight], lr=0.05), torch.optim.AdamW([net.bias], lr=0.05)]
 
-    def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, step: int, draw: int) -> tuple[Tensor, dict[str, float]]:
         if step == self.stop_at:
             raise KeyboardInterrupt
-        x = torch.randn(32, self.width, generator=torch.Generator().manual_seed(step))
+        x = torch.randn(32, self.width, generator=torch.Generator().manual_seed(draw))
         target = x.flip(1)
         error = (self.modules["net"](x) - target).square().mean()
         return error, {"error": float(error.detach())}
@@ -118,8 +118,8 @@ def test_damaged_state_is_refused(tmp_path: Path, damage: str) -> None:
 
 def test_divergence_stops_the_run(tmp_path: Path) -> None:
     class Broken(Regression):
-        def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
-            error, figures = super().loss(step)
+        def loss(self, step: int, draw: int) -> tuple[Tensor, dict[str, float]]:
+            error, figures = super().loss(step, draw)
             return error * float("nan"), figures
 
     with pytest.raises(CheckpointError, match="diverged at step 0"):

@@ -92,7 +92,7 @@ def test_vae_stage_starts_from_latents_of_unit_moments() -> None:
 
 def test_vae_stage_repeats_a_step_exactly() -> None:
     stage = VaeStage(VAE, Path("unused"))
-    first, again, other = (stage.loss(step)[0].item() for step in (3, 3, 4))
+    first, again, other = (stage.loss(step, step)[0].item() for step in (3, 3, 4))
     assert first == again
     assert first != other
 
@@ -117,7 +117,7 @@ def test_a_header_that_cannot_be_is_refused(tmp_path: Path, said: str) -> None:
 
 
 def test_base_stage_repeats_a_step_exactly(base_stage: FlowMatchingStage) -> None:
-    first, again, other = (base_stage.loss(step)[0].item() for step in (5, 5, 6))
+    first, again, other = (base_stage.loss(step, step)[0].item() for step in (5, 5, 6))
     assert first == again
     assert first != other
 
@@ -135,7 +135,7 @@ def test_base_stage_gives_the_recorded_losses(base_stage: FlowMatchingStage) -> 
                 parameter.normal_(std=0.1)
     optimizers, losses = base_stage.optimizers(), []
     for step in range(len(RECORDED)):
-        loss, _ = base_stage.loss(step)
+        loss, _ = base_stage.loss(step, step)
         loss.backward()
         for optimizer in optimizers:
             optimizer.step()
@@ -146,7 +146,7 @@ def test_base_stage_gives_the_recorded_losses(base_stage: FlowMatchingStage) -> 
 
 def test_base_stage_first_flow_is_zero(base_stage: FlowMatchingStage) -> None:
     """With the head at zero the loss is the mean square of noise - x0: about 1 + the latents'."""
-    loss, figures = base_stage.loss(0)
+    loss, figures = base_stage.loss(0, 0)
     assert loss.item() > 0.5
     told = {"all", "returning", "subject", "labels"}
     assert set(figures) <= told | {f"crop_{name}" for name in told}
@@ -157,7 +157,7 @@ def test_gradients_reach_every_parameter(base_stage: FlowMatchingStage) -> None:
         for parameter in base_stage.modules.parameters():
             if parameter.abs().sum() == 0:
                 parameter.normal_(std=0.1)
-    loss = sum(base_stage.loss(step)[0] for step in range(3))
+    loss = sum(base_stage.loss(step, step)[0] for step in range(3))
     assert isinstance(loss, torch.Tensor)
     loss.backward()
     untouched = [
@@ -182,7 +182,7 @@ def test_later_chunks_train_the_commit_pass(base_stage: FlowMatchingStage) -> No
 
     base_stage.generator.time_embedding.register_forward_hook(watch)
     base_stage.settings = dataclasses.replace(BASE, shares=(0, 1, 0, 0))
-    base_stage.loss(2)[0].backward()
+    base_stage.loss(2, 2)[0].backward()
     denoise, commit = seen[0], seen[1]
     assert denoise.grad is not None
     assert commit.grad is not None
@@ -205,7 +205,7 @@ def test_a_given_frame_is_committed_and_what_follows_is_denoised_after_it(
 
     monkeypatch.setattr(base_stage, "_denoise", noted("denoise", denoise))
     monkeypatch.setattr(base_stage, "_committed", noted("commit", commit))
-    loss, _ = base_stage.loss(0)
+    loss, _ = base_stage.loss(0, 0)
     assert done[:2] == [("commit", 1), ("denoise", 2)]
     assert {frames for _, frames in done[3:]} <= {3}
     loss.backward()
@@ -403,7 +403,7 @@ def test_without_its_training_an_encoder_stands_still(tmp_path: Path) -> None:
     before = encoder_digest(stage.vae)
     decoder = stage.vae.decoder[1].weight.clone()
     optimizers = stage.optimizers()
-    stage.loss(0)[0].backward()
+    stage.loss(0, 0)[0].backward()
     for optimizer in optimizers:
         optimizer.step()
     assert encoder_digest(stage.vae) == before
@@ -431,7 +431,7 @@ def test_pixels_of_objects_count_more() -> None:
 def test_the_decoder_does_not_form_the_semantic_channels() -> None:
     """They learn from the world alone: without that loss, nothing reaches their part of it."""
     stage = VaeStage(dataclasses.replace(VAE, semantics=0.0), Path("unused"))
-    stage.loss(0)[0].backward()
+    stage.loss(0, 0)[0].backward()
     grad = stage.vae.encoder[-1].weight.grad
     assert grad[: VAE.texture_channels].abs().sum() > 0
     assert grad[VAE.texture_channels :].abs().sum() == 0
@@ -447,7 +447,7 @@ def test_films_make_way_for_new_ones(base_stage: FlowMatchingStage) -> None:
     """What is learnt by heart is of no use: a film is drawn a few times and then no more."""
 
     def drawn(step: int) -> set[int]:
-        batches = (base_stage._films(step, rng_for("films", i))[0] for i in range(8))
+        batches = (base_stage._films(step, step, rng_for("films", i))[0] for i in range(8))
         return {film.seed for batch in batches for film in batch.films}
 
     assert drawn(0) & drawn(1)

@@ -67,6 +67,7 @@ def student(micro_batches: int) -> Stage:
 
 def trained(folder: Path, case: str, *, micro_batches: int = 1) -> None:
     """Train, and write all weights and the average as this process has them."""
+    torch.set_num_threads(1)  # with more, sums are taken in another order
     own = folder / f"process {process()[0]}"
     own.mkdir(parents=True, exist_ok=True)
     if case == "student":
@@ -84,7 +85,6 @@ def _unwritten(_weights: Mapping[str, Tensor]) -> None:
 
 
 def main(folder: Path) -> None:
-    torch.set_num_threads(1)
     for case in CASES:
         trained(folder / case, case)
 

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,9 +12,7 @@ from safetensors.torch import load_file
 
 from cfgen.train.state import read_state
 from tests.train.context_forcing import several
-
-ROOT = Path(__file__).parents[3]
-TIMEOUT_S = 240
+from tests.train.two_processes import run_in_two
 
 
 @pytest.fixture(autouse=True)
@@ -28,32 +22,11 @@ def own_accelerator() -> Iterator[None]:
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
-def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
-
-
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two processes made of every case."""
     folder = tmp_path_factory.mktemp("two")
-    usual = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": "2"}
-    usual |= {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    usual |= {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-    argv = [sys.executable, "-m", "tests.train.context_forcing.several", str(folder)]
-    running = []
-    try:
-        for rank in ("0", "1"):
-            env = os.environ | usual | {"RANK": rank, "LOCAL_RANK": rank}
-            with (folder / f"{rank}.log").open("wb") as log:
-                running.append(subprocess.Popen(argv, env=env, cwd=ROOT, stdout=log, stderr=log))
-        codes = [process.wait(TIMEOUT_S) for process in running]
-    finally:
-        for process in running:
-            process.kill()
-            process.wait()
-    assert codes == [0, 0], "\n".join((folder / f"{rank}.log").read_text() for rank in "01")
+    run_in_two("tests.train.context_forcing.several", folder)
     return folder
 
 

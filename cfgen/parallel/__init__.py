@@ -1,0 +1,1 @@
+"""One film on several GPUs: each process has some tokens, and the pages of some heads."""
