@@ -48,6 +48,7 @@ TABLES: dict[str, Callable[[], Table]] = {
 TAUS = {"paper, reads fast": 1.0, "together": 0.99}
 """Where 0.9 admits nothing."""
 
+
 def capture(work: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], None]]:
     tape = Tape()
     with tape:

@@ -174,12 +174,17 @@ void read(const Tensor& x, const std::string& operation) {
   block->readers[current] = clocks[current];
 }
 
-void write(const Tensor& x, const std::string& operation) {
+void require_read(const Tensor& x, const std::string& operation) {
   auto* block = block_of(x);
   if (!block || block->pinned) return;
   for (const auto& [stream, time] : block->readers)
     TORCH_CHECK(is_done(stream, time), "race: ", operation, " on stream ", current,
                 " writes what stream ", stream, " reads, and does not wait for it");
+}
+
+void write(const Tensor& x) {
+  auto* block = block_of(x);
+  if (!block || block->pinned) return;
   block->writer = current;
   block->written = clocks[current];
 }
@@ -220,7 +225,7 @@ const std::set<std::string> kIndexing = {"aten::index", "aten::index_put_",
 struct Call {
   std::string name;
   std::vector<std::pair<Tensor, Tensor>> faces;  // (of the device, on the host)
-  std::vector<Tensor> host;
+  std::vector<Tensor> host, masks;
   bool looks = false;  // it gives another view of a tensor, whose numbers it does not read
 
   explicit Call(std::string operation) : name(std::move(operation)) {}
@@ -247,8 +252,11 @@ struct Call {
     }
     if (value.isOptionalTensorList()) {
       c10::List<std::optional<Tensor>> taken;
-      for (const std::optional<Tensor>& x : value.toOptionalTensorList())
+      for (const std::optional<Tensor>& x : value.toOptionalTensorList()) {
         taken.push_back(x ? std::optional<Tensor>(take(*x)) : x);
+        if (x && (x->scalar_type() == at::kBool || x->scalar_type() == at::kByte))
+          masks.push_back(*x);
+      }
       return taken;
     }
     return value;
@@ -301,17 +309,6 @@ struct Call {
   }
 };
 
-// Whether a mask picks elements; tensors are the one that is indexed, the indices, and what is put.
-bool selects(const Call& call) {
-  if (!kIndexing.count(call.name)) return false;
-  const size_t end = call.faces.size() - (call.name == "aten::index" ? 0 : 1);
-  for (size_t i = 1; i < end; ++i) {
-    const auto type = call.faces[i].first.scalar_type();
-    if (type == at::kBool || type == at::kByte) return true;
-  }
-  return false;
-}
-
 void run(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   const auto& schema = op.schema();
   const auto count = schema.arguments().size(), begin = stack->size() - count;
@@ -327,9 +324,10 @@ void run(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
     value = call.take(value);
   }
   call.require_one_device();
-  if (kWaits.count(call.name) || selects(call)) {
+  // Of `aten::index`, PyTorch asks for the places of a mask by itself.
+  if (kWaits.count(call.name) || (!call.masks.empty() && call.name != "aten::index"))
     wait("read", call.name);
-  }
+  for (const auto& x : changed) require_read(x, call.name);
   try {
     op.callBoxed(stack);
   } catch (...) {
@@ -337,7 +335,7 @@ void run(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
     throw;
   }
   call.give_back();
-  for (const auto& x : changed) write(x, call.name);
+  for (const auto& x : changed) write(x);
   const auto results = schema.returns().size(), first = stack->size() - results;
   for (size_t i = 0; i < results; ++i) (*stack)[first + i] = call.give((*stack)[first + i]);
 }
@@ -351,6 +349,7 @@ Tensor& copy(Tensor& self, const Tensor& source, bool non_blocking) {
   const bool pinned = block && block->pinned;
   Call call("aten::copy_");
   const Tensor to = call.take(self), from = call.take(source);
+  require_read(self, call.name);
   const bool later = to_host && pinned && non_blocking;
   if (to_host && !later) wait("read", call.name);
   if (from_host && !(non_blocking && pinned)) wait(non_blocking ? "stage" : "send", call.name);
@@ -362,7 +361,7 @@ Tensor& copy(Tensor& self, const Tensor& source, bool non_blocking) {
     to.copy_(from);
   }
   call.give_back();
-  write(self, call.name);
+  write(self);
   return self;
 }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -51,15 +51,19 @@ class Made:
         return float((mine - theirs).norm() / theirs.norm())
 
 
-def source_of(
-    model: Path, settings: Sequence[str] = (), *, device: str = "cuda", seconds: float = 3.6
-) -> FrameSource:
-    """What makes a film of the tiny model, in chunks of three latent frames."""
+def job_of(model: Path, settings: Sequence[str], *, device: str = "cuda") -> RenderJob:
+    """A film of the tiny model, in chunks of three latent frames."""
     shots = any(setting.startswith("shots=") for setting in settings)
-    values = {} if shots else {"prompt": PROMPT, "duration": f"{seconds}s"}
+    values = {} if shots else {"prompt": PROMPT, "duration": "3.6s"}
     chosen = [f"model.path={model}", *SETTINGS, f"device={device}", *settings]
-    config = load(values | {"seed": "3", "output": "unused.mp4"}, assignments=chosen).config
-    return build_source(RenderJob(config))
+    return RenderJob(
+        load(values | {"seed": "3", "output": "unused.mp4"}, assignments=chosen).config
+    )
+
+
+def source_of(model: Path, settings: Sequence[str], *, device: str = "cuda") -> FrameSource:
+    """What makes such a film."""
+    return build_source(job_of(model, settings, device=device))
 
 
 def film(source: FrameSource, gpu: SimulatedGpu | None = None, *, decode: bool = True) -> Made:
@@ -86,9 +90,3 @@ def film(source: FrameSource, gpu: SimulatedGpu | None = None, *, decode: bool =
     if pending is not None:
         made.frames.append(pending.wait())
     return made
-
-
-def both(model: Path, settings: Sequence[str], gpu: SimulatedGpu) -> Iterator[Made]:
-    """A film on the simulated device, then on the CPU."""
-    yield film(source_of(model, settings), gpu)
-    yield film(source_of(model, settings, device="cpu"))
