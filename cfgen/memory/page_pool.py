@@ -133,7 +133,8 @@ class KVCache:
     @property
     def numbers_device(self) -> torch.device:
         """See `PagePool`: where the pool lies."""
-        return self._all.k.device
+        place: torch.device = self._all.k.device
+        return place
 
     @property
     def is_offloaded(self) -> bool:

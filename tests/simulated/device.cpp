@@ -340,8 +340,11 @@ void run(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   for (size_t i = 0; i < results; ++i) (*stack)[first + i] = call.give((*stack)[first + i]);
 }
 
-// As cudaMemcpyAsync: to pinned memory nothing waits, and neither does what is sent, which is staged
-// first. A graph would read again what was sent from memory that is not pinned.
+// From memory that is not pinned, so many bytes are staged at once; of more the driver may wait.
+constexpr size_t kStaged = 64 << 10;
+
+// As cudaMemcpyAsync: what goes to pinned memory arrives later, and what is sent from it or is small
+// lets the host go on. A graph would read again what was sent from memory that is not pinned.
 Tensor& copy(Tensor& self, const Tensor& source, bool non_blocking) {
   ++clocks[current];
   const bool to_host = !self.is_cuda(), from_host = !source.is_cuda();
@@ -352,7 +355,10 @@ Tensor& copy(Tensor& self, const Tensor& source, bool non_blocking) {
   require_read(self, call.name);
   const bool later = to_host && pinned && non_blocking;
   if (to_host && !later) wait("read", call.name);
-  if (from_host && !(non_blocking && pinned)) wait(non_blocking ? "stage" : "send", call.name);
+  if (from_host && !(non_blocking && pinned)) {
+    const bool staged = non_blocking && source.nbytes() <= kStaged;
+    wait(staged ? "stage" : "send", call.name);
+  }
   if (later) {
     pending.push_back({current, clocks[current], self, from.to(self.scalar_type(), false, true)});
     if (self.is_contiguous()) std::memset(self.mutable_data_ptr(), 0xff, self.nbytes());

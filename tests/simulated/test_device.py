@@ -87,6 +87,7 @@ WAITS: dict[str, tuple[str, Callable[[Tensor], object]]] = {
     "tensor": ("send", lambda x: torch.tensor([1, 2], device=x.device)),
     "index of numbers": ("send", lambda x: x[[0, 2]]),
     "to": ("send", lambda x: torch.zeros(3).to(x.device)),
+    "much": ("send", lambda x: torch.zeros(2**15).to(x.device, non_blocking=True)),
     "synchronize": ("wait", lambda x: torch.cuda.synchronize()),
 }
 FREE: dict[str, Callable[[Tensor], object]] = {

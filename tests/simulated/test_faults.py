@@ -14,6 +14,7 @@ from cfgen.memory import pre_rotated
 from cfgen.memory.page_pool import KVCache
 from cfgen.model.generator import Generator, Level
 from cfgen.pipeline.offload_plan import MemoryEstimate
+from cfgen.renderer import source
 from cfgen.renderer.source import PendingFrames
 from tests.render.film import MEMORIES
 from tests.simulated.films import film, source_of
@@ -70,6 +71,7 @@ def numbers_of_pages_on_the_device(patch: pytest.MonkeyPatch) -> None:
 
 def the_decoder_does_not_wait_for_the_chunk(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Stream, "wait_stream", lambda stream, other: None)
+    patch.setattr(source, "_finite", lambda chunk: chunk)  # where the host waits for both
 
 
 def too_small_an_estimate(patch: pytest.MonkeyPatch) -> None:
@@ -120,19 +122,19 @@ def test_frames_that_are_not_waited_for_are_not_there(
     monkeypatch.setattr(PendingFrames, "wait", lambda pending: pending.frames.numpy().copy())
     wrong = film(source_of(tiny_model, settings), gpu)
     assert any((a != b).any() for a, b in zip(right.frames, wrong.frames, strict=True))
+    torch.cuda.synchronize()
 
 
 def test_a_chunk_that_is_given_back_while_it_is_decoded_is_seen(
     tiny_model: Path, gpu: SimulatedGpu, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = source_of(tiny_model, [*MEMORIES["window-relative"], "backend=torch"])
+    made = source_of(tiny_model, [*MEMORIES["window-relative"], "backend=torch"])
     monkeypatch.setattr(Tensor, "record_stream", lambda x, stream: None)
-    making, state = source.making(), source.vae.start()
+    making, state = made.making(), made.vae.start()
     making.start(0)
-    pending = source.decoding(making.finish(), state)
-    source.memory.clear()
+    pending = made.decoding(making.finish(), state)
+    made.memory.clear()
     del making
-    torch.cuda.current_stream()
     assert gpu.hazards()
     pending.wait()
 
