@@ -76,6 +76,7 @@ def rolled(
     *,
     graph: Callable[[ChunkFn], ChunkFn] | None = None,
     storage: Storage = "auto",
+    place: torch.device | None = None,
     guided: bool = False,
     prompts: str = "one",
     tau: float = 0.9,
@@ -92,6 +93,7 @@ def rolled(
         (1, 6, SMALL.num_heads, SMALL.head_dim),
         dtype=torch.float32,
         device=generator.device,
+        place=place,
         storage=storage,
         write=ops.write_pages,
     )

@@ -14,7 +14,7 @@ from cfgen.memory.page_pool import Storage
 from cfgen.memory.paged import PagedMemory
 from cfgen.ops import select
 from cfgen.rollout.cuda_graph import ChunkGraph
-from tests.kernels.test_chunk_graph import SMALL, TABLES, TAUS, TORCH, rolled
+from tests.kernels.test_chunk_graph import CHUNKS, SMALL, TABLES, TAUS, TORCH, rolled
 from tests.simulated.gpu import SimulatedGpu, told
 from tests.strategies import random_generator
 
@@ -65,6 +65,19 @@ def test_a_chunk_is_captured_and_replayed_for_the_others(
     assert between == (0 if name == "window" else 1), "at most once, after a chunk or before"
     assert "KVCache" not in waits
     assert "visible_slots" not in waits
+
+
+def test_pages_in_main_memory_make_no_chunk_wait(gpu: SimulatedGpu, kernels: select.Ops) -> None:
+    film = {"storage": "fp8", "tau": 0.9}
+    plain = rolled(random_generator(SMALL), TABLES["release"], TORCH, **film)
+    generator = random_generator(SMALL).to("cuda")
+    gpu.counted()
+    made = rolled(generator, TABLES["release"], kernels, place=torch.device("cpu"), **film)
+    assert made[1:] == plain[1:]
+    assert float((made[0].cpu() - plain[0]).norm() / plain[0].norm()) < 5e-2
+    waits = told(gpu.counted())
+    assert f"{CHUNKS} read cfgen/memory/paged.py PagedMemory.commit" in waits, "once a chunk"
+    assert waits.count("cfgen/memory") == 1
 
 
 def test_a_chunk_that_waits_is_refused_with_what_to_do(gpu: SimulatedGpu) -> None:
