@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
 from cfgen.kernels.pages import ADMITTED
@@ -71,8 +72,8 @@ def bias_of(shown: Sequence[VisibleSlot], tokens: int, like: Tensor) -> Tensor |
     """What is added to the scores of each key, [1, S * tokens] as `like`; None if nothing is."""
     if not any(each.bias for each in shown):
         return None
-    biases = like.new_tensor([[each.bias for each in shown]])
-    return biases.repeat_interleave(tokens, 1)
+    biases = torch.tensor([[each.bias for each in shown]], dtype=like.dtype)
+    return biases.to(like.device, non_blocking=True).repeat_interleave(tokens, 1)
 
 
 class KVAttention(Protocol):

@@ -25,6 +25,7 @@ class GraphCache:
 
     def __init__(self, layers: int, device: torch.device = CPU) -> None:
         self.layers, self.device = layers, device
+        self.numbers_device = CPU
         self._pages: list[dict[int, tuple[Tensor, Tensor] | None]] = [{} for _ in range(layers)]
 
     def allocate(self, layer: int) -> int:

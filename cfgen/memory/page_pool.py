@@ -40,6 +40,10 @@ class PagePool(Protocol):
     def device(self) -> torch.device:
         """Where pages are written from."""
 
+    @property
+    def numbers_device(self) -> torch.device:
+        """Where `write` takes numbers of pages from without waiting."""
+
     def allocate(self, layer: int) -> int:
         """A page that is not in use, now in use."""
 
@@ -96,8 +100,8 @@ class KVCache:
         self.layers, self.shape, self.dtype = layers, shape, dtype
         self._device, self._storage, self._write = device, storage, write
         self._is_offloaded: bool = place is not None and place != device
-        pinned = self._is_offloaded and device.type == "cuda"
-        self._all = self._allocate((layers, pages), place or device, pinned=pinned)
+        self._is_pinned = self._is_offloaded and device.type == "cuda"
+        self._all = self._allocate((layers, pages), place or device, pinned=self._is_pinned)
         self._used: list[dict[int, int]] = [{} for _ in range(layers)]
         self._taken = [0] * layers
 
@@ -125,6 +129,12 @@ class KVCache:
     def device(self) -> torch.device:
         """Where pages are written from and handed out to."""
         return self._device
+
+    @property
+    def numbers_device(self) -> torch.device:
+        """See `PagePool`: where the pool lies."""
+        place: torch.device = self._all.k.device
+        return place
 
     @property
     def is_offloaded(self) -> bool:
@@ -158,7 +168,7 @@ class KVCache:
     def read(self, layer: int, pages: Sequence[int], k: Tensor, v: Tensor) -> None:
         """Copy pages, as numbers to compute with, to k and v: [B, N, pages, P, D]."""
         if not (self.is_quantized or self._is_offloaded):
-            which = torch.tensor(pages, device=self._device)
+            which = torch.tensor(pages).to(self._device, non_blocking=True)
             for pool, copy in ((self._all.k, k), (self._all.v, v)):
                 torch.index_select(pool[layer], 0, which, out=copy.permute(2, 0, 1, 3, 4))
             return
@@ -172,7 +182,10 @@ class KVCache:
         return expand(self._page(layer, page), self.dtype)[0]
 
     def _page(self, layer: int, page: int) -> Pages:
-        return _each(self._all, lambda pool: pool[layer, page].to(self._device))
+        return _each(
+            self._all,
+            lambda pool: pool[layer, page].to(self._device, non_blocking=self._is_pinned),
+        )
 
     def write(
         self, layer: int, into: Tensor, k: Tensor, v: Tensor, *, only_if: Tensor | None = None
@@ -181,14 +194,21 @@ class KVCache:
         if not self._is_offloaded:
             self._write(k, v, _each(self._all, lambda pool: pool[layer]), into, only_if=only_if)
             return
-        if only_if is not None and not int(only_if):
-            return
+        # The host must not wait for the decision. So a page that may stay as it is comes to the
+        # device, where the decision is known, and goes back in any case.
         staged = self._allocate((len(into),), self._device)
-        self._write(k, v, staged, torch.arange(len(into), device=into.device, dtype=torch.int32))
-        for pool, frames in zip(self._all, staged, strict=True):
-            if pool is not None and frames is not None:
-                for page, frame in zip(into.tolist(), frames, strict=True):
-                    pool[layer, page].copy_(frame)
+        held = [
+            (pool[layer, page], frame)
+            for pool, frames in zip(self._all, staged, strict=True)
+            if pool is not None and frames is not None
+            for page, frame in zip(into.tolist(), frames, strict=True)
+        ]
+        for page, frame in held if only_if is not None else ():
+            frame.copy_(page, non_blocking=self._is_pinned)
+        rows = torch.arange(len(into), device=self._device, dtype=torch.int32)
+        self._write(k, v, staged, rows, only_if=only_if)
+        for page, frame in held:
+            page.copy_(frame, non_blocking=self._is_pinned)
 
     @property
     def nbytes(self) -> int:
@@ -200,6 +220,8 @@ class KVCache:
 
         The n-th page that a layer ever took has that number in its name.
         """
+        if self._is_pinned:
+            torch.cuda.synchronize(self._device)  # what was written last may be on its way
         pages = {
             f"{layer}.{number}.{name}": pool[layer, page]
             for layer, used in enumerate(self._used)

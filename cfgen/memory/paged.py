@@ -101,7 +101,11 @@ class PagedMemory:
         chunk = Chunk(frames, self.tables, self.decisions, jump=self._jump)
         self._jump = 0
         self.attention.begin(chunk)
-        targets, spares = self._on_device("target", pages), self._on_device("spare", spare)
+        place = self.pool.numbers_device
+        targets, spares = (
+            self._on_device(name, numbers, place)
+            for name, numbers in (("target", pages), ("spare", spare))
+        )
         return PagedView(self, chunk, targets, spares)
 
     def _choose(self) -> None:
@@ -126,13 +130,15 @@ class PagedMemory:
         back = turns(-self._spatial, exact, keys.device)
         return rotate(over_heads[None, :, None], back)[0, :, 0].mean(0)
 
-    def _on_device(self, name: str, numbers: list[list[int]]) -> Tensor:
+    def _on_device(
+        self, name: str, numbers: list[list[int]], place: torch.device | None = None
+    ) -> Tensor:
         """Whole numbers where they were last time, so that what was captured finds them."""
         fresh = torch.tensor(numbers, dtype=torch.int32)
         key = name, fresh.shape
         if key not in self._fixed:
-            self._fixed[key] = torch.empty_like(fresh, device=self.pool.device)
-        return self._fixed[key].copy_(fresh)
+            self._fixed[key] = torch.empty_like(fresh, device=place or self.pool.device)
+        return self._fixed[key].copy_(fresh, non_blocking=True)
 
     def commit(self, view: PagedView) -> None:
         """Close the chunk; here the host learns what was decided in it."""

@@ -87,12 +87,12 @@ class PagedAttention:
                     count[where] = past
                     here[layer, index, : chunk.frames] = torch.tensor(at[past:])
         turns = _cosine_sine(self._rope.temporal(list(rows)))
-        self._page.copy_(page)
-        self._row.copy_(row)
-        self._count.copy_(count)
-        self._here.copy_(here)
+        self._page.copy_(page, non_blocking=True)
+        self._row.copy_(row, non_blocking=True)
+        self._count.copy_(count, non_blocking=True)
+        self._here.copy_(here, non_blocking=True)
         if self._bias is not None:
-            self._bias.copy_(bias)
+            self._bias.copy_(bias, non_blocking=True)
         self._turns[: len(turns)] = self._on_device(turns)
 
     def forget(self) -> None:
@@ -137,7 +137,7 @@ class PagedAttention:
         return torch.zeros(self._pool.layers, *shape, dtype=torch.int32, device=self._pool.device)
 
     def _on_device(self, numbers: Tensor) -> Tensor:
-        return numbers.to(self._pool.device, self._exact)
+        return numbers.to(self._pool.device, self._exact, non_blocking=True)
 
 
 def _cosine_sine(angles: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ Axis letters: C channels, H W grid.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
 
 import torch
 from torch import Tensor
@@ -34,6 +34,12 @@ def denormalised(latents_CHW: Tensor) -> Tensor:
     return latents_CHW * _channels(LATENT_STD, latents_CHW) + _channels(LATENT_MEAN, latents_CHW)
 
 
-def _channels(values: Sequence[float], like: Tensor) -> Tensor:
-    dtype = torch.promote_types(like.dtype, torch.float32)
-    return torch.tensor(values, dtype=dtype, device=like.device)[:, None, None]
+def _channels(values: tuple[float, ...], like: Tensor) -> Tensor:
+    return _sent(values, torch.promote_types(like.dtype, torch.float32), like.device)
+
+
+@functools.lru_cache(maxsize=8)
+def _sent(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Moments where they are used; to send them with every chunk would make the host wait."""
+    with torch.inference_mode(False):  # gradients may be wanted another time
+        return torch.tensor(values, dtype=dtype, device=device)[:, None, None]

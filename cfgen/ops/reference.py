@@ -60,7 +60,8 @@ class Rope:
 def turns(angles: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Unit complex numbers of angles: complex128 where `dtype` is float64, else complex64."""
     precision = torch.complex128 if dtype == torch.float64 else torch.complex64
-    return torch.polar(torch.ones_like(angles), angles).to(device=device, dtype=precision)
+    made = torch.polar(torch.ones_like(angles), angles)
+    return made.to(device=device, dtype=precision, non_blocking=True)
 
 
 def rotate(x_BLND: Tensor, turns_LE: Tensor) -> Tensor:

@@ -72,18 +72,34 @@ def add_gated(x_BLE: Tensor, y_BLE: Tensor, gate_BFE: Tensor) -> Tensor:
 def write_pages(
     k_BLND: Tensor, v_BLND: Tensor, pages: Pages, into: Tensor, *, only_if: Tensor | None = None
 ) -> None:
-    """See `reference.write_pages`; frames together instead of one after another."""
-    if only_if is not None and not int(only_if):
-        return
+    """See `reference.write_pages`; frames together instead of one after another.
+
+    A GPU decides for itself: the host does not wait to learn whether something is stored.
+    """
+    if only_if is not None and only_if.device.type == "cpu":
+        if not int(only_if):
+            return
+        only_if = None
     k, v = (torch.unflatten(x, 1, (len(into), -1)).permute(1, 0, 3, 2, 4) for x in (k_BLND, v_BLND))
     where = into.long()
+
+    def store(pool: Tensor, frames: Tensor) -> None:
+        new, bits = frames.to(pool.dtype), pool
+        if only_if is not None:
+            if pool.dtype.is_floating_point and pool.itemsize == 1:  # `where` takes no float8
+                new, bits = new.view(torch.uint8), pool.view(torch.uint8)
+            new = torch.where(only_if.bool(), new, bits[where])
+        bits[where] = new
+
     if pages.k_scale is not None and pages.k_mean is not None:
         k, mean, scale = step_of_keys(k)
-        pages.k_mean[where], pages.k_scale[where] = mean, scale
+        store(pages.k_mean, mean)
+        store(pages.k_scale, scale)
     if pages.v_scale is not None:
         v, scale = step_of_values(v, pages.v.dtype)
-        pages.v_scale[where] = scale
-    pages.k[where], pages.v[where] = k.to(pages.k.dtype), v.to(pages.v.dtype)
+        store(pages.v_scale, scale)
+    store(pages.k, k)
+    store(pages.v, v)
 
 
 __all__ = ["add_gated", "attend", "modulate", "norm", "rotate", "write_pages"]

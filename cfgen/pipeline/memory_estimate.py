@@ -29,7 +29,14 @@ from cfgen.pipeline.device import Runtime
 from cfgen.pipeline.job import RenderJob
 from cfgen.pipeline.limits import free_memory
 from cfgen.pipeline.models import OpenedModel
-from cfgen.pipeline.offload_plan import PROGRAM, MemoryEstimate, Placement, choose, table
+from cfgen.pipeline.offload_plan import (
+    CUDA_CONTEXT,
+    PROGRAM,
+    MemoryEstimate,
+    Placement,
+    choose,
+    table,
+)
 from cfgen.pipeline.shots import longest_pass
 from cfgen.timeline import Plan
 
@@ -184,7 +191,9 @@ def place(job: RenderJob, *, held: int = 0) -> Placement:
     """
     device, asked = job.runtime.device, job.config.placement
     if device.type == "cuda":
+        # Who asks has a context already, which the estimates count as well.
         free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
+        free += CUDA_CONTEXT
         budget = free if asked.vram is None else min(asked.vram, free)
         sizes = estimate_memory(job)
         chosen = choose(sizes, asked=asked.offload, budget=budget)

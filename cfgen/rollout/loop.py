@@ -207,7 +207,8 @@ class Rollout(Generic[V]):
             run, draws = self._opening
         drawn = torch.stack([self._noise.draw(index, n, self._shape) for n in range(draws)])
         self._view = self._memory.begin(self._shape[1])
-        self._chunk = Chunk(index, run(drawn.to(self._device), self._view, conditioning))
+        on_device = drawn.to(self._device, non_blocking=True)
+        self._chunk = Chunk(index, run(on_device, self._view, conditioning))
 
     def start_given(self, chunk: Chunk, conditioning: Conditioning) -> None:
         """Begin a chunk whose latents are given: its commit pass is its only one.

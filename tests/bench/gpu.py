@@ -1,6 +1,7 @@
 """Measures cfgen's kernels, chunks and films on a GPU against their peers, in one process each run.
 
     python3 tests/bench/gpu.py --list                      slices and how long they take
+    python3 tests/bench/gpu.py --slice first               are the kernels right? under 2 minutes
     python3 tests/bench/gpu.py --slice all                 whatever is left, for 8.5 minutes
     python3 tests/bench/gpu.py --slice correctness k1      the two slices that decide most
     python3 tests/bench/gpu.py --slice k2 k3 k4            fused ops, linear layers, decoders
@@ -16,7 +17,8 @@ from this checkout. Peers that are not there are recorded as missing. To bring s
         PYTHONPATH=/tmp/site python3 tests/bench/gpu.py --slice k1 k4
 
 with sageattention 1.0.6 for k1, diffusers and importlib_metadata for the exact decoder of k4 and
-s2, flashinfer-python for k1 (it compiles there).
+s2, flashinfer-python for k1 (it compiles there), flash-attn-4 with nvidia-cutlass-dsl for k1, which
+FlexAttention's FLASH backend (flexfa4) takes as well.
 
 Each case is stored when it is done, in `tests/bench/results/<device>-<date>.json` and, if the
 environment names a folder OUT, there too, beside a picture and the card's own log of clocks and
@@ -24,10 +26,11 @@ power. The same command goes on where the last one stopped, as long as the file 
 measured again when the code that they measure has changed, or with --again. A contestant that
 kills the process is left out from then on. Settings of the card are never changed.
 
-Every run first measures the ceilings of the card: a large copy, large products in bf16 and fp8.
-Rates are told as shares of those. Contestants of a case take turns, three times; each must be
-right before it is timed. Speed-ups are told only if every check of the slice `correctness` was
-right with the same kernels.
+The slice `first` comes before anything is timed: where a kernel is wrong in it, nothing is, and the
+status is 3. Every run that times then measures the ceilings of the card: a large copy, large
+products in bf16 and fp8. Rates are told as shares of those. Contestants of a case take turns, three
+times; each must be right before it is timed. Speed-ups are told only if every check of the slice
+`correctness` was right with the same kernels.
 """
 
 from __future__ import annotations
@@ -42,7 +45,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-NAMES = ("ceilings", "correctness", "k1", "k2", "k3", "k4", "s1", "s2")
+NAMES = ("first", "ceilings", "correctness", "k1", "k2", "k3", "k4", "s1", "s2")
 GRACE_S = 30
 """What a run may take beyond its minutes, for its last case and its tables."""
 RESTARTS = 6

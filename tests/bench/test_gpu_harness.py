@@ -25,7 +25,7 @@ sys.path.append(str(HERE))  # as if gpu.py were the script that runs
 from gpu_parts import report  # noqa: E402
 from gpu_parts.case import Bench, Case, Contestant, DeviceLost, Refused, poisoned  # noqa: E402
 from gpu_parts.meter import Meter  # noqa: E402
-from gpu_parts.sizes import TINY  # noqa: E402
+from gpu_parts.sizes import REAL, TINY  # noqa: E402
 from gpu_parts.store import Store  # noqa: E402
 
 needs_triton = pytest.mark.skipif(
@@ -57,14 +57,14 @@ def test_a_rehearsal_runs_every_slice(tmp_path: Path) -> None:
     told = rehearse(tmp_path, "--only", *SOME, "--chunks", "3")
     content = results(tmp_path)
     cases = content["cases"].values()
-    assert {case["slice"] for case in cases} == set(report.TITLES) | {report.CHECKS}
+    assert {case["slice"] for case in cases} == set(report.TITLES) | {report.CHECKS, report.FIRST}
     found = [(case, entry) for case in cases for entry in case["contestants"]]
     assert not [entry for _, entry in found if "wrong" in entry.get("refused", "")]
     ours = [entry for case, entry in found if entry["name"].startswith("ours")]
     kernels = [e for c, e in found if e["name"].startswith("ours") and c["slice"] in ("k1", "k2")]
     assert len(kernels) >= 8
     assert all("ms" in entry for entry in kernels), ours
-    checks = [entry for case, entry in found if case["slice"] == report.CHECKS]
+    checks = [e for c, e in found if c["slice"] in (report.CHECKS, report.FIRST)]
     assert checks
     assert all(entry["right"] for entry in checks), checks
     assert all(case["rehearsal"] for case in cases)
@@ -318,3 +318,56 @@ def test_a_slice_goes_on_where_it_stopped_and_stops_before_time_is_over(bench: B
     assert work.measure(bench, order, "k3", units, soon) == ["k3/c"]
     assert bench.store.cases["k3/a"] is first
     assert bench.store.done("k3/b", first["code"])
+
+
+# The first slice
+
+
+@needs_triton
+def test_the_first_slice_asks_every_kernel_within_two_minutes(bench: Bench) -> None:
+    from gpu_parts import checks, fused
+
+    units = checks.first(replace(bench, sizes=REAL))
+    assert sum(unit.seconds for unit in units) <= 100  # and 20 to begin with
+    names = {unit.name for unit in units}
+    assert len(names) == len(units)
+    assert set(fused.works(REAL)) < names
+    for kernel in ("attend", "write", "admit", "modulate", "add_gated"):
+        assert any(name.startswith(kernel) for name in names), kernel
+    assert names < {check.name for check in checks.cases(replace(bench, sizes=REAL))}
+
+
+@needs_triton
+@pytest.mark.parametrize("error", [0.0, 1.0])
+def test_nothing_is_timed_where_a_kernel_is_wrong(
+    error: float,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from gpu_parts import checks, work
+
+    timed: list[str] = []
+    check = checks.Check("attend", 1e-2, lambda bench, generator: error, slice=checks.FIRST)
+    slices = {checks.FIRST: lambda bench: [check], "k1": lambda bench: timed.append("k1") or []}
+    monkeypatch.setattr(work, "SLICES", slices)
+    monkeypatch.setattr(work, "interpret", lambda: None)
+    monkeypatch.setattr(work, "plot", lambda content, file: None)
+    monkeypatch.setattr(work.ceilings, "measure", lambda bench: timed.append("ceilings"))
+    order = work.Order(
+        slices=("first", "k1"),
+        minutes=1,
+        folder=tmp_path,
+        copies=(),
+        date="today",
+        only=("",),
+        since="",
+        rehearse=True,
+        chunks=None,
+    )
+    assert work.run(order) == (work.RED if error else 0)
+    assert ("ceilings" in timed) == (not error)
+    told = capsys.readouterr().out
+    assert (
+        "nothing is timed: 1 checks of kernels are red: attend: error 1 > 0.01" in told
+    ) == bool(error)

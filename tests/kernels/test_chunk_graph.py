@@ -8,13 +8,10 @@ from chunk to chunk must stand in tensors that did not move.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields, replace
 
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
-from torch.utils._pytree import tree_leaves
 
 from cfgen.memory.page_pool import KVCache, Storage
 from cfgen.memory.protocols import Table
@@ -25,14 +22,14 @@ from cfgen.memory.slow_fast_release import ReleaseTable
 from cfgen.memory.window import WindowTable
 from cfgen.model.generator import Generator, WanConfig
 from cfgen.ops.reference import Rope
-from cfgen.ops.select import TORCH, Ops, PageOps, _triton
+from cfgen.ops.select import TORCH, Ops, _triton
 from cfgen.rollout.cuda_graph import ChunkGraph
-from cfgen.rollout.loop import Chunk, ChunkDenoiser, Guidance, Rollout
+from cfgen.rollout.loop import Chunk, ChunkDenoiser, ChunkFn, Guidance, Rollout
 from cfgen.rollout.schedule import FewStepSchedule, KeyedNoise
 from cfgen.rollout.transitions import enter
+from tests.kernels.tape import Tape, on_tape
 from tests.strategies import memory_of, random_generator
 
-CPU = torch.device("cpu")
 SMALL = WanConfig(
     dim=64, ffn_dim=48, num_heads=2, num_layers=2, in_dim=3, out_dim=3, text_len=9, text_dim=5
 )
@@ -51,78 +48,17 @@ TABLES: dict[str, Callable[[], Table]] = {
 TAUS = {"paper, reads fast": 1.0, "together": 0.99}
 """Where 0.9 admits nothing."""
 
-HOST = {"item", "_local_scalar_dense", "is_nonzero", "nonzero", "resolve_conj"}
-"""Operations by which numbers come to the host; `tolist` shows as the last."""
-
-
-class Tape(TorchDispatchMode):
-    """Records calls with the tensors that they were made with and gave."""
-
-    recording: Tape | None = None
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls: list[tuple] = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        assert func.overloadpacket.__name__ not in HOST, (
-            "the host waits for the device in the middle of a chunk"
-        )
-        return self.note(func, args, kwargs or {})
-
-    def note(self, func, args, kwargs):
-        out = func(*args, **kwargs)
-        self.calls.append((func, args, kwargs, out))
-        return out
-
-    def __enter__(self) -> Tape:
-        Tape.recording = self
-        return super().__enter__()
-
-    def __exit__(self, *error) -> None:
-        Tape.recording = None
-        super().__exit__(*error)
-
-    def play(self) -> None:
-        for func, args, kwargs, out in self.calls:
-            again = func(*args, **kwargs)
-            for old, new in zip(tensors(out), tensors(again), strict=True):
-                if old.data_ptr() != new.data_ptr():
-                    old.copy_(new)
-
-
-def tensors(out: object) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
-
-
-def launched(op: Callable) -> Callable:
-    """A kernel launch as one call on the tape."""
-
-    def call(*args, **kwargs):
-        tape = Tape.recording
-        if tape is None:
-            return op(*args, **kwargs)
-        with _disable_current_modes():
-            return tape.note(op, args, kwargs)
-
-    return call
-
-
-def on_tape(ops: Ops) -> Ops:
-    assert ops.pages is not None
-    pages = PageOps(*(launched(getattr(ops.pages, field.name)) for field in fields(PageOps)))
-    names = ("modulate", "add_gated", "write_pages", "admit")
-    return replace(ops, pages=pages, **{name: launched(getattr(ops, name)) for name in names})
-
 
 def capture(work: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], None]]:
     tape = Tape()
-    untouched = [held.clone() for held in capture.mutable]
     with tape:
         out = work()
-    for held, before in zip(capture.mutable, untouched, strict=True):
-        held.copy_(before)  # a capture does not do the work that it records
+    tape.undo()
     return out, tape.play
+
+
+def taped(passes: ChunkFn) -> ChunkFn:
+    return ChunkGraph(passes, capture)
 
 
 PROMPTS = {
@@ -138,8 +74,9 @@ def rolled(
     table: Callable[[], Table],
     ops: Ops,
     *,
-    graph: bool = False,
+    graph: Callable[[ChunkFn], ChunkFn] | None = None,
     storage: Storage = "auto",
+    place: torch.device | None = None,
     guided: bool = False,
     prompts: str = "one",
     tau: float = 0.9,
@@ -155,7 +92,8 @@ def rolled(
         tables[0].capacity + 1,
         (1, 6, SMALL.num_heads, SMALL.head_dim),
         dtype=torch.float32,
-        device=CPU,
+        device=generator.device,
+        place=place,
         storage=storage,
         write=ops.write_pages,
     )
@@ -171,17 +109,8 @@ def rolled(
     )
     text = torch.randn(1, 9, 5, generator=torch.Generator().manual_seed(3))
     text[:, 4:] = 0
+    text = text.to(generator.device)
     held, latents, admitted = [], [], 0
-
-    def captured(passes):
-        run = ChunkGraph(passes, capture)
-
-        def begun(noise, view, conditioning):
-            capture.mutable = [memory.decisions]
-            capture.mutable += [] if memory.reference is None else [memory.reference]
-            return run(noise, view, conditioning)
-
-        return begun
 
     with torch.inference_mode():
         guidance = Guidance(generator.condition(text * 0), 2.0) if guided else None
@@ -191,7 +120,7 @@ def rolled(
             memory,
             KeyedNoise(5),
             shape=SHAPE,
-            capture=captured if graph else None,
+            capture=graph,
         )
         first, other = (generator.condition(each) for each in (text, PROMPTS[prompts](text)))
         if given:
@@ -224,7 +153,7 @@ def test_a_recorded_chunk_goes_for_every_chunk(name: str, storage: Storage, guid
     film["admission_layers"] = (0, 1) if name == "together" else ()
     film["prompts"] = "another length" if guided else "two" if storage == "int8" else "one"
     plain = rolled(generator, TABLES[name], TORCH, **film)
-    graph = rolled(generator, TABLES[name], on_tape(_triton()), graph=True, **film)
+    graph = rolled(generator, TABLES[name], on_tape(_triton()), graph=taped, **film)
     assert graph[1:] == plain[1:]
     assert 0 < plain[2] < CHUNKS * SMALL.num_layers or name == "window"
     error = (graph[0] - plain[0]).norm() / plain[0].norm()
@@ -236,7 +165,7 @@ def test_a_recorded_chunk_goes_for_every_chunk(name: str, storage: Storage, guid
 def test_a_given_chunk_of_another_size_comes_before_the_recorded_ones(name: str) -> None:
     generator = random_generator(SMALL)
     plain = rolled(generator, TABLES[name], TORCH, given=2)
-    graph = rolled(generator, TABLES[name], on_tape(_triton()), graph=True, given=2)
+    graph = rolled(generator, TABLES[name], on_tape(_triton()), graph=taped, given=2)
     assert graph[1:] == plain[1:]
     assert plain[0].shape[1] == 2 + CHUNKS - 1
     assert float((graph[0] - plain[0]).norm() / plain[0].norm()) < 1e-4
@@ -249,7 +178,7 @@ def test_a_recorded_chunk_goes_on_after_a_shot_began(name: str, transition: str)
     generator = random_generator(SMALL)
     plain = rolled(generator, TABLES[name], TORCH, prompts="two", transition=transition)
     ops = on_tape(_triton())
-    graph = rolled(generator, TABLES[name], ops, graph=True, prompts="two", transition=transition)
+    graph = rolled(generator, TABLES[name], ops, graph=taped, prompts="two", transition=transition)
     assert graph[1:] == plain[1:]
     assert float((graph[0] - plain[0]).norm() / plain[0].norm()) < 1e-4
     same = rolled(generator, TABLES[name], TORCH, prompts="two")
@@ -270,13 +199,12 @@ def test_another_prompt_makes_another_chunk() -> None:
 
 def test_the_tape_refuses_a_chunk_that_waits_for_the_device() -> None:
     with pytest.raises(AssertionError, match="the host waits"):
-        rolled(random_generator(SMALL), TABLES["release"], TORCH, graph=True)
+        rolled(random_generator(SMALL), TABLES["release"], TORCH, graph=taped)
 
 
 def test_the_tape_knows_no_python() -> None:
     """What is not in a tensor stays as it was recorded: so the test above can fail."""
     offset, x = 1.0, torch.zeros(3)
-    capture.mutable = []
     out, again = capture(lambda: x + offset)
     offset = 2.0
     x.fill_(5)

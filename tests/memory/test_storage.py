@@ -143,7 +143,7 @@ def test_a_pool_elsewhere_holds_what_it_would_hold_here(storage: Storage) -> Non
     """`meta` cannot compute, so a pool that lies on the CPU is told that it lies elsewhere."""
     here = KVCache(2, 4, (1, 6, 2, 12), dtype=torch.float32, device=CPU, storage=storage)
     there = KVCache(2, 4, (1, 6, 2, 12), dtype=torch.float32, device=CPU, storage=storage)
-    there._waits = True
+    there._is_offloaded = True
     noise = torch.Generator().manual_seed(0)
     k, v = torch.randn(2, 1, 12, 2, 12, generator=noise)
     for pool in (here, there):

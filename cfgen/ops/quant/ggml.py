@@ -10,6 +10,7 @@ the tests compare with.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -137,9 +138,14 @@ def _q6_k(blocks: Tensor) -> Tensor:
     return (scale[..., None] * torch.unflatten(codes.float() - 32, 1, (16, 16))).flatten(1)
 
 
+@functools.lru_cache(maxsize=8)
+def _iq4_table(device: torch.device) -> Tensor:
+    """The levels where they are looked up; to send them anew would make the host wait."""
+    return torch.tensor(IQ4_LEVELS, dtype=torch.float32, device=device)
+
+
 def _iq4_levels(codes: Tensor) -> Tensor:
-    levels = torch.tensor(IQ4_LEVELS, dtype=torch.float32, device=codes.device)
-    return levels[codes.int()]
+    return _iq4_table(codes.device)[codes.int()]
 
 
 def _iq4_nl(blocks: Tensor) -> Tensor:

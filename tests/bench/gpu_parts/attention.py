@@ -164,11 +164,31 @@ def fused(backend: SDPBackend, device: torch.device) -> Attend:
     return attend
 
 
-def _flex(device: torch.device) -> Attend:
+def _flex(device: torch.device, backend: str | None = None) -> Attend:
+    """FlexAttention in Triton, or by a backend: FLASH is that of FlashAttention 4, if it is there.
+
+    PyTorch compiles it for each shape; where it cannot, it says so and does not take another.
+    """
     from torch.nn.attention.flex_attention import flex_attention
 
     _needs_cuda(device)
-    return functools.partial(compiled(flex_attention, device), scale=SCALE)
+    options = {} if backend is None else {"kernel_options": {"BACKEND": backend}}
+    return functools.partial(compiled(flex_attention, device), scale=SCALE, **options)
+
+
+def _flash4(device: torch.device) -> Attend:
+    """FlashAttention 4, for Hopper and Blackwell: [B, L, N, D] in 16 bit."""
+    _needs_cuda(device)
+    from flash_attn.cute import flash_attn_func
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        found = flash_attn_func(
+            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), softmax_scale=SCALE
+        )
+        out: Tensor = found[0] if isinstance(found, tuple) else found
+        return out.transpose(1, 2)
+
+    return attend
 
 
 def _sage(device: torch.device) -> Attend:
@@ -202,7 +222,9 @@ def _needs_cuda(device: torch.device) -> None:
 PEERS: dict[str, Callable[[torch.device], Attend]] = {
     "cudnn": functools.partial(fused, SDPBackend.CUDNN_ATTENTION),
     "flash": functools.partial(fused, SDPBackend.FLASH_ATTENTION),
+    "flash4": _flash4,
     "flex": _flex,
+    "flexfa4": functools.partial(_flex, backend="FLASH"),
     "sage": _sage,
     "infer": _flashinfer,
 }

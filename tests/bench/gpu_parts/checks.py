@@ -24,6 +24,7 @@ from gpu_parts.sizes import Frame
 from gpu_parts.store import Record
 
 SLICE = "correctness"
+FIRST = "first"
 SAME = 1e-3
 """Largest difference where the order of work alone changes."""
 SPLITS = (1, 2, 4, 7)
@@ -66,6 +67,27 @@ class Check:
 def cases(bench: Bench) -> list[Check]:
     """Every check."""
     return [*_attention(bench), *_ops(bench), *_conditions()]
+
+
+def first(bench: Bench) -> list[Check]:
+    """Whether each kernel is right at all, on few pages: what to know before anything is timed.
+
+    Each is compiled once for each way to store pages, which is most of the time it takes.
+    """
+    s = bench.sizes
+    few = replace(bench, sizes=replace(s, memories=(2 * s.chunk,)))
+    attended = [f"attend, plain keys, {storage} pages" for storage in TOLERANCES]
+    wanted = {
+        *attended,
+        "attend, ragged, batch of two",
+        "attend, 2 splits",
+        "attend, admitted",
+        *fused.works(s),
+        "write, only if told",
+        "admit, surprising",
+        "admit, familiar",
+    }
+    return [replace(check, slice=FIRST, seconds=3) for check in cases(few) if check.name in wanted]
 
 
 def _attention(bench: Bench) -> list[Check]:

@@ -10,6 +10,7 @@ from gpu_parts.store import Record
 WIDTH = 99
 LABEL = 34
 CHECKS = "correctness"
+FIRST = "first"
 OURS = ("ours", "k8", "k8v8")
 """How names of our own contestants start."""
 
@@ -30,7 +31,8 @@ def report(content: Record, slices: Iterable[str]) -> str:
     for name in slices:
         cases = [case for case in content["cases"].values() if case["slice"] == name]
         if cases:
-            lines += [*_checks(cases), ""] if name == CHECKS else _slice(content, name, cases)
+            checks = name in (CHECKS, FIRST)
+            lines += [*_checks(name, cases), ""] if checks else _slice(content, name, cases)
     return "\n".join(line.rstrip() for line in lines)
 
 
@@ -60,9 +62,9 @@ def _kernels(content: Record, case: Record) -> str:
     return found
 
 
-def _checks(cases: list[Record]) -> list[str]:
+def _checks(name: str, cases: list[Record]) -> list[str]:
     right = [case for case in cases if case["contestants"][0].get("right")]
-    lines = [f"correctness: {len(right)} of {len(cases)} checks are right"]
+    lines = [f"{name}: {len(right)} of {len(cases)} checks are right"]
     for case in cases:
         entry = case["contestants"][0]
         told = entry.get("refused") or entry.get("wrong")

@@ -31,6 +31,7 @@ from gpu_parts.sizes import REAL, TINY
 from gpu_parts.store import Store, now
 
 SLICES: dict[str, Callable[[Bench], Sequence[Unit]]] = {
+    checks.FIRST: checks.first,
     checks.SLICE: checks.cases,
     attention.SLICE: attention.cases,
     fused.SLICE: fused.cases,
@@ -42,6 +43,7 @@ SLICES: dict[str, Callable[[Bench], Sequence[Unit]]] = {
 """Slices in order; the ceilings are measured before each run of them."""
 
 CODE = {
+    checks.FIRST: ("kernels",),
     checks.SLICE: ("kernels",),
     attention.SLICE: ("kernels",),
     fused.SLICE: ("kernels",),
@@ -54,6 +56,9 @@ CODE = {
 
 LOST = 75
 """Exit status that asks for another process."""
+
+RED = 3
+"""Exit status where kernels are wrong."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,8 +90,16 @@ def run(order: Order) -> int:
         if checks.SLICE in plan:
             bench.store.content["checks"] = [unit.name for unit in plan[checks.SLICE]]
         try:
+            left = measure(bench, order, checks.FIRST, plan.pop(checks.FIRST, []), deadline)
+            if wrong := wrong_kernels(bench):
+                say(f"nothing is timed: {len(wrong)} checks of kernels are red: {wrong[0]}")
+                finish(bench, order, left)
+                return RED
+            if not plan:
+                finish(bench, order, left)
+                return 0
             ceilings.measure(bench)
-            left = [
+            left += [
                 key
                 for name, units in plan.items()
                 for key in measure(bench, order, name, units, deadline)
@@ -96,6 +109,21 @@ def run(order: Order) -> int:
             return LOST
     finish(bench, order, left)
     return 0
+
+
+def wrong_kernels(bench: Bench) -> list[str]:
+    """Checks of the first slice that these kernels did not pass, with what was wrong."""
+    code = checkout.digest(*CODE[checks.FIRST])
+    found = [
+        (record["name"], record["contestants"][0])
+        for record in bench.store.content["cases"].values()
+        if record["slice"] == checks.FIRST and record["code"] == code
+    ]
+    return [
+        f"{name}: {entry.get('wrong') or entry.get('refused')}"
+        for name, entry in found
+        if not entry.get("right")
+    ]
 
 
 def prepared(order: Order, gauge: Meter) -> Bench:
@@ -148,7 +176,8 @@ def finish(bench: Bench, order: Order, left: list[str]) -> None:
     """Tables, picture, and what is left."""
     content = bench.store.content
     say(report(content, order.slices))
-    say(ceilings_line(bench.store.run()))
+    if bench.ceilings:
+        say(ceilings_line(bench.store.run()))
     for folder in (order.folder, *order.copies):
         plot(content, folder / bench.store.file.with_suffix(".png").name)
     say(f"results: {bench.store.file}")
@@ -167,7 +196,7 @@ def listed(order: Order) -> str:
         meter=Meter(),
         rehearsal=False,
     )
-    lines = [f"{ceilings.SLICE:<12} measured at the start of every run, under half a minute"]
+    lines = [f"{ceilings.SLICE:<12} measured before anything else is timed, under half a minute"]
     for name, make in SLICES.items():
         units = make(bench)
         minutes = sum(unit.seconds for unit in units) / 60
