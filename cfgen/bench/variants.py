@@ -191,7 +191,7 @@ def prepare(config: RenderConfig, *, may_stand_in: bool) -> BenchSetup:
     job = RenderJob(replace(config, duration_s=LONG_S))
     runtime, plan = job.runtime, job.plan
     torch.set_num_threads(runtime.threads)
-    lasting = RenderJob(config, job.model) if config.memory.GROWS else job
+    lasting = RenderJob(config, job.model) if config.memory.grows else job
     absent = missing_files(job.model) if may_stand_in else None
     asked = config.placement.offload
     offload: Offload
