@@ -42,7 +42,7 @@ class CompressedMemory:
             FAR; or of as many frames as the patch is wide (cube), as in FramePack.
         rotary: Where such a token stands: at the first cell of its patch (corner), as in FAR; or
             with the mean of the rotations of its cells (pooled), as in FramePack.
-        positions: Temporal positions: of the clip (absolute), as in FAR; or counted back from the
+        layout: Temporal positions: of the clip (absolute), as in FAR; or counted back from the
             chunk, which always has the same (reordered), as in FramePack.
         renew: Whether frames are encoded again at the end of every chunk, once older ones that they
             attend to have changed (every_chunk), as in FAR; or stay as they were (never).
@@ -58,7 +58,7 @@ class CompressedMemory:
     levels: tuple[Annotated[str, LEVEL], ...] = ("15:1", "all:4")
     page: Literal["frame", "cube"] = "frame"
     rotary: Literal["corner", "pooled"] = "corner"
-    positions: Literal["absolute", "reordered"] = "absolute"
+    layout: Literal["absolute", "reordered"] = "absolute"
     renew: Literal["every_chunk", "never"] = "every_chunk"
     commit_reads: CommitReads = "all"
     kv_cache: Storage = "auto"
@@ -88,8 +88,8 @@ class CompressedMemory:
             elif frames != "all" and self.page == "cube" and int(frames) % patch:
                 reason = f"must hold whole cubes of {patch} frames, got {level!r}"
                 yield Problem(key=key, reason=reason)
-            if frames == "all" and self.positions == "reordered":
-                reason = "must end with a number of frames where positions are reordered, got all"
+            if frames == "all" and self.layout == "reordered":
+                reason = "must end with a number of frames where the layout is reordered, got all"
                 yield Problem(key=key, reason=reason)
 
     @property
@@ -146,7 +146,7 @@ class CompressedMemory:
         return CompressedTable(
             self._levels,
             sink=self.sink,
-            reordered=self.positions == "reordered",
+            reordered=self.layout == "reordered",
             renew=self.renew == "every_chunk",
             commit_reads=self.commit_reads,
         )

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from cfgen.memory.page_sizes import WHOLE, Patch
 from cfgen.memory.protocols import Norms, View
 from cfgen.model.embedding import logarithms, sinusoid
-from cfgen.model.patches import embed_patches, embedding_name
+from cfgen.model.patches import embed_patches, embedding_name, larger_embedding
 from cfgen.ops.select import TORCH, Ops
 
 
@@ -247,8 +247,7 @@ class Generator(nn.Module):
         g = self.geometry = geometry
         self.patch_embedding = nn.Conv3d(g.in_dim, g.dim, g.patch_size, g.patch_size)
         for times in g.larger_patches:
-            patch = tuple(times * size for size in g.patch_size)
-            self.add_module(embedding_name(times), nn.Conv3d(g.in_dim, g.dim, patch, patch))
+            self.add_module(embedding_name(times), larger_embedding(self.patch_embedding, times))
         self.text_embedding = nn.Sequential(
             Linear(g.text_dim, g.dim), nn.GELU("tanh"), Linear(g.dim, g.dim)
         )

@@ -9,6 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+LARGER = (2, 4)
+"""How many times wider than the usual ones, along each axis, larger patches may be."""
+
 
 def embedding_name(times: int) -> str:
     """The patch embedding whose patches are so many times wider; 1 for the usual one."""
@@ -39,15 +42,25 @@ def embed_patches(x_BFCHW: Tensor, embedding: nn.Module, *, frames: int = 1) -> 
     return F.linear(patches.to(kernel.dtype), kernel.flatten(1), bias)
 
 
+def larger_embedding(usual: nn.Conv3d, times: int) -> nn.Conv3d:
+    """An embedding of patches so many times wider along each axis, started from the usual one."""
+    patch = tuple(times * size for size in usual.kernel_size)
+    sizes = (usual.in_channels, usual.out_channels, patch, patch)
+    # Nothing is drawn for it, so that other weights are what they are without it.
+    made = nn.utils.skip_init(nn.Conv3d, *sizes, device=usual.weight.device)
+    assert isinstance(made, nn.Conv3d)
+    start_larger(made, usual)
+    return made
+
+
 @torch.no_grad()
-def start_larger(embedding: nn.Conv3d, usual: nn.Conv3d) -> None:
+def start_larger(embedding: nn.Module, usual: nn.Conv3d) -> None:
     """Start a kernel of larger patches from the usual one: the mean of the tokens it stands for.
 
     Source: FramePack diffusers_helper/models/hunyuan_video_packed.py @ 97fe5db
     (`HunyuanVideoPatchEmbedForCleanLatents`): repeated, and divided by 8 and by 64.
     """
-    scale = [size // by for size, by in zip(embedding.kernel_size, usual.kernel_size, strict=True)]
-    count = scale[0] * scale[1] * scale[2]
-    embedding.weight.copy_(usual.weight.repeat(1, 1, *scale) / count)
-    if embedding.bias is not None and usual.bias is not None:
-        embedding.bias.copy_(usual.bias)
+    weight = embedding.get_parameter("weight")
+    times = weight.shape[2] // usual.weight.shape[2]
+    weight.copy_(usual.weight.repeat(1, 1, times, times, times) / times**3)
+    embedding.get_parameter("bias").copy_(usual.get_parameter("bias"))

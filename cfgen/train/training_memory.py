@@ -15,6 +15,7 @@ from torch import Tensor
 from cfgen.kernels.pages import ADMITTED, CAN_ADMIT
 from cfgen.memory.autograd import GraphCache
 from cfgen.memory.build import build_memory
+from cfgen.memory.compressed import CompressedMemory
 from cfgen.memory.paged import PagedMemory
 from cfgen.memory.policy import Policy
 from cfgen.memory.slow_fast import SlowFastMemory
@@ -33,6 +34,10 @@ class MemorySettings:
         fast: fast memory of `slow_fast`, the current chunk included.
         windows: sizes of the two windows; the first has `sink`, the second a sink of 1.
         window_shares: shares of steps that run under either window.
+        far_share: share of steps that keep old frames by themselves with a larger patch (FAR).
+        far: its levels, see `memory.compressed`.
+        framepack_share: share of steps that keep them in cubes (FramePack), behind a sink of 1.
+        framepack: its levels.
         full_share: share of steps that keep everything, of those whose films are short enough.
         full_chunks: chunks of a film that is short enough.
         start_chance: chance that the first chunk of a shot is admitted.
@@ -45,17 +50,45 @@ class MemorySettings:
     fast: int = 6
     windows: tuple[int, int] = (12, 6)
     window_shares: tuple[float, float] = (0.1, 0.05)
+    far_share: float = 0.0
+    far: tuple[str, ...] = ("6:1", "all:4")
+    framepack_share: float = 0.0
+    framepack: tuple[str, ...] = ("1:1", "2:2", "16:4")
     full_share: float = 0.15
     full_chunks: int = 14
     start_chance: float = 0.85
     chances: tuple[float, float] = (0.0, 0.5)
     together: float = 0.7
 
+    @property
+    def patches(self) -> tuple[int, ...]:
+        """Patches, larger than the chunk's, that are trained."""
+        used = [p for p, share in compressed(self) if share]
+        return tuple(sorted({patch for policy in used for patch in policy.patches}))
+
+
+def compressed(settings: MemorySettings) -> list[tuple[CompressedMemory, float]]:
+    """The policies that keep old frames as fewer tokens, and their shares of steps.
+
+    Raises:
+        PresetError: levels do not go together.
+    """
+    far = CompressedMemory(levels=settings.far)
+    framepack = CompressedMemory(
+        sink=1, levels=settings.framepack, page="cube", rotary="pooled", layout="reordered"
+    )
+    return [(far, settings.far_share), (framepack, settings.framepack_share)]
+
 
 def draw_policy(settings: MemorySettings, rng: np.random.Generator, chunks: int) -> Policy:
     """Draw a policy for films of so many chunks."""
     s, draw = settings, rng.uniform()
     larger, smaller = s.window_shares
+    above = 1.0
+    for policy, share in compressed(s):
+        above -= share
+        if above <= draw < above + share:
+            return policy
     if draw < larger:
         return WindowMemory(size=s.windows[0], sink=s.sink)
     if draw < larger + smaller:

@@ -38,7 +38,7 @@ SIZES = WanConfig(
 HEIGHT, WIDTH = 6, 10
 """A grid of 3 by 5 tokens: neither larger patch divides it."""
 
-FRAMEPACK = {"page": "cube", "rotary": "pooled", "positions": "reordered"}
+FRAMEPACK = {"page": "cube", "rotary": "pooled", "layout": "reordered"}
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +113,7 @@ CASES: dict[str, tuple[CompressedMemory, Callable[[int], list[Unit]], int, int]]
 def test_cached_is_uncached_across_each_border(generator: Generator, name: str, how: str) -> None:
     policy, layout, chunk, count = CASES[name]
     for start, latents, noisy, text, flow in played(generator, policy, how, count, chunk):
-        first = start if policy.positions == "absolute" else 20
+        first = start if policy.layout == "absolute" else 20
         at = list(range(first, first + chunk))
         dense = uncached_flow(generator, layout(start), latents, noisy, 0.7, text, at)
         torch.testing.assert_close(flow, dense, rtol=0, atol=1e-9)
