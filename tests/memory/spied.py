@@ -5,7 +5,7 @@ Values carry (frame, pass that wrote it); keys are the number 1, so their angle 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from cfgen.kernels.pages import ADMITTED
 from cfgen.memory.compressed_table import CompressedTable
 from cfgen.memory.page_pool import KVCache
-from cfgen.memory.page_sizes import SmallPages
+from cfgen.memory.page_sizes import PageClass, SmallPages
 from cfgen.memory.paged import PagedView
 from cfgen.memory.protocols import Norms, Pass, Table
 from cfgen.ops.reference import Rope
@@ -38,7 +38,12 @@ class Spied:
     `below` is what the policy is told when it asks whether keys are surprising; `asked` counts.
     """
 
-    def __init__(self, make: Callable[[], Table], pages: int | None = None) -> None:
+    def __init__(
+        self,
+        make: Callable[[], Table],
+        pages: int | None = None,
+        small: Sequence[PageClass] = (PageClass(2, 99), PageClass(4, 99)),
+    ) -> None:
         self.table = make()
         shape = (1, 1, 1, 2)
         compresses = isinstance(self.table, CompressedTable)
@@ -46,7 +51,7 @@ class Spied:
             1,
             pages or self.table.capacity,
             shape,
-            small=[SmallPages(patch, 99, 1) for patch in (2, 4)] if compresses else (),
+            small=[SmallPages(*each, 1) for each in small] if compresses else (),
             dtype=torch.float64,
             device=torch.device("cpu"),
         )
