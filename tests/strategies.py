@@ -224,6 +224,7 @@ def memory_of(
     tau: float = 0.95,
     admission_layers: tuple[int, ...] = (),
     recaches: int = 0,
+    slots: int | None = None,
     tokens: int | None = None,
     pooled: bool = False,
 ) -> PagedMemory:
@@ -234,7 +235,7 @@ def memory_of(
         ops,
         rope=rope,
         grid=grid,
-        slots=max(table.capacity for table in tables),
+        slots=slots or max(table.capacity for table in tables),
         tokens=tokens,
         pooled=pooled,
         admit=admit,
