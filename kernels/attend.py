@@ -328,8 +328,9 @@ def attend_pages(
 def _check(q: Tensor, k: Tensor, v: Tensor, pages: Pages, slots: Slots) -> None:
     """Refuse what the kernels would misread."""
     batch, length, heads, head_dim = q.shape
-    page = (batch, heads, length // len(slots.here), head_dim)
-    page = page if slots.tokens is None else (head_dim,)
+    page: tuple[int, ...] = (batch, heads, length // len(slots.here), head_dim)
+    if slots.tokens is not None:
+        page = (head_dim,)
     if not q.shape == k.shape == v.shape or length % len(slots.here) or pages.k.shape[1:] != page:
         raise ValueError(
             f"queries {list(q.shape)}, keys {list(k.shape)}, values {list(v.shape)}, "

@@ -47,9 +47,9 @@ def merged(levels: Sequence[Level]) -> list[Level]:
     found: list[Level] = []
     for level in levels:
         if found and found[-1].patch == level.patch:
-            newer = found.pop().frames
-            ends = newer is None or level.frames is None
-            level = level._replace(frames=None if ends else newer + level.frames)
+            newer, frames = found.pop().frames, level.frames
+            together = None if newer is None or frames is None else newer + frames
+            level = level._replace(frames=together)
         found.append(level)
     return found
 
@@ -177,13 +177,13 @@ class CompressedTable:
             for begin, end in parts
         ]
 
-    def open(self, encoding: Encoding, pages: Sequence[int]) -> None:
+    def begin_encoding(self, encoding: Encoding, pages: Sequence[int]) -> None:
         """See `protocols.CompressingTable`."""
         self._open, self._own = encoding.level, len(pages)
         self._is_encoding = True
         self._held[encoding.level] += map(Slot, encoding.frames, pages)
 
-    def close(self) -> None:
+    def end_encoding(self) -> None:
         """See `protocols.CompressingTable`."""
         self._open, self._is_encoding = 0, False
 

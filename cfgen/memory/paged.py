@@ -137,7 +137,7 @@ class PagedMemory:
         for encoding in planned[0]:
             yield self._open(encoding), self._latents_of(encoding), encoding.patch
             for table in self._compressing:
-                table.close()
+                table.end_encoding()
         self._recent.trim()
 
     def _open(self, encoding: Encoding) -> PagedView:
@@ -146,7 +146,7 @@ class PagedMemory:
         pages = []
         for layer, table in enumerate(self._compressing):
             pages.append([self.pool.allocate(layer, patch[1]) for _ in range(count)])
-            table.open(encoding, pages[-1])
+            table.begin_encoding(encoding, pages[-1])
         self.decisions.zero_()
         chunk = Chunk(count, self.tables, self.decisions, patch=patch)
         self.attention.begin(chunk)

@@ -161,13 +161,13 @@ class CompressingTable(Table, Protocol):
         What is named has no pages any more; it is the same in every layer.
         """
 
-    def open(self, encoding: Encoding, pages: Sequence[int]) -> None:
+    def begin_encoding(self, encoding: Encoding, pages: Sequence[int]) -> None:
         """What was named is about to be encoded, to these pages.
 
-        Until `close`, `visible_slots` has what that pass reads, and its own slots last.
+        Until `end_encoding`, `visible_slots` has what that pass reads, and its own slots last.
         """
 
-    def close(self) -> None:
+    def end_encoding(self) -> None:
         """That pass has run."""
 
 

@@ -29,7 +29,7 @@ def embed_patches(x_BFCHW: Tensor, embedding: nn.Module, *, frames: int = 1) -> 
         embedding: A convolution whose stride is its kernel.
         frames: Latent frames that a token takes in: 1, or as many as the kernel is long.
     """
-    kernel, bias = embedding.get_parameter("weight"), embedding.get_parameter("bias")
+    kernel: Tensor = embedding.get_parameter("weight")
     if frames < kernel.shape[2]:
         kernel = kernel.sum(2, keepdim=True)
     *_, ph, pw = kernel.shape
@@ -37,18 +37,21 @@ def embed_patches(x_BFCHW: Tensor, embedding: nn.Module, *, frames: int = 1) -> 
     if height % ph or width % pw:
         x_BFCHW = F.pad(x_BFCHW, (0, -width % pw, 0, -height % ph, 0, 0), mode="replicate")
     # A strided convolution is one matrix product.
-    x = x_BFCHW.unflatten(4, (-1, pw)).unflatten(3, (-1, ph)).unflatten(1, (-1, frames))
+    batch, length, channels, height, width = x_BFCHW.shape
+    x = x_BFCHW.reshape(
+        batch, length // frames, frames, channels, height // ph, ph, width // pw, pw
+    )
     patches = x.permute(0, 1, 4, 6, 3, 2, 5, 7).flatten(4).flatten(1, 3)
-    return F.linear(patches.to(kernel.dtype), kernel.flatten(1), bias)
+    return F.linear(patches.to(kernel.dtype), kernel.flatten(1), embedding.get_parameter("bias"))
 
 
 def larger_embedding(usual: nn.Conv3d, times: int) -> nn.Conv3d:
     """An embedding of patches so many times wider along each axis, started from the usual one."""
-    patch = tuple(times * size for size in usual.kernel_size)
-    sizes = (usual.in_channels, usual.out_channels, patch, patch)
+    frames, height, width = (times * size for size in usual.kernel_size)
+    patch = (frames, height, width)
     # Nothing is drawn for it, so that other weights are what they are without it.
-    made = nn.utils.skip_init(nn.Conv3d, *sizes, device=usual.weight.device)
-    assert isinstance(made, nn.Conv3d)
+    made = nn.Conv3d(usual.in_channels, usual.out_channels, patch, patch, device="meta")
+    made = made.to_empty(device=usual.weight.device)
     start_larger(made, usual)
     return made
 

@@ -79,7 +79,7 @@ class Rope:
         if not pooled:
             return angles[::height, ::width].flatten(0, 1), None
         turned = torch.polar(torch.ones_like(angles), angles)
-        patches = turned.unflatten(1, (-1, width)).unflatten(0, (-1, height))
+        patches = torch.unflatten(torch.unflatten(turned, 1, (-1, width)), 0, (-1, height))
         in_time = self.temporal(range(frames))
         mean = patches.mean((1, 3)) * torch.polar(torch.ones_like(in_time), in_time).mean(0)
         return mean.angle().flatten(0, 1), mean.abs().flatten(0, 1)

@@ -73,13 +73,13 @@ class Trace:
 
     def _encode(self, encoding: Encoding, total: int) -> str:
         table, frames = self.table, encoding.frames
-        table.open(encoding, self._take(len(frames), encoding.level))
+        table.begin_encoding(encoding, self._take(len(frames), encoding.level))
         shown = [each.slot.frame for each in table.visible_slots(Pass(4, commit=True), False)]
         assert tuple(shown[-len(frames) :]) == frames
         assert shown[self.sink :] == sorted(shown[self.sink :]), (
             "it reads what is older, and itself"
         )
-        table.close()
+        table.end_encoding()
         first, last = frames[0] + encoding.absent, frames[-1] + encoding.patch[0] - 1
         assert last < total
         return f"{encoding.patch[1]}:{run(first, last)}"

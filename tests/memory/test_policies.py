@@ -73,9 +73,9 @@ def test_no_pass_reads_more_than_is_said(policy: Policy, clip: int) -> None:
         assert len(table.slots()) <= policy.capacity(clip) + 3 * bool(policy.patches)
         table.commit(False)
         for encoding in table.settle() if isinstance(table, CompressingTable) else ():
-            table.open(encoding, [0] * len(encoding.frames))
+            table.begin_encoding(encoding, [0] * len(encoding.frames))
             read = max(read, len(table.visible_slots(passes[-1], False)))
-            table.close()
+            table.end_encoding()
     assert read <= most
     if clip > 200 and policy.admission is None and not policy.grows:  # nothing is admitted here
         assert read == most
