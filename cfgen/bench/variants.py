@@ -32,7 +32,7 @@ from cfgen.pipeline.plan import passes_of
 from cfgen.pipeline.torch_compile import compile_blocks
 from cfgen.renderer.source import FrameSource
 from cfgen.rollout.cuda_graph import ChunkGraph
-from cfgen.rollout.loop import Guidance
+from cfgen.rollout.loop import Guidance, reencode
 from cfgen.rollout.schedule import KeyedNoise
 from cfgen.timeline import Plan
 
@@ -264,6 +264,9 @@ def fill(source: FrameSource) -> int:
             for attention in blocks:
                 view.at(commit).write(attention.layer, k, v, attention.norms)
             memory.commit(view)
+            memory.remember(torch.randn(source.shape, generator=random, device=generator.device))
+            clean, text = generator.level(0.0), source.conditionings[0]
+            reencode(generator, memory, clean, text, step=commit.index)
     return most
 
 

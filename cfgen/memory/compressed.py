@@ -142,9 +142,13 @@ class CompressedMemory:
         return sum(each.pages for each in self.classes(latent_frames, chunk))
 
     def table(self, latent_frames: int) -> CompressedTable:
-        """One layer's table."""
+        """One layer's table; a level without an end holds what a clip of that length can."""
+        *newer, last = self._levels
+        rest = latent_frames - self.sink - sum(level.frames or 0 for level in newer)
+        if last.frames is None:
+            last = last._replace(frames=max(1, rest))
         return CompressedTable(
-            self._levels,
+            [*newer, last],
             sink=self.sink,
             reordered=self.layout == "reordered",
             renew=self.renew == "every_chunk",

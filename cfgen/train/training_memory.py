@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
+from cfgen.errors import CheckpointError
 from cfgen.kernels.pages import ADMITTED, CAN_ADMIT
 from cfgen.memory.autograd import GraphCache
 from cfgen.memory.build import build_memory
@@ -21,6 +22,7 @@ from cfgen.memory.policy import Policy
 from cfgen.memory.slow_fast import SlowFastMemory
 from cfgen.memory.window import FullMemory, WindowMemory
 from cfgen.model.generator import Generator
+from cfgen.model.patches import embedding_name
 from cfgen.ops.select import TORCH
 
 
@@ -73,11 +75,20 @@ def compressed(settings: MemorySettings) -> list[tuple[CompressedMemory, float]]
     Raises:
         PresetError: levels do not go together.
     """
-    far = CompressedMemory(levels=settings.far)
-    framepack = CompressedMemory(
+    far, framepack = far_of(settings), framepack_of(settings)
+    return [(far, settings.far_share), (framepack, settings.framepack_share)]
+
+
+def far_of(settings: MemorySettings) -> CompressedMemory:
+    """FAR's scheme, of its levels."""
+    return CompressedMemory(levels=settings.far)
+
+
+def framepack_of(settings: MemorySettings) -> CompressedMemory:
+    """FramePack's scheme, of its levels."""
+    return CompressedMemory(
         sink=1, levels=settings.framepack, page="cube", rotary="pooled", layout="reordered"
     )
-    return [(far, settings.far_share), (framepack, settings.framepack_share)]
 
 
 def draw_policy(settings: MemorySettings, rng: np.random.Generator, chunks: int) -> Policy:
@@ -135,6 +146,21 @@ class TrainingAdmission:
         decision[ADMITTED] = int(bool(decision[CAN_ADMIT]) and chosen)
 
 
+def require_patches(policy: Policy, generator: Generator) -> None:
+    """Refuse a policy of larger patches that the generator has no kernels for.
+
+    Raises:
+        CheckpointError: it lacks one.
+    """
+    missing = set(policy.patches) - set(generator.geometry.larger_patches)
+    if missing:
+        raise CheckpointError(
+            f"the generator has no {embedding_name(min(missing))}, which memory {policy.policy} "
+            "keeps the past with",
+            "begin with a model that has it, or leave that memory out",
+        )
+
+
 def training_memory(
     policy: Policy,
     admission: TrainingAdmission | None,
@@ -148,8 +174,12 @@ def training_memory(
         admission: Decides on key frames; None: the policy's own rule.
         generator: Whose keys and values they are.
         latents: Latent frames of a film, their height and width.
+
+    Raises:
+        CheckpointError: the generator lacks kernels that the policy needs.
     """
     g, (frames, height, width) = generator.geometry, latents
+    require_patches(policy, generator)
     return build_memory(
         policy,
         GraphCache(g.num_layers, generator.device),
