@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cfgen.kernels.attend_block import block, load_queries, turn_back, with_bias
+from cfgen.kernels.attend_block import block, load_queries, sized_page, turn_back, with_bias
 from cfgen.kernels.device import capability, processors, unsupported_device
 from cfgen.kernels.pages import Pages, Slots
 from cfgen.kernels.rows import need_dense
@@ -84,7 +84,18 @@ def unsupported(
     return None
 
 
-@triton.jit(do_not_specialize_on_alignment=["page", "row", "count", "here", "admitted", "bias"])
+@triton.jit(
+    do_not_specialize_on_alignment=[
+        "page",
+        "row",
+        "count",
+        "here",
+        "admitted",
+        "bias",
+        "place",
+        "size",
+    ]
+)
 def _attend(
     out,
     partial,
@@ -104,6 +115,8 @@ def _attend(
     admitted,
     turns,
     bias,
+    place,
+    size,
     q_batch,
     q_token,
     q_head,
@@ -174,12 +187,23 @@ def _attend(
             before = tl.load(page + tl.maximum(i - 1, first)).to(tl.int64) * lanes + lane
             old = tl.load(v_scale + before * D + channel, mask=inside, other=1)
             acc *= (old / tl.load(v_scale + at * D + channel, mask=inside, other=1))[None]
-        k_at, v_at = page_k + at * (P * D), page_v + at * (P * D)
-        for begin in range(0, P, KEYS):
+        if size is None:
+            k_at, v_at = page_k + at * (P * D), page_v + at * (P * D)
+            for begin in range(0, P, KEYS):
+                # fmt: off
+                acc, top, total = block(
+                    ready, acc, top, total, k_at, v_at, D, D, begin, unit, added,
+                    P, D, WIDTH, KEYS, bias is not None,
+                )
+                # fmt: on
+        else:  # pages of several sizes lie behind one another, whatever their number
+            tokens = tl.load(size + which * slots + i)
+            rows = tl.load(place + which * slots + i).to(tl.int64) * lanes
+            row_at = (rows + lane.to(tl.int64) * tokens) * D
             # fmt: off
-            acc, top, total = block(
-                ready, acc, top, total, k_at, v_at, D, D, begin, unit, added,
-                P, D, WIDTH, KEYS, bias is not None,
+            acc, top, total = sized_page(
+                ready, acc, top, total, page_k + row_at, page_v + row_at, tokens, unit, added,
+                D, WIDTH, KEYS, bias is not None,
             )
             # fmt: on
     if v_scale is not None:
@@ -268,7 +292,8 @@ def attend_pages(
         ValueError: A tensor does not lie as it must, or shapes do not fit together.
     """
     batch, length, heads, head_dim = q_BLND.shape
-    tokens, frames = pages.k.shape[3], len(slots.here)
+    frames = len(slots.here)
+    tokens = length // frames
     _check(q_BLND, k_BLND, v_BLND, pages, slots)
     width = triton.next_power_of_2(head_dim)
     tile = _tile(capability(q_BLND.device), width, q_BLND.dtype)
@@ -303,12 +328,15 @@ def attend_pages(
 def _check(q: Tensor, k: Tensor, v: Tensor, pages: Pages, slots: Slots) -> None:
     """Refuse what the kernels would misread."""
     batch, length, heads, head_dim = q.shape
-    page = (batch, heads, length // len(slots.here), head_dim)
+    page: tuple[int, ...] = (batch, heads, length // len(slots.here), head_dim)
+    if slots.tokens is not None:
+        page = (head_dim,)
     if not q.shape == k.shape == v.shape or length % len(slots.here) or pages.k.shape[1:] != page:
         raise ValueError(
             f"queries {list(q.shape)}, keys {list(k.shape)}, values {list(v.shape)}, "
             f"{len(slots.here)} frames and pages {list(pages.k.shape)} do not fit together; "
-            "they are [B, F * P, N, D] three times, F, and [pages, B, N, P, D]"
+            "they are [B, F * P, N, D] three times, F, and [pages, B, N, P, D], or [rows, D] "
+            "where pages are of several sizes"
         )
     for name, x in (("q_BLND", q), ("k_BLND", k), ("v_BLND", v)):
         need_dense(name, x)

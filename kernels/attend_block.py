@@ -86,6 +86,51 @@ def block(
     else:
         keys = tl.load(k_at, mask=(channel < D)[:, None], other=0)
         values = tl.load(v_at, mask=(channel < D)[None], other=0.0)
+    weights, higher = _weigh(q, keys, top, unit, shift, SHIFTED)
+    if P < KEYS:
+        weights = tl.where((key < P)[None], weights, 0)
+    elif P % KEYS and begin < start:
+        weights = tl.where((key >= start)[None], weights, 0)
+    return _add(weights, values, acc, top, higher, total)
+
+
+@triton.jit
+def sized_page(
+    q,
+    acc,
+    top,
+    total,
+    k,
+    v,
+    tokens,
+    unit,
+    shift,
+    D: tl.constexpr,
+    WIDTH: tl.constexpr,
+    KEYS: tl.constexpr,
+    SHIFTED: tl.constexpr,
+):
+    """Add a page of a number of tokens that is known on the device only, as `block` does."""
+    channel = tl.arange(0, WIDTH)
+    for start in range(0, tokens, KEYS):
+        key = start + tl.arange(0, KEYS)
+        token = tl.minimum(key, tokens - 1)
+        k_at = k + token[None] * D + channel[:, None]
+        v_at = v + token[:, None] * D + channel[None]
+        if D == WIDTH:
+            keys, values = tl.load(k_at), tl.load(v_at)
+        else:
+            keys = tl.load(k_at, mask=(channel < D)[:, None], other=0)
+            values = tl.load(v_at, mask=(channel < D)[None], other=0.0)
+        weights, higher = _weigh(q, keys, top, unit, shift, SHIFTED)
+        weights = tl.where((key < tokens)[None], weights, 0)
+        acc, top, total = _add(weights, values, acc, top, higher, total)
+    return acc, top, total
+
+
+@triton.jit
+def _weigh(q, keys, top, unit, shift, SHIFTED: tl.constexpr):
+    """Weights of a block of keys, and the largest score so far that they are relative to."""
     if q.dtype == tl.int8:
         products = tl.dot(q, keys, out_dtype=tl.int32)
         higher = tl.maximum(top, tl.max(products, 1) * unit + shift)
@@ -98,10 +143,12 @@ def block(
         else:
             higher = tl.maximum(top, tl.max(scores, 1))
             weights = tl.exp2(scores - higher[:, None])
-    if P < KEYS:
-        weights = tl.where((key < P)[None], weights, 0)
-    elif P % KEYS and begin < start:
-        weights = tl.where((key >= start)[None], weights, 0)
+    return weights, higher
+
+
+@triton.jit
+def _add(weights, values, acc, top, higher, total):
+    """The softmax so far with a block's values."""
     kept = tl.exp2(top - higher)
     total = total * kept + tl.sum(weights, 1)
     acc = acc * kept[:, None]

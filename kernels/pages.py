@@ -17,6 +17,9 @@ from torch import Tensor
 class Pages(NamedTuple):
     """The pages of one layer.
 
+    Where pages are of several sizes, keys and values lie one page behind the other as [rows, D],
+    where a page of p tokens takes B * N * p rows, in the order [B, N, p].
+
     A key is `k * k_scale + k_mean` where keys are int8, a value `v * v_scale` where values are fp8;
     elsewhere the three are None.
 
@@ -51,6 +54,9 @@ class Slots(NamedTuple):
             of each pair of channels; (1, 0) for pairs that turn in space.
         bias: [2, S] float32, added to the scores of each page's keys, which are logarithms to base
             2; None if nothing is added.
+        start: [2, S] int32, the tokens of all pages that lie before each page, where pages are of
+            several sizes; None where all have as many tokens as a latent frame of the chunk.
+        tokens: [2, S] int32, the tokens of each page, likewise.
     """
 
     page: Tensor
@@ -60,6 +66,8 @@ class Slots(NamedTuple):
     admitted: Tensor
     turns: Tensor
     bias: Tensor | None = None
+    start: Tensor | None = None
+    tokens: Tensor | None = None
 
 
 CAN_ADMIT, UPDATE_REFERENCE, ADMITTED, ADMITTED_NOW = range(4)

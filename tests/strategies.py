@@ -12,6 +12,7 @@ from torch import Tensor
 from cfgen.kernels.pages import ADMITTED, ADMITTED_NOW, CAN_ADMIT, UPDATE_REFERENCE
 from cfgen.memory.autograd import GraphCache
 from cfgen.memory.build import assemble
+from cfgen.memory.compressed_table import CompressedTable, Level
 from cfgen.memory.page_pool import KVCache
 from cfgen.memory.paged import PagedMemory
 from cfgen.memory.policy import AdmissionRule
@@ -148,7 +149,34 @@ def relaxes(draw: st.DrawFn) -> Policy:
     return Policy("relax", sink, read, chunk, reads, make, positions="shifted", trained=10**6)
 
 
-policies = st.one_of(windows(), slow_fasts(), releases(), recencies(), relaxes())
+@st.composite
+def compresseds(draw: st.DrawFn) -> Policy:
+    """Levels of pages of one latent frame each; the last one may have no end."""
+    chunk, sink, reads = draw(chunk_sizes), draw(st.integers(0, 4)), draw(commit_reads)
+    newest, patches = draw(st.integers(1, 6)), draw(st.sampled_from([(2,), (4,), (2, 4)]))
+    levels = [Level(draw(st.integers(1, 5)), (1, patch, patch)) for patch in patches]
+    reordered, renew = draw(st.booleans()), draw(st.booleans())
+    if not reordered and draw(st.booleans()):
+        levels[-1] = levels[-1]._replace(frames=None)
+
+    def make() -> Table:
+        table = CompressedTable(
+            [Level(newest, (1, 1, 1)), *levels],
+            sink=sink,
+            reordered=reordered,
+            renew=renew,
+            commit_reads=reads,
+        )
+        table.capacity += chunk + (60 if levels[-1].frames is None else 0)
+        return table
+
+    positions = "reordered" if reordered else "absolute"
+    return Policy(
+        "compressed", sink, newest + chunk, chunk, reads, make, slow=1, positions=positions
+    )
+
+
+policies = st.one_of(windows(), slow_fasts(), releases(), recencies(), relaxes(), compresseds())
 """Every policy there is; `full` is a window that is never filled."""
 
 
@@ -196,6 +224,9 @@ def memory_of(
     tau: float = 0.95,
     admission_layers: tuple[int, ...] = (),
     recaches: int = 0,
+    slots: int | None = None,
+    tokens: int | None = None,
+    pooled: bool = False,
 ) -> PagedMemory:
     """A memory of these tables, as `memory.build` puts one together."""
     return assemble(
@@ -204,7 +235,9 @@ def memory_of(
         ops,
         rope=rope,
         grid=grid,
-        slots=max(table.capacity for table in tables),
+        slots=slots or max(table.capacity for table in tables),
+        tokens=tokens,
+        pooled=pooled,
         admit=admit,
         rule=AdmissionRule(tau, admission_layers),
         shared=shared,

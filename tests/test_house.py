@@ -156,6 +156,7 @@ LIGHT = (
     "cfgen.timeline",
     "cfgen.renderer.events",
     "cfgen.video.output",
+    "cfgen.memory.compressed",
     "cfgen.memory.window",
     "cfgen.memory.recency",
     "cfgen.memory.relax",

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from cfgen.cli.app import app
 from cfgen.config.loader import load
 from cfgen.config.schema import (
+    CompressedMemory,
     FullMemory,
     MemoryConfig,
     RecencyMemory,
@@ -23,11 +24,12 @@ from cfgen.config.schema import (
     SlowFastMemory,
     WindowMemory,
 )
-from cfgen.errors import BudgetError
-from cfgen.memory.policy import pages_of
+from cfgen.errors import BudgetError, CheckpointError
+from cfgen.memory.compressed_table import CompressedTable
+from cfgen.memory.policy import page_classes, pages_of
 from cfgen.memory.pre_rotated import PreRotatedAttention
 from cfgen.model.quantized import QuantizedLinear
-from cfgen.ops.select import TORCH
+from cfgen.ops.select import TORCH, build_ops
 from cfgen.pipeline import build
 from cfgen.pipeline.job import RenderJob
 from cfgen.pipeline.memory_estimate import estimate_memory, place
@@ -65,6 +67,12 @@ def _configured(policy: Policy) -> MemoryConfig:
         size = policy.make().capacity
         kept = RecencyMemory if policy.name == "recency" else RelaxMemory
         return kept(size=size, sink=policy.sink)
+    if policy.name == "compressed":
+        table = policy.make()
+        assert isinstance(table, CompressedTable)
+        counts = ["all" if each.frames is None else each.frames for each in table.levels]
+        levels = (f"{n}:{each.patch[1]}" for n, each in zip(counts, table.levels, strict=True))
+        return CompressedMemory(sink=policy.sink, levels=tuple(levels))
     variant = "release" if policy.name == "release" else "cfgen"
     return SlowFastMemory(variant=variant, sink=policy.sink, slow=policy.slow, fast=policy.fast)
 
@@ -77,11 +85,11 @@ def _configured(policy: Policy) -> MemoryConfig:
 def test_a_pool_of_the_pages_that_a_clip_can_use_is_never_too_small(
     policy: Policy, chunks: list[list[bool]]
 ) -> None:
-    pages = pages_of(_configured(policy), policy.chunk * len(chunks))
-    spied = Spied(policy.make, pages=pages)
+    classes = page_classes(_configured(policy), policy.chunk * len(chunks), policy.chunk)
+    spied = Spied(policy.make, pages=classes[0].pages, small=classes[1:])
     for below in chunks:
         spied.chunk(policy.chunk, below)
-    assert pages <= spied.table.capacity + 1
+    assert sum(each.pages for each in classes) <= spied.table.capacity + 1
 
 
 @pytest.mark.parametrize(
@@ -127,6 +135,30 @@ def test_bytes_of_weights_and_cache_are_those_that_are_held(
     assert sizes.kv == memory.nbytes
     assert isinstance(memory.attention, PreRotatedAttention)
     assert sizes.context == memory.attention.nbytes
+
+
+@pytest.mark.parametrize("backend", ["torch", "reference"])
+@pytest.mark.parametrize("preset", ["far", "framepack"])
+def test_pages_of_several_sizes_take_what_is_told(
+    tiny_settings: list[str], preset: str, backend: str
+) -> None:
+    model = next(each for each in tiny_settings if each.startswith("model.path="))
+    for storage in ("auto", "int8", "fp8"):
+        settings = [model, "device=cpu", f"backend={backend}", f"memory.kv_cache={storage}"]
+        config = _config(settings, preset=preset, duration="10s")
+        job = RenderJob(config)
+        sizes, kind = estimate_memory(job), job.runtime.dtype
+        models = job.model.load(dtype=kind, device=torch.device("cpu"))
+        ops = build_ops(backend)
+        memory = build.build_memory(config.memory, models.generator, job.plan, ops, dtype=kind)
+        assert sizes.kv == memory.nbytes
+        held = memory.attention.nbytes if isinstance(memory.attention, PreRotatedAttention) else 0
+        assert sizes.context == held
+
+
+def test_a_model_without_kernels_of_larger_patches_refuses_them_by_name() -> None:
+    with pytest.raises(CheckpointError, match=r"patch_embedding_4x\.weight is missing"):
+        _sizes(_config(["device=cpu"], preset="far"))
 
 
 @pytest.mark.parametrize("policy", ["recency", "relax"])

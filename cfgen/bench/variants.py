@@ -12,7 +12,7 @@ from cfgen.bench.random_weights import missing_files, random_weights
 from cfgen.config.schema import RenderConfig
 from cfgen.errors import BackendUnavailable
 from cfgen.memory.page_pool import page_dtypes
-from cfgen.memory.policy import Storage, pages_of
+from cfgen.memory.policy import Storage, page_classes, read_tokens
 from cfgen.memory.protocols import Pass
 from cfgen.model.generator import Block, Conditioning, Generator
 from cfgen.ops.select import Ops, build_ops
@@ -32,7 +32,7 @@ from cfgen.pipeline.plan import passes_of
 from cfgen.pipeline.torch_compile import compile_blocks
 from cfgen.renderer.source import FrameSource
 from cfgen.rollout.cuda_graph import ChunkGraph
-from cfgen.rollout.loop import Guidance
+from cfgen.rollout.loop import Guidance, reencode
 from cfgen.rollout.schedule import KeyedNoise
 from cfgen.timeline import Plan
 
@@ -97,11 +97,15 @@ class BenchSetup:
         return self.runtime.dtype
 
     @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of tokens of a latent frame."""
+        clip = self.plan.geometry
+        return self.generator.geometry.grid(clip.latent_height, clip.latent_width)
+
+    @property
     def tokens(self) -> int:
         """Tokens of a latent frame."""
-        clip = self.plan.geometry
-        rows, columns = self.generator.geometry.grid(clip.latent_height, clip.latent_width)
-        return rows * columns
+        return self.grid[0] * self.grid[1]
 
     @property
     def slots(self) -> int:
@@ -136,15 +140,18 @@ class BenchSetup:
 
     def pool_nbytes(self, way: Variant) -> int:
         """Bytes of the KV cache."""
-        pages = pages_of(self.config.memory, self.kept.latent_frames)
+        clip, chunk = self.kept.latent_frames, self.kept.geometry.chunk_latent_frames
+        classes = page_classes(self.config.memory, clip, chunk)
         sizes, storage = self.generator.geometry, self._config_of(way).memory.kv_cache
-        return pool_nbytes(storage, sizes, (self.tokens, 1), pages, self.dtype)
+        return pool_nbytes(storage, sizes, self.grid, classes, self.dtype)
 
     def rotated_nbytes(self, way: Variant, ops: Ops) -> int:
         """Bytes of the rotated keys and of the values that a backend holds besides."""
         if ops.pages is not None:
             return 0
-        every = kv_nbytes(self.generator.geometry, (self.tokens, 1), self.slots, self.dtype)
+        clip, chunk = self.kept.latent_frames, self.kept.geometry.chunk_latent_frames
+        read = read_tokens(self.config.memory, clip, chunk, self.grid)
+        every = kv_nbytes(self.generator.geometry, read, self.dtype)
         layer_by_layer = set(self.page_dtypes(way)) != {self.dtype} or self.offload == "all"
         return every // self.generator.geometry.num_layers if layer_by_layer else every
 
@@ -191,7 +198,7 @@ def prepare(config: RenderConfig, *, may_stand_in: bool) -> BenchSetup:
     job = RenderJob(replace(config, duration_s=LONG_S))
     runtime, plan = job.runtime, job.plan
     torch.set_num_threads(runtime.threads)
-    lasting = RenderJob(config, job.model) if config.memory.GROWS else job
+    lasting = RenderJob(config, job.model) if config.memory.grows else job
     absent = missing_files(job.model) if may_stand_in else None
     asked = config.placement.offload
     offload: Offload
@@ -257,6 +264,9 @@ def fill(source: FrameSource) -> int:
             for attention in blocks:
                 view.at(commit).write(attention.layer, k, v, attention.norms)
             memory.commit(view)
+            memory.remember(torch.randn(source.shape, generator=random, device=generator.device))
+            clean, text = generator.level(0.0), source.conditionings[0]
+            reencode(generator, memory, clean, text, step=commit.index)
     return most
 
 

@@ -262,7 +262,8 @@ Memory = _value(
     "--memory",
     "POLICY",
     SPEED,
-    "What the model keeps of earlier chunks: full, window, recency, relax or slow_fast.",
+    "What the model keeps of earlier chunks: full, window, recency, relax, slow_fast or "
+    "compressed.",
     offered=completion.values_of("memory.policy"),
 )
 KvCache = _value(

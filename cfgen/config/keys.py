@@ -173,5 +173,7 @@ def _default(item: Field[object]) -> str:
         return ""
     if isinstance(value, bool | str):
         return str(value).lower()
-    numbers = [f"{each:g}" for each in value] if isinstance(value, tuple) else f"{value:.10g}"
-    return f"[{', '.join(numbers)}]" if isinstance(numbers, list) else numbers
+    if isinstance(value, tuple):
+        items = (each if isinstance(each, str) else f"{each:g}" for each in value)
+        return f"[{', '.join(items)}]"
+    return f"{value:.10g}"

@@ -26,6 +26,7 @@ from cfgen.config.values import (
 )
 from cfgen.errors import Problem, UsageError
 from cfgen.fields import CHANGES_NO_FRAME, Pattern, Positive, Range, check
+from cfgen.memory.compressed import CompressedMemory
 from cfgen.memory.recency import RecencyMemory
 from cfgen.memory.relax import RelaxMemory
 from cfgen.memory.slow_fast import SlowFastMemory
@@ -135,7 +136,9 @@ class ScheduleConfig:
         return len(self.first_timesteps or self.timesteps)
 
 
-MemoryConfig = FullMemory | WindowMemory | SlowFastMemory | RecencyMemory | RelaxMemory
+MemoryConfig = (
+    FullMemory | WindowMemory | SlowFastMemory | RecencyMemory | RelaxMemory | CompressedMemory
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from cfgen.kernels.pages import ADMITTED
+from cfgen.memory.page_sizes import WHOLE, Patch
 from cfgen.memory.protocols import Norms, Pass, Table, VisibleSlot
 
 
@@ -20,16 +21,25 @@ class Chunk:
     """The chunk that is being made, as readers see it.
 
     Args:
-        frames: Its latent frames.
+        frames: Its pages in a layer: its latent frames, where it is no older one that is encoded
+            again with a larger patch.
         tables: One per layer; it has entered them.
         decisions: [layers, 4] int32 on the device, see `kernels.pages`.
         jump: Latent frames that the chunk stands later in time than its tables have it.
+        patch: What its tokens stand for.
     """
 
     def __init__(
-        self, frames: int, tables: Sequence[Table], decisions: Tensor, *, jump: int = 0
+        self,
+        frames: int,
+        tables: Sequence[Table],
+        decisions: Tensor,
+        *,
+        jump: int = 0,
+        patch: Patch = WHOLE,
     ) -> None:
         self.frames, self.tables, self.decisions = frames, tables, decisions
+        self.patch = patch
         self._jump = jump
         self._shown: dict[tuple[int, Pass, bool], list[VisibleSlot]] = {}
 
@@ -68,12 +78,16 @@ class Prepared(NamedTuple):
     key_sums: Tensor | None
 
 
-def bias_of(shown: Sequence[VisibleSlot], tokens: int, like: Tensor) -> Tensor | None:
-    """What is added to the scores of each key, [1, S * tokens] as `like`; None if nothing is."""
+def bias_of(shown: Sequence[VisibleSlot], tokens: Sequence[int], like: Tensor) -> Tensor | None:
+    """What is added to the scores of each key, [1, S] as `like`; None if nothing is.
+
+    Slots have so many tokens, one number for each of them.
+    """
     if not any(each.bias for each in shown):
         return None
     biases = torch.tensor([[each.bias for each in shown]], dtype=like.dtype)
-    return biases.to(like.device, non_blocking=True).repeat_interleave(tokens, 1)
+    biases = biases.repeat_interleave(torch.tensor(tokens), 1)
+    return biases.to(like.device, non_blocking=True)
 
 
 class KVAttention(Protocol):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from cfgen.memory.attention import Chunk, Prepared, bias_of
-from cfgen.memory.pre_rotated import RotaryTables
+from cfgen.memory.pre_rotated import PatchRotations
 from cfgen.memory.protocols import Norms, Pass
 from cfgen.ops.reference import Rope, rotate, turns
 from cfgen.ops.select import Ops
@@ -21,15 +21,15 @@ CPU = torch.device("cpu")
 
 
 class GraphCache:
-    """A pool of tensors in the autograd graph; see `page_pool.PagePool`."""
+    """A pool of tensors in the autograd graph; see `protocols.PagePool`."""
 
     def __init__(self, layers: int, device: torch.device = CPU) -> None:
         self.layers, self.device = layers, device
         self.numbers_device = CPU
         self._pages: list[dict[int, tuple[Tensor, Tensor] | None]] = [{} for _ in range(layers)]
 
-    def allocate(self, layer: int) -> int:
-        """The lowest free page."""
+    def allocate(self, layer: int, patch: int = 1) -> int:
+        """The lowest free page, of whatever size."""
         used = self._pages[layer]
         page = next(i for i in range(len(used) + 1) if i not in used)
         used[page] = None
@@ -41,7 +41,14 @@ class GraphCache:
         self._pages[layer] = {page: kv for page, kv in self._pages[layer].items() if page in kept}
 
     def write(
-        self, layer: int, into: Tensor, k: Tensor, v: Tensor, *, only_if: Tensor | None = None
+        self,
+        layer: int,
+        into: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        only_if: Tensor | None = None,
+        patch: int = 1,
     ) -> None:
         """Keep the tensors of frames, [B, F * P, N, D]."""
         if only_if is not None and not int(only_if):
@@ -59,7 +66,7 @@ class GraphCache:
         return [k for k, _ in written], [v for _, v in written]
 
     def keys(self, layer: int, page: int) -> Tensor:
-        """See `page_pool.PagePool`; without gradients."""
+        """See `protocols.PagePool`; without gradients."""
         (k,), _ = self.read(layer, [page])
         return k.detach().transpose(1, 2)
 
@@ -83,16 +90,25 @@ class AutogradAttention:
         ops: Attention.
         rope: Rotary layout of the generator.
         grid: Tokens of a latent frame as (rows, columns).
+        pooled: Whether tokens of a larger patch have the mean of its rotations.
     """
 
-    def __init__(self, pool: GraphCache, ops: Ops, *, rope: Rope, grid: tuple[int, int]) -> None:
+    def __init__(
+        self,
+        pool: GraphCache,
+        ops: Ops,
+        *,
+        rope: Rope,
+        grid: tuple[int, int],
+        pooled: bool = False,
+    ) -> None:
         self._pool, self._ops = pool, ops
-        self._turns = RotaryTables(rope, grid)
+        self._rotations = PatchRotations(rope, grid, pooled=pooled)
 
     def begin(self, chunk: Chunk) -> None:
         """See `KVAttention`."""
         self._chunk = chunk
-        self._turns.next_chunk()
+        self._turns = self._rotations.begin(chunk.patch)
 
     def forget(self) -> None:
         """Nothing is kept."""
@@ -121,11 +137,14 @@ class AutogradAttention:
         """
         context = self._chunk.visible_slots(layer, pass_)[: -self._chunk.frames]
         keys, values = self._pool.read(layer, [p.slot.page for p in context])
-        tokens = v.shape[1] // self._chunk.frames
+        tokens = [*(k.shape[1] for k in keys)] + [v.shape[1] // self._chunk.frames] * (
+            self._chunk.frames
+        )
         if keys:
             past = torch.cat(keys, 1)
             angles = self._turns.rope.temporal([p.position for p in context])
-            past = rotate(past, turns(angles, past.dtype, past.device).repeat_interleave(tokens, 0))
+            sizes = torch.tensor(tokens[: len(keys)], device=past.device)
+            past = rotate(past, turns(angles, past.dtype, past.device).repeat_interleave(sizes, 0))
             draws = len(made.k) // len(past)
             keys = [past.repeat(draws, 1, 1, 1)]
             values = [torch.cat(values, 1).repeat(draws, 1, 1, 1)]

@@ -11,7 +11,7 @@ from cfgen.memory.heads import HeadSplit
 from cfgen.memory.page_pool import KVCache
 from cfgen.memory.paged import Admit, PagedMemory
 from cfgen.memory.paged_attention import PagedAttention
-from cfgen.memory.policy import AdmissionRule, Policy
+from cfgen.memory.policy import AdmissionRule, Policy, read_tokens
 from cfgen.memory.pre_rotated import PreRotatedAttention
 from cfgen.memory.protocols import Table
 from cfgen.ops.reference import Rope
@@ -51,9 +51,11 @@ def build_memory(
         reason = f"the model has layers 0 to {pool.layers - 1}, got {beyond[0]}"
         raise PresetError([Problem(key="memory.admission_layers", reason=reason)])
     tables = [policy.table(latent_frames) for _ in range(pool.layers)]
-    slots = policy.capacity(latent_frames)
+    slots, tokens = policy.capacity(latent_frames), None
     if chunk is not None:
         slots = policy.readable(latent_frames, chunk)
+        tokens = read_tokens(policy, latent_frames, chunk, grid)
+    committed = 0 if isinstance(pool, GraphCache) else policy.recaches
     return assemble(
         tables,
         pool,
@@ -61,9 +63,11 @@ def build_memory(
         rope=Rope(head_dim),
         grid=grid,
         slots=slots,
+        tokens=tokens,
+        pooled=policy.pooled,
         admit=admit,
         rule=rule,
-        recaches=0 if isinstance(pool, GraphCache) else policy.recaches,
+        recaches=max(committed, policy.reencodes),
         shared=isinstance(pool, KVCache) and (pool.is_offloaded or pool.is_quantized),
         heads=heads,
     )
@@ -77,13 +81,17 @@ def assemble(
     rope: Rope,
     grid: tuple[int, int],
     slots: int,
+    tokens: int | None = None,
+    pooled: bool = False,
     admit: Admit | None = None,
     rule: AdmissionRule | None = None,
     shared: bool = False,
     recaches: int = 0,
     heads: HeadSplit | None = None,
 ) -> PagedMemory:
-    """A memory of given tables, one per layer, which reads at most `slots` latent frames a pass.
+    """A memory of given tables, one per layer, which reads at most `slots` pages a pass.
+
+    They have `tokens` together; None where each is a whole latent frame.
 
     The pool decides how attention reads it: in the graph where gradients are kept, page by page
     where the ops can, else from rotated copies. With `shared`, one layer's copies serve all layers:
@@ -91,7 +99,7 @@ def assemble(
     """
     attention: KVAttention
     if isinstance(pool, GraphCache):
-        attention = AutogradAttention(pool, ops, rope=rope, grid=grid)
+        attention = AutogradAttention(pool, ops, rope=rope, grid=grid, pooled=pooled)
     elif ops.pages is not None:
         attention = PagedAttention(
             pool,
@@ -101,9 +109,19 @@ def assemble(
             slots=slots,
             steps=max(table.steps for table in tables),
             biased=any(table.biased for table in tables),
+            pooled=pooled,
         )
     else:
-        attention = PreRotatedAttention(pool, ops, rope=rope, grid=grid, slots=slots, shared=shared)
+        attention = PreRotatedAttention(
+            pool,
+            ops,
+            rope=rope,
+            grid=grid,
+            slots=slots,
+            tokens=tokens,
+            pooled=pooled,
+            shared=shared,
+        )
     decide, spatial = admit or ops.admit, rope.spatial(grid)
     tau, layers = rule or AdmissionRule(0.95, ())
     return PagedMemory(

@@ -15,13 +15,11 @@ from cfgen.memory.protocols import MemoryState, Norms
 
 
 class HeadSplit(Protocol):
-    """Gives each process all tokens of its heads where they attend, else its tokens of all heads.
+    """Gives each process all tokens of its heads to attend to, else its tokens of all heads."""
 
-    Attributes:
-        processes: How many there are.
-    """
-
-    processes: int
+    @property
+    def processes(self) -> int:
+        """How many there are."""
 
     def by_heads(
         self, q: Tensor, k: Tensor, v: Tensor, norms: Norms, *, frames: int

@@ -9,7 +9,7 @@ C = N * D.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -17,19 +17,23 @@ from torch import Tensor
 
 from cfgen.kernels.pages import ADMITTED, ADMITTED_NOW, CAN_ADMIT, UPDATE_REFERENCE
 from cfgen.memory.attention import Chunk, KVAttention, Prepared
+from cfgen.memory.choosing import choose
 from cfgen.memory.heads import HeadSplit, OneProcess
-from cfgen.memory.page_pool import KVCache, PagePool
+from cfgen.memory.page_pool import KVCache
+from cfgen.memory.page_sizes import Patch
 from cfgen.memory.protocols import (
     ChoosingTable,
+    CompressingTable,
+    Encoding,
     MemoryState,
     Norms,
+    PagePool,
     Pass,
     Scalars,
     Table,
     whole,
 )
 from cfgen.memory.recent import RecentLatents
-from cfgen.ops.reference import rotate, turns
 
 Admit = Callable[..., None]
 """The op that decides; see `ops.reference.admit`."""
@@ -48,8 +52,8 @@ class PagedMemory:
         tau: its threshold.
         admission_layers: layers that decide together for all, in rising order; with none, each
             layer decides for itself. Only for tables whose decisions count from the next chunk on.
-        recaches: most latent frames that are committed again at once: so many of the newest clean
-            latents are kept.
+        recaches: most latent frames that are committed or encoded again: so many of the newest
+            clean latents are kept.
         heads: how attention heads are shared out; pool and attention hold those of this process.
     """
 
@@ -69,8 +73,10 @@ class PagedMemory:
         if admission_layers and any(table.spare_pages for table in tables):
             raise ValueError("a table that reads its decision at once cannot wait for other layers")
         self.tables, self.pool, self.attention = list(tables), pool, attention
-        self.admit, self.tau, self.heads = admit, tau, heads or OneProcess()
+        self.admit, self.tau = admit, tau
+        self.heads: HeadSplit = heads or OneProcess()
         self._choosing = [table for table in tables if isinstance(table, ChoosingTable)]
+        self._compressing = [table for table in tables if isinstance(table, CompressingTable)]
         if self._choosing and spatial is None:
             raise ValueError("tables that choose by keys need to know how keys are rotated")
         self._spatial = torch.zeros(0) if spatial is None else spatial
@@ -95,7 +101,7 @@ class PagedMemory:
             spare.append([self.pool.allocate(layer) for _ in range(table.spare_pages)])
             table.append_chunk(self._next_frame, pages[-1], spare[-1])
             asked.append([int(answer) for answer in table.admission])
-        self._choose()
+        choose(self._choosing, self.pool, self._spatial, self.heads)
         self.decisions.zero_()
         self.decisions[:, CAN_ADMIT : UPDATE_REFERENCE + 1] = self._on_device("asked", asked)
         chunk = Chunk(frames, self.tables, self.decisions, jump=self._jump)
@@ -107,28 +113,6 @@ class PagedMemory:
             for name, numbers in (("target", pages), ("spare", spare))
         )
         return PagedView(self, chunk, targets, spares)
-
-    def _choose(self) -> None:
-        """Have tables choose what the chunk reads, by keys that the first layer keeps.
-
-        The host waits for them here, between two chunks, if anything is asked for.
-        """
-        if not self._choosing:
-            return
-        groups = self._choosing[0].asked()
-        means = [self._mean_key([slot.page for slot in group]) for group in groups]
-        told = torch.stack(means).tolist() if means else []
-        for table in self._choosing:
-            table.choose(told)
-
-    def _mean_key(self, pages: Sequence[int]) -> Tensor:
-        """Mean over heads and tokens of keys of the first layer, without rotation: [D]."""
-        own = torch.stack([self.pool.keys(0, page) for page in pages]).flatten(0, 1)
-        keys = self.heads.all_heads(own, 1)
-        exact = torch.promote_types(keys.dtype, torch.float32)
-        over_heads = keys.to(exact).mean((0, 1))
-        back = turns(-self._spatial, exact, keys.device)
-        return rotate(over_heads[None, :, None], back)[0, :, 0].mean(0)
 
     def _on_device(
         self, name: str, numbers: list[list[int]], place: torch.device | None = None
@@ -152,7 +136,43 @@ class PagedMemory:
 
     def remember(self, latents: Tensor) -> None:
         """Keep the clean latents [B, F, C, H, W] of the chunk that was committed."""
-        self._recent.add(latents)
+        self._recent.add(latents, keep_all=bool(self._compressing))
+
+    def reencode(self) -> Iterator[tuple[PagedView, Tensor, Patch]]:
+        """Have latents encoded again with larger patches; see `protocols.Memory`."""
+        if not self._compressing:
+            return
+        planned = [table.settle() for table in self._compressing]
+        self._release()
+        for encoding in planned[0]:
+            yield self._open(encoding), self._latents_of(encoding), encoding.patch
+            for table in self._compressing:
+                table.end_encoding()
+        self._recent.trim()
+
+    def _open(self, encoding: Encoding) -> PagedView:
+        """Give what is to be encoded its pages, and have the device know."""
+        count, patch = len(encoding.frames), encoding.patch
+        pages = []
+        for layer, table in enumerate(self._compressing):
+            pages.append([self.pool.allocate(layer, patch[1]) for _ in range(count)])
+            table.begin_encoding(encoding, pages[-1])
+        self.decisions.zero_()
+        chunk = Chunk(count, self.tables, self.decisions, patch=patch)
+        self.attention.begin(chunk)
+        targets = self._on_device("encoded", pages, self.pool.numbers_device)
+        return PagedView(self, chunk, targets, targets[:, :0])
+
+    def _latents_of(self, encoding: Encoding) -> Tensor:
+        """The latents of pages, [B, pages * frames of each, C, H, W]."""
+        first, last = encoding.frames[0], encoding.frames[-1] + encoding.patch[0]
+        ago = self._next_frame - (first + encoding.absent)
+        return self._recent.read(ago, self._next_frame - last, absent=encoding.absent)
+
+    def _release(self) -> None:
+        """Free the pages that no slot has."""
+        for layer, table in enumerate(self.tables):
+            self.pool.retain(layer, (slot.page for slot in table.slots()))
 
     def clear(self) -> None:
         """Be as empty as at the start; frames are counted from 0 again."""
@@ -186,8 +206,7 @@ class PagedMemory:
 
     def _settle(self) -> None:
         """After slots were dropped: their pages are free, and may hold other frames soon."""
-        for layer, table in enumerate(self.tables):
-            self.pool.retain(layer, (slot.page for slot in table.slots()))
+        self._release()
         self.attention.forget()
 
     @property
@@ -323,7 +342,8 @@ class PagedView:
                 only_if=fired,
             )
         if made.stored is not None and pass_.commit:
-            memory.pool.write(layer, self.target_pages[layer], made.stored, values)
+            target, patch = self.target_pages[layer], self.chunk.patch[1]
+            memory.pool.write(layer, target, made.stored, values, patch=patch)
         return made, values
 
     def _decide(self, layer: int, key_sums: Tensor, *, tokens: int) -> None:

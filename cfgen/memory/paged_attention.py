@@ -15,6 +15,7 @@ from torch import Tensor
 from cfgen.kernels.pages import ADMITTED, Slots
 from cfgen.memory.attention import Chunk, Prepared
 from cfgen.memory.page_pool import KVCache
+from cfgen.memory.page_sizes import WHOLE, Patch
 from cfgen.memory.protocols import Norms, Pass
 from cfgen.ops.reference import LOG2E, Rope
 from cfgen.ops.select import PageOps
@@ -31,6 +32,7 @@ class PagedAttention:
         slots: Most slots that a pass reads, the chunk's own included.
         steps: Denoising passes that may each read something of their own.
         biased: Whether slots may have a bias.
+        pooled: Whether tokens of a larger patch have the mean of its rotations.
     """
 
     def __init__(
@@ -43,16 +45,22 @@ class PagedAttention:
         slots: int,
         steps: int = 1,
         biased: bool = False,
+        pooled: bool = False,
     ) -> None:
-        self._pool, self._ops, self._rope = pool, ops, rope
+        self._pool, self._ops, self._rope, self._grid = pool, ops, rope, grid
         self._exact = torch.float64 if pool.dtype == torch.float64 else torch.float32
-        self._spatial = self._on_device(_cosine_sine(rope.spatial(grid)))
+        self._pooled = pooled
+        self._spatial = {WHOLE: self._on_device(_cosine_sine(rope.spatial(grid)))}
         self._passes = [*map(Pass, range(steps)), Pass(0, commit=True)]
         kinds = len(self._passes)
         self._page = self._whole(kinds, 2, slots)
         self._row = self._whole(kinds, 2, slots)
         self._count = self._whole(kinds, 2)
         self._here = self._whole(kinds, slots)
+        mixed = pool.is_mixed
+        self._places = torch.tensor(pool.places(), dtype=torch.int32)
+        self._start = self._whole(kinds, 2, slots) if mixed else None
+        self._tokens = self._whole(kinds, 2, slots) if mixed else None
         self._bias = self._on_device(torch.zeros(self._page.shape)) if biased else None
         # A chunk that jumps in time stands at positions of its own in each layer, and denoising
         # and commit passes may differ.
@@ -67,6 +75,7 @@ class PagedAttention:
         # on the device, so that nothing waits for it. A row is a temporal position: each is rotated
         # once, whatever reads it.
         self._chunk = chunk
+        self._rotate_cells(chunk.patch)
         page, row, count, here = (
             torch.zeros(like.shape, dtype=torch.int32)
             for like in (self._page, self._row, self._count, self._here)
@@ -94,6 +103,19 @@ class PagedAttention:
         if self._bias is not None:
             self._bias.copy_(bias, non_blocking=True)
         self._turns[: len(turns)] = self._on_device(turns)
+        if self._start is not None and self._tokens is not None:
+            start, tokens = self._places[page.long()].unbind(-1)
+            self._start.copy_(start)
+            self._tokens.copy_(tokens)
+
+    def _rotate_cells(self, patch: Patch) -> None:
+        """Have the rotations in space of a chunk's tokens."""
+        if patch not in self._spatial:
+            angles, sizes = self._rope.cells(self._grid, patch, pooled=self._pooled)
+            cells = _cosine_sine(angles)
+            self._spatial[patch] = self._on_device(
+                cells if sizes is None else cells * sizes[..., None]
+            )
 
     def forget(self) -> None:
         """Nothing is kept."""
@@ -108,7 +130,7 @@ class PagedAttention:
             norms.q,
             norms.k,
             eps=norms.eps,
-            spatial=self._spatial,
+            spatial=self._spatial[self._chunk.patch],
             slots=self._slots(layer, pass_),
             key_sums=watched,
             rates=norms.rates,
@@ -131,6 +153,8 @@ class PagedAttention:
             admitted=self._chunk.decisions[layer, ADMITTED : ADMITTED + 1],
             turns=self._turns,
             bias=None if self._bias is None else self._bias[layer, index],
+            start=None if self._start is None else self._start[layer, index],
+            tokens=None if self._tokens is None else self._tokens[layer, index],
         )
 
     def _whole(self, *shape: int) -> Tensor:

@@ -13,6 +13,7 @@ from typing import ClassVar, Literal, NamedTuple, Protocol
 
 from cfgen.errors import Problem
 from cfgen.memory.commit_reads import CommitReads
+from cfgen.memory.page_sizes import PageClass, tokens_of
 from cfgen.memory.protocols import Table
 from cfgen.memory.transitions import Transition
 
@@ -38,15 +39,17 @@ class Policy(Protocol):
 
     Attributes:
         VARIANTS: Defaults, as text, that follow the value of its field `variant`.
-        GROWS: Whether it keeps more and more as a clip gets longer.
     """
 
     VARIANTS: ClassVar[Mapping[str, Mapping[str, str]]]
-    GROWS: ClassVar[bool]
 
     @property
     def policy(self) -> str:
         """Its name."""
+
+    @property
+    def grows(self) -> bool:
+        """Whether it keeps more and more as a clip gets longer."""
 
     @property
     def commit_reads(self) -> CommitReads:
@@ -60,11 +63,27 @@ class Policy(Protocol):
     def admission(self) -> AdmissionRule | None:
         """When key frames are admitted, if ever."""
 
+    @property
+    def patches(self) -> tuple[int, ...]:
+        """Patches larger than the chunk's that latent frames are encoded with again."""
+
+    @property
+    def pooled(self) -> bool:
+        """Whether tokens of a larger patch have the mean of its rotations; see `Rope.cells`."""
+
     def capacity(self, latent_frames: int) -> int:
         """Most latent frames that are kept of a clip of so many."""
 
+    def classes(self, latent_frames: int, chunk: int) -> tuple[PageClass, ...]:
+        """Pages of each size that a layer needs, whole frames first; none if all are whole.
+
+        Args:
+            latent_frames: Latent frames of the clip.
+            chunk: Those of a chunk.
+        """
+
     def readable(self, latent_frames: int, chunk: int) -> int:
-        """Most latent frames that a pass reads, those of its chunk of `chunk` included."""
+        """Most pages that a pass reads, those of its chunk of `chunk` latent frames included."""
 
     def table(self, latent_frames: int) -> Table:
         """One layer's table, empty, for a clip of so many latent frames."""
@@ -72,6 +91,10 @@ class Policy(Protocol):
     @property
     def recaches(self) -> int:
         """Most latent frames that are committed again at once; 0 if that cannot be."""
+
+    @property
+    def reencodes(self) -> int:
+        """Newest latent frames that may have to be encoded again with another patch."""
 
     def refuses(self, transition: Transition) -> str | None:
         """Why a shot cannot begin with a transition, or None if it can."""
@@ -89,3 +112,42 @@ class Policy(Protocol):
 def pages_of(policy: Policy, latent_frames: int) -> int:
     """Pages that a layer's pool needs: one more than is kept, to copy to before one is dropped."""
     return policy.capacity(latent_frames) + 1
+
+
+def page_classes(policy: Policy, latent_frames: int, chunk: int) -> tuple[PageClass, ...]:
+    """Pages of each size that a layer's pool needs, whole frames first."""
+    mixed = policy.classes(latent_frames, chunk)
+    return mixed or (PageClass(1, pages_of(policy, latent_frames)),)
+
+
+def read_tokens(policy: Policy, latent_frames: int, chunk: int, grid: tuple[int, int]) -> int:
+    """Most tokens that a pass reads; see `Policy.readable`."""
+    mixed = policy.classes(latent_frames, chunk)
+    if mixed:
+        return tokens_of(mixed, grid)
+    return policy.readable(latent_frames, chunk) * grid[0] * grid[1]
+
+
+class WholeFrames:
+    """What policies have in common whose pages are latent frames as they were committed."""
+
+    __slots__ = ()
+
+    @property
+    def patches(self) -> tuple[int, ...]:
+        """None."""
+        return ()
+
+    @property
+    def pooled(self) -> bool:
+        """There are none to pool."""
+        return False
+
+    def classes(self, latent_frames: int, chunk: int) -> tuple[PageClass, ...]:
+        """All are whole."""
+        return ()
+
+    @property
+    def reencodes(self) -> int:
+        """None."""
+        return 0

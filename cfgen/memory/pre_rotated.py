@@ -6,7 +6,9 @@ E rotary pairs, S slots.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -14,6 +16,7 @@ from torch import Tensor
 
 from cfgen.memory.attention import Chunk, Prepared, bias_of
 from cfgen.memory.page_pool import KVCache
+from cfgen.memory.page_sizes import WHOLE, Patch
 from cfgen.memory.protocols import Norms, Pass, Slot, VisibleSlot
 from cfgen.ops.reference import Rope, rotate, turns
 from cfgen.ops.select import Ops
@@ -25,8 +28,23 @@ SPELLED_OUT = 2**16
 not 1.3 ms (one core of an AMD EPYC, torch 2.13, complex64)."""
 
 
-Place = tuple[Slot, int]
-"""A slot and its temporal position."""
+class Piece(NamedTuple):
+    """A slot whose keys are held, rotated.
+
+    Attributes:
+        slot: The slot.
+        position: Its temporal position.
+        number: Of its page, another whenever that is written anew.
+        patch: Rows and columns of tokens of a latent frame that a key is of.
+        tokens: How many keys there are.
+    """
+
+    slot: Slot
+    position: int
+    number: int
+    patch: int
+    tokens: int
+
 
 MOST_KNOWN = 16
 """Sets of positions whose rotations are kept from one chunk to the next."""
@@ -38,11 +56,20 @@ class RotaryTables:
     Args:
         rope: Rotary layout of the generator.
         grid: Tokens of a latent frame as (rows, columns).
+        patch: What the chunk's tokens stand for.
+        pooled: See `Rope.cells`.
     """
 
-    def __init__(self, rope: Rope, grid: tuple[int, int]) -> None:
+    def __init__(
+        self,
+        rope: Rope,
+        grid: tuple[int, int],
+        patch: Patch = WHOLE,
+        *,
+        pooled: bool = False,
+    ) -> None:
         self.rope = rope
-        self.spatial = rope.spatial(grid)
+        self.spatial, self.sizes = rope.cells(grid, patch, pooled=pooled and patch != WHOLE)
         self.pairs_in_time = int(rope.temporal([1])[0].count_nonzero())
         self._known: dict[object, Tensor] = {}
 
@@ -54,7 +81,7 @@ class RotaryTables:
     def of(self, positions: Sequence[int] | int, like: Tensor) -> Tensor:
         """Rotations of whole frames at positions, or of so many that are not rotated in time.
 
-        Unit complex numbers [F * P, 1 or N, E], for tokens `like` [B, F * P, N, D].
+        Complex numbers [F * P, 1 or N, E], for tokens `like` [B, F * P, N, D].
         """
         key = positions if isinstance(positions, int) else tuple(positions)
         if key not in self._known:
@@ -63,7 +90,10 @@ class RotaryTables:
                 if isinstance(positions, int)
                 else (self.rope.temporal(positions)[:, None] + self.spatial).flatten(0, 1)
             )
-            made = turns(angles, like.dtype, like.device)[:, None]
+            sizes = self.sizes
+            if sizes is not None:
+                sizes = sizes.repeat(len(angles) // len(sizes), 1)
+            made = turns(angles, like.dtype, like.device, sizes=sizes)[:, None]
             if made.numel() * like.shape[2] <= SPELLED_OUT:
                 made = made.expand(-1, like.shape[2], -1).contiguous()
             self._known[key] = made
@@ -76,6 +106,22 @@ class RotaryTables:
             angles = self.rope.temporal(positions)[:, None, : self.pairs_in_time]
             self._known[key] = turns(angles, like.dtype, like.device)
         return self._known[key]
+
+
+class PatchRotations:
+    """The rotations of each patch that a chunk has had; see `RotaryTables`."""
+
+    def __init__(self, rope: Rope, grid: tuple[int, int], *, pooled: bool) -> None:
+        self._make = functools.partial(RotaryTables, rope, grid, pooled=pooled)
+        self._made: dict[Patch, RotaryTables] = {}
+
+    def begin(self, patch: Patch) -> RotaryTables:
+        """Those for a chunk that begins."""
+        if patch not in self._made:
+            self._made[patch] = self._make(patch)
+        found = self._made[patch]
+        found.next_chunk()
+        return found
 
 
 class Held(NamedTuple):
@@ -109,6 +155,8 @@ class PreRotatedAttention:
         rope: Rotary layout of the generator.
         grid: Tokens of a latent frame as (rows, columns).
         slots: Most slots that a pass reads, the chunk's own included.
+        tokens: Most tokens that it reads; None where all pages are of one size.
+        pooled: Whether tokens of a larger patch have the mean of its rotations.
         shared: Hold one layer at a time, which then is rotated in every pass, instead of all.
     """
 
@@ -120,16 +168,18 @@ class PreRotatedAttention:
         rope: Rope,
         grid: tuple[int, int],
         slots: int,
+        tokens: int | None = None,
+        pooled: bool = False,
         shared: bool = False,
     ) -> None:
         self._pool, self._ops = pool, ops
-        self._turns = RotaryTables(rope, grid)
-        batch, self._tokens, heads, self._head_dim = pool.shape
+        self._rotations = PatchRotations(rope, grid, pooled=pooled)
+        batch, of_frame, heads, self._head_dim = pool.shape
         self._shared = shared
         layers = 1 if shared else pool.layers
-        shape = (layers, batch, heads, slots * self._tokens, self._head_dim)
+        shape = (layers, batch, heads, tokens or slots * of_frame, self._head_dim)
         self._k, self._v = torch.zeros(2, *shape, dtype=pool.dtype, device=pool.device)
-        self._context: list[list[Place]] = [[] for _ in range(layers)]
+        self._context: list[list[Piece]] = [[] for _ in range(layers)]
         self._held: list[Held | None] = [None] * layers
 
     @property
@@ -141,7 +191,7 @@ class PreRotatedAttention:
     def begin(self, chunk: Chunk) -> None:
         """See `KVAttention`."""
         self._chunk = chunk
-        self._turns.next_chunk()
+        self._turns = self._rotations.begin(chunk.patch)
 
     def forget(self) -> None:
         """See `KVAttention`."""
@@ -171,7 +221,7 @@ class PreRotatedAttention:
         place = 0 if self._shared else layer
         held = self._held[place]
         if self._shared or held is None or held.visible is not visible:
-            held = self._held[place] = self._hold(layer, place, visible, like=made.k)
+            held = self._held[place] = self._hold(layer, place, visible, made.k)
         # The chunk's own keys stand right behind its context in one buffer, so that attention reads
         # both as one [B, slots * P, N, D] without joining them.
         held.own_k.copy_(turn(made.k, held.here))
@@ -179,21 +229,27 @@ class PreRotatedAttention:
         q = turn(made.q, held.here).to(v.dtype)
         return self._ops.attend(q, held.k, held.v, held.bias)
 
-    def _hold(self, layer: int, place: int, visible: list[VisibleSlot], *, like: Tensor) -> Held:
+    def _hold(self, layer: int, place: int, visible: list[VisibleSlot], like: Tensor) -> Held:
         """Have the context held, and room for the chunk behind it, whose keys are `like` these."""
-        frames = self._chunk.frames
+        frames, length = self._chunk.frames, like.shape[1]
         if self._shared:
             self._context[place] = []
-        first = self._bring(layer, place, [each.place for each in visible[:-frames]])
-        tokens = slice(first * self._tokens, (first + len(visible)) * self._tokens)
+        context = [self._piece(layer, each) for each in visible[:-frames]]
+        first = self._bring(layer, place, context)
+        sizes = [*(each.tokens for each in context), *[length // frames] * frames]
+        tokens = slice(first, first + sum(sizes))
         k, v = (x[place, :, :, tokens].transpose(1, 2) for x in (self._k, self._v))
-        own = slice(-frames * self._tokens, None)
+        own = slice(-length, None)
         here = self._turns.of([each.position for each in visible[-frames:]], like)
-        bias = bias_of(visible, self._tokens, v)
-        return Held(visible, k, v, k[:, own], v[:, own], here, bias)
+        return Held(visible, k, v, k[:, own], v[:, own], here, bias_of(visible, sizes, v))
 
-    def _bring(self, layer: int, place: int, context: list[Place]) -> int:
-        """Have these slots held one after another; the index of the first."""
+    def _piece(self, layer: int, shown: VisibleSlot) -> Piece:
+        page = shown.slot.page
+        number, size = self._pool.number(layer, page), self._pool.size(page)
+        return Piece(shown.slot, shown.position, number, *size)
+
+    def _bring(self, layer: int, place: int, context: list[Piece]) -> int:
+        """Have these slots held one after another; the token that the first begins with."""
         # Most chunks only drop slots at the front of what is held (the window moved on) and add
         # some at its end. Then nothing is copied: the context begins later in the same buffers.
         # Otherwise what stands elsewhere now, and only that, is brought from its pages again.
@@ -201,28 +257,30 @@ class PreRotatedAttention:
         if context and context[0] in held:
             first = held.index(context[0])
             if held[first:] == context:
-                return first
-        moved = [i for i, each in enumerate(context) if i >= len(held) or held[i] != each]
-        for run in _runs(moved):
-            self._rotate(layer, place, run.start, context[run.start : run.stop])
+                return sum(each.tokens for each in held[:first])
+        before = dict(zip(_begins(held), held, strict=False))
+        begins = list(_begins(context))
+        moved = [i for i, each in enumerate(context) if before.get(begins[i]) != each]
+        for run in _runs(moved, [each.patch for each in context]):
+            self._rotate(layer, place, begins[run.start], context[run.start : run.stop])
         self._context[place] = context
         return 0
 
-    def _rotate(self, layer: int, place: int, first: int, placed: list[Place]) -> None:
-        """Hold pages at their positions; only channels that turn in time are computed."""
-        tokens = slice(first * self._tokens, (first + len(placed)) * self._tokens)
+    def _rotate(self, layer: int, place: int, first: int, pieces: list[Piece]) -> None:
+        """Hold pages of one size at their positions; only channels that turn in time change."""
+        tokens = slice(first, first + len(pieces) * pieces[0].tokens)
         k, v = (
-            torch.unflatten(x[place][:, :, tokens], 2, (len(placed), -1))
+            torch.unflatten(x[place][:, :, tokens], 2, (len(pieces), -1))
             for x in (self._k, self._v)
         )
-        self._pool.read(layer, [slot.page for slot, _ in placed], k, v)
+        self._pool.read(layer, [each.slot.page for each in pieces], k, v)
         # Pages hold keys that are rotated in space already, so only the first channel pairs, those
         # of the temporal axis, are left: [B, N, pages, P, 2 * pairs_in_time]. They are turned in
         # float32, since two roundings to bfloat16 would move attention.
         in_time = k[..., : 2 * self._turns.pairs_in_time]
         exact = k.dtype in (torch.float32, torch.float64)
         wide = in_time if exact else in_time.contiguous().float()
-        turn(wide, self._turns.in_time([position for _, position in placed], wide))
+        turn(wide, self._turns.in_time([each.position for each in pieces], wide))
         if not exact:
             in_time.copy_(wide.to(k.dtype))
 
@@ -236,10 +294,16 @@ def turn(x: Tensor, turns: Tensor) -> Tensor:
     return x
 
 
-def _runs(indices: list[int]) -> Iterator[range]:
-    """Neighbours among rising indices."""
+def _begins(pieces: Sequence[Piece]) -> Iterator[int]:
+    """The token that each begins with, where they stand one after another."""
+    return accumulate((each.tokens for each in pieces[:-1]), initial=0)
+
+
+def _runs(indices: list[int], sizes: Sequence[int]) -> Iterator[range]:
+    """Neighbours of one size among rising indices."""
     begin = 0
     for i, index in enumerate(indices):
-        if i + 1 == len(indices) or indices[i + 1] != index + 1:
+        ends = i + 1 == len(indices) or indices[i + 1] != index + 1
+        if ends or sizes[indices[i + 1]] != sizes[index]:
             yield range(indices[begin], index + 1)
             begin = i + 1

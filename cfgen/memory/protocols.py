@@ -8,11 +8,14 @@ gives the visible slots for both outcomes before a chunk, and is told the outcom
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar, runtime_checkable
 
+from cfgen.memory.page_sizes import Patch
+
 if TYPE_CHECKING:  # policies load without torch
+    import torch
     from torch import Tensor
 
 Scalars = dict[str, object]
@@ -43,11 +46,6 @@ class VisibleSlot(NamedTuple):
     slot: Slot
     position: int
     bias: float = 0.0
-
-    @property
-    def place(self) -> tuple[Slot, int]:
-        """What its rotated keys follow from."""
-        return self.slot, self.position
 
 
 class Admission(NamedTuple):
@@ -137,6 +135,95 @@ class ChoosingTable(Table, Protocol):
         """Choose by the mean key [D] of each group in the first layer, or with none by none."""
 
 
+class Encoding(NamedTuple):
+    """Pages that are written in one pass at t = 0, from latents that were committed before.
+
+    Attributes:
+        level: The level of memory that they stand in.
+        patch: What their tokens stand for.
+        frames: The first latent frame of each page.
+        absent: Latent frames of the first page that there are not: zeros stand for them.
+    """
+
+    level: int
+    patch: Patch
+    frames: tuple[int, ...]
+    absent: int = 0
+
+
+@runtime_checkable
+class CompressingTable(Table, Protocol):
+    """A table whose older latent frames are encoded again, with larger patches."""
+
+    def settle(self) -> list[Encoding]:
+        """A chunk is committed: drop what has left, and name what is to be encoded, in order.
+
+        What is named has no pages any more; it is the same in every layer.
+        """
+
+    def begin_encoding(self, encoding: Encoding, pages: Sequence[int]) -> None:
+        """What was named is about to be encoded, to these pages.
+
+        Until `end_encoding`, `visible_slots` has what that pass reads, and its own slots last.
+        """
+
+    def end_encoding(self) -> None:
+        """That pass has run."""
+
+
+class PagePool(Protocol):
+    """Storage of pages, numbered per layer."""
+
+    layers: int
+
+    @property
+    def device(self) -> torch.device:
+        """Where pages are written from."""
+
+    @property
+    def numbers_device(self) -> torch.device:
+        """Where `write` takes numbers of pages from without waiting."""
+
+    def allocate(self, layer: int, patch: int = 1) -> int:
+        """A page that is not in use, now in use; of a size.
+
+        Args:
+            layer: The layer.
+            patch: Rows and columns of tokens of a latent frame that a token of it stands for.
+        """
+
+    def retain(self, layer: int, pages: Iterable[int]) -> None:
+        """Free every page of the layer but these."""
+
+    def write(
+        self,
+        layer: int,
+        into: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        only_if: Tensor | None = None,
+        patch: int = 1,
+    ) -> None:
+        """Store frames, k and v [B, F * P, N, D], on pages `into` [F] int32.
+
+        Args:
+            layer: The layer.
+            into: The page of each frame.
+            k: Keys, rotated in space.
+            v: Values.
+            only_if: [1] int32; nothing is stored if it is 0.
+            patch: The size of those pages, see `allocate`.
+        """
+
+    def keys(self, layer: int, page: int) -> Tensor:
+        """Keys of a page as numbers, rotated in space: [B, N, P, D]."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+
+
 class Norms(NamedTuple):
     """The root-mean-square norms of a layer's queries and keys.
 
@@ -184,6 +271,14 @@ class Memory(Protocol[V]):
 
     def remember(self, latents: Tensor) -> None:
         """Keep the clean latents [B, F, C, H, W] of the chunk that was committed, for `rewind`."""
+
+    def reencode(self) -> Iterator[tuple[V, Tensor, Patch]]:
+        """Once a chunk is remembered: have latents encoded again that are kept as fewer tokens.
+
+        Yields:
+            The view of each commit pass that is to run, its latents [B, F, C, H, W], and the patch
+            that they are read with; one is to run before the next is asked for.
+        """
 
     def clear(self) -> None:
         """Between two chunks: be as empty as at the start."""

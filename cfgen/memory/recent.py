@@ -1,4 +1,4 @@
-"""The newest clean latents, to be committed again where a shot begins under another prompt.
+"""The newest clean latents, to be committed again under another prompt, or with larger patches.
 
 Axis letters: B batch, F latent frames, C channels, H W rows and columns of a latent frame.
 """
@@ -42,9 +42,14 @@ class RecentLatents:
             )
         return sum(chunk.shape[1] for chunk in self._chunks)
 
-    def add(self, latents: Tensor) -> None:
-        """Take in a chunk [B, F, C, H, W]; what is older than needed goes."""
+    def add(self, latents: Tensor, *, keep_all: bool = False) -> None:
+        """Take in a chunk [B, F, C, H, W]; what is older than needed goes, unless all is kept."""
         self._chunks.append(latents)
+        if not keep_all:
+            self.trim()
+
+    def trim(self) -> None:
+        """Let go what is older than needed."""
         excess = sum(chunk.shape[1] for chunk in self._chunks) - self._most
         self._lost = self._lost and excess < 0
         while excess > 0:
@@ -70,6 +75,25 @@ class RecentLatents:
         kept = every.shape[1] - count
         self._chunks = [every[:, :kept]] if kept else []
         return every[:, kept:]
+
+    def read(self, first: int, end: int, *, absent: int = 0) -> Tensor:
+        """Frames from `first` before the newest's end up to `end` before it: [B, n, C, H, W].
+
+        Args:
+            first: How many of the newest frames there are from the first of them on.
+            end: How many of the newest frames there are behind the last of them.
+            absent: Frames of zeros before them.
+
+        Raises:
+            SnapshotError: They were not kept.
+        """
+        if first > self.frames:
+            raise ValueError(f"frames from the newest {first} on were asked for, of {self.frames}")
+        every = torch.cat(self._chunks, 1)
+        found = every[:, every.shape[1] - first : every.shape[1] - end]
+        if not absent:
+            return found
+        return torch.cat([found.new_zeros(found.shape[0], absent, *found.shape[2:]), found], 1)
 
     def state(self) -> dict[str, Tensor]:
         """What `restore` needs, by name."""

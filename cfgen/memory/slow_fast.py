@@ -15,7 +15,7 @@ from typing import Annotated, ClassVar, Literal
 from cfgen.errors import Problem
 from cfgen.fields import Natural, Positive, Range, check
 from cfgen.memory.commit_reads import CommitReads, commit_problems, narrowed
-from cfgen.memory.policy import AdmissionRule, Storage
+from cfgen.memory.policy import AdmissionRule, Storage, WholeFrames
 from cfgen.memory.protocols import (
     Admission,
     Pass,
@@ -31,7 +31,7 @@ from cfgen.memory.transitions import Transition
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SlowFastMemory:
+class SlowFastMemory(WholeFrames):
     """Keep the first frames, key frames that differed enough, and the latest frames.
 
     Attributes:
@@ -60,7 +60,6 @@ class SlowFastMemory:
         "paper": {"tau": "0.95", "interval": "2", "min_gap": "0"},
         "cfgen": {"tau": "0.95", "interval": "1", "min_gap": "1"},
     }
-    GROWS: ClassVar[bool] = False
 
     policy: Literal["slow_fast"] = "slow_fast"
     variant: Literal["release", "paper", "cfgen"] = "cfgen"
@@ -78,6 +77,11 @@ class SlowFastMemory:
 
     def __post_init__(self) -> None:
         check(self)
+
+    @property
+    def grows(self) -> bool:
+        """It does not."""
+        return False
 
     @property
     def admission(self) -> AdmissionRule:

@@ -15,7 +15,7 @@ from typing import ClassVar, Literal
 from cfgen.errors import Problem
 from cfgen.fields import Natural, Positive, check
 from cfgen.memory.commit_reads import CommitReads, commit_problems, narrowed
-from cfgen.memory.policy import Storage
+from cfgen.memory.policy import Storage, WholeFrames
 from cfgen.memory.protocols import Admission, Pass, Scalars, Slot, VisibleSlot, pairs_of, slots_of
 from cfgen.memory.transitions import Transition
 
@@ -23,7 +23,7 @@ Positions = Literal["absolute", "relative", "top"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class FullMemory:
+class FullMemory(WholeFrames):
     """Keep every latent frame; memory grows with the clip.
 
     Attributes:
@@ -33,7 +33,6 @@ class FullMemory:
     """
 
     VARIANTS: ClassVar[Mapping[str, Mapping[str, str]]] = {}
-    GROWS: ClassVar[bool] = True
 
     policy: Literal["full"] = "full"
     commit_reads: CommitReads = "all"
@@ -41,6 +40,11 @@ class FullMemory:
 
     def __post_init__(self) -> None:
         check(self)
+
+    @property
+    def grows(self) -> bool:
+        """It does."""
+        return True
 
     @property
     def admission(self) -> None:
@@ -77,15 +81,19 @@ class FullMemory:
         return commit_problems(self.commit_reads, chunk=chunk)
 
 
-class NewestFrames:
+class NewestFrames(WholeFrames):
     """What policies have in common that keep the first frames of a clip and the newest `size`."""
 
     __slots__ = ()
 
     VARIANTS: ClassVar[Mapping[str, Mapping[str, str]]] = {}
-    GROWS: ClassVar[bool] = False
 
     size: int
+
+    @property
+    def grows(self) -> bool:
+        """It does not."""
+        return False
 
     @property
     def admission(self) -> None:

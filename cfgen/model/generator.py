@@ -18,14 +18,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cfgen.memory.page_sizes import WHOLE, Patch
 from cfgen.memory.protocols import Norms, View
 from cfgen.model.embedding import logarithms, sinusoid
+from cfgen.model.patches import embed_patches, embedding_name, larger_embedding
 from cfgen.ops.select import TORCH, Ops
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WanConfig:
-    """Sizes of a generator, as in Wan's config.json. Nothing else in the model assumes a size."""
+    """Sizes of a generator, as in Wan's config.json. Nothing else in the model assumes a size.
+
+    `larger_patches` are cfgen's own: how many times wider, along each axis, the patches are that
+    the past may be encoded with again.
+    """
 
     dim: int
     ffn_dim: int
@@ -38,6 +44,7 @@ class WanConfig:
     text_dim: int = 4096
     patch_size: tuple[int, int, int] = (1, 2, 2)
     eps: float = 1e-6
+    larger_patches: tuple[int, ...] = ()
 
     @property
     def head_dim(self) -> int:
@@ -241,6 +248,8 @@ class Generator(nn.Module):
     Attributes:
         writer: One of the same sizes whose weights compute commit passes; None where these do.
         split: How tokens are shared out among processes; None where one has them all.
+        patch_embedding_2x: The kernel of patches that are twice as wide along each axis, in time
+            too; there if `geometry.larger_patches` has 2, and so on for others.
     """
 
     writer: Generator | None
@@ -250,6 +259,8 @@ class Generator(nn.Module):
         super().__init__()
         g = self.geometry = geometry
         self.patch_embedding = nn.Conv3d(g.in_dim, g.dim, g.patch_size, g.patch_size)
+        for times in g.larger_patches:
+            self.add_module(embedding_name(times), larger_embedding(self.patch_embedding, times))
         self.text_embedding = nn.Sequential(
             Linear(g.text_dim, g.dim), nn.GELU("tanh"), Linear(g.dim, g.dim)
         )
@@ -327,7 +338,7 @@ class Generator(nn.Module):
         batch, frames, _, height, width = x_BFCHW.shape
         rows, columns = g.grid(height, width)
         level = level if isinstance(level, Level) else self.level(level)
-        x = self._own(self._patches(x_BFCHW), level)
+        x = self._own(embed_patches(x_BFCHW, self.patch_embedding), level)
         for block, keys_values in zip(self.blocks, text.keys_values, strict=True):
             x = block(x, level.modulation, keys_values, text.bias, view)
         patches = self.head(x, level.time)
@@ -338,20 +349,37 @@ class Generator(nn.Module):
         flow: Tensor = patches.permute(0, 1, 6, 2, 4, 3, 5).to(x_BFCHW.dtype)
         return flow.reshape(batch, frames, g.out_dim, height, width)
 
-    def commit(self, x_BFCHW: Tensor, level: Level, text: Conditioning, view: View) -> None:
+    def commit(
+        self,
+        x_BFCHW: Tensor,
+        level: Level,
+        text: Conditioning,
+        view: View,
+        *,
+        patch: Patch = WHOLE,
+    ) -> None:
         """The commit pass of a clean chunk: what `forward` leaves in memory, and no more.
 
         Where there is a `writer`, its weights compute it.
 
+        Args:
+            x_BFCHW: the chunk.
+            level: what `level` gave for no noise.
+            text: what `condition` gave.
+            view: the chunk's view, in its commit pass.
+            patch: latent frames, and rows and columns of usual tokens, that become one token.
+
         Raises:
             ValueError: level or text were read without the writer.
+            AttributeError: the model has no kernel for such patches.
         """
         if self.writer is not None:
             if level.commit is None or text.commit is None:
                 raise ValueError("a commit pass needs level and text as its own weights read them")
-            self.writer.commit(x_BFCHW, level.commit, text.commit, view)
+            self.writer.commit(x_BFCHW, level.commit, text.commit, view, patch=patch)
             return
-        x = self._own(self._patches(x_BFCHW), level)
+        embedding = self.get_submodule(embedding_name(patch[1]))
+        x = self._own(embed_patches(x_BFCHW, embedding, frames=patch[0]), level)
         *blocks, last = (block for block in self.blocks if isinstance(block, Block))
         for block, keys_values in zip(blocks, text.keys_values[:-1], strict=True):
             x = block(x, level.modulation, keys_values, text.bias, view)
@@ -368,13 +396,3 @@ class Generator(nn.Module):
         if level.modulation.shape[1] != 1:
             raise ValueError("tokens cannot be shared out among processes: levels differ by frame")
         return self.split.own_tokens(x)
-
-    def _patches(self, x_BFCHW: Tensor) -> Tensor:
-        """Embedded tokens [B, L, E]; a strided convolution written as one matrix product."""
-        batch, frames, channels, height, width = x_BFCHW.shape
-        _, ph, pw = self.geometry.patch_size
-        rows, columns = self.geometry.grid(height, width)
-        x = x_BFCHW.view(batch, frames, channels, rows, ph, columns, pw)
-        patches = x.permute(0, 1, 3, 5, 2, 4, 6).reshape(batch, frames * rows * columns, -1)
-        kernel = self.patch_embedding.weight.flatten(1)
-        return F.linear(patches.to(kernel.dtype), kernel, self.patch_embedding.bias)

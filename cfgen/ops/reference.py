@@ -50,6 +50,40 @@ class Rope:
         angles[..., start + third :] = self._axis(torch.arange(width), third)[None]
         return angles.flatten(0, 1)
 
+    def cells(
+        self, grid: tuple[int, int], patch: tuple[int, int, int], *, pooled: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Rotation in space of the tokens of a page that each stand for a patch of a frame's.
+
+        A token has the rotation of its patch's first cell, as FAR has it; or the mean of the
+        rotations of its cells, as FramePack has it, which is shorter than 1. The mean over the
+        latent frames of a patch is the rotation of the first times a constant, which is in it.
+        Cells beyond an edge have the rotation of the last.
+        Source: FAR far/models/far_long_model.py @ e59536a; FramePack
+        diffusers_helper/models/hunyuan_video_packed.py @ 97fe5db (`center_down_sample_3d`).
+
+        Args:
+            grid: Rows and columns of tokens of a latent frame.
+            patch: Latent frames, rows and columns that a token stands for.
+            pooled: Whether it has the mean.
+
+        Returns:
+            Angles [P, E] float64, and likewise the sizes of the rotations; None for 1.
+        """
+        frames, height, width = patch
+        rows, columns = (
+            torch.arange(-(-size // by) * by).clamp(max=size - 1)
+            for size, by in zip(grid, (height, width), strict=True)
+        )
+        angles = torch.unflatten(self.spatial(grid), 0, grid)[rows][:, columns]
+        if not pooled:
+            return angles[::height, ::width].flatten(0, 1), None
+        turned = torch.polar(torch.ones_like(angles), angles)
+        patches = torch.unflatten(torch.unflatten(turned, 1, (-1, width)), 0, (-1, height))
+        in_time = self.temporal(range(frames))
+        mean = patches.mean((1, 3)) * torch.polar(torch.ones_like(in_time), in_time).mean(0)
+        return mean.angle().flatten(0, 1), mean.abs().flatten(0, 1)
+
     def _axis(self, positions: Tensor, pairs: int) -> Tensor:
         exponent = torch.arange(pairs, dtype=torch.float64) / max(1, pairs)
         return positions.to(torch.float64)[:, None] / torch.pow(
@@ -57,10 +91,13 @@ class Rope:
         )
 
 
-def turns(angles: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Unit complex numbers of angles: complex128 where `dtype` is float64, else complex64."""
+def turns(
+    angles: Tensor, dtype: torch.dtype, device: torch.device, *, sizes: Tensor | None = None
+) -> Tensor:
+    """Complex numbers of angles, of size 1: complex128 where `dtype` is float64, else complex64."""
     precision = torch.complex128 if dtype == torch.float64 else torch.complex64
-    made = torch.polar(torch.ones_like(angles), angles)
+    sizes = torch.ones_like(angles) if sizes is None else sizes.expand_as(angles)
+    made = torch.polar(sizes, angles)
     return made.to(device=device, dtype=precision, non_blocking=True)
 
 
@@ -156,7 +193,7 @@ def attend_pages(
     which = int(slots.admitted)
     count = int(slots.counts[which])
     q = q_BLND.to(exact).transpose(1, 2)
-    context = [expand(page_of(pages, int(page)), exact) for page in slots.page[which, :count]]
+    context = [expand(_slot_of(pages, slots, which, i, q.shape), exact) for i in range(count)]
     chunk = zip(
         *(x.to(exact).transpose(1, 2).chunk(frames, 2) for x in (k_BLND, v_BLND)), strict=True
     )
@@ -278,6 +315,19 @@ def _turned(x_BNLD: Tensor, turns_E: Tensor) -> Tensor:
 def page_of(pages: Pages, page: int) -> Pages:
     """One page of many; its tensors have no axis of pages."""
     return Pages(*(None if stored is None else stored[page] for stored in pages))
+
+
+def _slot_of(pages: Pages, slots: Slots, which: int, slot: int, queries: torch.Size) -> Pages:
+    """The page that a slot has, whatever its size."""
+    page = int(slots.page[which, slot])
+    if slots.start is None or slots.tokens is None:
+        return page_of(pages, page)
+    lanes, tokens = queries[0] * queries[1], int(slots.tokens[which, slot])
+    first = int(slots.start[which, slot]) * lanes
+    shape = (queries[0], queries[1], tokens, queries[3])
+    k, v = (x[first : first + tokens * lanes].view(shape) for x in (pages.k, pages.v))
+    beside = (None if each is None else each[page] for each in pages[2:])
+    return Pages(k, v, *beside)
 
 
 def expand(page: Pages, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

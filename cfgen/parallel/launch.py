@@ -55,3 +55,17 @@ def require_divisible(heads: int, processes: int) -> None:
             f"processes; they can be among {', '.join(allowed[:-1])} or {allowed[-1]}",
             f"use --parallel {max(int(n) for n in allowed if int(n) <= processes)}",
         )
+
+
+def require_one_page_size(sizes: int, processes: int) -> None:
+    """Refuse a memory whose pages have several sizes: only whole latent frames are shared out.
+
+    Raises:
+        UsageError: There are several, and several processes.
+    """
+    if processes > 1 and sizes > 1:
+        raise UsageError(
+            f"--parallel {processes}: this memory keeps older frames as pages of fewer tokens,"
+            " which cannot be shared out among processes",
+            "render with --parallel 1, or with another --memory",
+        )

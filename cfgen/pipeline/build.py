@@ -19,8 +19,9 @@ from cfgen.config.schema import (
 from cfgen.errors import CheckpointError
 from cfgen.memory.build import build_memory as memory_of
 from cfgen.memory.page_pool import KVCache
+from cfgen.memory.page_sizes import small_pages
 from cfgen.memory.paged import PagedMemory
-from cfgen.memory.policy import Policy, pages_of
+from cfgen.memory.policy import Policy, page_classes
 from cfgen.model.generator import Conditioning, Generator
 from cfgen.ops.select import Ops, build_ops
 from cfgen.parallel.group import Group
@@ -321,10 +322,13 @@ def build_memory(
     sizes = generator.geometry
     grid = sizes.grid(plan.geometry.latent_height, plan.geometry.latent_width)
     heads = sizes.num_heads // (1 if split is None else split.processes)
+    chunk = plan.geometry.chunk_latent_frames
+    classes = page_classes(policy, plan.latent_frames, chunk)
     pool = KVCache(
         sizes.num_layers,
-        pages_of(policy, plan.latent_frames),
+        classes[0].pages,
         (1, grid[0] * grid[1], heads, sizes.head_dim),
+        small=small_pages(classes, grid),
         dtype=dtype,
         device=generator.device,
         place=torch.device("cpu") if offload == "all" else None,

@@ -92,7 +92,7 @@ def what_fits(config: RenderConfig) -> str:
     ways = []
     if config.device != "cpu" and config.placement.offload in ("auto", "none"):
         ways.append("--offload all (on a GPU)")
-    if config.memory.GROWS:
+    if config.memory.grows:
         ways.append("--memory slow_fast, whose cache does not grow")
     if config.memory.kv_cache == "auto":
         ways.append("--kv-cache int8")

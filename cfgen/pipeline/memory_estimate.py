@@ -15,16 +15,18 @@ from cfgen.checkpoint.networks.fill import MATRICES, config_of, held_nbytes
 from cfgen.checkpoint.networks.geometry import vae_stride
 from cfgen.checkpoint.networks.network import Network
 from cfgen.checkpoint.networks.vae import tiny_sizes
-from cfgen.config.schema import ModelConfig, RenderConfig
+from cfgen.config.schema import MemoryConfig, ModelConfig, RenderConfig
 from cfgen.errors import BudgetError, CheckpointError, SetupError, UsageError
 from cfgen.memory.page_pool import page_dtypes
-from cfgen.memory.policy import Storage, pages_of
+from cfgen.memory.page_sizes import PageClass, tokens_of
+from cfgen.memory.policy import Storage, page_classes, read_tokens
 from cfgen.model.generator import WanConfig
 from cfgen.model.latent_moments import LATENT_MEAN
+from cfgen.model.patches import embedding_name
 from cfgen.model.vae import SPATIAL_STRIDE
 from cfgen.ops.select import build_ops
 from cfgen.ops.triton_backend import Request
-from cfgen.parallel.launch import require_divisible
+from cfgen.parallel.launch import require_divisible, require_one_page_size
 from cfgen.pipeline.device import Runtime
 from cfgen.pipeline.job import RenderJob
 from cfgen.pipeline.limits import free_memory
@@ -66,17 +68,21 @@ def attention_share(sizes: WanConfig, grid: tuple[int, int]) -> float:
     return 2 * grid[0] * grid[1] * sizes.dim / (linear * (1 + BESIDE))
 
 
-def kv_nbytes(sizes: WanConfig, grid: tuple[int, int], pages: int, dtype: torch.dtype) -> int:
-    """Bytes of keys and values in a number type."""
-    return 2 * sizes.num_layers * pages * grid[0] * grid[1] * sizes.dim * dtype.itemsize
+def kv_nbytes(sizes: WanConfig, tokens: int, dtype: torch.dtype) -> int:
+    """Bytes of keys and values of so many tokens, in a number type."""
+    return 2 * sizes.num_layers * tokens * sizes.dim * dtype.itemsize
 
 
 def pool_nbytes(
-    storage: Storage, sizes: WanConfig, grid: tuple[int, int], pages: int, dtype: torch.dtype
+    storage: Storage,
+    sizes: WanConfig,
+    grid: tuple[int, int],
+    classes: tuple[PageClass, ...],
+    dtype: torch.dtype,
 ) -> int:
     """Bytes of a KV cache as it is kept, scales and means included."""
-    kept = page_dtypes(storage, dtype)
-    numbers = sum(kv_nbytes(sizes, grid, pages, each) for each in kept) // 2
+    kept, pages = page_dtypes(storage, dtype), sum(each.pages for each in classes)
+    numbers = sum(kv_nbytes(sizes, tokens_of(classes, grid), each) for each in kept) // 2
     keys, values = (each.itemsize == 1 for each in kept)
     beside = keys * (sizes.num_heads + sizes.dim) + values * sizes.dim
     return numbers + sizes.num_layers * pages * beside * torch.float32.itemsize
@@ -93,7 +99,7 @@ def estimate_memory(job: RenderJob) -> MemoryEstimate:
 
     Raises:
         CheckpointError: A file is nowhere, damaged or not what it should be.
-        UsageError: Heads cannot be shared out among so many processes.
+        UsageError: Heads or pages cannot be shared out among so many processes.
     """
     config, plan, model, dtype = job.config, job.plan, job.model, job.runtime.dtype
     network, sizes = model.generator, model.geometry
@@ -103,19 +109,21 @@ def estimate_memory(job: RenderJob) -> MemoryEstimate:
     _require_patches(sizes, plan)
     processes = config.placement.parallel
     require_divisible(sizes.num_heads, processes)
-    pages = pages_of(config.memory, plan.latent_frames)
+    _require_larger_patches(network, sizes, config.memory)
+    chunk, most = geometry.chunk_latent_frames, longest_pass(plan, config.memory.recaches)
+    classes = page_classes(config.memory, plan.latent_frames, chunk)
+    require_one_page_size(len(classes), processes)
     sets = [network] if network.memory is None else [network, network.memory]
     weights = [item for each in sets for item in _generator(each, config.model, dtype).items()]
     blocks = [nbytes for name, nbytes in weights if MATRICES.fullmatch(name)]
-    prompt = kv_nbytes(sizes, (1, sizes.text_len), 1, dtype)
+    prompt = kv_nbytes(sizes, sizes.text_len, dtype)
     text, widest = _text_encoder(model.text_encoder)
     vae, decode = _vae(model.vae, dtype, plan)
-    full = kv_nbytes(sizes, grid, pages, dtype)
-    kv = pool_nbytes(config.memory.kv_cache, sizes, grid, pages, dtype)
+    full = kv_nbytes(sizes, tokens_of(classes, grid), dtype)
+    kv = pool_nbytes(config.memory.kv_cache, sizes, grid, classes, dtype)
     rotates = build_ops(config.backend, wanted_of(config, job.runtime, sizes)).pages is None
-    most = longest_pass(plan, config.memory.recaches)
-    read = config.memory.readable(plan.latent_frames, most)
-    held = kv_nbytes(sizes, grid, read, dtype)
+    read = read_tokens(config.memory, plan.latent_frames, most, grid)
+    held = kv_nbytes(sizes, read, dtype)
     held = held if kv == full else held // sizes.num_layers
     prompts = len({span.prompt for span in plan.spans}) + (config.schedule.guidance != 1)
     return MemoryEstimate(
@@ -175,6 +183,21 @@ def _require_patches(sizes: WanConfig, plan: Plan) -> None:
             f"multiple of {columns * g.spatial_stride} pixels wide and of "
             f"{rows * g.spatial_stride} high",
             "choose another --size (or model.sizes)",
+        )
+
+
+def _require_larger_patches(network: Network, sizes: WanConfig, memory: MemoryConfig) -> None:
+    """Refuse a memory of patches that the generator has no kernels for.
+
+    Raises:
+        CheckpointError: It has none.
+    """
+    missing = [times for times in memory.patches if times not in sizes.larger_patches]
+    if missing:
+        raise CheckpointError(
+            f"{network.file.path} cannot be run with memory {memory.policy}, which keeps the past "
+            f"with larger patches: {embedding_name(missing[0])}.weight is missing",
+            "choose another --memory, or take a model that was trained with such patches",
         )
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cfgen.memory.policy import pages_of
-from cfgen.parallel.launch import require_divisible
+from cfgen.memory.policy import page_classes
+from cfgen.parallel.launch import require_divisible, require_one_page_size
 from cfgen.pipeline.job import RenderJob
 from cfgen.pipeline.memory_estimate import pool_nbytes
 from cfgen.pipeline.plan import passes_of
@@ -36,7 +36,7 @@ def shares_of(job: RenderJob) -> Shares | None:
 
     Raises:
         CheckpointError: The model's sizes cannot be read.
-        UsageError: Heads cannot be shared out among so many processes.
+        UsageError: Heads or pages cannot be shared out among so many processes.
     """
     config, plan = job.config, job.plan
     processes = config.placement.parallel
@@ -45,13 +45,14 @@ def shares_of(job: RenderJob) -> Shares | None:
     sizes, shape, dtype = job.model.geometry, plan.geometry, job.runtime.dtype
     require_divisible(sizes.num_heads, processes)
     grid = sizes.grid(shape.latent_height, shape.latent_width)
-    pages = pages_of(config.memory, plan.latent_frames)
+    classes = page_classes(config.memory, plan.latent_frames, shape.chunk_latent_frames)
+    require_one_page_size(len(classes), processes)
     tokens = grid[0] * grid[1] * shape.chunk_latent_frames
     rows = sizes.num_layers * passes_of(config.schedule) * tokens // processes
     return Shares(
         processes=processes,
         heads=sizes.num_heads,
         tokens=tokens,
-        kv_nbytes=pool_nbytes(config.memory.kv_cache, sizes, grid, pages, dtype),
+        kv_nbytes=pool_nbytes(config.memory.kv_cache, sizes, grid, classes, dtype),
         exchanged_nbytes=rows * 4 * sizes.dim * dtype.itemsize * (processes - 1) // processes,
     )

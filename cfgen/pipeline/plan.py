@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from cfgen.config.schema import ScheduleConfig
 from cfgen.errors import CheckpointError
-from cfgen.memory.policy import pages_of
+from cfgen.memory.page_sizes import tokens_of
+from cfgen.memory.policy import page_classes, read_tokens
 from cfgen.pipeline.job import RenderJob
 from cfgen.pipeline.memory_estimate import attention_share, pool_nbytes
 from cfgen.timeline import KEPT_SNAPSHOTS, Plan
@@ -56,12 +57,24 @@ def _kv_size(job: RenderJob) -> KvSize | None:
         sizes = job.model.geometry
     except CheckpointError:
         return None
-    shape, memory = job.plan.geometry, job.config.memory
+    shape, memory, frames = job.plan.geometry, job.config.memory, job.plan.latent_frames
     grid = sizes.grid(shape.latent_height, shape.latent_width)
-    pages = pages_of(memory, job.plan.latent_frames)
-    nbytes = pool_nbytes(memory.kv_cache, sizes, grid, pages, job.runtime.dtype)
-    read = memory.readable(job.plan.latent_frames, shape.chunk_latent_frames)
-    return KvSize(nbytes=nbytes, pages=pages, read=read, attention=attention_share(sizes, grid))
+    classes = page_classes(memory, frames, shape.chunk_latent_frames)
+    nbytes = pool_nbytes(memory.kv_cache, sizes, grid, classes, job.runtime.dtype)
+    read, pages = (
+        -(-tokens // (grid[0] * grid[1]))
+        for tokens in (
+            read_tokens(memory, frames, shape.chunk_latent_frames, grid),
+            tokens_of(classes, grid),
+        )
+    )
+    return KvSize(
+        nbytes=nbytes,
+        pages=pages,
+        read=read,
+        attention=attention_share(sizes, grid),
+        rewritten=memory.reencodes > 0,
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,15 +83,18 @@ class KvSize:
 
     Attributes:
         nbytes: Bytes of all keys and values as they are kept.
-        pages: Latent frames kept in each layer, and one for a copy.
-        read: Latent frames that a pass reads at most; 0 for all that are kept.
+        pages: Latent frames kept in each layer, and one for a copy; of older ones that are kept as
+            fewer tokens, as many as have those.
+        read: Latent frames that a pass reads at most, likewise; 0 for all that are kept.
         attention: What reading one of them adds to the time of a chunk that reads none, as a share.
+        rewritten: Whether latent frames are encoded again, so that a snapshot holds them anew.
     """
 
     nbytes: int
     pages: int
     read: int = 0
     attention: float = 0.0
+    rewritten: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -147,6 +163,8 @@ def estimate(
         snapshots = None
     if kv is not None and snapshots is None:
         ever = kv.nbytes // kv.pages * plan.latent_frames
+        if kv.rewritten:
+            ever = kv.nbytes * plan.chunks
         snapshots = min(max(budget_nbytes, KEPT_SNAPSHOTS * kv.nbytes), ever) + kv.nbytes
     chunk_s, more_s, rate = None, 0.0, frames_per_s or math.inf
     if frames_per_s is not None:

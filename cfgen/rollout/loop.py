@@ -81,10 +81,33 @@ def commit_chunk(
         conditioning: what the chunk's prompt says.
         step: number of the pass, the denoising passes before it counted.
     """
-    commit = view.at(Pass(step, commit=True))
-    generator.commit(latents, generator.level(0.0), conditioning, commit)
+    clean = generator.level(0.0)
+    generator.commit(latents, clean, conditioning, view.at(Pass(step, commit=True)))
     memory.commit(view)
     memory.remember(latents)
+    reencode(generator, memory, clean, conditioning, step=step)
+
+
+def reencode(
+    generator: Generator,
+    memory: Memory[V],
+    clean: Level,
+    conditioning: Conditioning,
+    *,
+    step: int = 0,
+) -> None:
+    """Once a chunk is committed: encode again what the memory keeps as fewer tokens from now on.
+
+    Args:
+        generator: the causal model.
+        memory: it knows which latents, and with which patch.
+        clean: the noise level 0, as the generator reads it.
+        conditioning: what the chunk's prompt says.
+        step: number of the commit pass.
+    """
+    for view, latents, patch in memory.reencode():
+        commit = view.at(Pass(step, commit=True))
+        generator.commit(latents, clean, conditioning, commit, patch=patch)
 
 
 def recommit(
@@ -143,6 +166,11 @@ class ChunkDenoiser:
         commit = view.at(Pass(len(self._levels), commit=True))
         self.generator.commit(x0, self._clean, conditioning, commit)
 
+    def reencode(self, memory: Memory[V], conditioning: Conditioning) -> None:
+        """What follows once a chunk is committed; see `reencode`."""
+        step = len(self._levels)
+        reencode(self.generator, memory, self._clean, conditioning, step=step)
+
     def denoise(self, noise: Tensor, view: View, conditioning: Conditioning) -> Tensor:
         """The clean chunk, of which memory keeps nothing yet; the rest as for a call."""
         schedule, x = self.schedule, noise[0]
@@ -197,7 +225,7 @@ class Rollout(Generic[V]):
             self._opening = opening, opening.draws
         self._opens = opens
         self._device = denoise.generator.device
-        self._commit = denoise.commit
+        self._commit, self._reencode = denoise.commit, denoise.reencode
         self._memory, self._noise, self._shape = memory, noise, shape
 
     def start(self, index: int, conditioning: Conditioning) -> None:
@@ -207,6 +235,7 @@ class Rollout(Generic[V]):
             run, draws = self._opening
         drawn = torch.stack([self._noise.draw(index, n, self._shape) for n in range(draws)])
         self._view = self._memory.begin(self._shape[1])
+        self._conditioning = conditioning
         on_device = drawn.to(self._device, non_blocking=True)
         self._chunk = Chunk(index, run(on_device, self._view, conditioning))
 
@@ -217,6 +246,7 @@ class Rollout(Generic[V]):
         """
         latents = chunk.latents.to(self._device)
         self._view = self._memory.begin(latents.shape[1])
+        self._conditioning = conditioning
         self._commit(latents, self._view, conditioning)
         self._chunk = Chunk(chunk.index, latents)
 
@@ -224,6 +254,7 @@ class Rollout(Generic[V]):
         """The chunk that was begun, once it is in the memory."""
         self._memory.commit(self._view)
         self._memory.remember(self._chunk.latents)
+        self._reencode(self._memory, self._conditioning)
         return self._chunk
 
     def chunks(self, indices: range, conditioning: Conditioning) -> Iterator[Chunk]:

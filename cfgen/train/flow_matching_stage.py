@@ -12,7 +12,7 @@ rollout finds its own small errors familiar. The text encoder is trained jointly
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,6 +28,7 @@ from cfgen.errors import CheckpointError
 from cfgen.memory.paged import PagedView
 from cfgen.memory.window import FullMemory
 from cfgen.model.generator import Conditioning, Generator, WanConfig
+from cfgen.model.patches import embedding_name, start_larger
 from cfgen.model.text_encoder import TextEncoder
 from cfgen.rollout.loop import commit_chunk, predict_flow
 from cfgen.train.export import Exporter, text_config
@@ -95,6 +96,7 @@ class FlowMatchingStage(SingleLossStage):
             out_dim=store.channels,
             text_len=s.text_len,
             text_dim=s.text_dim,
+            larger_patches=memory.patches,
         )
         self.generator = Generator(self.geometry)
         self.text_encoder = TextEncoder(
@@ -122,11 +124,20 @@ class FlowMatchingStage(SingleLossStage):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
         nn.init.xavier_uniform_(self.generator.patch_embedding.weight.flatten(1))
+        self._start_larger(self.geometry.larger_patches)
         nn.init.zeros_(self.generator.get_parameter("time_projection.1.weight"))
         nn.init.zeros_(self.generator.head.head.weight)
 
+    def _start_larger(self, patches: Iterable[int]) -> None:
+        """Begin kernels of larger patches with the usual one."""
+        usual = self.generator.patch_embedding
+        for times in patches:
+            start_larger(self.generator.get_submodule(embedding_name(times)), usual)
+
     def begin_from(self, folder: Path) -> None:
         """Take the weights of a model folder instead of random ones.
+
+        Kernels of larger patches that its model lacks begin with the usual one.
 
         Raises:
             CheckpointError: the folder is incomplete, or its model has other sizes.
@@ -139,7 +150,13 @@ class FlowMatchingStage(SingleLossStage):
             expand=True,
         )
         try:
-            self.generator.load_state_dict(generator.state_dict())
+            there = generator.geometry.larger_patches
+            lacking = [times for times in self.geometry.larger_patches if times not in there]
+            names = tuple(f"{embedding_name(times)}." for times in lacking)
+            own = self.generator.state_dict()
+            kept = {name: own[name] for name in own if name.startswith(names)} if names else {}
+            self.generator.load_state_dict(generator.state_dict() | kept)
+            self._start_larger(lacking)
             self.text_encoder.load_state_dict(encoder.state_dict())
         except RuntimeError as error:  # torch's word for other names or shapes
             raise CheckpointError(

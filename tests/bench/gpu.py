@@ -14,8 +14,9 @@ A chunk on several GPUs is measured by a script of its own, which needs cfgen in
 
     python3 tests/bench/parallel.py --processes 1 2 4 --set backend=triton
 
-Nothing needs to be installed for the slices but torch, triton, numpy, psutil and matplotlib: cfgen is imported
-from this checkout. Peers that are not there are recorded as missing. To bring some as wheels:
+Nothing needs to be installed for the slices but torch, triton, numpy, psutil and matplotlib: cfgen
+is imported from this checkout. Peers that are not there are recorded as missing. To bring some as
+wheels:
 
     python3 -m pip install -q --no-index --no-deps --target /tmp/site .whl/*.whl &&
         PYTHONPATH=/tmp/site python3 tests/bench/gpu.py --slice k1 k4

@@ -110,7 +110,7 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--films", type=int, default=24)
     parser.add_argument("--way", dest="ways", action="append", choices=test.WAYS)
     parser.add_argument("--away", action="append", type=float, help="seconds away")
-    parser.add_argument("--policy", dest="policies", action="append", choices=memories.POLICIES)
+    parser.add_argument("--policy", dest="policies", action="append", choices=memories.EVERY_POLICY)
     begin = {"dest": "elsewhere", "action": "store_false"}
     parser.add_argument("--begin-there", **begin, help="no other place comes first")
     parser.add_argument("--batch", type=int, default=6, help="films at once, where it can be")

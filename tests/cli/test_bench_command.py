@@ -67,6 +67,24 @@ def test_every_kv_cache_is_timed_and_an_absent_backend_is_explained(cfgen: Run) 
     assert "median of 1 chunk each" in result.stdout
 
 
+@pytest.mark.parametrize("policy", ["far", "framepack"])
+def test_a_past_of_fewer_tokens_is_timed(cfgen: Run, policy: str) -> None:
+    memory = {
+        "far": ["policy=compressed", "levels=4:1,all:4"],
+        "framepack": [
+            "policy=compressed",
+            "levels=1:1,2:2,16:4",
+            "sink=1",
+            "page=cube",
+            "layout=reordered",
+        ],
+    }[policy]
+    asked = [word for each in memory for word in ("--set", f"memory.{each}")]
+    result = cfgen("bench", *QUICK, *TWO, *asked)
+    assert result.exit_code == 0, result.stderr
+    assert "1.00x" in result.stdout
+
+
 def test_nothing_is_wider_than_80_columns(cfgen: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench_module, "distance", lambda *_: 0.5)
     result = cfgen("bench", *QUICK, *TWO, "--kv-cache", "fp8")

@@ -131,7 +131,7 @@ def test_words_are_quoted_for_a_shell(words: str, shown: str) -> None:
     ("flag", "typed", "offered"),
     [
         ("--preset", "m", ["mini"]),
-        ("--memory", "", ["full", "window", "slow_fast", "recency", "relax"]),
+        ("--memory", "", ["full", "window", "slow_fast", "recency", "relax", "compressed"]),
         ("--commit-reads", "", ["all", "fast", "newest:"]),
         ("--backend", "t", ["torch", "triton"]),
         ("--kv-cache", "", ["auto", "bf16", "int8", "fp8"]),

@@ -45,7 +45,7 @@ def test_every_key_says_what_it_is_and_every_flag_has_a_key() -> None:
     [
         ("memory.kv_cache", (), "auto"),
         ("memory.tau", ("slow_fast",), "0.95"),
-        ("memory.sink", ("window", "slow_fast", "recency", "relax"), ""),
+        ("memory.sink", ("window", "slow_fast", "recency", "relax", "compressed"), ""),
         ("memory.reach", ("recency",), "4"),
         ("memory.trained", ("window", "recency"), "21"),
         ("duration", (), "10"),

@@ -209,4 +209,6 @@ def test_the_presets_say_how_a_shot_begins() -> None:
         "longlive": "recache",
         "context-forcing": "recache",
         "infinity-rope": "flush",
+        "far": "continue",
+        "framepack": "continue",
     }

@@ -8,12 +8,15 @@ from chunk to chunk must stand in tensors that did not move.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
+from cfgen.memory.compressed_table import CompressedTable, Level
 from cfgen.memory.page_pool import KVCache, Storage
+from cfgen.memory.page_sizes import SmallPages
 from cfgen.memory.protocols import Table
 from cfgen.memory.recency import RecencyTable
 from cfgen.memory.relax import RelaxTable
@@ -44,6 +47,12 @@ TABLES: dict[str, Callable[[], Table]] = {
     "window": lambda: WindowTable(4, sink=1),
     "relax": lambda: RelaxTable(6, sink=1),
     "recency": lambda: RecencyTable(6, sink=1, reads=4, reach=2, commit_reads="newest:5"),
+}
+COMPRESSED: dict[str, Callable[[], Table]] = {
+    "far": lambda: CompressedTable([Level(2, (1, 1, 1)), Level(None, (1, 4, 4))]),
+    "framepack": lambda: CompressedTable(
+        [Level(1, (1, 1, 1)), Level(2, (2, 2, 2)), Level(4, (4, 4, 4))], sink=1, reordered=True
+    ),
 }
 TAUS = {"paper, reads fast": 1.0, "together": 0.99}
 """Where 0.9 admits nothing."""
@@ -87,10 +96,13 @@ def rolled(
     """Latents of a clip, which frames layers hold after each chunk, and key frames admitted."""
     generator.compute_with(ops)
     tables = [table() for _ in range(SMALL.num_layers)]
+    compresses = isinstance(tables[0], CompressedTable)
+    slots = tables[0].capacity + 9 * compresses
     pool = KVCache(
         SMALL.num_layers,
         tables[0].capacity + 1,
         (1, 6, SMALL.num_heads, SMALL.head_dim),
+        small=[SmallPages(2, 9, 2), SmallPages(4, 9, 1)] if compresses else (),
         dtype=torch.float32,
         device=generator.device,
         place=place,
@@ -105,7 +117,9 @@ def rolled(
         grid=(2, 3),
         tau=tau,
         admission_layers=admission_layers,
-        recaches=tables[0].capacity,
+        recaches=slots,
+        slots=slots,
+        pooled=compresses,
     )
     text = torch.randn(1, 9, 5, generator=torch.Generator().manual_seed(3))
     text[:, 4:] = 0
@@ -186,6 +200,18 @@ def test_a_recorded_chunk_goes_on_after_a_shot_began(name: str, transition: str)
     later = slice(CHUNKS // 2 + 1, None)
     # Of so small a memory, a flush drops nothing that the next chunk would not.
     assert torch.equal(same[0][:, later], plain[0][:, later]) == (transition == "flush")
+
+
+@pytest.mark.parametrize("transition", ["continue", "recache", "cut"])
+@pytest.mark.parametrize("name", COMPRESSED)
+def test_a_past_is_encoded_again_between_recorded_chunks(name: str, transition: str) -> None:
+    """It is no part of the recording, and leaves everything where that finds it."""
+    generator = random_generator(replace(SMALL, larger_patches=(2, 4)))
+    film = {"prompts": "two", "transition": transition}
+    plain = rolled(generator, COMPRESSED[name], TORCH, **film)
+    graph = rolled(generator, COMPRESSED[name], on_tape(_triton()), graph=True, **film)
+    assert graph[1:] == plain[1:]
+    assert float((graph[0] - plain[0]).norm() / plain[0].norm()) < 1e-4
 
 
 def test_another_prompt_makes_another_chunk() -> None:

@@ -5,7 +5,7 @@ Values carry (frame, pass that wrote it); keys are the number 1, so their angle 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -13,7 +13,10 @@ import torch
 from torch import Tensor
 
 from cfgen.kernels.pages import ADMITTED
+from cfgen.memory.compressed_table import CompressedTable
 from cfgen.memory.page_pool import KVCache
+from cfgen.memory.page_sizes import PageClass, SmallPages
+from cfgen.memory.paged import PagedView
 from cfgen.memory.protocols import Norms, Pass, Table
 from cfgen.ops.reference import Rope
 from cfgen.ops.select import TORCH
@@ -35,13 +38,20 @@ class Spied:
     `below` is what the policy is told when it asks whether keys are surprising; `asked` counts.
     """
 
-    def __init__(self, make: Callable[[], Table], pages: int | None = None) -> None:
+    def __init__(
+        self,
+        make: Callable[[], Table],
+        pages: int | None = None,
+        small: Sequence[PageClass] = (PageClass(2, 99), PageClass(4, 99)),
+    ) -> None:
         self.table = make()
         shape = (1, 1, 1, 2)
+        compresses = isinstance(self.table, CompressedTable)
         pool = KVCache(
             1,
             pages or self.table.capacity,
             shape,
+            small=[SmallPages(*each, 1) for each in small] if compresses else (),
             dtype=torch.float64,
             device=torch.device("cpu"),
         )
@@ -61,6 +71,7 @@ class Spied:
         self.start = 0
         self._frames = 0
         self._read: list[Read] = []
+        self.encoded: list[list[Read]] = []
 
     def stand_where(self, other: Spied) -> None:
         self.start, self._frames, self.asked = other.start, other._frames, other.asked
@@ -71,17 +82,24 @@ class Spied:
 
     def run(self, pass_: Pass) -> list[Read]:
         frames = torch.arange(self.start, self.start + self._frames, dtype=torch.float64)
-        k = torch.zeros(1, self._frames, 2, dtype=torch.float64)
+        return self._pass(self._view, pass_, frames)
+
+    def _pass(self, view: PagedView, pass_: Pass, frames: Tensor) -> list[Read]:
+        k = torch.zeros(1, len(frames), 2, dtype=torch.float64)
         k[..., 0] = 1
         v = torch.stack([frames, torch.full_like(frames, pass_.index)], -1)[None]
         gain = torch.full((2,), 0.5**0.5, dtype=torch.float64)
-        self._view.at(pass_).attend(0, k, k, v, Norms(gain, gain, 0.0))
+        view.at(pass_).attend(0, k, k, v, Norms(gain, gain, 0.0))
         return self._read
 
     def commit(self) -> None:
         self.memory.commit(self._view)
         frames = torch.arange(self.start, self.start + self._frames, dtype=torch.float64)
         self.memory.remember(frames[None, :, None, None, None])
+        self.encoded = [
+            self._pass(view, Pass(COMMIT, commit=True), latents.flatten())
+            for view, latents, _ in self.memory.reencode()
+        ]
 
     def clear(self) -> None:
         self.memory.clear()

@@ -54,7 +54,8 @@ def test_views_obey_the_laws(policy: Policy, chunks: list[list[bool]]) -> None:
 def check_pages(spied: Spied, policy: Policy) -> None:
     assert len(spied.table.slots()) <= spied.table.capacity
     assert len(spied.pages) <= spied.table.capacity
-    assert spied.memory.nbytes == (spied.table.capacity + policy.spare) * 2 * 2 * 8
+    if policy.name != "compressed":  # whose pages are of several sizes
+        assert spied.memory.nbytes == (spied.table.capacity + policy.spare) * 2 * 2 * 8
 
 
 @settings(deadline=None, max_examples=150)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from cfgen.errors import PresetError
+from cfgen.memory.compressed import CompressedMemory
 from cfgen.memory.policy import Policy
-from cfgen.memory.protocols import Pass
+from cfgen.memory.protocols import CompressingTable, Pass
 from cfgen.memory.recency import RecencyMemory
 from cfgen.memory.relax import RelaxMemory, RelaxTable, cosine
 from cfgen.memory.slow_fast import SlowFastMemory
@@ -44,6 +46,9 @@ TAKEN: list[Policy] = [
     RecencyMemory(positions="top", commit_reads="newest:21"),
     RelaxMemory(),
     RelaxMemory(size=7, commit_reads="newest:7"),
+    CompressedMemory(),
+    CompressedMemory(sink=1, levels=("1:1", "2:2", "16:4"), page="cube", layout="reordered"),
+    CompressedMemory(sink=2, levels=("4:1", "3:2", "5:2", "all:4")),
 ]
 
 
@@ -56,7 +61,7 @@ def test_values_that_go_together_are_taken(policy: Policy) -> None:
 @pytest.mark.parametrize("clip", [3, 9, 60, 400])
 def test_no_pass_reads_more_than_is_said(policy: Policy, clip: int) -> None:
     table, most = policy.table(clip), policy.readable(clip, 3)
-    assert most <= policy.capacity(clip)
+    assert most <= policy.capacity(clip) + 3 * bool(policy.patches)  # which is without the chunk
     passes = [*(Pass(step) for step in range(4)), Pass(4, commit=True)]
     read = 0
     for start in range(0, clip, 3):
@@ -65,11 +70,37 @@ def test_no_pass_reads_more_than_is_said(policy: Policy, clip: int) -> None:
         if isinstance(table, RelaxTable):
             table.choose([[1.0, float(place)] for place, _ in enumerate(table.asked())])
         read = max(read, *(len(table.visible_slots(each, False)) for each in passes))
-        assert len(table.slots()) <= policy.capacity(clip)
+        assert len(table.slots()) <= policy.capacity(clip) + 3 * bool(policy.patches)
         table.commit(False)
+        for encoding in table.settle() if isinstance(table, CompressingTable) else ():
+            table.begin_encoding(encoding, [0] * len(encoding.frames))
+            read = max(read, len(table.visible_slots(passes[-1], False)))
+            table.end_encoding()
     assert read <= most
-    if clip > 200 and policy.admission is None:  # else nothing was admitted here
+    if clip > 200 and policy.admission is None and not policy.grows:  # nothing is admitted here
         assert read == most
+
+
+LEVELS = {
+    "nothing": ({"levels": ()}, "must begin with a level of patch 1"),
+    "no whole frames": ({"levels": ("4:2",)}, "must begin with a level of patch 1"),
+    "no patch": ({"levels": ("4:3",)}, "must be FRAMES:PATCH"),
+    "no frames": ({"levels": ("0:1",)}, "must be FRAMES:PATCH"),
+    "falling": ({"levels": ("1:1", "2:4", "2:2")}, "must have patches that do not fall"),
+    "all first": ({"levels": ("all:1", "2:2")}, "must have `all` in the last level only"),
+    "cubes without an end": ({"levels": ("1:1", "all:4"), "page": "cube"}, "where pages are cubes"),
+    "part of a cube": ({"levels": ("1:1", "6:4"), "page": "cube"}, "must hold whole cubes of 4"),
+    "no place for all": ({"layout": "reordered"}, "where the layout is reordered"),
+}
+
+
+@pytest.mark.parametrize("case", LEVELS)
+def test_levels_that_do_not_go_together_are_refused(case: str) -> None:
+    values, reason = LEVELS[case]
+    with pytest.raises(PresetError) as caught:
+        CompressedMemory(**values)  # type: ignore[arg-type]
+    assert [problem.key for problem in caught.value.problems] == ["levels"]
+    assert reason in str(caught.value)
 
 
 def test_the_bias_grows_with_age_and_fades_with_the_steps() -> None:

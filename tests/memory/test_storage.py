@@ -10,7 +10,8 @@ from torch import Tensor
 
 from cfgen.memory import pre_rotated
 from cfgen.memory.page_pool import KVCache, Storage
-from cfgen.memory.paged import PagedMemory
+from cfgen.memory.page_sizes import PageClass, small_pages
+from cfgen.memory.paged import PagedMemory, PagedView
 from cfgen.memory.protocols import MemoryState, Norms, Pass
 from cfgen.memory.window import WindowTable
 from cfgen.ops.reference import Rope
@@ -35,31 +36,57 @@ def paged(
     tables = [policy.make() for _ in range(LAYERS)]
     shape = (1, GRID[0] * GRID[1], HEADS, HEAD_DIM)
     pages = tables[0].capacity + policy.spare
+    classes = tuple(PageClass(patch, 60) for patch in (2, 4)) if policy.name == "compressed" else ()
     pool = KVCache(
-        LAYERS, pages, shape, dtype=torch.float32, device=device, place=place, storage=storage
+        LAYERS,
+        pages,
+        shape,
+        small=small_pages(classes, GRID),
+        dtype=torch.float32,
+        device=device,
+        place=place,
+        storage=storage,
     )
-    rope = Rope(HEAD_DIM)
     return memory_of(
-        tables, pool, ops=ops, rope=rope, grid=GRID, shared=shared, tau=0.05, admit=admit
+        tables,
+        pool,
+        ops=ops,
+        rope=Rope(HEAD_DIM),
+        grid=GRID,
+        shared=shared,
+        tau=0.05,
+        admit=admit,
+        pooled=policy.fast % 2 == 1,
+        recaches=pages if policy.name == "compressed" else 0,
     )
 
 
 def chunk(memory: PagedMemory, frames: int, noise: torch.Generator) -> Tensor:
     """What all passes and layers of a chunk of noise attended to."""
     view, out = memory.begin(frames), []
-    gain = torch.linspace(0.5, 1.5, HEADS * HEAD_DIM, device=memory.pool.device)
     for pass_ in PASSES:
-        for layer in range(LAYERS):
-            shape = (3, 1, frames * GRID[0] * GRID[1], HEADS * HEAD_DIM)
-            q, k, v = torch.randn(shape, generator=noise).to(memory.pool.device)
-            out.append(view.at(pass_).attend(layer, q, k, v, Norms(gain, gain.flip(0), 1e-6)))
+        out += passed(view.at(pass_), frames * GRID[0] * GRID[1], noise)
     memory.commit(view)
-    return torch.stack(out)
+    memory.remember(torch.zeros(1, frames, 1, 1, 1))
+    for again, latents, (span, height, width) in memory.reencode():
+        tokens = -(-GRID[0] // height) * -(-GRID[1] // width)
+        out += passed(again.at(PASSES[-1]), latents.shape[1] // span * tokens, noise)
+    return torch.cat([each.flatten() for each in out])
+
+
+def passed(view: PagedView, length: int, noise: torch.Generator) -> list[Tensor]:
+    """A pass of noise through all layers."""
+    device, out = view.memory.pool.device, []
+    gain = torch.linspace(0.5, 1.5, HEADS * HEAD_DIM, device=device)
+    for layer in range(LAYERS):
+        q, k, v = torch.randn(3, 1, length, HEADS * HEAD_DIM, generator=noise).to(device)
+        out.append(view.attend(layer, q, k, v, Norms(gain, gain.flip(0), 1e-6)))
+    return out
 
 
 def rolled(memory: PagedMemory, frames: int, chunks: int) -> Tensor:
     noise = torch.Generator().manual_seed(frames)
-    return torch.stack([chunk(memory, frames, noise) for _ in range(chunks)])
+    return torch.cat([chunk(memory, frames, noise) for _ in range(chunks)])
 
 
 @settings(deadline=None, max_examples=40)

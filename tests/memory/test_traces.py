@@ -134,7 +134,8 @@ def change(before: list[int], after: list[int], row: dict[str, str]) -> str:
 
 
 def test_all_traces_are_played() -> None:
-    names = {path.name for path in Path(FOLDER / "policy").iterdir()}
+    found = Path(FOLDER / "policy").iterdir()
+    names = {path.name for path in found if not path.name.startswith("compressed_")}
     played = {
         f"{kind}_{case}.txt"
         for kind in ("release", "paper_copy")

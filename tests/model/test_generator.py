@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
-from torch.nn.functional import conv3d
+from torch.nn.functional import conv3d, pad
 
 from cfgen.memory.protocols import Norms
 from cfgen.model.embedding import logarithms, sinusoid
 from cfgen.model.generator import Conditioning, Generator, WanConfig
+from cfgen.model.patches import embed_patches, larger_embedding
 from tests.golden.cases import TINY, tiny_generator
 from tests.strategies import random_generator
 
@@ -53,7 +54,39 @@ def test_patches_are_those_of_the_strided_convolution(patch: tuple[int, int, int
     with torch.inference_mode():
         kernel, bias = generator.patch_embedding.weight, generator.patch_embedding.bias
         expected = conv3d(x.transpose(1, 2), kernel, bias, stride=patch).flatten(2).transpose(1, 2)
-        torch.testing.assert_close(generator._patches(x), expected)
+        torch.testing.assert_close(embed_patches(x, generator.patch_embedding), expected)
+
+
+@pytest.mark.parametrize("times", [2, 4])
+def test_larger_patches_are_those_of_the_convolution_over_repeated_edges(times: int) -> None:
+    usual = torch.nn.Conv3d(3, 8, (1, 2, 2), (1, 2, 2)).double()
+    larger = larger_embedding(usual, times).double()
+    kernel = larger.weight.detach().normal_()
+    x = torch.randn(2, 8, 3, 6, 10, dtype=torch.float64)
+    stride = 2 * times
+    padded = pad(x.transpose(1, 2), (0, -10 % stride, 0, -6 % stride, 0, 0), mode="replicate")
+    with torch.inference_mode():
+        cubes = conv3d(padded, kernel, larger.bias, stride=(times, stride, stride))
+        found = embed_patches(x, larger, frames=times)
+        torch.testing.assert_close(found, cubes.flatten(2).transpose(1, 2))
+        still = padded[:, :, :1].expand(-1, -1, times, -1, -1)
+        alone = conv3d(still, kernel, larger.bias, stride=(times, stride, stride))
+        found = embed_patches(x[:, :1], larger, frames=1)
+        torch.testing.assert_close(found, alone.flatten(2).transpose(1, 2))
+
+
+@pytest.mark.parametrize("frames", [1, 2, 4])
+def test_kernels_of_larger_patches_begin_as_the_mean_of_their_tokens(frames: int) -> None:
+    usual = torch.nn.Conv3d(3, 8, (1, 2, 2), (1, 2, 2))
+    x = torch.randn(1, 4, 3, 8, 8)
+    with torch.inference_mode():
+        tokens = embed_patches(x, usual).view(4, 16, 8)
+        for times in (2, 4):
+            if frames not in (1, times):
+                continue
+            found = embed_patches(x, larger_embedding(usual, times), frames=frames)
+            cells = tokens.view(4 // frames, frames, 4 // times, times, 4 // times, times, 8)
+            torch.testing.assert_close(found[0], cells.mean((1, 3, 5)).flatten(0, 2))
 
 
 def test_noise_levels_are_per_frame() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -36,7 +37,7 @@ from cfgen.train.flow_matching_stage import (
 from cfgen.train.recall import RecallProbe
 from cfgen.train.shots import choose_chunks, shot_starts
 from cfgen.train.tokenizer_stage import train_tokenizer
-from cfgen.train.training_memory import MemorySettings, training_memory
+from cfgen.train.training_memory import MemorySettings, draw_policy, training_memory
 from cfgen.train.vae_clips import draw_clips
 from cfgen.train.vae_stage import VaeSettings, VaeStage, _steps
 
@@ -342,6 +343,52 @@ def test_a_model_of_other_sizes_is_no_start(base_stage: FlowMatchingStage, tmp_p
     )
     with pytest.raises(CheckpointError, match="has other sizes"):
         other.begin_from(tmp_path)
+
+
+LARGER = MemorySettings(far_share=0.5, framepack_share=0.5, far=("2:1", "all:4"))
+
+
+def test_larger_patches_begin_with_the_usual_kernel_and_are_trained(
+    base_stage: FlowMatchingStage, tmp_path: Path
+) -> None:
+    """From a model that has none; what it exports has them, and loads."""
+    torch.manual_seed(1)
+    with torch.no_grad():  # a head of zeros would learn alone
+        for parameter in base_stage.generator.parameters():
+            if not parameter.any():
+                parameter.normal_(std=0.1)
+    base_stage.export(dict(base_stage.modules.named_parameters()))
+    tokenizer = train_tokenizer(tmp_path, captions=300)
+    stage = FlowMatchingStage(BASE, LARGER, base_stage.store, tokenizer, Exporter(tmp_path))
+    stage.begin_from(tmp_path)
+    usual, weights = stage.generator.patch_embedding, stage.generator.state_dict()
+    for times, count in ((2, 8), (4, 64)):
+        kernel = weights[f"patch_embedding_{times}x.weight"]
+        assert kernel.shape[2:] == (times, 2 * times, 2 * times)
+        assert torch.equal(kernel[:, :, 0, :2, :2], usual.weight[:, :, 0] / count)
+        assert torch.equal(kernel[:, :, -1, -2:, -2:], usual.weight[:, :, 0] / count)
+        assert torch.equal(weights[f"patch_embedding_{times}x.bias"], usual.bias)
+    for step in range(6):
+        stage.loss(step)[0].backward()
+    for times in (2, 4):
+        gradient = stage.generator.get_parameter(f"patch_embedding_{times}x.weight").grad
+        assert gradient is not None
+        assert gradient.any()
+    stage.export(dict(stage.modules.named_parameters()))
+    assert load_generator(tmp_path, untrained=True).geometry.larger_patches == (2, 4)
+
+
+def test_shares_of_zero_draw_what_they_did_and_others_what_they_say() -> None:
+    rng, same = np.random.default_rng(3), np.random.default_rng(3)
+    plain, none = MemorySettings(), MemorySettings(far_share=0.0, framepack_share=0.0)
+    drawn = [draw_policy(plain, rng, 9) for _ in range(200)]
+    assert drawn == [draw_policy(none, same, 9) for _ in range(200)]
+    assert plain.patches == ()
+    some = MemorySettings(far_share=0.2, framepack_share=0.1)
+    found = Counter(draw_policy(some, rng, 9).policy for _ in range(2000))
+    assert 0.25 < found["compressed"] / 2000 < 0.35
+    assert some.patches == (2, 4)
+    assert MemorySettings(far_share=0.2).patches == (4,)
 
 
 def test_an_autoencoder_is_trained_on(tmp_path: Path) -> None:

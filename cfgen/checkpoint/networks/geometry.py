@@ -11,6 +11,7 @@ from typing import Any, cast
 from cfgen.checkpoint.formats.base import read_json
 from cfgen.errors import CheckpointError
 from cfgen.model.generator import WanConfig
+from cfgen.model.patches import LARGER, embedding_name
 from cfgen.model.vae import TEMPORAL_STRIDE
 
 DIFFUSERS = {
@@ -98,6 +99,7 @@ def read_geometry(
         text_len=_whole(said.get("text_len", 512), "text_len", place),
         text_dim=shapes["text_embedding.0.weight"][1],
         patch_size=patch,
+        larger_patches=tuple(n for n in LARGER if f"{embedding_name(n)}.weight" in shapes),
         eps=_positive(said.get("eps", 1e-6), "eps", place),
     )
     _compare(geometry, said, weights, place)
@@ -193,6 +195,7 @@ def _tell(shapes: Mapping[str, Shape], weights: Path) -> tuple[Shape, Shape, Sha
 
 
 def _compare(g: WanConfig, said: Mapping[str, object], weights: Path, config_path: Path) -> None:
+    said = {key: value for key, value in said.items() if key != "larger_patches"}
     wrong = [
         f"{field.name} {said[field.name]} against {getattr(g, field.name)}"
         for field in fields(WanConfig)

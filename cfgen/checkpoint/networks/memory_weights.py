@@ -15,7 +15,7 @@ from dataclasses import replace
 from cfgen.checkpoint.networks.network import Network
 from cfgen.checkpoint.quant.layer import Layer
 
-OUTSIDE = r"patch_embedding|text_embedding|time_embedding|time_projection|head"
+OUTSIDE = r"patch_embedding(?:_[24]x)?|text_embedding|time_embedding|time_projection|head"
 """Parts of a generator outside its blocks."""
 
 MEMORY = re.compile(rf"^memory_(?=(?:{OUTSIDE})\.)|(?<=\.)memory_(?=(?:modulation|weight|bias)$)")

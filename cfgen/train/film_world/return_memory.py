@@ -23,6 +23,12 @@ from cfgen.memory.window import FullMemory, WindowMemory
 from cfgen.model.generator import Generator
 from cfgen.ops.select import TORCH
 from cfgen.train.film_world.return_test import Case, kept_chunks
+from cfgen.train.training_memory import (
+    MemorySettings,
+    far_of,
+    framepack_of,
+    require_patches,
+)
 
 CHUNK_LATENTS = 3
 Policy = Literal[
@@ -32,8 +38,13 @@ Policy = Literal[
     "slow_fast-cfgen",
     "slow_fast-oracle",
     "full",
+    "far-15",
+    "far-6",
+    "framepack",
 ]
-POLICIES: tuple[Policy, ...] = get_args(Policy)
+EVERY_POLICY: tuple[Policy, ...] = get_args(Policy)
+POLICIES = EVERY_POLICY[:-3]
+"""Those that need no kernels of larger patches."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -115,10 +126,11 @@ def memory_of(
     latent_size: tuple[int, int],
     sizes: SlowFastSizes,
 ) -> Run:
-    """An empty memory of one of POLICIES.
+    """An empty memory of one of EVERY_POLICY.
 
     Raises:
         ValueError: an unknown policy.
+        CheckpointError: the generator lacks kernels that it needs.
         PresetError: an admission layer that the generator lacks.
     """
     s, g = sizes, generator.geometry
@@ -130,9 +142,13 @@ def memory_of(
         "slow_fast-cfgen": slow_fast(admission_layers=s.admission_layers),
         "slow_fast-oracle": slow_fast(),
         "full": FullMemory(),
+        "far-15": far_of(MemorySettings(far=("15:1", "all:4"))),
+        "far-6": far_of(MemorySettings()),
+        "framepack": framepack_of(MemorySettings()),
     }
     if policy not in policies:
-        raise ValueError(f"the policy must be one of {POLICIES}, got {policy!r}")
+        raise ValueError(f"the policy must be one of {EVERY_POLICY}, got {policy!r}")
+    require_patches(policies[policy], generator)
     oracle = Oracle(kept_chunks(case, s.slow))
     pool = ReplacingCache(g.num_layers, generator.device)
     memory = build_memory(

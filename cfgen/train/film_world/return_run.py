@@ -195,8 +195,11 @@ class Player:
         for chunk in chunks:
             self.run.oracle.chunk = chunk
             noise, view = self._noise(chunk), self.run.memory.begin(CHUNK_LATENTS)
-            made.append(self._denoise(noise, view, self._prompts[chunk]).float().cpu())
+            latents = self._denoise(noise, view, self._prompts[chunk])
             self.run.memory.commit(view)
+            self.run.memory.remember(latents)
+            self._denoise.reencode(self.run.memory, self._prompts[chunk])
+            made.append(latents.float().cpu())
         return torch.cat(made, 1)
 
     @torch.no_grad()

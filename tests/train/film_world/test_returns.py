@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cfgen.errors import PresetError, UsageError
+from cfgen.errors import CheckpointError, PresetError, UsageError
 from cfgen.model.generator import Conditioning, Generator, WanConfig
 from cfgen.rollout.schedule import FewStepSchedule
 from cfgen.train.film_world.return_memory import POLICIES, SlowFastSizes, may_batch, memory_of
@@ -197,6 +197,23 @@ def test_every_policy_plays_a_film(tiny: Model, policy: str) -> None:
     assert len(before[0]) <= 3 * cases[0].film.chunks
     if policy == "window-6-1":
         assert set(changes) == {0, *range(3 * cases[0].first - 2, 3 * cases[0].first)}
+
+
+@pytest.mark.parametrize("policy", ["far-6", "framepack"])
+def test_a_model_with_larger_patches_plays_a_film_that_is_kept_as_fewer_tokens(
+    tiny: Model, policy: str
+) -> None:
+    cases = [make_case("cut", 4, number) for number in range(2)]
+    truths = torch.randn(len(cases), 3 * cases[0].film.chunks, 4, 4, 6)
+    with pytest.raises(CheckpointError, match="has no patch_embedding_"):
+        Player(tiny, policy, cases, truths, SIZES)
+    generator = Generator(replace(GEOMETRY, larger_patches=(2, 4))).eval()
+    player = Player(replace(tiny, generator=generator), policy, cases, truths, SIZES)
+    player.prime(cases[0].first)
+    made = player.generate(range(cases[0].first, cases[0].film.chunks))
+    assert made.isfinite().all()
+    newest = player.run.memory.frames(0)[-1]
+    assert newest == 3 * cases[0].film.chunks - 1
 
 
 def test_layers_decide_together_where_that_is_asked_for(tiny: Model) -> None:
