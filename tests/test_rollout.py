@@ -44,6 +44,10 @@ class Recorder:
     def remember(self, latents: Tensor) -> None:
         """Of the memory: nothing is committed again here."""
 
+    def reencode(self) -> tuple[()]:
+        """Of the memory: nothing is kept as fewer tokens."""
+        return ()
+
     def commit(self, *args: object) -> None:
         """Of the generator, with what a pass takes, or of the memory, with the view."""
         if args == (self,):

@@ -118,6 +118,10 @@ class PublishedMemory:
     def remember(self, latents: Tensor) -> None:
         """Nothing: its clips have one shot, and none is committed again."""
 
+    def reencode(self) -> tuple[()]:
+        """Nothing: all that it keeps is whole."""
+        return ()
+
     def commit(self, view: PublishedMemory) -> None:
         """Keep the chunk's keys and values."""
         for layer, new in self._made.items():

@@ -209,7 +209,7 @@ def test_a_past_is_encoded_again_between_recorded_chunks(name: str, transition: 
     generator = random_generator(replace(SMALL, larger_patches=(2, 4)))
     film = {"prompts": "two", "transition": transition}
     plain = rolled(generator, COMPRESSED[name], TORCH, **film)
-    graph = rolled(generator, COMPRESSED[name], on_tape(_triton()), graph=True, **film)
+    graph = rolled(generator, COMPRESSED[name], on_tape(_triton()), graph=taped, **film)
     assert graph[1:] == plain[1:]
     assert float((graph[0] - plain[0]).norm() / plain[0].norm()) < 1e-4
 

@@ -228,7 +228,7 @@ def norm_per_head(case: Case) -> float:
         attention.norm_q = PerHeadNorm(attention.norm_q)
         attention.norm_k = PerHeadNorm(attention.norm_k)
 
-    def norm(x: Tensor, gain: Tensor, eps: float, head_dim: int) -> Tensor:
+    def norm(x: Tensor, gain: Tensor, eps: float, head_dim: int, _rate: Tensor | None) -> Tensor:
         heads = x.unflatten(-1, (-1, head_dim))
         return rms_norm(heads, (head_dim,), eps=eps) * gain.view(-1, head_dim)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,8 +49,9 @@ def left_on_the_cpu(patch: pytest.MonkeyPatch) -> None:
 
 
 def biases_sent_in_every_chunk(patch: pytest.MonkeyPatch) -> None:
-    def bias_of(shown, tokens: int, like: Tensor) -> Tensor:
-        return like.new_tensor([[each.bias for each in shown]]).repeat_interleave(tokens, 1)
+    def bias_of(shown, tokens: Sequence[int], like: Tensor) -> Tensor:
+        biases = like.new_tensor([[each.bias for each in shown]])
+        return biases.repeat_interleave(torch.tensor(tokens, device=like.device), 1)
 
     patch.setattr(pre_rotated, "bias_of", bias_of)
 
@@ -58,9 +59,9 @@ def biases_sent_in_every_chunk(patch: pytest.MonkeyPatch) -> None:
 def the_host_asks_whether_a_page_is_stored(patch: pytest.MonkeyPatch) -> None:
     right = KVCache.write
 
-    def write(pool, layer, into, k, v, *, only_if=None) -> None:
+    def write(pool, layer, into, k, v, *, only_if=None, **which) -> None:
         if only_if is None or int(only_if):
-            right(pool, layer, into, k, v)
+            right(pool, layer, into, k, v, **which)
 
     patch.setattr(KVCache, "write", write)
 

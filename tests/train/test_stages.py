@@ -369,7 +369,7 @@ def test_larger_patches_begin_with_the_usual_kernel_and_are_trained(
         assert torch.equal(kernel[:, :, -1, -2:, -2:], usual.weight[:, :, 0] / count)
         assert torch.equal(weights[f"patch_embedding_{times}x.bias"], usual.bias)
     for step in range(6):
-        stage.loss(step)[0].backward()
+        stage.loss(step, step)[0].backward()
     for times in (2, 4):
         gradient = stage.generator.get_parameter(f"patch_embedding_{times}x.weight").grad
         assert gradient is not None
