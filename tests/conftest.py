@@ -146,6 +146,16 @@ def tiny_settings(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> list[str
 
 
 @pytest.fixture
+def own_accelerator() -> Iterator[None]:
+    """Accelerate keeps the first precision of a process; leave none to other tests."""
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture
 def golden_text(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
     """Compare a text with `tests/golden/NAME`; `--update-golden` rewrites the file instead."""
 

@@ -91,28 +91,55 @@ def assemble(
 ) -> PagedMemory:
     """A memory of given tables, one per layer, which reads at most `slots` pages a pass.
 
-    They have `tokens` together; None where each is a whole latent frame.
-
-    The pool decides how attention reads it: in the graph where gradients are kept, page by page
-    where the ops can, else from rotated copies. With `shared`, one layer's copies serve all layers:
-    what is stored small, or elsewhere, is not to be held a second time in full.
+    They have `tokens` together; None where each is a whole latent frame. With `shared`, one layer's
+    rotated copies serve all layers: what is stored small, or elsewhere, is not to be held a second
+    time in full.
     """
-    attention: KVAttention
+    attention = attention_of(
+        pool,
+        tables,
+        ops,
+        rope=rope,
+        grid=grid,
+        slots=slots,
+        tokens=tokens,
+        pooled=pooled,
+        shared=shared,
+    )
+    tau, layers = rule or AdmissionRule(0.95, ())
+    return PagedMemory(
+        tables,
+        pool,
+        attention,
+        admit=admit or ops.admit,
+        spatial=rope.spatial(grid),
+        tau=tau,
+        admission_layers=layers,
+        recaches=recaches,
+        heads=heads,
+    )
+
+
+def attention_of(
+    pool: KVCache | GraphCache,
+    tables: Sequence[Table],
+    ops: Ops,
+    *,
+    rope: Rope,
+    grid: tuple[int, int],
+    slots: int,
+    tokens: int | None,
+    pooled: bool,
+    shared: bool,
+) -> KVAttention:
+    """What reads a pool: in the graph where gradients are kept, page by page where the ops can.
+
+    Else it reads rotated copies. The arguments are those of `assemble`.
+    """
     if isinstance(pool, GraphCache):
-        attention = AutogradAttention(pool, ops, rope=rope, grid=grid, pooled=pooled)
-    elif ops.pages is not None:
-        attention = PagedAttention(
-            pool,
-            ops.pages,
-            rope=rope,
-            grid=grid,
-            slots=slots,
-            steps=max(table.steps for table in tables),
-            biased=any(table.biased for table in tables),
-            pooled=pooled,
-        )
-    else:
-        attention = PreRotatedAttention(
+        return AutogradAttention(pool, ops, rope=rope, grid=grid, pooled=pooled)
+    if ops.pages is None:
+        return PreRotatedAttention(
             pool,
             ops,
             rope=rope,
@@ -122,16 +149,13 @@ def assemble(
             pooled=pooled,
             shared=shared,
         )
-    decide, spatial = admit or ops.admit, rope.spatial(grid)
-    tau, layers = rule or AdmissionRule(0.95, ())
-    return PagedMemory(
-        tables,
+    return PagedAttention(
         pool,
-        attention,
-        admit=decide,
-        spatial=spatial,
-        tau=tau,
-        admission_layers=layers,
-        recaches=recaches,
-        heads=heads,
+        ops.pages,
+        rope=rope,
+        grid=grid,
+        slots=slots,
+        steps=max(table.steps for table in tables),
+        biased=any(table.biased for table in tables),
+        pooled=pooled,
     )

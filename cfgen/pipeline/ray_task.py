@@ -54,13 +54,9 @@ def make_clip(
         What happens; last the error, if one stopped it that is not the clip's own.
     """
     try:
-        os.chdir(folder)
-        os.stat(state)
-    except OSError as error:
-        yield SetupError(
-            f"the Ray node {socket.gethostname()} does not see {error.filename}: {error.strerror}",
-            "put the list into a folder that all nodes of the cluster share under one name",
-        )
+        _enter(folder, state)
+    except SetupError as error:
+        yield error
         return
     os.environ.update(environ)
     runner = _runner(clip, state, overwrite=overwrite, attempts=attempts, fail_fast=fail_fast)
@@ -87,6 +83,22 @@ def make_clip(
             for _ in work:
                 pass
         signal.signal(signal.SIGINT, before)
+
+
+def _enter(folder: Path, state: Path) -> None:
+    """Go to the folder of the command.
+
+    Raises:
+        SetupError: This node does not see it, or the list's statuses.
+    """
+    try:
+        os.chdir(folder)
+        os.stat(state)
+    except OSError as error:
+        raise SetupError(
+            f"the Ray node {socket.gethostname()} does not see {error.filename}: {error.strerror}",
+            "put the list into a folder that all nodes of the cluster share under one name",
+        ) from error
 
 
 def _runner(

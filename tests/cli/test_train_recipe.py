@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from typer.testing import Result
 
 from cfgen.config import presets as catalog
@@ -45,14 +44,11 @@ STUDENT = {"latent_size": "[2, 2]", "targets": "2", "micro_batches": "2"}
 
 
 @pytest.fixture(autouse=True)
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_accelerator: None) -> None:
     """The installed presets, an empty current folder, an accelerator of this test's own."""
     monkeypatch.setattr(catalog, "presets_folder", lambda: PRESETS)
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def write_model(folder: Path) -> None:

@@ -195,7 +195,7 @@ def _tell(shapes: Mapping[str, Shape], weights: Path) -> tuple[Shape, Shape, Sha
 
 
 def _compare(g: WanConfig, said: Mapping[str, object], weights: Path, config_path: Path) -> None:
-    said = {key: value for key, value in said.items() if key != "larger_patches"}
+    said = {key: tuple(value) if isinstance(value, list) else value for key, value in said.items()}
     wrong = [
         f"{field.name} {said[field.name]} against {getattr(g, field.name)}"
         for field in fields(WanConfig)
