@@ -305,7 +305,8 @@ def place(frame: FrameType | None) -> str:
     """The innermost function of cfgen's under a frame, or of the tests'."""
     while frame is not None:
         path = Path(frame.f_code.co_filename)
-        if path.is_relative_to(ROOT) and path.name not in ("gpu.py", "tape.py"):
+        ours = any(path.is_relative_to(ROOT / room) for room in ("cfgen", "kernels", "tests"))
+        if ours and path.name not in ("gpu.py", "tape.py"):
             name = frame.f_code.co_qualname.replace(".<locals>", "").replace(".<genexpr>", "")
             return f"{path.relative_to(ROOT)} {name.removesuffix('.<lambda>')}"
         frame = frame.f_back
