@@ -118,6 +118,7 @@ BELOW = {
         "checkpoint.networks",
         "kernels",
         "memory",
+        "metrics",
         "model",
         "ops",
         "rollout",

@@ -12,16 +12,16 @@ from torch import Tensor
 
 from cfgen.errors import CheckpointError, PresetError, UsageError
 from cfgen.model.generator import Conditioning, Generator, WanConfig
+from cfgen.model.vae import State
 from cfgen.rollout.schedule import FewStepSchedule
+from cfgen.train.film_world.return_figures import rows_of, table_of
 from cfgen.train.film_world.return_memory import POLICIES, SlowFastSizes, may_batch, memory_of
 from cfgen.train.film_world.return_probe import (
     ProbeSettings,
     asked_of,
     digest_of,
     plan_of,
-    rows_of,
     scores,
-    table_of,
 )
 from cfgen.train.film_world.return_run import (
     Model,
@@ -58,8 +58,12 @@ class Pixels:
         whole = torch.cat([video[:, :1].expand(-1, 3, -1, -1, -1), video], 1)
         return whole.unflatten(1, (-1, 4)).flatten(2, 3)
 
-    def decode(self, latents: Tensor) -> Tensor:
-        return latents.unflatten(2, (4, 3)).flatten(1, 2)[:, 3:]
+    def start(self) -> State:
+        return State([None])
+
+    def decode(self, latents: Tensor, state: State) -> Tensor:
+        begun, state.caches = state.caches[0] is not None, ["begun"]
+        return latents.unflatten(2, (4, 3)).flatten(1, 2)[:, 0 if begun else 3 :]
 
 
 class Copying(Generator):
@@ -267,8 +271,12 @@ class Thumbnails:
     def encode(self, video: Tensor) -> Tensor:
         raise AssertionError("nothing is to be encoded")
 
-    def decode(self, latents: Tensor) -> Tensor:
-        frames = latents[:, :, :3].repeat_interleave(4, 1)[:, 3:]
+    def start(self) -> State:
+        return State([None])
+
+    def decode(self, latents: Tensor, state: State) -> Tensor:
+        begun, state.caches = state.caches[0] is not None, ["begun"]
+        frames = latents[:, :, :3].repeat_interleave(4, 1)[:, 0 if begun else 3 :]
         return frames.repeat_interleave(48, 3)[..., :192, :].repeat_interleave(54, 4)[..., :320]
 
 
