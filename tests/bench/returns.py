@@ -25,7 +25,6 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from cfgen.errors import CfgenError
 from cfgen.train.film_world import return_figures as figures
 from cfgen.train.film_world import return_memory as memories
 from cfgen.train.film_world import return_probe as probe
@@ -173,7 +172,6 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except CfgenError as error:
-        sys.exit(str(error))
+    from kept import run  # beside this file, when it is the script that runs
+
+    run(main)
