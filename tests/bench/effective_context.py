@@ -260,7 +260,7 @@ def main(arguments: Sequence[str]) -> None:
     for line in missing.values():
         shown.print(line)
     if not rows:
-        raise UsageError(f"no row of {options.table} has a model", "\n".join(missing.values()))
+        raise UsageError(f"no row of {options.table} has a model folder", "train or copy one there")
     options.work.mkdir(parents=True, exist_ok=True)
     for row in rows if options.run else ():
         require_playable(row, options)
