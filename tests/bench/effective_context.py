@@ -100,28 +100,34 @@ def read_table(path: Path) -> list[TableRow]:
         UsageError: the file cannot be read, or is no table.
     """
     try:
-        tree = yaml.load(read_text(path), Loader=yaml.BaseLoader)
+        text = read_text(path)
+        tree, node = (read(text, Loader=yaml.BaseLoader) for read in (yaml.load, yaml.compose))
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise UsageError(f"the table {path} cannot be read: {error}") from None
     if not isinstance(tree, dict) or list(tree) != ["rows"] or not isinstance(tree["rows"], list):
         raise UsageError(f"the table {path} must have the key 'rows' alone, a list of rows")
     problems: list[Problem] = []
-    rows = [_row(values, f"rows.{i}", path, problems) for i, values in enumerate(tree["rows"], 1)]
+    lines = [each.start_mark.line + 1 for each in node.value[0][1].value]
+    rows = [
+        _row(values, f"rows.{number}", f"{path}:{line}", problems)
+        for number, (values, line) in enumerate(zip(tree["rows"], lines, strict=True), 1)
+    ]
     for what in ("name", "label"):
         given = [getattr(row, what) for row in rows if row is not None]
         for each in sorted({each for each in given if given.count(each) > 1}):
             reason = f"two rows have the {what} {each!r}: each needs its own"
-            problems.append(Problem(key="rows", reason=reason, where=f"{path}"))
+            problems.append(Problem(key="rows", reason=reason, where=f"{path}:1"))
     if not rows:
-        problems.append(Problem(key="rows", reason="must hold a row or more", where=f"{path}"))
+        problems.append(Problem(key="rows", reason="must hold a row or more", where=f"{path}:1"))
     if problems:
         raise PresetError(problems)
-    return [row for row in rows if row is not None]
+    found = [row for row in rows if row is not None]
+    return [dataclasses.replace(row, model=path.parent / row.model) for row in found]
 
 
-def _row(values: RawValue, key: str, path: Path, problems: list[Problem]) -> TableRow | None:
+def _row(values: RawValue, key: str, where: str, problems: list[Problem]) -> TableRow | None:
     def wrong(at: str, reason: str) -> None:
-        problems.append(Problem(key=at, reason=reason, where=f"{path}"))
+        problems.append(Problem(key=at, reason=reason, where=where))
 
     if not isinstance(values, dict):
         wrong(key, f"must have keys of its own: {', '.join(REQUIRED)} and others")
@@ -141,7 +147,7 @@ def _row(values: RawValue, key: str, path: Path, problems: list[Problem]) -> Tab
     if len(problems) > before:
         return None
     row = TableRow(**typed)
-    return dataclasses.replace(row, model=path.parent / row.model, label=row.label or row.name)
+    return dataclasses.replace(row, label=row.label or row.name)
 
 
 def chosen(rows: Sequence[TableRow], only: Sequence[str]) -> list[TableRow]:

@@ -168,7 +168,8 @@ def drift_measures(film: Film, frames: Frames) -> dict[str, list[float]]:
 
 
 def _true_frame(film: Film, number: int) -> Frames:
-    return render(film, number, number + 1)[0]
+    frame: Frames = render(film, number, number + 1)[0]
+    return frame
 
 
 def still_measures(

@@ -14,9 +14,6 @@ from matplotlib.figure import Figure
 from cfgen.files.writing import write_file
 from cfgen.plain_text import printable
 
-_STYLE = {"svg.hashsalt": "cfgen", "svg.fonttype": "none", "font.size": 9}
-"""The same rows are the same bytes, and text stays text."""
-
 
 def plot_hits(rows: Sequence[Mapping[str, Any]], picture: Path) -> None:
     """Draw the hit rate of landmarks over the time away, with its interval of 95 percent.
@@ -28,7 +25,10 @@ def plot_hits(rows: Sequence[Mapping[str, Any]], picture: Path) -> None:
     """
     ways = list(dict.fromkeys(row["way"] for row in rows))
     labels = list(dict.fromkeys(row["label"] for row in rows))
-    with mpl.rc_context(_STYLE):
+    # Text stays text, a dollar a dollar, and the same rows are the same bytes.
+    with mpl.rc_context(
+        {"svg.hashsalt": "cfgen", "svg.fonttype": "none", "text.parse_math": False}
+    ):
         size = (4.2 * max(1, len(ways)), 3.0 + 0.18 * len(labels))
         figure = Figure(figsize=size, layout="constrained")
         for number, way in enumerate(ways):
@@ -74,6 +74,6 @@ def _draw(axes: Axes, rows: Sequence[Mapping[str, Any]], labels: Sequence[str]) 
 
 
 def _plain(label: str) -> str:
-    """A label that is neither markup nor, as one that begins with a line is, left out."""
-    text = printable(label).replace("$", r"\$")
+    """A label that a legend does not leave out, as it does one that begins with a line."""
+    text = printable(label)
     return f" {text}" if text.startswith("_") else text

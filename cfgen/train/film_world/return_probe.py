@@ -122,20 +122,20 @@ def scores(
     if min(settings.films, settings.batch, settings.steps) < 1:
         raise UsageError("films, batch and steps of the return test must be 1 or more")
     plan = list(plan_of(settings, settings.policies if policies is None else policies))
-    done = {line["key"] for line in read_json_lines(file)}
-    total = sum(len(batch.keys) for batch in plan)
+    wanted = {key for batch in plan for key in batch.keys}
+    done = wanted & {line["key"] for line in read_json_lines(file)}
     for batch in plan:
-        if done.issuperset(batch.keys):
+        left = [i for i, key in enumerate(batch.keys) if key not in done]
+        if not left:
             continue
-        made = maker(batch.policy, batch.cases)
-        played = zip(batch.keys, batch.numbers, batch.cases, made, strict=True)
-        for key, number, case, frames in played:
-            if key not in done:
-                line = {"key": key, "film": number, "way": case.way, "away_s": case.away_s}
-                line |= {"policy": batch.policy} | dataclasses.asdict(score_return(case, frames))
-                append_json_line(file, line)
+        frames = maker(batch.policy, [batch.cases[i] for i in left])
+        for i, made in zip(left, frames, strict=True):
+            case = batch.cases[i]
+            line = {"key": batch.keys[i], "film": batch.numbers[i], "way": case.way}
+            line |= {"away_s": case.away_s, "policy": batch.policy}
+            append_json_line(file, line | dataclasses.asdict(score_return(case, made)))
         done.update(batch.keys)
-        yield len(done), total
+        yield len(done), len(wanted)
 
 
 def asked_of(

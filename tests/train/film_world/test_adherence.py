@@ -26,7 +26,7 @@ STAR = Subject("star", "green", "bobs")
 PAIR = (Subject("kite", "red", "drifts"), Subject("heart", "white", "hovers"))
 
 
-def shot(camera: str = "still", speed: str = "slow", *subjects: Subject, chunks: int = 3) -> Shot:
+def shot(camera: str = "still", speed: str = "slow", *subjects: Subject, chunks: int = 1) -> Shot:
     return Shot(0, "day", camera, speed, subjects or (STAR,), chunks, cut=True)
 
 
@@ -34,7 +34,7 @@ def film_of(*shots: Shot) -> Film:
     return Film((Place("grass", 5),), shots, seed=11)
 
 
-FILM = film_of(shot(), shot("right", "fast", *PAIR), shot("left", "slow"))
+FILM = film_of(shot(chunks=2), shot("right", "fast", *PAIR), shot("left", "slow"))
 
 
 @cache
@@ -68,9 +68,10 @@ def test_the_world_itself_is_right() -> None:
 def test_subjects_of_another_colour_or_number_are_told_by_their_count() -> None:
     """The film shows another subject in the shot of one, and lacks one in the shot of two."""
     other = replace(STAR, colour="purple")
-    shown = film_of(shot("still", "slow", other), shot("right", "fast", PAIR[0]), FILM.shots[2])
-    found = findings_of(FILM, render(shown, 0, shown.frames))
-    assert found.rates["colour, one"] == found.rates["shape, one"] == [False, True]
+    asked = film_of(FILM.shots[0], FILM.shots[1])
+    shown = film_of(shot("still", "slow", other, chunks=2), shot("right", "fast", PAIR[0]))
+    found = findings_of(asked, render(shown, 0, shown.frames))
+    assert found.rates["colour, one"] == found.rates["shape, one"] == [False]
     assert found.rates["colour, several"] == found.rates["shape, several"] == [False]
     assert all(found.rates["camera"])
 
@@ -102,27 +103,27 @@ def speeds(asked: Film, shown: Film) -> dict[str, list[float]]:
 
 
 def test_subjects_that_rest_have_no_speed_and_those_that_go_are_no_rest() -> None:
-    moving = film_of(shot(chunks=7))
-    resting = film_of(shot("still", "slow", replace(STAR, motion="hovers"), chunks=7))
+    moving = film_of(shot(chunks=2))
+    resting = film_of(shot("still", "slow", replace(STAR, motion="hovers"), chunks=2))
     assert speeds(moving, resting)["subject speed, of asked"] == [0.0]
     assert speeds(resting, moving)["subject speed, hovering"][0] > 0.3
     assert speeds(resting, resting)["subject speed, hovering"] == [0.0]
 
 
-def test_speeds_of_the_world_are_those_that_are_asked_for_over_many_films() -> None:
-    ratios = []
-    for seed in range(6):
-        film = replace(film_of(shot(chunks=4)), seed=seed)
-        ratios += speeds(film, film)["subject speed, of asked"]
-    assert np.mean(ratios) == pytest.approx(1, abs=0.2)
-
-
 def test_asked_speeds_are_those_of_each_motion() -> None:
     asked = asked_speeds(FILM, 1)
     assert asked["heart", "white"] == 0
-    assert 0.2 < asked["kite", "red"] < 2
+    assert asked["kite", "red"] > 0.2
     still = replace(FILM, shots=(replace(FILM.shots[1], camera="left", chunks=1),))
     assert asked_speeds(still, 0) == asked  # neither camera nor length matters
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_an_asked_speed_is_the_mean_over_a_turn(seed: int) -> None:
+    """13 sin(w t) goes 13 sin(2 w) / pi a frame, measured over 4; a turn takes 56 to 72."""
+    slow, fast = (13 / np.pi * np.sin(4 * np.pi / frames) for frames in (72, 56))
+    asked = asked_speeds(replace(FILM, seed=seed), 0)["star", "green"]
+    assert 0.97 * slow < asked < 1.03 * fast
 
 
 def test_a_film_that_fades_drifts_beyond_the_truth() -> None:

@@ -20,7 +20,6 @@ from cfgen.train.film_world.return_probe import (
     ProbeSettings,
     asked_of,
     digest_of,
-    model_maker,
     plan_of,
     probed_model,
     scores,
@@ -334,6 +333,22 @@ def test_a_probe_goes_on_where_it_was_cut_off(tmp_path: Path) -> None:
     assert len(asked_of(replace(PROBE, films=1), file)) == 2
 
 
+def test_a_probe_plays_what_is_missing_alone(tmp_path: Path) -> None:
+    """More films, and policies whose scores share the file, are neither played nor counted again."""
+    file, played = tmp_path / "scores.jsonl", []
+
+    def made(policy: str, cases: list[Case]) -> list[np.ndarray]:
+        played.append((policy, len(cases)))
+        return true_frames(policy, cases)
+
+    few = replace(PROBE, films=1, policies=("full",), batch=3)
+    assert list(scores(few, made, file)) == [(1, 1)]
+    assert list(scores(replace(few, policies=("window-6-1",)), made, file)) == [(1, 1)]
+    assert list(scores(replace(few, films=3), made, file)) == [(3, 3)]
+    assert played == [("full", 1), ("window-6-1", 1), ("full", 2)]
+    assert [line["film"] for line in asked_of(replace(few, films=3), file)] == [0, 1, 2]
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -355,15 +370,17 @@ def test_settings_that_change_a_score_have_files_of_their_own(changes: dict[str,
         assert digest_of(None, PROBE, sizes) != digest_of(None, PROBE, SIZES)
 
 
-def test_a_probe_renoises_as_it_is_told(tiny_model: Path) -> None:
-    made = {}
+def test_a_probe_renoises_as_it_is_told(tiny: Model, tiny_model: Path) -> None:
+    case, made = make_case("cut", 2, 0), {}
     for renoise in ("predicted", "fresh"):
-        asked = replace(PROBE, films=1, steps=2, guidance=1.0, renoise=renoise)
-        model = probed_model(tiny_model, asked, torch.device("cpu"))
-        assert (model.schedule.renoise, len(model.schedule.sigmas)) == (renoise, 2)
-        (made[renoise],) = model_maker(model, SIZES)("window-6-1", [make_case("cut", 2, 0)])
+        asked = replace(PROBE, steps=2, guidance=1.0, renoise=renoise)
+        probed = probed_model(tiny_model, asked, torch.device("cpu"))
+        assert (probed.schedule.renoise, probed.guidance) == (renoise, 1.0)
+        model = replace(tiny, schedule=probed.schedule)
+        player = Player(model, "full", [case], torch.zeros(1, 30, 4, 4, 6), SIZES)
+        made[renoise] = player.generate(range(1))
     assert made["predicted"].shape == made["fresh"].shape
-    assert (made["predicted"] != made["fresh"]).any()
+    assert (made["predicted"] - made["fresh"]).abs().max() > 0.01
 
 
 def test_a_schedule_has_even_steps_or_those_that_are_given() -> None:
