@@ -219,9 +219,7 @@ def parsed(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--work", type=Path, default=Path("runs/bench-film-world"))
     parser.add_argument("--json", type=Path, help="where the figures go")
-    parser.add_argument(
-        "--sheet", type=Path, metavar="FILE.png", help="pictures of the first films"
-    )
+    parser.add_argument("--sheet", type=Path, metavar="FILE.png", help="the first films")
     options = parser.parse_args(arguments)
     if (options.model is not None) == options.truth:
         parser.error("give a model folder or --truth")

@@ -1,4 +1,4 @@
-"""What benchmarks share: cfgen in a process of its own, figures kept as JSON, errors as one line."""
+"""What benchmarks share: cfgen in a process of its own, figures kept as JSON, told errors."""
 
 from __future__ import annotations
 

@@ -23,6 +23,7 @@ rows:
 - {name: full, model: model, policy: full, label: all kept, steps: 1, guidance: 1}
 - {name: later, model: not/yet, policy: full}
 """
+REST = "model: m, policy: full"
 SMALL = ["--films", "2", "--way", "cut", "--away", "2", "--away", "4"]
 
 
@@ -137,14 +138,8 @@ def test_a_row_that_cannot_be_played_is_refused_before_any_is(
         ("rows: [{name: a, model: m, policy: full, steps: x}]", "got 'x'"),
         ("rows: [{name: a, policy: full}]", "lacks 'model'"),
         ("rows: [{name: a, model: m, policy: full, renoise: new}]", "got 'new'"),
-        (
-            "rows: [{name: a, model: m, policy: full}, {name: a, model: m, policy: full}]",
-            "the name 'a'",
-        ),
-        (
-            "rows:\n- {name: a, model: m, policy: full}\n- {name: b, label: a, model: m, policy: full}",
-            "the label 'a'",
-        ),
+        (f"rows: [{{name: a, {REST}}}, {{name: a, {REST}}}]", "the name 'a'"),
+        (f"rows: [{{name: a, {REST}}}, {{name: b, label: a, {REST}}}]", "the label 'a'"),
     ],
 )
 def test_a_wrong_row_is_named(tmp_path: Path, text: str, named: str) -> None:

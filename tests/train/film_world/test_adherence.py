@@ -1,4 +1,4 @@
-"""What is found in a film: the world's own is right throughout, and each fault shows in its figure."""
+"""What is found in a film: the world's own is right, and each fault shows in its figure."""
 
 from __future__ import annotations
 

@@ -334,7 +334,7 @@ def test_a_probe_goes_on_where_it_was_cut_off(tmp_path: Path) -> None:
 
 
 def test_a_probe_plays_what_is_missing_alone(tmp_path: Path) -> None:
-    """More films, and policies whose scores share the file, are neither played nor counted again."""
+    """Scores of other policies share the file and do not count; more films are played alone."""
     file, played = tmp_path / "scores.jsonl", []
 
     def made(policy: str, cases: list[Case]) -> list[np.ndarray]:
