@@ -182,12 +182,14 @@ def sheet_of(kept: Kept, films: Sequence[int], target: Path, chunks: int) -> lis
 
 
 def table_of(figures: Mapping[str, Interval]) -> str:
-    """A line for each figure."""
+    """A line for each figure, and for each target of which no film shows anything."""
     rows = [("", "mean", "95 % from", "to", "of", "target")]
     for key, each in figures.items():
         ends = ["" if end is None else f"{end:.3f}" for end in (each.low, each.high)]
         target = f">= {TARGETS[key]:.0%}" if key in TARGETS else ""
         rows.append((key, f"{each.mean:.3f}", *ends, str(each.count), target))
+    for key in (key for key in TARGETS if key not in figures):
+        rows.append((key, "-", "", "", "0", f">= {TARGETS[key]:.0%}"))
     return "\n".join(aligned(rows, right={1, 2, 3, 4}))
 
 

@@ -120,6 +120,8 @@ def test_a_model_is_measured_by_everything(
     out = capsys.readouterr().out
     assert f"{tiny_model}: 1 of 1 films" in out
     assert ">= 98%" in out
+    (unseen,) = (line.split() for line in out.splitlines() if line.startswith("no trace"))
+    assert unseen == ["no", "trace", "-", "0", ">=", "90%"]
 
 
 def test_settings_that_change_films_have_files_of_their_own(
