@@ -118,6 +118,7 @@ BELOW = {
         "checkpoint.networks",
         "kernels",
         "memory",
+        "metrics",
         "model",
         "ops",
         "rollout",
@@ -191,7 +192,8 @@ OPENERS = {
     "cfgen.runs.lock": {
         "Path('/proc/sys/kernel/random/boot_id').read_text",
     },
-    "cfgen.train.plot": {"figure.savefig"},  # into memory
+    "cfgen.train.film_world.return_plot": {"figure.savefig"},  # into memory
+    "cfgen.train.plot": {"figure.savefig"},  # likewise
     "cfgen.video.contact_sheet": {"PIL.Image.open"},  # of bytes
     "cfgen.video.pictures": {"PIL.Image.open"},  # likewise
 }

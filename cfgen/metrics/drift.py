@@ -7,12 +7,13 @@ against the same early seconds, for films of any length; the difference of Helio
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
 
-from cfgen.metrics.levels import FilmLevels, Reals
+from cfgen.metrics.levels import FilmLevels, Frame, Reals, frame_levels
 
 STRIDE = 2
 """Levels are averaged over every second frame; change over all."""
@@ -134,6 +135,42 @@ def film_drift(levels: FilmLevels, fps: Fraction) -> FilmDrift:
         brightness=drift(levels.brightness, fps),
         motion=drift(levels.change, fps, stride=1),
     )
+
+
+FIGURES = ("saturation", "contrast", "detail")
+"""What the ends of a film are compared by; see `FrameLevels`."""
+
+
+def fifths(frames: int) -> tuple[range, range]:
+    """The frames of the first and of the last fifth of a film that are measured.
+
+    Raises:
+        ValueError: the film has fewer than 5 frames.
+    """
+    size = int(frames * LAST_SHARE)
+    if not size:
+        raise ValueError(f"a film of {frames} frames has no fifths")
+    return range(0, size, STRIDE), range(frames - size, frames, STRIDE)
+
+
+def drift_of_ends(first: Iterable[Frame], last: Iterable[Frame]) -> dict[str, float]:
+    """How far the end of a film is from its beginning, in percent of the beginning.
+
+    Args:
+        first: Frames of its beginning, uint8 [height, width, 3] each; see `fifths`.
+        last: Frames of its end.
+
+    Returns:
+        100 (last / first - 1) of the mean of each of FIGURES; a figure whose beginning is 0 is
+        left out.
+    """
+    ends = [[frame_levels(frame) for frame in frames] for frames in (first, last)]
+    found = {}
+    for name in FIGURES:
+        begin, end = (np.mean([getattr(each, name) for each in levels]) for levels in ends)
+        if begin:
+            found[name] = float(100 * (end / begin - 1))
+    return found
 
 
 def _mean(values: Reals) -> float | None:

@@ -31,7 +31,7 @@ from cfgen.train.context_forcing.teacher_parts import TEACHER, build_teacher
 from cfgen.train.context_forcing.teacher_stage import TeacherSettings, TeacherStage
 from cfgen.train.data.clips import ClipSettings
 from cfgen.train.export import Exporter
-from cfgen.train.film_world import return_probe
+from cfgen.train.film_world import return_figures, return_probe
 from cfgen.train.film_world.latents import LatentStore, encoder_digest
 from cfgen.train.film_world.return_memory import SlowFastSizes
 from cfgen.train.flow_matching_settings import FlowMatchingSettings
@@ -218,10 +218,10 @@ def _probe(job: Job, report: Report) -> Result:
         report(Progress(done, total, spent, {}))
         if spent > 60 * job.minutes:
             break
-    rows = return_probe.rows_of(return_probe.asked_of(wanted, file))
+    rows = return_figures.rows_of(return_probe.asked_of(wanted, file))
     facts = {"model": str(job.model), "stage": "probe", "scores": str(file), "rows": rows}
     write_file(folder / "returns.json", f"{json.dumps(facts, indent=1)}\n".encode(), shared=True)
-    return Result(return_probe.table_of(rows), facts)
+    return Result(return_figures.table_of(rows), facts)
 
 
 def planned(job: Job, rate: float | None) -> Result:

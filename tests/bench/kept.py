@@ -1,4 +1,4 @@
-"""What benchmarks share: cfgen in a process of its own, and figures kept as JSON."""
+"""What benchmarks share: cfgen in a process of its own, figures kept as JSON, told errors."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from cfgen.errors import CfgenError
 
 RESULTS = Path(__file__).parent / "results"
 PROMPT = "a red balloon drifts over snowy hills at sunset, the camera pans right"
@@ -41,6 +44,14 @@ def cfgen(*arguments: str, cwd: Path | None = None, **environ: str) -> subproces
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+def run(main: Callable[[Sequence[str]], None]) -> None:
+    """Do what a benchmark's arguments ask for; an error that a user can act on is a sentence."""
+    try:
+        main(sys.argv[1:])
+    except CfgenError as error:
+        sys.exit("\n".join(filter(None, (error.message, error.hint))))
 
 
 def machine() -> dict[str, Any]:

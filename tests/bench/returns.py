@@ -2,6 +2,7 @@
 
     python tests/bench/returns.py MODEL_FOLDER --json returns.json
     python tests/bench/returns.py MODEL_FOLDER --policy full --policy window-12-3 --away 4 --away 16
+    python tests/bench/returns.py STUDENT --steps 4 --shift 4 --guidance 1 --renoise fresh
     python tests/bench/returns.py --truth                 the test's own score: hit rate 1
     python tests/bench/returns.py --chance                pictures of another place: at chance
     python tests/bench/returns.py MODEL_FOLDER --influence 16       the intervention curve
@@ -18,13 +19,13 @@ import dataclasses
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
 from rich.console import Console
 
-from cfgen.errors import CfgenError
+from cfgen.train.film_world import return_figures as figures
 from cfgen.train.film_world import return_memory as memories
 from cfgen.train.film_world import return_probe as probe
 from cfgen.train.film_world import return_run as running
@@ -114,8 +115,11 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
     begin = {"dest": "elsewhere", "action": "store_false"}
     parser.add_argument("--begin-there", **begin, help="no other place comes first")
     parser.add_argument("--batch", type=int, default=6, help="films at once, where it can be")
-    parser.add_argument("--steps", type=int, default=8, help="noise levels of a chunk")
+    parser.add_argument("--steps", type=int, default=8, help="even noise levels of a chunk")
+    parser.add_argument("--timesteps", type=float, nargs="+", default=(), help="instead of even")
     parser.add_argument("--shift", type=float, default=3.0)
+    words = get_args(running.Renoise)
+    parser.add_argument("--renoise", choices=words, default="predicted", help="fresh: a student")
     parser.add_argument("--guidance", type=float, default=3.0)
     for name, value in (("sink", 3), ("slow", 6), ("fast", 6)):
         parser.add_argument(f"--{name}", type=int, default=value, help="latent frames")
@@ -130,6 +134,7 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
     if options.model is None and (options.closed or options.influence):
         parser.error("--closed and --influence need a model folder")
     options.admission_layers = tuple(options.admission_layers)
+    options.timesteps = tuple(options.timesteps)
     options.ways = options.ways or test.WAYS
     options.away = options.away or test.AWAY_S
     options.policies = options.policies or memories.POLICIES
@@ -147,7 +152,7 @@ def scored(options: argparse.Namespace, model: running.Model | None) -> list[Lin
     file = options.work / f"{kind}{probe.digest_of(options.model, settings, sizes)}.jsonl"
     for done, total in probe.scores(settings, maker, file, policies):
         shown.print(f"{done}/{total}")
-    return probe.rows_of(probe.asked_of(settings, file, policies))
+    return figures.rows_of(probe.asked_of(settings, file, policies))
 
 
 def main(arguments: list[str]) -> None:
@@ -161,13 +166,12 @@ def main(arguments: list[str]) -> None:
         Console().print_json(json.dumps(rows))
     else:
         rows = scored(options, model)
-        sys.stdout.write(f"{probe.table_of(rows)}\n")
+        sys.stdout.write(f"{figures.table_of(rows)}\n")
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except CfgenError as error:
-        sys.exit(str(error))
+    from kept import run  # beside this file, when it is the script that runs
+
+    run(main)

@@ -100,6 +100,7 @@ def _steps(stage: str) -> list[int]:
         (["mini", "--stage", "vae", "--set", "vae.lr=nan"], "must be a finite number, got 'nan'"),
         (["mini", "--stage", "base", "--set", "base.chunks=[2, x]"], "must be a whole number"),
         (["mini", "--stage", "probe", "--set", "probe.policies=[half]"], "got 'half'"),
+        (["mini", "--stage", "probe", "--set", "probe.renoise=frsh"], "did you mean 'fresh'?"),
     ],
 )
 def test_what_cannot_be_trained_is_refused(cfgen: Run, arguments: list[str], sentence: str) -> None:

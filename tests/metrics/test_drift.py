@@ -9,7 +9,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from cfgen.metrics.drift import drift, film_drift, per_second
+from cfgen.metrics.drift import drift, drift_of_ends, fifths, film_drift, per_second
 from cfgen.metrics.levels import FilmLevels, Meter
 
 FPS = Fraction(16)
@@ -113,3 +113,40 @@ def test_film_that_gains_saturation_is_told() -> None:
     assert mixed.saturation.seconds.shape == (20,)
     assert mixed.brightness.ratio is not None
     assert mixed.brightness.ratio < 1
+
+
+def _picture(saturation: float, spread: int) -> np.ndarray:
+    """Stripes of two greys around 120, with a red that is so far above the other channels."""
+    grey = np.where(np.arange(40) // 4 % 2, 120 + spread, 120 - spread)
+    picture = np.repeat(np.tile(grey, (40, 1))[..., None], 3, axis=2).astype(float)
+    picture[..., 1:] *= 1 - saturation
+    return picture.round().astype(np.uint8)
+
+
+def test_ends_that_are_alike_do_not_drift_and_ramps_do() -> None:
+    same = [_picture(0.2, 30)] * 3
+    assert drift_of_ends(same, same) == {"saturation": 0, "contrast": 0, "detail": 0}
+    more = drift_of_ends(same, [_picture(0.3, 30)])
+    assert more["saturation"] == pytest.approx(50, abs=2)
+    sharper = drift_of_ends(same, [_picture(0.2, 45)])
+    assert sharper["contrast"] == pytest.approx(50, abs=2)
+    assert sharper["detail"] == pytest.approx(50, abs=2)
+    assert sharper["saturation"] == pytest.approx(0, abs=2)
+
+
+def test_what_a_beginning_lacks_has_no_drift() -> None:
+    grey, red = np.full((20, 20, 3), 90, np.uint8), _picture(0.4, 20)
+    assert drift_of_ends([grey], [red]) == {}
+
+
+@pytest.mark.parametrize("frames", [5, 9, 165, 957])
+def test_fifths_are_the_ends_of_a_film(frames: int) -> None:
+    first, last = fifths(frames)
+    assert first.start == 0
+    assert first.stop == frames - last.start == frames // 5
+    assert last.stop == frames
+
+
+def test_a_film_without_fifths_is_refused() -> None:
+    with pytest.raises(ValueError, match="4 frames"):
+        fifths(4)

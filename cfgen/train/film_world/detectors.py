@@ -33,6 +33,8 @@ Image = NDArray[np.float32]
 KEYS = ("sky", "ground", "colour", "shape", "camera")
 SAMPLES = 4
 """Most frames of a shot in which subjects are looked for."""
+PACE_FRAMES = 4
+"""Frames between the two that tell how fast a subject moves."""
 FOLLOW_CHUNKS = 2
 """Chunks within which a change of the prompt should show."""
 _SURE = 4.0
@@ -193,21 +195,53 @@ def traces(film: Film, frames: Frames, readings: Sequence[ShotReading]) -> list[
     return found
 
 
-def double_edges(film: Film, frames: Frames, readings: Sequence[ShotReading]) -> list[float]:
-    """For every sighting of a subject that moves, how strong a second copy of it is, 0..1."""
+@dataclass(frozen=True, slots=True)
+class MovingSighting:
+    """A subject that was found in two frames close to each other.
+
+    Attributes:
+        shot: number of the shot.
+        frame: number of the frame that it was sampled in.
+        seen: the subject there.
+        velocity: how far it goes right and down a frame, in view units.
+    """
+
+    shot: int
+    frame: int
+    seen: Sighting
+    velocity: tuple[float, float]
+
+
+def moving_sightings(
+    film: Film, frames: Frames, readings: Sequence[ShotReading]
+) -> list[MovingSighting]:
+    """Every sighting of a shot's lasting subjects that is also found `PACE_FRAMES` frames before.
+
+    Positions are whole units, so a speed is exact to a quarter of a unit a frame.
+    """
     found = []
-    for reading in readings:
+    for number, reading in enumerate(readings):
         for at, sightings in reading.sightings.items():
-            around = [i for i in (at - 4, at + 4) if 0 <= i < film.frames]
-            others = {i: find_subjects(to_view(frames[i : i + 1])[0]) for i in around[:1]}
-            for seen in sightings:
-                for i, there in others.items():
-                    same = [s for s in there if (s.shape, s.colour) == (seen.shape, seen.colour)]
-                    if same and (seen.shape, seen.colour) in reading.subjects:
-                        pace = (seen.x - same[0].x) / (at - i), (seen.y - same[0].y) / (at - i)
-                        view = to_view(frames[at : at + 1])[0]
-                        found.append(double_edge(view, seen, pace))
+            before = at - PACE_FRAMES if at >= PACE_FRAMES else at + PACE_FRAMES
+            lasting_here = [s for s in sightings if (s.shape, s.colour) in reading.subjects]
+            if before >= film.frames or not lasting_here:
+                continue
+            there = find_subjects(to_view(frames[before : before + 1])[0])
+            for seen in lasting_here:
+                same = [s for s in there if (s.shape, s.colour) == (seen.shape, seen.colour)]
+                if same:
+                    span = at - before
+                    velocity = (seen.x - same[0].x) / span, (seen.y - same[0].y) / span
+                    found.append(MovingSighting(number, at, seen, velocity))
     return found
+
+
+def double_edges(frames: Frames, moving: Sequence[MovingSighting]) -> list[float]:
+    """For every sighting of a subject that moves, how strong a second copy of it is, 0..1."""
+    return [
+        double_edge(to_view(frames[each.frame : each.frame + 1])[0], each.seen, each.velocity)
+        for each in moving
+    ]
 
 
 def still_flicker(film: Film, frames: Frames, readings: Sequence[ShotReading]) -> list[Flicker]:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,22 +14,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cfgen.errors import UsageError
-from cfgen.files.reading import open_binary, read_text
-from cfgen.files.writing import append, write_file
-from cfgen.plain_text import aligned
-from cfgen.rollout.schedule import FewStepSchedule
+from cfgen.files.json_lines import append_json_line, read_json_lines
 from cfgen.train.film_world.return_memory import POLICIES, Policy, SlowFastSizes, may_batch
-from cfgen.train.film_world.return_run import Model, Player, load_model, primed_return, truth_of
-from cfgen.train.film_world.return_test import (
-    AWAY_S,
-    WAYS,
-    Case,
-    ReturnScore,
-    effective_context,
-    make_case,
-    score_return,
+from cfgen.train.film_world.return_run import (
+    Model,
+    Player,
+    Renoise,
+    digest_of_run,
+    load_model,
+    primed_return,
+    schedule_of,
+    truth_of,
 )
-from cfgen.train.film_world.return_test import figures_of as means_of
+from cfgen.train.film_world.return_test import AWAY_S, WAYS, Case, make_case, score_return
 
 Line = dict[str, Any]
 Maker = Callable[[str, list[Case]], list[NDArray[np.uint8]]]
@@ -49,9 +44,12 @@ class ProbeSettings:
         policies: memories that one set of weights is run under.
         batch: films at once, where a policy allows it.
         elsewhere: whether films begin at another place, so that the sink does not know the first.
-        steps: noise levels of a chunk.
+        steps: noise levels of a chunk, spread evenly.
+        timesteps: those levels, in (0, 1000], where they are not even; then `steps` is not read.
         shift: warps them, as in a render.
-        guidance: scale of classifier-free guidance.
+        renoise: how a chunk gets to its next level: `predicted`, by the noise that the prediction
+            implies, for a base; `fresh`, by new noise, for a student of few steps.
+        guidance: scale of classifier-free guidance; 1 for none.
         tau: threshold of slow memory.
         admission_layers: layers that decide together under `slow_fast-cfgen`; none: each its own.
     """
@@ -63,7 +61,9 @@ class ProbeSettings:
     batch: int = 6
     elsewhere: bool = True
     steps: int = 8
+    timesteps: tuple[float, ...] = ()
     shift: float = 3.0
+    renoise: Renoise = "predicted"
     guidance: float = 3.0
     tau: float = 0.9994
     admission_layers: tuple[int, ...] = ()
@@ -71,10 +71,18 @@ class ProbeSettings:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Cases that are played together under a policy, and the keys of their scores."""
+    """Cases that are played together under a policy.
+
+    Attributes:
+        policy: the memory.
+        cases: of one way and time away.
+        numbers: the number of each one's film.
+        keys: the keys of their scores.
+    """
 
     policy: str
     cases: list[Case]
+    numbers: list[int]
     keys: list[str]
 
 
@@ -90,7 +98,8 @@ def plan_of(settings: ProbeSettings, policies: Sequence[str]) -> Iterator[Batch]
                     keys = [f"{way}/{away:g}/{policy}/{n}" for n in group]
                     size = len(cases) if may_batch(policy) else 1
                     for i in range(0, len(cases), size):
-                        yield Batch(policy, cases[i : i + size], keys[i : i + size])
+                        part = slice(i, i + size)
+                        yield Batch(policy, cases[part], list(group[part]), keys[part])
 
 
 def scores(
@@ -113,20 +122,20 @@ def scores(
     if min(settings.films, settings.batch, settings.steps) < 1:
         raise UsageError("films, batch and steps of the return test must be 1 or more")
     plan = list(plan_of(settings, settings.policies if policies is None else policies))
-    done = {line["key"] for line in lines_of(file)}
-    total = sum(len(batch.keys) for batch in plan)
+    wanted = {key for batch in plan for key in batch.keys}
+    done = wanted & {line["key"] for line in read_json_lines(file)}
     for batch in plan:
-        if done.issuperset(batch.keys):
+        left = [i for i, key in enumerate(batch.keys) if key not in done]
+        if not left:
             continue
-        made = maker(batch.policy, batch.cases)
-        for key, case, frames in zip(batch.keys, batch.cases, made, strict=True):
-            if key not in done:
-                line = {"key": key, "way": case.way, "away_s": case.away_s, "policy": batch.policy}
-                line |= dataclasses.asdict(score_return(case, frames))
-                with append(file) as out:
-                    out.write(f"{json.dumps(line)}\n".encode())
+        frames = maker(batch.policy, [batch.cases[i] for i in left])
+        for i, made in zip(left, frames, strict=True):
+            case = batch.cases[i]
+            line = {"key": batch.keys[i], "film": batch.numbers[i], "way": case.way}
+            line |= {"away_s": case.away_s, "policy": batch.policy}
+            append_json_line(file, line | dataclasses.asdict(score_return(case, made)))
         done.update(batch.keys)
-        yield len(done), total
+        yield len(done), len(wanted)
 
 
 def asked_of(
@@ -135,18 +144,7 @@ def asked_of(
     """The scores of a file that these settings ask for."""
     plan = plan_of(settings, settings.policies if policies is None else policies)
     keys = {key for batch in plan for key in batch.keys}
-    return [line for line in lines_of(file) if line["key"] in keys]
-
-
-def lines_of(file: Path) -> list[Line]:
-    """What a file of scores holds; a last line that was cut off is dropped from it."""
-    if not file.exists():
-        return []
-    text = read_text(file)
-    whole = text[: text.rfind("\n") + 1]
-    if whole != text:
-        write_file(file, whole.encode(), shared=True)
-    return [json.loads(line) for line in whole.splitlines()]
+    return [line for line in read_json_lines(file) if line["key"] in keys]
 
 
 def model_maker(model: Model, sizes: SlowFastSizes) -> Maker:
@@ -170,10 +168,11 @@ def probed_model(folder: Path, settings: ProbeSettings, device: torch.device) ->
 
     Raises:
         CheckpointError: a file is missing or damaged.
+        UsageError: the noise levels are none.
     """
-    timesteps = np.linspace(1000, 0, settings.steps, endpoint=False).tolist()
-    schedule = FewStepSchedule.from_timesteps(timesteps, shift=settings.shift, renoise="predicted")
-    return load_model(folder, schedule, settings.guidance, device)
+    s = settings
+    schedule = schedule_of(s.steps, s.timesteps, shift=s.shift, renoise=s.renoise)
+    return load_model(folder, schedule, s.guidance, device)
 
 
 def digest_of(folder: Path | None, settings: ProbeSettings, sizes: SlowFastSizes) -> str:
@@ -181,48 +180,4 @@ def digest_of(folder: Path | None, settings: ProbeSettings, sizes: SlowFastSizes
     kept = dataclasses.asdict(settings) | dataclasses.asdict(sizes)
     for key in ("films", "batch", "ways", "away", "policies"):
         del kept[key]
-    total = hashlib.sha256(json.dumps(kept, sort_keys=True).encode())
-    for path in sorted(folder.rglob("*.safetensors")) if folder else []:
-        with open_binary(path) as file:
-            total.update(hashlib.file_digest(file, "sha256").digest())
-    return total.hexdigest()[:16]
-
-
-def rows_of(lines: Sequence[Mapping[str, Any]]) -> list[Line]:
-    """Figures for each way, policy and time away, and effective contexts."""
-    names = [field.name for field in dataclasses.fields(ReturnScore)]
-    groups: dict[tuple[str, str], dict[float, list[ReturnScore]]] = {}
-    for line in lines:
-        score = ReturnScore(**{name: line[name] for name in names})
-        by_time = groups.setdefault((line["way"], line["policy"]), {})
-        by_time.setdefault(line["away_s"], []).append(score)
-    found = []
-    for (way, policy), by_time in groups.items():
-        figures = {away: means_of(made) for away, made in sorted(by_time.items())}
-        context = effective_context({away: f["above_control"] for away, f in figures.items()})
-        for away, each in figures.items():
-            row = {"way": way, "policy": policy, "away_s": away, "effective_context_s": context}
-            found.append(row | each)
-    return found
-
-
-HEADS = (
-    *("way", "policy", "away", "films", "hits", "control", "PSNR", "control", "wins", "first"),
-    *("above control", "effective context"),
-)
-
-
-def cells_of(row: Line) -> tuple[str, ...]:
-    """A row in words, under HEADS."""
-    return (
-        *(row["way"], row["policy"], f"{row['away_s']:g} s", str(row["films"])),
-        *(f"{row['hit_rate']:.0%}", f"{row['control_rate']:.0%}"),
-        *(f"{row['psnr']:.1f}", f"{row['control_psnr']:.1f}", f"{row['win_rate']:.2f}"),
-        *(f"{row['first_places']:.0%}", f"{row['above_control']:.0%}"),
-        f"{row['effective_context_s']:g} s",
-    )
-
-
-def table_of(rows: Sequence[Line]) -> str:
-    """Rows as a table of text, one line each."""
-    return "\n".join(aligned([HEADS, *map(cells_of, rows)]))
+    return digest_of_run(folder, kept)

@@ -5,10 +5,12 @@ Axis letters: B batch, F latent frames, C channels, h w latent grid, T frames, H
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol, get_args
 
 import numpy as np
 import torch
@@ -18,9 +20,10 @@ from torch import Tensor
 from cfgen.checkpoint.networks.fill import load_generator
 from cfgen.checkpoint.networks.text_encoder import load_text_encoder
 from cfgen.checkpoint.networks.vae import load_vae
-from cfgen.errors import CheckpointError
+from cfgen.errors import CheckpointError, UsageError
+from cfgen.files.reading import open_binary
 from cfgen.model.generator import Conditioning, Generator
-from cfgen.model.vae import TinyAutoencoder
+from cfgen.model.vae import State, TinyAutoencoder
 from cfgen.rollout.loop import ChunkDenoiser, Guidance, recommit
 from cfgen.rollout.schedule import FewStepSchedule, KeyedNoise
 from cfgen.train.film_world.captions import caption
@@ -31,8 +34,13 @@ from cfgen.train.film_world.return_memory import (
     memory_of,
 )
 from cfgen.train.film_world.return_test import Case
-from cfgen.train.film_world.world import FRAMES_PER_CHUNK, render
+from cfgen.train.film_world.world import FRAMES_PER_CHUNK, Film, render
 from cfgen.train.shots import repeated, shot_by_chunk
+
+Renoise = Literal["fresh", "predicted"]
+"""How a chunk gets to its next noise level; see `FewStepSchedule`."""
+PIECE = 24
+"""Latent frames that are decoded at once: a film of a minute would take 10 GB whole."""
 
 
 class Autoencoder(Protocol):
@@ -45,8 +53,11 @@ class Autoencoder(Protocol):
     def encode(self, video_BTCHW: Tensor) -> Tensor:
         """Frames in 0..1 to latents [B, F, C, h, w]."""
 
-    def decode(self, latents_BFCHW: Tensor) -> Tensor:
-        """Latents of a whole clip to frames."""
+    def start(self) -> State:
+        """The state before the first latent frame of a clip."""
+
+    def decode(self, latents_BFCHW: Tensor, state: State) -> Tensor:
+        """The next latents of a clip to frames; see `model.vae.Decoder`."""
 
 
 Encode = Callable[[list[str]], Tensor]
@@ -72,6 +83,47 @@ class Model:
     guidance: float = 1.0
 
 
+def schedule_of(
+    steps: int, timesteps: Sequence[float] = (), *, shift: float, renoise: Renoise
+) -> FewStepSchedule:
+    """The noise levels of a chunk.
+
+    Args:
+        steps: how many there are, spread evenly: 4 are 1000, 750, 500 and 250.
+        timesteps: instead of even ones, falling, each in (0, 1000].
+        shift: warps them, as in a render.
+        renoise: how a chunk gets from one to the next.
+
+    Raises:
+        UsageError: there is no step, timesteps do not fall, or renoise is another word.
+    """
+    if renoise not in get_args(Renoise):
+        raise UsageError(f"renoise must be fresh or predicted, got {renoise!r}")
+    if steps < 1:
+        raise UsageError(f"a chunk has 1 step or more, got {steps}")
+    levels = list(timesteps) or np.linspace(1000, 0, steps, endpoint=False).tolist()
+    bounds = [1000.0, *levels, 0.0]
+    falls = all(before > after for before, after in zip(bounds[1:], bounds[2:], strict=False))
+    if not falls or levels[0] > 1000:
+        told = ", ".join(f"{each:g}" for each in levels)
+        raise UsageError(f"timesteps must fall from at most 1000 and stay above 0, got {told}")
+    return FewStepSchedule.from_timesteps(levels, shift=shift, renoise=renoise)
+
+
+def digest_of_run(folder: Path | None, settings: Mapping[str, object]) -> str:
+    """A digest of what decides the pictures of a run: its settings and the model's weights.
+
+    Args:
+        folder: the model; None where no model makes the pictures.
+        settings: what JSON can tell.
+    """
+    total = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    for path in sorted(folder.rglob("*.safetensors")) if folder else []:
+        with open_binary(path) as file:
+            total.update(hashlib.file_digest(file, "sha256").digest())
+    return total.hexdigest()[:16]
+
+
 def load_model(
     folder: Path, schedule: FewStepSchedule, guidance: float, device: torch.device
 ) -> Model:
@@ -93,6 +145,11 @@ def load_model(
             f"{folder / 'tae.safetensors'} is no tiny autoencoder", "give a folder of cfgen train"
         )
     return Model(generator, vae, encoder, schedule, guidance)
+
+
+def shot_captions(film: Film) -> list[str]:
+    """What a model reads of each shot."""
+    return [caption(film, shot, shot, complete=True) for shot in range(len(film.shots))]
 
 
 def truth_of(case: Case, vae: Autoencoder) -> Tensor:
@@ -159,10 +216,11 @@ class Player:
     @torch.no_grad()
     def _read_prompts(self) -> list[Conditioning]:
         """What the generator reads in each chunk."""
-        by_shot = []
-        for shot in range(len(self.cases[0].film.shots)):
-            texts = [caption(case.film, shot, shot, complete=True) for case in self.cases]
-            by_shot.append(self.model.generator.condition(self._text(texts)))
+        films = [shot_captions(case.film) for case in self.cases]
+        by_shot = [
+            self.model.generator.condition(self._text(list(texts)))
+            for texts in zip(*films, strict=True)
+        ]
         return [by_shot[shot] for shot in shot_by_chunk(self.cases[0].film)]
 
     def _noise(self, chunk: int) -> Tensor:
@@ -249,8 +307,11 @@ def decoded(vae: Autoencoder, latents: Tensor) -> list[NDArray[np.uint8]]:
     """Frames [T, H, W, 3] of clips [B, F, C, h, w], one clip at a time."""
     films = []
     for clip in latents:
-        with torch.no_grad():
-            frames = vae.decode(clip[None].to(_device_of(vae)))[0]
-        levels = (frames.clamp(0, 1) * 255).round().to(torch.uint8)
-        films.append(levels.permute(0, 2, 3, 1).cpu().numpy())
+        state, pieces = vae.start(), []
+        for piece in clip.split(PIECE):
+            with torch.no_grad():
+                frames = vae.decode(piece[None].to(_device_of(vae)), state)[0]
+            levels = (frames.clamp(0, 1) * 255).round().to(torch.uint8)
+            pieces.append(levels.permute(0, 2, 3, 1).cpu())
+        films.append(torch.cat(pieces).numpy())
     return films

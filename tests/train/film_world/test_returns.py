@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,21 +12,25 @@ from torch import Tensor
 
 from cfgen.errors import CheckpointError, PresetError, UsageError
 from cfgen.model.generator import Conditioning, Generator, WanConfig
+from cfgen.model.vae import State, TinyAutoencoder
 from cfgen.rollout.schedule import FewStepSchedule
+from cfgen.train.film_world.return_figures import rows_of, table_of
 from cfgen.train.film_world.return_memory import POLICIES, SlowFastSizes, may_batch, memory_of
 from cfgen.train.film_world.return_probe import (
     ProbeSettings,
     asked_of,
     digest_of,
     plan_of,
-    rows_of,
+    probed_model,
     scores,
-    table_of,
 )
 from cfgen.train.film_world.return_run import (
+    PIECE,
     Model,
     Player,
+    decoded,
     primed_return,
+    schedule_of,
     truth_of,
     whole_films,
 )
@@ -58,8 +62,12 @@ class Pixels:
         whole = torch.cat([video[:, :1].expand(-1, 3, -1, -1, -1), video], 1)
         return whole.unflatten(1, (-1, 4)).flatten(2, 3)
 
-    def decode(self, latents: Tensor) -> Tensor:
-        return latents.unflatten(2, (4, 3)).flatten(1, 2)[:, 3:]
+    def start(self) -> State:
+        return State([None])
+
+    def decode(self, latents: Tensor, state: State) -> Tensor:
+        begun, state.caches = state.caches[0] is not None, ["begun"]
+        return latents.unflatten(2, (4, 3)).flatten(1, 2)[:, 0 if begun else 3 :]
 
 
 class Copying(Generator):
@@ -267,8 +275,12 @@ class Thumbnails:
     def encode(self, video: Tensor) -> Tensor:
         raise AssertionError("nothing is to be encoded")
 
-    def decode(self, latents: Tensor) -> Tensor:
-        frames = latents[:, :, :3].repeat_interleave(4, 1)[:, 3:]
+    def start(self) -> State:
+        return State([None])
+
+    def decode(self, latents: Tensor, state: State) -> Tensor:
+        begun, state.caches = state.caches[0] is not None, ["begun"]
+        frames = latents[:, :, :3].repeat_interleave(4, 1)[:, 0 if begun else 3 :]
         return frames.repeat_interleave(48, 3)[..., :192, :].repeat_interleave(54, 4)[..., :320]
 
 
@@ -321,13 +333,132 @@ def test_a_probe_goes_on_where_it_was_cut_off(tmp_path: Path) -> None:
     assert len(asked_of(replace(PROBE, films=1), file)) == 2
 
 
-def test_settings_that_change_a_score_have_files_of_their_own() -> None:
-    names = {
-        digest_of(None, settings, sizes)
-        for settings in (PROBE, replace(PROBE, films=9), replace(PROBE, steps=3))
-        for sizes in (SIZES, SlowFastSizes(slow=3))
-    }
-    assert len(names) == 4
+def test_a_probe_plays_what_is_missing_alone(tmp_path: Path) -> None:
+    """Scores of other policies share the file and do not count; more films are played alone."""
+    file, played = tmp_path / "scores.jsonl", []
+
+    def made(policy: str, cases: list[Case]) -> list[np.ndarray]:
+        played.append((policy, len(cases)))
+        return true_frames(policy, cases)
+
+    few = replace(PROBE, films=1, policies=("full",), batch=3)
+    assert list(scores(few, made, file)) == [(1, 1)]
+    assert list(scores(replace(few, policies=("window-6-1",)), made, file)) == [(1, 1)]
+    assert list(scores(replace(few, films=3), made, file)) == [(3, 3)]
+    assert played == [("full", 1), ("window-6-1", 1), ("full", 2)]
+    assert [line["film"] for line in asked_of(replace(few, films=3), file)] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"steps": 3},
+        {"timesteps": (1000.0, 400.0)},
+        {"shift": 4.0},
+        {"renoise": "fresh"},
+        {"guidance": 1.0},
+        {"elsewhere": False},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_settings_that_change_a_score_have_files_of_their_own(changes: dict[str, object]) -> None:
+    settings = replace(PROBE, **changes)  # type: ignore[arg-type]
+    assert digest_of(None, settings, SIZES) != digest_of(None, PROBE, SIZES)
+    more = replace(settings, films=9, batch=1, ways=WAYS, away=(4.0,), policies=("full",))
+    assert digest_of(None, more, SIZES) == digest_of(None, settings, SIZES)
+    for sizes in (replace(SIZES, slow=3), replace(SIZES, tau=0.5)):
+        assert digest_of(None, PROBE, sizes) != digest_of(None, PROBE, SIZES)
+
+
+def test_a_probe_renoises_as_it_is_told(tiny: Model, tiny_model: Path) -> None:
+    case, made = make_case("cut", 2, 0), {}
+    for renoise in ("predicted", "fresh"):
+        asked = replace(PROBE, steps=2, guidance=1.0, renoise=renoise)
+        probed = probed_model(tiny_model, asked, torch.device("cpu"))
+        assert (probed.schedule.renoise, probed.guidance) == (renoise, 1.0)
+        model = replace(tiny, schedule=probed.schedule)
+        player = Player(model, "full", [case], torch.zeros(1, 30, 4, 4, 6), SIZES)
+        made[renoise] = player.generate(range(1))
+    assert made["predicted"].shape == made["fresh"].shape
+    assert (made["predicted"] - made["fresh"]).abs().max() > 0.01
+
+
+def test_a_schedule_has_even_steps_or_those_that_are_given() -> None:
+    even = schedule_of(4, shift=4, renoise="fresh")
+    assert even == FewStepSchedule.from_timesteps([1000, 750, 500, 250], shift=4)
+    assert schedule_of(8, (900, 10), shift=1, renoise="predicted").sigmas == (0.9, 0.01)
+
+
+@pytest.mark.parametrize(
+    ("steps", "timesteps", "renoise", "named"),
+    [
+        (0, (), "fresh", "got 0"),
+        (4, (500, 500), "fresh", "got 500, 500"),
+        (4, (250, 500), "fresh", "got 250, 500"),
+        (4, (1001,), "fresh", "got 1001"),
+        (4, (500, 0), "fresh", "got 500, 0"),
+        (4, (float("nan"),), "fresh", "got nan"),
+        (4, (), "new", "got 'new'"),
+    ],
+)
+def test_a_schedule_that_is_none_is_refused(
+    steps: int, timesteps: tuple[float, ...], renoise: str, named: str
+) -> None:
+    with pytest.raises(UsageError, match=named):
+        schedule_of(steps, timesteps, shift=3, renoise=renoise)  # type: ignore[arg-type]
+
+
+def test_a_film_decoded_in_pieces_is_the_film() -> None:
+    torch.manual_seed(0)
+    vae = TinyAutoencoder(4, 0, (8, 8, 8, 8)).eval()
+    latents = torch.randn(1, 2 * PIECE + 5, 4, 3, 4)
+    with torch.no_grad():
+        whole = (vae.decode(latents)[0].clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1)
+    (pieces,) = decoded(vae, latents)
+    assert pieces.shape == whole.shape == (4 * latents.shape[1] - 3, 24, 32, 3)
+    assert np.abs(pieces.astype(int) - whole.numpy().astype(int)).max() <= 1
+    assert pieces.std() > 1
+
+
+def line_of(film: int, away: float, *, above: bool) -> dict[str, object]:
+    """A score of two landmarks, both found or none."""
+    score = ReturnScore(2 * above, 2, 0, 2, 30.0, 20.0, 0.5, above)
+    return {"film": film, "way": "cut", "away_s": away, "policy": "full"} | asdict(score)
+
+
+def test_effective_context_has_an_interval_over_films() -> None:
+    def rows(failing: int) -> dict[float, dict[str, object]]:
+        """At 2 s all of 16 films are above control, at 4 s all but some, at 8 s none."""
+        lines = [line_of(n, 2.0, above=True) for n in range(16)]
+        lines += [line_of(n, 4.0, above=n >= failing) for n in range(16)]
+        lines += [line_of(n, 8.0, above=False) for n in range(16)]
+        return {row["away_s"]: row for row in rows_of(lines)}
+
+    sure, unsure, failed = rows(0), rows(4), rows(12)
+    bounds = ("effective_context_s", "effective_context_low_s", "effective_context_high_s")
+    assert [sure[2.0][key] for key in bounds] == [4.0, 4.0, 4.0]
+    assert [unsure[2.0][key] for key in bounds] == [4.0, 2.0, 4.0]
+    assert [failed[2.0][key] for key in bounds] == [2.0, 2.0, 2.0]
+    assert (sure[2.0]["hit_low"], sure[2.0]["hit_high"]) == (1.0, 1.0)
+    low, high = unsure[4.0]["hit_low"], unsure[4.0]["hit_high"]
+    assert 0.5 <= low < unsure[4.0]["hit_rate"] == 0.75 < high <= 1
+    assert "4 s (2 to 4)" in table_of(list(unsure.values()))
+
+
+def test_one_film_has_no_interval_and_an_early_failure_ends_the_context() -> None:
+    (row,) = rows_of([line_of(0, 2.0, above=True)])
+    assert (row["effective_context_low_s"], row["hit_low"]) == (None, None)
+    assert "2 s" in table_of([row])
+    lines = [line_of(n, away, above=away > 2) for n in range(4) for away in (2.0, 4.0)]
+    assert {row["effective_context_high_s"] for row in rows_of(lines)} == {0.0}
+
+
+def test_films_whose_longer_times_are_still_to_come_count_where_they_are() -> None:
+    lines = [line_of(n, 2.0, above=True) for n in range(6)]
+    lines += [line_of(n, 4.0, above=True) for n in range(2)]
+    rows = rows_of(lines)
+    assert [(row["away_s"], row["films"]) for row in rows] == [(2.0, 6), (4.0, 2)]
+    assert {row["effective_context_s"] for row in rows} == {4.0}
 
 
 def test_a_probe_of_nothing_is_refused(tmp_path: Path) -> None:
