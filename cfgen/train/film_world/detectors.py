@@ -172,27 +172,34 @@ def followed(film: Film, frames: Frames, number: int) -> bool | None:
 def traces(film: Film, frames: Frames, readings: Sequence[ShotReading]) -> list[float]:
     """For every subject that left on the way, how much of it still shows at the shot's end, 0..1.
 
-    Shots that end before it is gone, and subjects that were never found, are left out.
+    All of it where it is found again, anywhere; else what its outline shows where it was. Where
+    another subject stands now, the outline tells nothing, and it is gone unless it is found. Shots
+    that end before it is gone, and subjects that were never found, are left out.
     """
     path = camera_path(film, film.frames)
-    found = []
+    left = []
     for number, (begin, end) in enumerate(shot_spans(film)):
         shot = film.shots[number]
         if number == 0 or shot.cut or end - begin <= FLIGHT_FRAMES + _SETTLED:
             continue
-        last = end - 1
-        here = [(s.shape, s.colour) for s in shot.subjects]
-        for at, sightings in list(readings[number - 1].sightings.items())[-1:]:
+        last, before = end - 1, readings[number - 1]
+        view = to_view(frames[last : last + 1])[0]
+        now = find_subjects(view)
+        still_there = {(s.shape, s.colour) for s in now}
+        here = {(s.shape, s.colour) for s in shot.subjects}
+        for at, sightings in list(before.sightings.items())[-1:]:
             for seen in sightings:
                 name = (seen.shape, seen.colour)
-                if seen.evidence < 0 or name in here or name not in readings[number - 1].subjects:
-                    continue
-                taken = [s for each in readings[number].sightings.values() for s in each]
-                if any(np.hypot(s.x - seen.x, s.y - seen.y) < 30 for s in taken):
+                if seen.evidence < 0 or name in here or name not in before.subjects:
                     continue
                 moved = float(path[last] - path[at])
-                found.append(trace_of(to_view(frames[last : last + 1])[0], seen, moved))
-    return found
+                if name in still_there:
+                    left.append(1.0)
+                elif any(np.hypot(s.x - seen.x, s.y - seen.y) < 30 for s in now):
+                    left.append(0.0)
+                else:
+                    left.append(trace_of(view, seen, moved))
+    return left
 
 
 @dataclass(frozen=True, slots=True)

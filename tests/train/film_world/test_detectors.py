@@ -149,9 +149,12 @@ def test_a_change_of_subject_is_followed_and_leaves_no_trace() -> None:
     assert all(all(score_shot(film, i, r).values()) for i, r in enumerate(readings))
     assert followed(film, frames, 1) is True
     assert followed(film, frames, 0) is None
-    assert not any(map(has_trace, traces(film, frames, readings)))
+    left = traces(film, frames, readings)
+    assert left
+    assert not any(map(has_trace, left))
     stuck = np.concatenate([frames[:21], np.repeat(frames[20:21], len(frames) - 21, axis=0)])
     assert followed(film, stuck, 1) is False
+    assert all(map(has_trace, traces(film, stuck, read_film(film, stuck))))
 
 
 @pytest.mark.parametrize("share", [0.2, 0.4, 1.0])
