@@ -37,6 +37,7 @@ Policy = Literal[
     "slow_fast-paper",
     "slow_fast-cfgen",
     "slow_fast-oracle",
+    "slow_fast-every-4",
     "full",
     "far-15",
     "far-6",
@@ -90,7 +91,7 @@ class ReplacingCache(GraphCache):
 
 
 class Oracle:
-    """Admits the chunks that will be needed; an `Admit` op.
+    """Admits chunks that are told beforehand, such as those that will be needed; an `Admit` op.
 
     Attributes:
         chunk: the chunk that is being committed.
@@ -141,6 +142,7 @@ def memory_of(
         "slow_fast-paper": slow_fast(variant="paper"),
         "slow_fast-cfgen": slow_fast(admission_layers=s.admission_layers),
         "slow_fast-oracle": slow_fast(),
+        "slow_fast-every-4": slow_fast(),
         "full": FullMemory(),
         "far-15": far_of(MemorySettings(far=("15:1", "all:4"))),
         "far-6": far_of(MemorySettings()),
@@ -149,7 +151,11 @@ def memory_of(
     if policy not in policies:
         raise ValueError(f"the policy must be one of {EVERY_POLICY}, got {policy!r}")
     require_patches(policies[policy], generator)
-    oracle = Oracle(kept_chunks(case, s.slow))
+    told = {
+        "slow_fast-oracle": kept_chunks(case, s.slow),
+        "slow_fast-every-4": range(0, case.film.chunks, 4),
+    }
+    oracle = Oracle(told.get(policy, ()))
     pool = ReplacingCache(g.num_layers, generator.device)
     memory = build_memory(
         policies[policy],
@@ -158,6 +164,6 @@ def memory_of(
         latent_frames=CHUNK_LATENTS * case.film.chunks,
         head_dim=g.head_dim,
         grid=g.grid(*latent_size),
-        admit=oracle if policy == "slow_fast-oracle" else None,
+        admit=oracle if policy in told else None,
     )
     return Run(memory, pool, oracle)

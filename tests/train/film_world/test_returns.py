@@ -257,6 +257,16 @@ def test_the_oracle_admits_the_first_visit(tiny: Model) -> None:
     assert wanted <= set(player.run.memory.frames(0))
 
 
+def test_every_fourth_chunk_is_admitted(tiny: Model) -> None:
+    case = make_case("cut", 8, 0)
+    truths = torch.randn(1, 3 * case.film.chunks, 4, 4, 6)
+    player = Player(tiny, "slow_fast-every-4", [case], truths, SIZES)
+    player.prime(13)
+    held = [frame // 3 for frame in player.run.memory.frames(0) if 3 <= frame < 33]
+    assert held
+    assert all(chunk % 4 == 0 for chunk in held)
+
+
 def test_whole_films_come_from_prompts(tiny: Model) -> None:
     case = make_case("cut", 2, 0, elsewhere=False)
     shape = torch.zeros(1, 3 * case.film.chunks, 4, 4, 6)
