@@ -63,8 +63,8 @@ def plan(
             `fps`, `rng`, `device`, `dtype`, `threads`, `backend`, `transition`, and `shots`: texts
             such as "8s: a red kite" or "6s cut: a boat", or mappings of `duration`, `prompt` and
             `transition`; and what the video begins with: `image`, or `video` with `start`, `end`
-            and `keep_input`, and `fit`; and its sound: `audio`, a file, with `audio_offset`,
-            `audio_loop` and `audio_fade`.
+            and `keep_input`, and `fit`; what it ends with, `last_image`; and its sound: `audio`, a
+            file, with `audio_offset`, `audio_loop` and `audio_fade`.
 
     Returns:
         The job: its `config`, its `plan`, its `model`; `pipeline.plan.estimate_of` and

@@ -16,6 +16,7 @@ from cfgen.pipeline.contact_sheets import with_sheet
 from cfgen.pipeline.job import RenderJob
 from cfgen.pipeline.limits import what_fits
 from cfgen.pipeline.parallel import Peers
+from cfgen.pipeline.plan_text import order_lines
 from cfgen.pipeline.preflight import check_place
 from cfgen.pipeline.runs import config_to_resume, with_parallel
 from cfgen.renderer.events import Event, Finished, Noted
@@ -159,7 +160,8 @@ def begin(job: RenderJob, *, overwrite: bool = False) -> Rendering:
         InputRefused, CheckpointError: It cannot begin with the picture or film that is given.
     """
     opening = tuple(
-        Noted(message=line) for line in (*job.require_beginning(), *job.require_sound())
+        Noted(message=line)
+        for line in (*job.require_beginning(), *job.require_sound(), *order_lines(job.plan))
     )
     check_place(job, overwrite=overwrite)
     return Rendering(job, overwrite=overwrite, opening=opening)
