@@ -332,7 +332,7 @@ class RenderConfig:
             yield Problem(key="order", reason=reason)
         if self.order == "forward":
             if self.begin.last_image is not None:
-                able = ", ".join(presets_of_order("inverted"))
+                able = ", ".join(presets_of_order("inverted")) or "none is here"
                 reason = f"preset {self.preset} makes films from their start and cannot be told how"
                 reason += f" they end; a last picture is for presets of order inverted: {able}"
                 yield Problem(key="begin.last_image", reason=reason)

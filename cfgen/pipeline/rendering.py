@@ -152,6 +152,17 @@ class Rendering:
                     yield event
 
 
+def notes_of(job: RenderJob) -> tuple[Event, ...]:
+    """What becomes of what a new render is given, and what follows from its order of chunks.
+
+    Raises:
+        UsageError: The video cannot have the sound, or would take the place of what is given.
+        InputRefused, CheckpointError: Something that is given cannot be used.
+    """
+    lines = (*job.require_beginning(), *job.require_sound(), *order_lines(job.plan))
+    return tuple(Noted(message=line) for line in lines)
+
+
 def begin(job: RenderJob, *, overwrite: bool = False) -> Rendering:
     """A new render, once its place is found good.
 
@@ -159,10 +170,7 @@ def begin(job: RenderJob, *, overwrite: bool = False) -> Rendering:
         UsageError, OutputRefused, BudgetError: The video cannot or must not be written there.
         InputRefused, CheckpointError: It cannot begin with the picture or film that is given.
     """
-    opening = tuple(
-        Noted(message=line)
-        for line in (*job.require_beginning(), *job.require_sound(), *order_lines(job.plan))
-    )
+    opening = notes_of(job)
     check_place(job, overwrite=overwrite)
     return Rendering(job, overwrite=overwrite, opening=opening)
 
