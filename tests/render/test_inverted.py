@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 from contextlib import suppress
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from cfgen.pipeline.job import RenderJob
 from cfgen.pipeline.plan_text import order_lines, rounding_lines
 from cfgen.pipeline.rendering import begin, go_on
 from cfgen.renderer.events import ChunkDone, Encoded, Finished, Noted, Resumed
-from cfgen.renderer.source import FrameSource
+from cfgen.renderer.source import ChunkWorker, FrameSource
 from cfgen.rollout.loop import Chunk
 from cfgen.runs.folder import RunFolder
 from cfgen.runs.journal import ChunkLine
@@ -109,6 +110,36 @@ def test_a_render_that_dies_while_the_video_is_written_goes_on(
     first = next(e.segment for e in again if isinstance(e, Encoded)) if segments < 3 else 3
     assert first == segments, "what was encoded stays"
     assert cut.output.read_bytes() == film.expected(*settings)
+
+
+@pytest.mark.parametrize("done", [1, 2, 5, 9])
+def test_decoding_beside_the_next_chunk_makes_the_same_file(
+    film: MakeFilm, settings: list[str], monkeypatch: pytest.MonkeyPatch, done: int
+) -> None:
+    expected = film.expected(*settings)
+    monkeypatch.setattr(FrameSource, "beside", True)
+    cut = film(*settings)
+    last = [0, 8, 7, 6, 5, 4, 3, 2, 1][done - 1]
+    cut.killed(cut.events(resume=False), lambda event: event.index == last)
+    cut.go_on()
+    assert cut.output.read_bytes() == expected
+
+
+def test_no_more_latents_are_held_than_the_memory_needs(
+    film: MakeFilm, settings: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[weakref.ref[Tensor]] = []
+    finish = ChunkWorker.finish
+
+    def finished(worker: ChunkWorker) -> Chunk:
+        chunk = finish(worker)
+        made.append(weakref.ref(chunk.latents))
+        return chunk
+
+    monkeypatch.setattr(ChunkWorker, "finish", finished)
+    for _ in film(*settings).events(resume=False):
+        assert sum(latents() is not None for latents in made) <= 2
+    assert len(made) == 9
 
 
 @pytest.mark.parametrize("share", [n / 12 for n in range(13)])
