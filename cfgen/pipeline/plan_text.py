@@ -40,11 +40,12 @@ def order_lines(plan: Plan) -> tuple[str, ...]:
     geometry = plan.geometry
     cells = geometry.channels * geometry.latent_width * geometry.latent_height
     return (
-        "from the end of the film to its start: it is as long as it is, and cannot be branched",
+        "chunks are made from the end of the film to its start: how long it is cannot change, and "
+        "nothing can branch off it",
         f"{bytes_words(4 * cells * plan.latent_frames)} of latents are kept until all "
         f"{count(plan.chunks, 'chunk')} are made; then the video is written",
         "no frame can be watched before that, in --preview neither",
-        "cfgen knows no weights that were trained for this order: expect no good film of others",
+        "cfgen knows no weights that were trained for this order: others make no good film in it",
     )
 
 

@@ -101,7 +101,6 @@ class ChunkLoop:
             replayable=self.source.memory.replayable,
         )
         decode_from, encode_from = recovery.decode_from or 0, recovery.encode_from or 0
-        lines = self._lines
         self._playing.next = decode_from
         again = [chunk for chunk in audited.damaged if chunk in recovery.recompute]
         spared = [chunk for chunk in audited.damaged if chunk not in recovery.recompute]
@@ -125,7 +124,11 @@ class ChunkLoop:
             snapshot=recovery.snapshot,
             replayed=recovery.until - recovery.memory_from - len(recovery.recompute),
             made_again=len(recovery.recompute),
-            encoded_again=sum(line.frames for line in lines.values() if line.index >= encode_from),
+            encoded_again=sum(
+                line.frames
+                for line in self._lines.values()
+                if line.index >= encode_from and line.frames_sha256
+            ),
         )
         for made in replay(self.source, self._folder, self._store, audited, recovery):
             self._stop_here(recovery.until)
@@ -134,9 +137,11 @@ class ChunkLoop:
             for index in self._playing.add(made.index, made.index):
                 self._stop_here(recovery.until)
                 chunk = made if index == made.index else self._kept(index)
-                line = lines[index]  # frames are the same only if decoded likewise
-                state.mode = Mode(line.tile or None, line.on_cpu)
+                line = self._lines[index]  # frames are the same only if decoded likewise
+                state.mode = before = Mode(line.tile or None, line.on_cpu)
                 frames = self.source.decode(chunk, state)
+                if not line.frames_sha256:
+                    yield from self._told_later(index, before)
                 if chunk.index >= encode_from and len(frames):
                     self.writer.write(frames)
                     now = self.writer.frames_sha256
@@ -169,7 +174,7 @@ class ChunkLoop:
             yield from self._told(chunk.index, before)
             sha256 = self._recorder.latents(chunk.index, chunk.latents)
             if frames is None or not len(frames):
-                yield self._record(chunk.index, sha256, "", state.mode if playable else Mode())
+                yield self._record(chunk.index, sha256, "", state.mode)
             else:
                 self.writer.write(frames)
                 yield self._record(chunk.index, sha256, self.writer.frames_sha256, state.mode)
@@ -184,7 +189,7 @@ class ChunkLoop:
                 frames = self.source.decode(self._kept(later), state)
                 self.writer.write(frames)
                 yield from self._previewed(frames)
-                yield from self._told(later, before)
+                yield from self._told_later(later, before)
                 yield from self._end_segment(later)
             if done < len(order) and pauses:
                 if self._mode == "full" and (beside or self._must_sync()):
@@ -222,6 +227,12 @@ class ChunkLoop:
                 f"are decoded {self._state.mode}, which can show at the tiles' borders",
                 hint="nothing is lost; a smaller --size or --offload all leaves more room",
             )
+
+    def _told_later(self, index: int, before: Mode) -> Iterator[Warned]:
+        """As `_told`, of a chunk that was written down before it was decoded."""
+        yield from self._told(index, before)
+        if self._state.mode != before:
+            self._lines = self._recorder.note_mode(index, self._state.mode)
 
     def _must_sync(self) -> bool:
         """Whether something is to be done before the next chunk is begun."""

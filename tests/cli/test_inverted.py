@@ -45,7 +45,7 @@ def test_flags_say_what_a_film_begins_and_ends_with(cfgen: Cfgen, build: FakeBui
 
 def test_a_plan_tells_that_nothing_can_be_watched_before_the_end(cfgen: Cfgen) -> None:
     told = " ".join(cfgen("plan", *BACK, *ENDS, "--duration", "3s").stdout.split())
-    assert "order from the end of the film to its start" in told
+    assert "order chunks are made from the end of the film to its start" in told
     assert "are kept until all 6 chunks are made; then the video is written" in told
     assert "no frame can be watched before that" in told
     assert "no weights that were trained for this order" in told

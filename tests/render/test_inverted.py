@@ -15,6 +15,7 @@ from torch import Tensor
 
 from cfgen.config.loader import load
 from cfgen.errors import Interrupted, SnapshotMismatch, UsageError
+from cfgen.model.tiled import SMALLEST
 from cfgen.pipeline.branch import plan_branch, plan_retry
 from cfgen.pipeline.build import build_render, build_source
 from cfgen.pipeline.decoding import decode_again
@@ -23,6 +24,7 @@ from cfgen.pipeline.plan_text import order_lines, rounding_lines
 from cfgen.pipeline.rendering import begin, go_on
 from cfgen.renderer.events import ChunkDone, Encoded, Finished, Noted, Resumed
 from cfgen.renderer.source import ChunkWorker, FrameSource
+from cfgen.report.films import film_of
 from cfgen.rollout.loop import Chunk
 from cfgen.runs.folder import RunFolder
 from cfgen.runs.journal import ChunkLine
@@ -33,6 +35,7 @@ from cfgen.video.shape import VideoShape
 from tests.render.crash import Crash, dying
 from tests.render.film import PROMPT, Film, MakeFilm
 from tests.render.inputs import gradient, picture
+from tests.render.test_out_of_memory import short_of_memory, tiles
 
 INVERTED = "preset=framepack-inverted"
 
@@ -178,6 +181,40 @@ def test_what_is_kept_to_resume_with_changes_no_frame(
     assert frames_sha256(whole) == frames_sha256(film.whole(*settings))
 
 
+def test_tiles_that_were_asked_for_are_those_of_every_chunk(
+    film: MakeFilm, settings: list[str]
+) -> None:
+    tiled = [*settings, "size=160x96", f"model.vae_tile={SMALLEST}"]
+    cut = film(*tiled)
+    cut.killed(cut.events(resume=False), lambda event: event.index == 4)
+    assert cut.gone_on_with() == film.expected(*tiled)
+    assert tiles(cut) == [SMALLEST] * 9
+
+
+@pytest.mark.parametrize("still_short", [True, False])
+@pytest.mark.parametrize("segments", [1, 2])
+def test_a_render_that_ran_out_of_memory_goes_on_to_the_same_file(
+    film: MakeFilm, settings: list[str], segments: int, still_short: bool
+) -> None:
+    """What was decoded in tiles is decoded so again, and all that plays later."""
+    wide = [*settings, "size=160x96"]
+    short, cut = film(*wide), film(*wide)
+    with short_of_memory(3):
+        expected = short.whole()
+    assert tiles(short) == [0, *[SMALLEST] * 6, 0, 0]
+    with short_of_memory(3), dying(cut.folder, None) as disk:
+        events = cut.events(resume=False)
+        assert any(isinstance(e, Encoded) and e.segment + 1 == segments for e in events)
+        disk.dead = True
+        with suppress(Crash):
+            events.close()  # type: ignore[attr-defined]
+    cut.bury()
+    with short_of_memory(3 if still_short else 99):
+        cut.go_on()
+    if segments > 1 or still_short:  # else it had not run out yet
+        assert (cut.video, tiles(cut)) == (expected, tiles(short))
+
+
 def test_a_stop_while_the_video_is_written_is_heeded(film: MakeFilm, settings: list[str]) -> None:
     cut = film(*settings)
     cut.folder.mkdir()
@@ -258,6 +295,21 @@ def test_another_continuation_is_refused(film: MakeFilm, settings: list[str]) ->
         plan_retry(whole.run, begin="3s", changes={})
     assert whole.video == before
     assert len(RunFolder(whole.run).journal.of(ChunkLine)) == 9
+
+
+def test_a_report_offers_no_branch_and_tells_what_chunks_took_as_they_play(
+    film: MakeFilm, settings: list[str]
+) -> None:
+    whole, cut = film.whole(*settings), film(*settings)
+    cut.killed(cut.events(resume=False), lambda event: event.index == 4)
+    lines = RunFolder(whole.run).journal.of(ChunkLine)
+    told = film_of(whole.output, whole.folder / "report.html", {})
+    assert told.branch is None
+    ends = {line.index: line.elapsed_s for line in lines}
+    assert told.chunk_costs_s[1] == round(ends[1] - ends[2], 3)
+    assert len(told.chunk_costs_s) == 9
+    unfinished = film_of(cut.output, cut.folder / "report.html", {})
+    assert (unfinished.chunks_done, len(unfinished.chunk_costs_s)) == (6, 1)
 
 
 def test_what_follows_from_the_order_is_told_before(
