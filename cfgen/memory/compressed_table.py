@@ -153,7 +153,8 @@ class CompressedTable:
     def _stand(self, frames: int) -> None:
         """Have the next chunk of so many latent frames stand where it does from the end of a clip.
 
-        It leaves room for what plays between the sink and it, as far as the network knows such.
+        It leaves room for what plays between the sink and it, as far as the network knows such. A
+        last frame that is given is a chunk, too: where chunks have one frame, it is the first.
         Source: FramePack demo_gradio.py @ 97fe5db (`latent_padding_size`).
         """
         if self._backward is None:
