@@ -3,7 +3,8 @@
 The video autoencoder turns the first latent frame into one frame and each later one into
 `temporal_stride` frames. Latent frames are made in chunks of a fixed size, so a clip is rendered up
 to the chunk grid and cut to the frames that were asked for. A clip may begin with latent frames
-that are given: then the first chunk holds as many as make the given ones whole chunks.
+that are given: then the first chunk holds as many as make the given ones whole chunks. It may end
+with given ones, too, if it is made from its end to its start.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from cfgen.errors import UsageError
-from cfgen.units import count
+from cfgen.units import count, plain
 from cfgen.video.shape import VideoShape
 
 SEGMENT_CHUNKS = 16
@@ -25,15 +26,17 @@ KEPT_SNAPSHOTS = 2
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Given:
-    """What a clip begins with that is not made but given: a picture, or the past of a film.
+    """What of a clip is not made but given: a picture or the past of a film, and a last picture.
 
     Attributes:
-        latent_frames: Latent frames that are given.
+        latent_frames: Latent frames that are given at the start.
         shown: Whether the clip shows them; otherwise it begins with the first frame after them.
+        at_end: Latent frames that are given at the end, as a chunk of their own.
     """
 
     latent_frames: int = 0
     shown: bool = True
+    at_end: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,7 +95,10 @@ class Plan:
         chunks: Chunks to roll out.
         segment_chunks: Chunks in each encoded segment, the last one excepted.
         spans: What is shown when, without gaps, in playing order.
-        given: What the clip begins with.
+        given: What the clip begins and ends with.
+        inverted: Whether chunks are made from the end of the clip towards its first one, which is
+            given and comes before them all: FramePack's inverted anti-drifting sampling (arXiv
+            2504.12626).
     """
 
     duration_s: float
@@ -102,11 +108,23 @@ class Plan:
     segment_chunks: int
     spans: tuple[Span, ...]
     given: Given = Given()
+    inverted: bool = False
 
     @property
     def order(self) -> Sequence[int]:
         """The chunks in the order in which they are made."""
-        return range(self.chunks)
+        return [0, *range(self.chunks - 1, 0, -1)] if self.inverted else range(self.chunks)
+
+    @property
+    def all_given(self) -> Sequence[int]:
+        """The chunks whose latents are given, at the start and at the end."""
+        at_start = range(self.given_chunks)
+        return [*at_start, self.chunks - 1] if self.given.at_end else at_start
+
+    @property
+    def first_made(self) -> int:
+        """The chunk that is made first, of those that are not given."""
+        return self.order[len(self.all_given)]
 
     def span_of(self, chunk: int) -> int:
         """The number of the span that a chunk belongs to."""
@@ -135,7 +153,11 @@ class Plan:
 
     def latent_start(self, chunk: int) -> int:
         """The first latent frame of a chunk; that of one past the last is their number."""
-        return 0 if chunk == 0 else self.first_latent_frames + (chunk - 1) * self._size
+        if chunk == 0:
+            return 0
+        start = self.first_latent_frames + (chunk - 1) * self._size
+        short = self._size - self.given.at_end if self.given.at_end else 0
+        return start - short if chunk == self.chunks else start
 
     def chunk_of_latent(self, latent_frame: int) -> int:
         """The chunk that holds a latent frame."""
@@ -218,76 +240,13 @@ class Plan:
         """
         frame = math.floor(seconds * self.geometry.fps)
         if not 0 <= frame < self.frames:
-            raise UsageError(
-                f"the video is {_number(self.seconds)} s long, got {_number(seconds)} s"
-            )
+            raise UsageError(f"the video is {plain(self.seconds)} s long, got {plain(seconds)} s")
         latent = self.geometry.latent_frames_for(self.hidden_frames + frame + 1) - 1
         return self.chunk_of_latent(latent)
 
     def __iter__(self) -> Iterator[ChunkPlan]:
         """Yield every chunk in playing order."""
         return (self.chunk(index) for index in range(self.chunks))
-
-    def lines(self) -> tuple[str, ...]:
-        """Say in sentences how the duration became frames and chunks: every rounding, in order."""
-        geometry = self.geometry
-        exact = self.duration_s * geometry.fps
-        asked = f"{_number(self.duration_s)} s at {_number(geometry.fps)} fps"
-        if exact == self.frames:
-            first = f"{asked} are {count(self.frames, 'frame')} exactly"
-        else:
-            first = (
-                f"{asked} are {_number(exact)} frames, "
-                f"rounded to {count(self.frames, 'frame')} ({_number(self.seconds)} s)"
-            )
-        second = self._grid_line()
-        surplus = self.decoded_frames - self.frames
-        third = (
-            f"{self.decoded_frames} frames are decoded and the last {surplus} cut off"
-            if surplus
-            else f"all {count(self.decoded_frames, 'decoded frame')} are kept"
-        )
-        fourth = f"{count(self.segments, 'encoded segment')} of {self.segment_chunks} chunks"
-        last = len(self.chunks_of(self.segments - 1))
-        lines = first, *self._given_lines(), second, third, f"{fourth}, the last of {last}"
-        return *lines, *self._borders()
-
-    def _borders(self) -> Iterator[str]:
-        """Say where shots begin, after the first."""
-        for number, span in enumerate(self.spans[1:], start=2):
-            chunk = self.first_of(number - 1)
-            begins_s = self.chunk(chunk).frame_start / self.geometry.fps
-            words = f"shot {number} begins with chunk {chunk + 1}, at {_number(begins_s)} s"
-            asked = "" if begins_s == span.asked_s else f" instead of {_number(span.asked_s)} s"
-            yield f"{words}{asked}: {span.transition}"
-
-    def _grid_line(self) -> str:
-        """How frames became chunks."""
-        stride, size = self.geometry.temporal_stride, self._size
-        needed = self.geometry.latent_frames_for(self.hidden_frames + self.frames)
-        before = self.latent_start(self.hidden_chunks)
-        opens = "" if before else f"the first holds 1 frame, each later one {stride}"
-        line = (
-            f"{count(self.frames, 'frame')} need {count(needed - before, 'latent frame')} "
-            f"({opens or f'each holds {stride}'})"
-        )
-        if self.latent_frames != needed:
-            line += f", rounded up to {self.latent_frames - before}"
-        if not self.hidden_chunks and self.first_latent_frames != size:
-            rest = count(self.chunks - 1, "chunk")
-            return f"{line}: a chunk of {self.first_latent_frames}, then {rest} of {size}"
-        return f"{line}: {count(self.chunks - self.hidden_chunks, 'chunk')} of {size}"
-
-    def _given_lines(self) -> tuple[str, ...]:
-        """What is there before anything is made."""
-        if not self.given.latent_frames:
-            return ()
-        frames = self.geometry.frames_of(self.given.latent_frames)
-        latents = count(self.given.latent_frames, "latent frame")
-        chunks = count(self.given_chunks, "chunk")
-        are, them = ("is", "it") if frames == 1 else ("are", "them")
-        fate = f"the video shows {them}" if self.given.shown else f"the video begins behind {them}"
-        return (f"{count(frames, 'frame')} {are} given, {latents} in {chunks}: {fate}",)
 
 
 def make_plan(
@@ -297,6 +256,7 @@ def make_plan(
     prompt: str = "",
     segment_chunks: int = SEGMENT_CHUNKS,
     given: Given = Given(),
+    inverted: bool = False,
 ) -> Plan:
     """Plan a clip.
 
@@ -305,23 +265,32 @@ def make_plan(
         geometry: The shape of frames and latents.
         prompt: What the clip shows, from start to end.
         segment_chunks: Chunks in one encoded segment.
-        given: What the clip begins with.
+        given: What the clip begins and ends with.
+        inverted: Whether chunks are made from its end; see `Plan`.
 
     Returns:
-        A plan of round(duration_s * fps) frames.
+        A plan of round(duration_s * fps) frames. A clip that ends with given latent frames has as
+        many as whole chunks between what is given come nearest to.
 
     Raises:
-        UsageError: The duration is not a positive number, rounds to no frame at all, or ends
-            before what is given does.
+        UsageError: The duration is not a positive number, rounds to no frame at all, ends before
+            what is given does, or leaves no chunk between what is given; or the clip is made from
+            its end, and has no given start.
     """
     if not (math.isfinite(duration_s) and duration_s > 0):
         raise UsageError(f"the duration must be a positive number of seconds, got {duration_s}")
     if segment_chunks < 1:
         raise UsageError(f"a segment must hold at least 1 chunk, got {segment_chunks}")
+    if inverted and not given.latent_frames:
+        raise UsageError(
+            "a video that is made from its end (order inverted) leads back to a first picture, and "
+            "none is given",
+            hint="give one with --image, or choose a preset with another order",
+        )
     frames = round(duration_s * geometry.fps)
     if frames < 1:
         raise UsageError(
-            f"{_number(duration_s)} s is shorter than one frame at {_number(geometry.fps)} fps",
+            f"{plain(duration_s)} s is shorter than one frame at {plain(geometry.fps)} fps",
             hint=f"ask for at least {1 / geometry.fps:.3g} s",
         )
     size = geometry.chunk_latent_frames
@@ -329,22 +298,46 @@ def make_plan(
     if given.shown and given_frames and frames <= given_frames:
         raise UsageError(
             f"the video begins with {count(given_frames, 'frame')} that are given, "
-            f"{_number(given_frames / geometry.fps)} s, and is to be {_number(duration_s)} s long",
+            f"{plain(given_frames / geometry.fps)} s, and is to be {plain(duration_s)} s long",
             hint="ask for a longer --duration: it counts what the video begins with",
         )
-    latent_frames = geometry.latent_frames_for(frames + (0 if given.shown else given_frames))
     first = given.latent_frames % size or size
-    chunks = 1 + max(0, -(-(latent_frames - first) // size))
+    if given.at_end:
+        made = _between(duration_s, geometry, given)
+        latent_frames = given.latent_frames + made * size + given.at_end
+        frames = geometry.frames_of(latent_frames)
+        chunks = 1 + made + 1
+    else:
+        latent_frames = geometry.latent_frames_for(frames + (0 if given.shown else given_frames))
+        chunks = 1 + max(0, -(-(latent_frames - first) // size))
+        latent_frames = first + (chunks - 1) * size
     return Plan(
         duration_s=duration_s,
         geometry=geometry,
         frames=frames,
         chunks=chunks,
         segment_chunks=segment_chunks,
-        spans=(Span(start=0, stop=first + (chunks - 1) * size, prompt=prompt),),
+        spans=(Span(start=0, stop=latent_frames, prompt=prompt),),
         given=given,
+        inverted=inverted,
     )
 
 
-def _number(value: float) -> str:
-    return f"{value:.3f}".rstrip("0").rstrip(".")
+def _between(duration_s: float, geometry: VideoShape, given: Given) -> int:
+    """The whole chunks between given latent frames that come nearest to a duration.
+
+    Source: FramePack demo_gradio.py @ 97fe5db rounds to whole sections, too.
+
+    Raises:
+        UsageError: No chunk comes near.
+    """
+    around = geometry.frames_of(given.latent_frames + given.at_end)
+    each = geometry.chunk_latent_frames * geometry.temporal_stride
+    chunks = round((duration_s * geometry.fps - around) / each)
+    if chunks < 1:
+        raise UsageError(
+            f"the video begins and ends with pictures, and {plain(duration_s)} s leave no chunk "
+            "between them",
+            hint=f"ask for a --duration of {(around + each) / geometry.fps:.3g} s or more",
+        )
+    return chunks

@@ -60,3 +60,8 @@ def clock(seconds: float) -> str:
     minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)
     return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
+
+
+def plain(value: float) -> str:
+    """A number with three digits behind the point at most, as ``1.5`` or ``12``."""
+    return f"{value:.3f}".rstrip("0").rstrip(".")

@@ -176,6 +176,28 @@ def compresseds(draw: st.DrawFn) -> Policy:
     )
 
 
+@st.composite
+def backwards(draw: st.DrawFn) -> Policy:
+    """Levels behind chunks that are made from the end of a clip."""
+    chunk, sink = draw(chunk_sizes), draw(st.integers(0, 4))
+    newest, renew, reads = draw(st.integers(1, 6)), draw(st.booleans()), draw(commit_reads)
+    length = draw(st.integers(1, 60))
+    levels = [Level(4, (1, 2, 2)), Level(8, (1, 4, 4))]
+
+    def make() -> Table:
+        table = CompressedTable(
+            [Level(newest, (1, 1, 1)), *levels],
+            sink=sink,
+            renew=renew,
+            commit_reads=reads,
+            backward=length,
+        )
+        table.capacity += chunk
+        return table
+
+    return Policy("compressed", sink, newest + chunk, chunk, reads, make, positions="inverted")
+
+
 policies = st.one_of(windows(), slow_fasts(), releases(), recencies(), relaxes(), compresseds())
 """Every policy there is; `full` is a window that is never filled."""
 

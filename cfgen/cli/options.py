@@ -192,7 +192,13 @@ Fps = _value(
     "Playback rate. Another rate than the model's own makes motion faster or slower.",
 )
 Image = _value("--image", "FILE", FILM, "A picture that the video begins with: its first frame.")
-LastImage = _value("--last-image", "FILE", FILM, "A last picture; no preset can end with one yet.")
+LastImage = _value(
+    "--last-image",
+    "FILE",
+    FILM,
+    "A picture that the video ends with, for presets that make films from their end, as "
+    "framepack-inverted.",
+)
 Video = _value("--video", "FILE", FILM, "A film that the video goes on from.")
 VideoFrom = _value("--from", "TIME", FILM, "Where its past begins in it.", default="its start")
 VideoTo = _value("--to", "TIME", FILM, "Where the video goes on from it.", default="its end")

@@ -14,6 +14,7 @@ from cfgen.config.schema import PlacementConfig, RenderConfig
 from cfgen.config.values import size_text
 from cfgen.errors import BudgetError, CheckpointError
 from cfgen.pipeline.offload_plan import LEVELS, MemoryEstimate, choose, table
+from cfgen.pipeline.plan_text import order_lines, rounding_lines
 from cfgen.timeline import Plan
 from cfgen.units import bytes_words, clock, count
 
@@ -90,7 +91,8 @@ def plan_data(planned: Plan, needs: Estimate) -> dict[str, object]:
         "latent_frames": planned.latent_frames,
         "chunks": planned.chunks,
         "segments": planned.segments,
-        "roundings": list(planned.lines()),
+        "roundings": list(rounding_lines(planned)),
+        "order": list(order_lines(planned)),
         "shots": [asdict(chapter) for chapter in chapters_of(planned)],
         "estimate": asdict(needs),
     }
@@ -108,8 +110,10 @@ def _text(job: RenderJob, needs: Estimate, every_chunk: bool) -> Iterator[str]:
         yield f"{'begins' if number == 0 else '':10}{line}"
     for number, line in enumerate(job.require_sound()):
         yield f"{'sound' if number == 0 else '':10}{line}"
-    for number, line in enumerate([*planned.lines(), *_speed(config)]):
+    for number, line in enumerate([*rounding_lines(planned), *_speed(config)]):
         yield f"{'rounding' if number == 0 else '':10}{line}"
+    for number, line in enumerate(order_lines(planned)):
+        yield f"{'order' if number == 0 else '':10}{line}"
     yield f"passes    {_passes_words(config)}"
     yield from _parallel_words(_shares_of(job))
     yield from _memory_words(memory_of(job), config.placement)

@@ -14,6 +14,7 @@ from cfgen.cli.console import Console
 from cfgen.cli.plan import plan_data, replay_words
 from cfgen.config.schema import RenderConfig
 from cfgen.errors import Halt, Interrupted
+from cfgen.pipeline.plan_text import rounding_lines
 from cfgen.renderer.events import Finished
 from cfgen.video.output import resume_command, run_of
 
@@ -52,7 +53,7 @@ def _announce(console: Console, job: RenderJob, *, resumes: bool, loads: str) ->
     from cfgen.pipeline.plan import estimate_of
 
     config, plan = job.config, job.plan
-    for line in plan.lines():
+    for line in rounding_lines(plan):
         console.detail(line)
     console.event("plan", {**plan_data(plan, estimate_of(job)), "seed": config.seed})
     if config.snapshot.mode == "latents" and not resumes:

@@ -1,4 +1,4 @@
-"""What a video begins with, as a person sets it; and the keys of fields that hold times."""
+"""What a video begins and ends with, as a person sets it; the keys of fields that hold times."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ def key_of(name: str) -> str:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BeginConfig:
-    """What the video begins with.
+    """What the video begins with, and what it ends with.
 
     Attributes:
         image: A picture that is the first frame.
-        last_image: A picture that is the last frame; no model can do that yet.
+        last_image: A picture that the last four frames show, where films are made from their end
+            (`order` inverted).
         video: A film that the video goes on from.
         from_s: Where of the film its past begins, null for its start.
         to_s: Where of the film the video goes on, null for its end.
@@ -45,9 +46,6 @@ class BeginConfig:
 
     def __post_init__(self) -> None:
         more = []
-        if self.last_image is not None:
-            reason = "a causal model cannot be told how a film ends, and no preset has one that can"
-            more.append(Problem(key="last_image", reason=reason))
         if self.image is not None and self.video is not None:
             reason = "is a picture beside a film (begin.video): a video begins with one of them"
             more.append(Problem(key="image", reason=reason))

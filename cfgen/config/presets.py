@@ -55,6 +55,12 @@ def preset_description(name: str) -> str:
     return str(values["description"])
 
 
+def presets_of_order(order: str) -> tuple[str, ...]:
+    """Names of the presets that set this order of chunks themselves, sorted."""
+    values = {name: yaml.safe_load(read_text(preset_file(name))) for name in preset_names()}
+    return tuple(name for name, found in values.items() if found.get("order") == order)
+
+
 def locate_model(path: str) -> Path:
     """Return where a model lies: among the installed presets, on disk or in the hub's cache.
 

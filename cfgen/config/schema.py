@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
 from cfgen.config.audio import AudioConfig
 from cfgen.config.begin import BeginConfig, key_of
+from cfgen.config.presets import presets_of_order
 from cfgen.config.shots import Shot, Shots, told, total_s
 from cfgen.config.values import (
     ByteCount,
@@ -27,6 +29,7 @@ from cfgen.config.values import (
 from cfgen.errors import Problem, UsageError
 from cfgen.fields import CHANGES_NO_FRAME, Pattern, Positive, Range, check
 from cfgen.memory.compressed import CompressedMemory
+from cfgen.memory.policy import Order
 from cfgen.memory.recency import RecencyMemory
 from cfgen.memory.relax import RelaxMemory
 from cfgen.memory.slow_fast import SlowFastMemory
@@ -236,6 +239,8 @@ class RenderConfig:
             the prompt changes (continue), the newest frames are committed again under the new
             prompt (recache), sink and newest frames stay (flush), likewise, and the shot begins far
             away in time (cut), or nothing stays (fresh).
+        order: In which order the chunks of a film are made: as they play (forward), or from its end
+            towards a first picture (inverted), as in FramePack, for models that were trained so.
         output: The video file, or None for a name made from prompt and seed.
         duration_s: Playing time in seconds.
         seed: Fixes all noise, or None for one chosen at random.
@@ -248,7 +253,7 @@ class RenderConfig:
         backend: What computes attention and the other ops.
         compile: Whether torch.compile fuses what lies between the ops; takes a minute to begin.
         cuda_graph: Whether the passes of a chunk are one CUDA graph where they can be.
-        begin: What the video begins with.
+        begin: What the video begins and ends with.
         audio: Its sound.
         model: The model.
         schedule: How a chunk is denoised.
@@ -265,6 +270,7 @@ class RenderConfig:
     prompt: str = ""
     shots: Shots = ()
     transition: Transition = "continue"
+    order: Order = "forward"
     output: Path | None = None
     duration_s: Duration = 10.0
     seed: Seed = None
@@ -311,11 +317,35 @@ class RenderConfig:
         if self.placement.parallel > 1 and ":" in self.device:
             reason = f"{self.device} is one GPU, and {self.placement.parallel} processes need more"
             more.append(Problem(key="device", reason=reason))
+        more += self._order_problems()
         chunk = self.model.chunk_latent_frames
         more += self.memory.problems(
             chunk=chunk, guidance=self.schedule.guidance, snapshot=self.snapshot.mode
         )
         check(self, *more, key_of=key_of)
+
+    def _order_problems(self) -> Iterator[Problem]:
+        """What does not go together with the order in which chunks are made."""
+        if self.memory.order != self.order:
+            reason = f"is {self.order}, and the positions of memory {self.memory.policy}"
+            reason += f" (memory.layout) are for order {self.memory.order}"
+            yield Problem(key="order", reason=reason)
+        if self.order == "forward":
+            if self.begin.last_image is not None:
+                able = ", ".join(presets_of_order("inverted")) or "none is here"
+                reason = f"preset {self.preset} makes films from their start and cannot be told how"
+                reason += f" they end; a last picture is for presets of order inverted: {able}"
+                yield Problem(key="begin.last_image", reason=reason)
+            return
+        if self.begin.video is not None:
+            reason = "is a past to go on from, and order inverted makes a film from its end towards"
+            yield Problem(key="begin.video", reason=f"{reason} a first picture (begin.image)")
+        if self.shots:
+            reason = "cannot be with order inverted, which knows one prompt (prompt, duration)"
+            yield Problem(key="shots", reason=reason)
+        if self.rng != "keyed":
+            reason = "draws noise as films are made from their start; order inverted needs keyed"
+            yield Problem(key="rng", reason=reason)
 
     @property
     def film(self) -> tuple[Shot, ...]:

@@ -53,7 +53,7 @@ def narrowed(
         return placed
     if reads == "fast":
         return placed[-max(fast, current) :]
-    oldest = placed[-1].slot.frame - max(newest_of(reads), current) + 1
+    oldest = max(p.slot.frame for p in placed) - max(newest_of(reads), current) + 1
     return [p for i, p in enumerate(placed) if p.slot.frame >= oldest and i not in copies]
 
 

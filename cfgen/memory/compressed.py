@@ -7,6 +7,7 @@ Source: FAR (arXiv 2503.19325) far/models/far_long_model.py @ e59536a; FramePack
 diffusers_helper/models/hunyuan_video_packed.py @ 97fe5db. Of both the scheme alone is here: unlike
 FAR's, both kinds of tokens share all weights but the patch kernels; unlike FramePack's, history is
 at t = 0 and cached, none of it is there before it was made, and the sink's frames are only there.
+Where a film is made from its end (layout inverted), its past is what plays later.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from cfgen.fields import Natural, Pattern, check
 from cfgen.memory.commit_reads import CommitReads, commit_problems
 from cfgen.memory.compressed_table import CompressedTable, Level, merged
 from cfgen.memory.page_sizes import PageClass
-from cfgen.memory.policy import Storage
+from cfgen.memory.policy import Order, Storage
 from cfgen.memory.transitions import Transition
 
 LEVEL = Pattern(
@@ -42,8 +43,10 @@ class CompressedMemory:
             FAR; or of as many frames as the patch is wide (cube), as in FramePack.
         rotary: Where such a token stands: at the first cell of its patch (corner), as in FAR; or
             with the mean of the rotations of its cells (pooled), as in FramePack.
-        layout: Temporal positions: of the clip (absolute), as in FAR; or counted back from the
-            chunk, which always has the same (reordered), as in FramePack.
+        layout: Temporal positions: of the clip (absolute), as in FAR; counted back from the chunk,
+            which always has the same (reordered), as in FramePack-F1; or counted on from the chunk,
+            which stands behind the first picture and before what plays later (inverted), as in
+            FramePack, for `order` inverted.
         renew: Whether frames are encoded again at the end of every chunk, once older ones that they
             attend to have changed (every_chunk), as in FAR; or stay as they were (never).
         commit_reads: What the commit pass may attend to: all; its newest part (fast: no sink of
@@ -58,13 +61,13 @@ class CompressedMemory:
     levels: tuple[Annotated[str, LEVEL], ...] = ("15:1", "all:4")
     page: Literal["frame", "cube"] = "frame"
     rotary: Literal["corner", "pooled"] = "corner"
-    layout: Literal["absolute", "reordered"] = "absolute"
+    layout: Literal["absolute", "reordered", "inverted"] = "absolute"
     renew: Literal["every_chunk", "never"] = "every_chunk"
     commit_reads: CommitReads = "all"
     kv_cache: Storage = "auto"
 
     def __post_init__(self) -> None:
-        check(self, *self._level_problems())
+        check(self, *self._level_problems(), *self._sink_problems())
 
     def _level_problems(self) -> Iterable[Problem]:
         """What is wrong with the levels themselves."""
@@ -88,9 +91,15 @@ class CompressedMemory:
             elif frames != "all" and self.page == "cube" and int(frames) % patch:
                 reason = f"must hold whole cubes of {patch} frames, got {level!r}"
                 yield Problem(key=key, reason=reason)
-            if frames == "all" and self.layout == "reordered":
-                reason = "must end with a number of frames where the layout is reordered, got all"
-                yield Problem(key=key, reason=reason)
+            if frames == "all" and self.layout != "absolute":
+                reason = f"must end with a number of frames where the layout is {self.layout}"
+                yield Problem(key=key, reason=f"{reason}, got all")
+
+    def _sink_problems(self) -> Iterable[Problem]:
+        """What is wrong with the sink where films are made from their end."""
+        if self.order == "inverted" and self.sink != 1:
+            reason = "must be 1, the first picture, where the layout is inverted"
+            yield Problem(key="sink", reason=f"{reason}, got {self.sink}")
 
     @property
     def _levels(self) -> list[Level]:
@@ -105,6 +114,11 @@ class CompressedMemory:
     def grows(self) -> bool:
         """Whether the last level holds all that is older."""
         return self._levels[-1].frames is None
+
+    @property
+    def order(self) -> Order:
+        """Inverted where positions are."""
+        return "inverted" if self.layout == "inverted" else "forward"
 
     @property
     def admission(self) -> None:
@@ -153,6 +167,7 @@ class CompressedMemory:
             reordered=self.layout == "reordered",
             renew=self.renew == "every_chunk",
             commit_reads=self.commit_reads,
+            backward=latent_frames if self.order == "inverted" else None,
         )
 
     @property

@@ -3,6 +3,10 @@
 What leaves a level is encoded again, from its latents, with the patch of the next one. Which frame
 stands in which page follows from how many there are; what has no page yet, or is to be renewed, is
 named by `settle` once a chunk is committed.
+
+Where chunks are made from the end of a clip, the past is what plays after them. Frames are numbered
+as they are made then, too: those of a chunk from its last one back, so that the newest frame is
+always the one next to what is made next.
 """
 
 from __future__ import annotations
@@ -23,6 +27,11 @@ from cfgen.memory.protocols import (
     slots_of,
     whole,
 )
+
+GAP, FIRST_GAP = 2, 3
+"""Most chunks of the clip's length that are left free between the sink and a chunk that is made
+from the end, and before the first of those. Source: FramePack demo_gradio.py @ 97fe5db
+(`latent_paddings`)."""
 
 
 class Level(NamedTuple):
@@ -64,6 +73,9 @@ class CompressedTable:
             and the sink has the first; else they are those of the clip.
         renew: Whether pages are written again when pages older than they are have changed.
         commit_reads: See `commit_reads.narrowed`.
+        backward: Latent frames of a clip whose chunks, but for the sink, are made from its end;
+            positions are reordered, and those of the past lie behind the chunk. None where chunks
+            are made from the start.
     """
 
     spare_pages = 0
@@ -78,12 +90,14 @@ class CompressedTable:
         reordered: bool = False,
         renew: bool = True,
         commit_reads: str = "all",
+        backward: int | None = None,
     ) -> None:
         self.levels = merged(levels)
         self._sink_size, self._renew, self._commit_reads = sink, renew, commit_reads
         depth = sum(level.frames or 0 for level in self.levels)
         self.capacity = sink + sum(level.pages(depth) for level in self.levels)
-        self._chunk_at = sink + depth if reordered else None
+        self._chunk_at = sink + depth if reordered or backward is not None else None
+        self._backward, self._chunk = backward, 0
         self._sink: list[Slot] = []
         self._held: list[list[Slot]] = [[] for _ in self.levels]
         self._starts: list[int] = []
@@ -96,9 +110,10 @@ class CompressedTable:
 
     def append_chunk(self, start: int, pages: list[int], copies: list[int]) -> None:
         """The chunk stands behind the newest level."""
-        self._held[0] += [Slot(start + i, page) for i, page in enumerate(pages)]
+        self._held[0] += map(Slot, self._as_played(range(start, start + len(pages))), pages)
         self._starts.append(start)
         self._total, self._own = start, len(pages)
+        self._stand(len(pages))
 
     def inspects_keys(self, pass_: Pass) -> bool:
         """Never: this policy does not look at keys."""
@@ -111,8 +126,12 @@ class CompressedTable:
 
     def visible_slots(self, pass_: Pass, admitted: bool) -> list[VisibleSlot]:
         """Sink and levels, the oldest first, as far as the one that is written now."""
-        older = [slot for held in reversed(self._held[self._open :]) for slot in held]
-        shown = [VisibleSlot(slot, self._place(slot.frame)) for slot in older]
+        levels = list(zip(self.levels, self._held, strict=True))[self._open :]
+        shown = [
+            VisibleSlot(slot, self._place(slot.frame, level.patch[0]))
+            for level, held in reversed(levels)
+            for slot in held
+        ]
         at_start = self._chunk_at is not None
         sink = [
             VisibleSlot(slot, i if at_start else slot.frame) for i, slot in enumerate(self._sink)
@@ -122,13 +141,42 @@ class CompressedTable:
         fast = len(self._held[0])
         return narrowed([*sink, *shown], self._commit_reads, fast=fast, current=self._own)
 
-    def _place(self, frame: int) -> int:
-        """The temporal position of a latent frame that is no sink."""
-        return frame if self._chunk_at is None else self._chunk_at + frame - self._total
+    @property
+    def is_backward(self) -> bool:
+        """See `protocols.CompressingTable`."""
+        return self._backward is not None
+
+    def _as_played(self, frames: Sequence[int]) -> Sequence[int]:
+        """Rising numbers of frames in the order in which a pass has them."""
+        return frames[::-1] if self.is_backward else frames
+
+    def _stand(self, frames: int) -> None:
+        """Have the next chunk of so many latent frames stand where it does from the end of a clip.
+
+        It leaves room for what plays between the sink and it, as far as the network knows such. A
+        last frame that is given is a chunk, too: where chunks have one frame, it is the first.
+        Source: FramePack demo_gradio.py @ 97fe5db (`latent_padding_size`).
+        """
+        if self._backward is None:
+            return
+        left = max(0, self._backward - self._total - frames) // frames
+        is_first = self._total - self._sink_size < frames
+        self._chunk = frames
+        self._chunk_at = self._sink_size + min(left, FIRST_GAP if is_first else GAP) * frames
+
+    def _place(self, frame: int, span: int) -> int:
+        """The temporal position of the first of `span` latent frames in a page of no sink."""
+        if self._chunk_at is None:
+            return frame
+        if self.is_backward:
+            return self._chunk_at + self._chunk - (frame + span - self._total)
+        return self._chunk_at + frame - self._total
 
     def commit(self, admitted: bool) -> None:
         """The chunk is part of the past."""
+        self._held[0].sort()
         self._total += self._own
+        self._stand(self._own)
 
     def settle(self) -> list[Encoding]:
         """See `protocols.CompressingTable`."""
@@ -181,10 +229,11 @@ class CompressedTable:
         """See `protocols.CompressingTable`."""
         self._open, self._own = encoding.level, len(pages)
         self._is_encoding = True
-        self._held[encoding.level] += map(Slot, encoding.frames, pages)
+        self._held[encoding.level] += map(Slot, self._as_played(encoding.frames), pages)
 
     def end_encoding(self) -> None:
         """See `protocols.CompressingTable`."""
+        self._held[self._open].sort()
         self._open, self._is_encoding = 0, False
 
     def forget(self, newest: int) -> None:

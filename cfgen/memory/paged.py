@@ -77,6 +77,7 @@ class PagedMemory:
         self.heads: HeadSplit = heads or OneProcess()
         self._choosing = [table for table in tables if isinstance(table, ChoosingTable)]
         self._compressing = [table for table in tables if isinstance(table, CompressingTable)]
+        self._is_backward = any(table.is_backward for table in self._compressing)
         if self._choosing and spatial is None:
             raise ValueError("tables that choose by keys need to know how keys are rotated")
         self._spatial = torch.zeros(0) if spatial is None else spatial
@@ -136,7 +137,7 @@ class PagedMemory:
 
     def remember(self, latents: Tensor) -> None:
         """Keep the clean latents [B, F, C, H, W] of the chunk that was committed."""
-        self._recent.add(latents, keep_all=bool(self._compressing))
+        self._recent.add(self._turned(latents), keep_all=bool(self._compressing))
 
     def reencode(self) -> Iterator[tuple[PagedView, Tensor, Patch]]:
         """Have latents encoded again with larger patches; see `protocols.Memory`."""
@@ -167,7 +168,12 @@ class PagedMemory:
         """The latents of pages, [B, pages * frames of each, C, H, W]."""
         first, last = encoding.frames[0], encoding.frames[-1] + encoding.patch[0]
         ago = self._next_frame - (first + encoding.absent)
-        return self._recent.read(ago, self._next_frame - last, absent=encoding.absent)
+        found = self._recent.read(ago, self._next_frame - last, absent=encoding.absent)
+        return self._turned(found)
+
+    def _turned(self, latents: Tensor) -> Tensor:
+        """From the order in which frames [B, F, C, H, W] play to that of commits, or back."""
+        return latents.flip(1) if self._is_backward else latents
 
     def _release(self) -> None:
         """Free the pages that no slot has."""
@@ -202,7 +208,8 @@ class PagedMemory:
         count = counts.pop()
         self._next_frame -= count
         self._settle()
-        return self._recent.take(count)
+        latents = self._recent.take(count)
+        return None if latents is None else self._turned(latents)
 
     def _settle(self) -> None:
         """After slots were dropped: their pages are free, and may hold other frames soon."""

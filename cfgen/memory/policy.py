@@ -22,6 +22,10 @@ Storage = Literal["auto", "bf16", "int8", "fp8"]
 computed; keys in int8 and values in float8 e4m3."""
 
 
+Order = Literal["forward", "inverted"]
+"""In which order the chunks of a film are made: as they play, or from its end to its start."""
+
+
 class AdmissionRule(NamedTuple):
     """When a chunk's first latent frame becomes a key frame.
 
@@ -62,6 +66,10 @@ class Policy(Protocol):
     @property
     def admission(self) -> AdmissionRule | None:
         """When key frames are admitted, if ever."""
+
+    @property
+    def order(self) -> Order:
+        """The order of chunks that its positions are for."""
 
     @property
     def patches(self) -> tuple[int, ...]:
@@ -132,6 +140,11 @@ class WholeFrames:
     """What policies have in common whose pages are latent frames as they were committed."""
 
     __slots__ = ()
+
+    @property
+    def order(self) -> Order:
+        """What was committed before plays before."""
+        return "forward"
 
     @property
     def patches(self) -> tuple[int, ...]:

@@ -141,7 +141,7 @@ class Encoding(NamedTuple):
     Attributes:
         level: The level of memory that they stand in.
         patch: What their tokens stand for.
-        frames: The first latent frame of each page.
+        frames: The latent frame of each page that was committed first.
         absent: Latent frames of the first page that there are not: zeros stand for them.
     """
 
@@ -154,6 +154,10 @@ class Encoding(NamedTuple):
 @runtime_checkable
 class CompressingTable(Table, Protocol):
     """A table whose older latent frames are encoded again, with larger patches."""
+
+    @property
+    def is_backward(self) -> bool:
+        """Whether chunks are made from the end of a clip: their last frame is committed first."""
 
     def settle(self) -> list[Encoding]:
         """A chunk is committed: drop what has left, and name what is to be encoded, in order.

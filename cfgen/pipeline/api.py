@@ -60,11 +60,11 @@ def plan(
         settings: Values by dotted key, such as `{"memory.tau": 0.9}`; `cfgen presets show` lists
             the keys.
         values: Values at the top of a preset: `preset`, `output`, `duration`, `seed`, `size`,
-            `fps`, `rng`, `device`, `dtype`, `threads`, `backend`, `transition`, and `shots`: texts
-            such as "8s: a red kite" or "6s cut: a boat", or mappings of `duration`, `prompt` and
-            `transition`; and what the video begins with: `image`, or `video` with `start`, `end`
-            and `keep_input`, and `fit`; and its sound: `audio`, a file, with `audio_offset`,
-            `audio_loop` and `audio_fade`.
+            `fps`, `rng`, `order`, `device`, `dtype`, `threads`, `backend`, `transition`; `shots`:
+            texts such as "8s: a red kite" or "6s cut: a boat", or mappings of `duration`, `prompt`
+            and `transition`; what the video begins with: `image`, or `video` with `start`, `end`
+            and `keep_input`, and `fit`; what it ends with, `last_image`; and its sound: `audio`, a
+            file, with `audio_offset`, `audio_loop` and `audio_fade`.
 
     Returns:
         The job: its `config`, its `plan`, its `model`; `pipeline.plan.estimate_of` and

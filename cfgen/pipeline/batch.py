@@ -31,10 +31,10 @@ from cfgen.pipeline.model_preset import recipe_of
 from cfgen.pipeline.models import OpenedModel
 from cfgen.pipeline.naming import slug
 from cfgen.pipeline.preflight import check_encoder, check_place
-from cfgen.pipeline.rendering import Rendering, whole_video
+from cfgen.pipeline.rendering import Rendering, notes_of, whole_video
 from cfgen.pipeline.runs import config_to_resume
 from cfgen.renderer.batch import Batch, BatchEvent, Item
-from cfgen.renderer.events import Event, Noted
+from cfgen.renderer.events import Event
 from cfgen.renderer.place import try_place
 from cfgen.runs.folder import RunFolder, is_run
 from cfgen.runs.journal import ChunkLine
@@ -276,8 +276,7 @@ class BatchRunner:
             if (video := whole_video(RunFolder(run_of(job.output)), job)) is not None:
                 return Rendering.finished(job, video, *warnings)
         else:
-            lines = (*job.require_beginning(), *job.require_sound())
-            warnings = (*warnings, *(Noted(message=line) for line in lines))
+            warnings = (*warnings, *notes_of(job))
             check_place(job, overwrite=self.overwrite)
         return Rendering(
             job,

@@ -143,12 +143,7 @@ class Beginning:
             InputRefused: It cannot be used.
             CheckpointError: The autoencoder has no encoder.
         """
-        if vae is not None and not has_encoder(vae):
-            raise CheckpointError(
-                f"{vae.file.path} has no encoder, and a video cannot begin with "
-                f"{self.file.name} without one",
-                WITH_ENCODER,
-            )
+        require_encoder(vae, f"begin with {self.file.name}")
         return tuple(self._film_lines()) if self.is_film else self._picture.notes
 
     def _film_lines(self) -> Iterator[str]:
@@ -174,10 +169,7 @@ class Beginning:
     @property
     def digest(self) -> str:
         """SHA-256 of the file; words where it cannot be read."""
-        try:
-            return sha256_of(self.file)
-        except OSError as error:
-            return f"{self.file}: {error.strerror or error}"
+        return digest_of_input(self.file)
 
     def latents(self, decoder: TiledDecoder, plan: Plan) -> Callable[[int], Tensor]:
         """What gives the latents of the given chunks; see `FrameSource.given`.
@@ -190,7 +182,7 @@ class Beginning:
 
         def give(chunk: int) -> Tensor:
             if not made:
-                made.append(GivenLatents(_encoder(decoder), self._read, plan))
+                made.append(GivenLatents(encoder_of(decoder), self._read, plan))
             return made[0](chunk)
 
         return give
@@ -270,7 +262,31 @@ def _film_errors(file: Path) -> Iterator[None]:
         raise input_refused(file, error) from error
 
 
-def _encoder(decoder: TiledDecoder) -> Encoder:
+def digest_of_input(file: Path) -> str:
+    """SHA-256 of a picture or film; words where it cannot be read."""
+    try:
+        return sha256_of(file)
+    except OSError as error:
+        return f"{file}: {error.strerror or error}"
+
+
+def require_encoder(vae: Network | None, use: str) -> None:
+    """Refuse an autoencoder that makes no latents of frames.
+
+    Args:
+        vae: Its weights, None where they are not here.
+        use: What a video cannot do without, in words.
+
+    Raises:
+        CheckpointError: It has no encoder.
+    """
+    if vae is not None and not has_encoder(vae):
+        raise CheckpointError(
+            f"{vae.file.path} has no encoder, and a video cannot {use} without one", WITH_ENCODER
+        )
+
+
+def encoder_of(decoder: TiledDecoder) -> Encoder:
     """The encoder of a loaded autoencoder.
 
     Raises:

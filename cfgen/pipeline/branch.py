@@ -126,6 +126,7 @@ def plan_branch(
     """
     folder = RunFolder(run)
     parent = RenderJob(config_of(folder))
+    _require_forward(folder, parent.plan)
     if all(value is None for value in changes.values()):
         changes = {**changes, "seed": str(random_seed())}
     config = _changed(folder, changes)
@@ -160,6 +161,7 @@ def plan_retry(run: Path, *, begin: str, changes: Mapping[str, str | None]) -> B
     folder = RunFolder(run)
     folder.require_replaceable()
     config = config_of(folder)
+    _require_forward(folder, RenderJob(config).plan)
     seed = changes.get("seed") or str(random_seed())
     child = dataclasses.replace(_changed(folder, {**changes, "seed": seed}), output=config.output)
     job = RenderJob(config)
@@ -209,6 +211,22 @@ def chunk_of(at: str, parent: Plan, child: Plan) -> int:
             )
     chunk = parent.chunks - 1 if seconds == parent.seconds else parent.chunk_at(seconds)
     return max(chunk, parent.given_chunks)  # what is given stays
+
+
+def _require_forward(folder: RunFolder, plan: Plan) -> None:
+    """Refuse another continuation of a film whose end was made before what leads to it.
+
+    Raises:
+        UsageError: It is such a film.
+    """
+    if plan.inverted:
+        raise UsageError(
+            f"{folder.output} was made from its end (order inverted): what plays after a moment "
+            "was made before it, so that the film cannot go on otherwise from there",
+            "render it again with another --seed or --prompt and -o; or go on from a part of it: "
+            f"`cfgen render PROMPT --video {pasted(str(folder.output))}` with a preset of order "
+            "forward",
+        )
 
 
 def _require_same_kind(folder: RunFolder, output: Path) -> None:

@@ -45,7 +45,7 @@ from cfgen.renderer.source import ChunkSource, FrameSource
 from cfgen.rollout.cuda_graph import ChunkGraph
 from cfgen.rollout.loop import Guidance
 from cfgen.rollout.schedule import FewStepSchedule, KeyedNoise, Noise, ReferenceNoise
-from cfgen.runs.beginning import DIGEST
+from cfgen.runs.beginning import DIGEST, LAST_DIGEST
 from cfgen.runs.folder import RunRecord
 from cfgen.timeline import Plan
 from cfgen.video.ffmpeg import find_ffmpeg
@@ -175,7 +175,8 @@ def _backend_text(job: RenderJob, source: FrameSource) -> str:
 
 def _fingerprint(job: RenderJob, source: FrameSource) -> dict[str, str]:
     """What fixes the frames besides weights and versions, by name."""
-    begun = {} if job.beginning is None else {DIGEST: job.beginning.digest}
+    given = {DIGEST: job.beginning, LAST_DIGEST: job.ending}
+    begun = {name: each.digest for name, each in given.items() if each is not None}
     return {
         **begun,
         "text_sha256": job.model.text_digest,
@@ -208,7 +209,7 @@ def build_source(job: RenderJob, models: ModelCache | None = None) -> FrameSourc
         **vars(source),
         "vae": loaded.decoder,
         "notes": (*loaded.notes, placement.why),
-        "given": None if job.beginning is None else job.beginning.latents(loaded.decoder, plan),
+        "given": job.given_latents(loaded.decoder),
     }
     return FrameSource(**parts) if group is None else LeadSource(group=group, **parts)
 

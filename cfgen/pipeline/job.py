@@ -7,10 +7,14 @@ from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
+from torch import Tensor
+
 from cfgen.config.schema import RenderConfig
 from cfgen.errors import UsageError
+from cfgen.model.tiled import TiledDecoder
 from cfgen.pipeline.beginning import Beginning
 from cfgen.pipeline.device import Runtime
+from cfgen.pipeline.ending import Ending
 from cfgen.pipeline.models import OpenedModel
 from cfgen.pipeline.shots import spans_of
 from cfgen.pipeline.soundtrack import Soundtrack
@@ -58,6 +62,25 @@ class RenderJob:
         return Beginning.of(self.config, heard=heard)
 
     @cached_property
+    def ending(self) -> Ending | None:
+        """The picture that it ends with, if any; nothing is read yet."""
+        return Ending.of(self.config)
+
+    def given_latents(self, decoder: TiledDecoder) -> Callable[[int], Tensor] | None:
+        """What gives the latents of given chunks, see `ChunkSource.given`; None if none is given.
+
+        Args:
+            decoder: The loaded autoencoder.
+        """
+        plan, ending = self.plan, self.ending
+        if self.beginning is None:
+            return None
+        first = self.beginning.latents(decoder, plan)
+        if ending is None:
+            return first
+        return lambda chunk: ending.latents(decoder) if chunk == plan.chunks - 1 else first(chunk)
+
+    @cached_property
     def soundtrack(self) -> Soundtrack | None:
         """The file that its sound comes from, if any; nothing is read yet."""
         audio, plan = self.config.audio, self.plan
@@ -98,22 +121,24 @@ class RenderJob:
         return made is not None and not made.audio
 
     def require_beginning(self) -> tuple[str, ...]:
-        """Look at what it begins with, and say what becomes of that, a line each.
+        """Look at what it begins and ends with, and say what becomes of that, a line each.
 
         Raises:
-            InputRefused, CheckpointError: It cannot begin with that.
+            InputRefused, CheckpointError: It cannot begin or end with that.
             UsageError: The video would take its place.
         """
-        if self.beginning is None:
-            return ()
-        lines = self.beginning.require_usable(self.model.vae if self.model.is_here else None)
-        output = self.config.output
-        if output is not None and output.resolve() == self.beginning.file.resolve():
-            raise UsageError(
-                f"the video would take the place of {output}, which it begins with",
-                "name another output with -o",
-            )
-        return lines
+        lines: list[str] = []
+        for given, use in ((self.beginning, "begins"), (self.ending, "ends")):
+            if given is None:
+                continue
+            lines += given.require_usable(self.model.vae if self.model.is_here else None)
+            output = self.config.output
+            if output is not None and output.resolve() == given.file.resolve():
+                raise UsageError(
+                    f"the video would take the place of {output}, which it {use} with",
+                    "name another output with -o",
+                )
+        return tuple(lines)
 
     @cached_property
     def plan(self) -> Plan:
@@ -125,6 +150,8 @@ class RenderJob:
             UsageError: Size or duration cannot be made.
         """
         given = Given() if self.beginning is None else self.beginning.given
+        if self.ending is not None:
+            given = replace(given, at_end=self.ending.latent_frames)
         return plan_of(self.config, self.model.latents, given)
 
 
@@ -134,7 +161,7 @@ def plan_of(config: RenderConfig, latents: tuple[int, int], given: Given) -> Pla
     Args:
         config: The render.
         latents: Channels of the model's latents and pixels along a cell.
-        given: What it begins with.
+        given: What it begins and ends with.
 
     Raises:
         UsageError: Size or duration cannot be made, or a shot is too short.
@@ -149,7 +176,13 @@ def plan_of(config: RenderConfig, latents: tuple[int, int], given: Given) -> Pla
         chunk_latent_frames=config.model.chunk_latent_frames,
         fps=config.playback_fps,
     )
-    plan = make_plan(config.duration_s, shape, prompt=config.prompt, given=given)
+    plan = make_plan(
+        config.duration_s,
+        shape,
+        prompt=config.prompt,
+        given=given,
+        inverted=config.order == "inverted",
+    )
     if not config.shots:
         return plan
     return replace(plan, spans=spans_of(plan, config.shots, default=config.transition))

@@ -16,6 +16,7 @@ from cfgen.pipeline.contact_sheets import with_sheet
 from cfgen.pipeline.job import RenderJob
 from cfgen.pipeline.limits import what_fits
 from cfgen.pipeline.parallel import Peers
+from cfgen.pipeline.plan_text import order_lines
 from cfgen.pipeline.preflight import check_place
 from cfgen.pipeline.runs import config_to_resume, with_parallel
 from cfgen.renderer.events import Event, Finished, Noted
@@ -151,6 +152,17 @@ class Rendering:
                     yield event
 
 
+def notes_of(job: RenderJob) -> tuple[Event, ...]:
+    """What becomes of what a new render is given, and what follows from its order of chunks.
+
+    Raises:
+        UsageError: The video cannot have the sound, or would take the place of what is given.
+        InputRefused, CheckpointError: Something that is given cannot be used.
+    """
+    lines = (*job.require_beginning(), *job.require_sound(), *order_lines(job.plan))
+    return tuple(Noted(message=line) for line in lines)
+
+
 def begin(job: RenderJob, *, overwrite: bool = False) -> Rendering:
     """A new render, once its place is found good.
 
@@ -158,9 +170,7 @@ def begin(job: RenderJob, *, overwrite: bool = False) -> Rendering:
         UsageError, OutputRefused, BudgetError: The video cannot or must not be written there.
         InputRefused, CheckpointError: It cannot begin with the picture or film that is given.
     """
-    opening = tuple(
-        Noted(message=line) for line in (*job.require_beginning(), *job.require_sound())
-    )
+    opening = notes_of(job)
     check_place(job, overwrite=overwrite)
     return Rendering(job, overwrite=overwrite, opening=opening)
 

@@ -105,7 +105,7 @@ def locate(folder: RunFolder, source: FrameSource, plan: Plan, chunk: int) -> Br
         store,
         snapshot_before=min(made, audited.first(audited.damaged)),
         replayable=source.memory.replayable,
-        given=plan.given_chunks,
+        given=plan.all_given,
     )
     return BranchPoint(
         folder=folder,

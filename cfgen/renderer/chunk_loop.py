@@ -1,7 +1,7 @@
 """The loop of a render: chunks are made, kept, decoded and encoded, in the order of the plan.
 
-Chunks are made in one order and play in another, which today are the same: a chunk that is made
-before one that plays earlier waits with its frames until that one is there.
+Chunks may be made in another order than they play in: a chunk that is made before one that plays
+earlier is decoded once that one is there, from the latents that the run folder keeps.
 """
 
 from __future__ import annotations
@@ -17,19 +17,20 @@ from cfgen.renderer.events import (
     Encoded,
     Event,
     Finished,
+    Noted,
     Previewed,
     Resumed,
     Warned,
 )
 from cfgen.renderer.playing import Playing
 from cfgen.renderer.recorder import RunRecorder
-from cfgen.renderer.replay import replay, require_same
+from cfgen.renderer.replay import kept_chunk, replay, require_same
 from cfgen.renderer.source import FrameSource
 from cfgen.rollout.loop import Chunk
 from cfgen.runs.folder import RunFolder
 from cfgen.runs.recovery import RunAudit, chunk_list, plan_recovery
 from cfgen.runs.snapshot import SnapshotStore
-from cfgen.units import bytes_words
+from cfgen.units import bytes_words, count
 from cfgen.video.output import resume_command
 from cfgen.video.preview import Frames, Preview
 from cfgen.video.writer import VideoWriter
@@ -86,7 +87,8 @@ class ChunkLoop:
         self._preview = preview
         self._segments_nbytes = sum(segment.nbytes for segment in audited.segments)
         self._frames_made = sum(line.frames for line in audited.lines)
-        self._playing, self._state = Playing[Chunk](), source.vae.start()
+        self._lines = {line.index: line for line in audited.lines}
+        self._playing, self._state = Playing[int](), source.vae.start()
 
     def restore(self) -> Iterator[Event]:
         """Bring memory, decoder and encoder to where they were after the last chunk."""
@@ -99,7 +101,6 @@ class ChunkLoop:
             replayable=self.source.memory.replayable,
         )
         decode_from, encode_from = recovery.decode_from or 0, recovery.encode_from or 0
-        lines = {line.index: line for line in audited.lines}
         self._playing.next = decode_from
         again = [chunk for chunk in audited.damaged if chunk in recovery.recompute]
         spared = [chunk for chunk in audited.damaged if chunk not in recovery.recompute]
@@ -123,16 +124,24 @@ class ChunkLoop:
             snapshot=recovery.snapshot,
             replayed=recovery.until - recovery.memory_from - len(recovery.recompute),
             made_again=len(recovery.recompute),
-            encoded_again=sum(line.frames for line in lines.values() if line.index >= encode_from),
+            encoded_again=sum(
+                line.frames
+                for line in self._lines.values()
+                if line.index >= encode_from and line.frames_sha256
+            ),
         )
         for made in replay(self.source, self._folder, self._store, audited, recovery):
             self._stop_here(recovery.until)
             if made.index < decode_from:
                 continue
-            for chunk in self._playing.add(made.index, made):
-                line = lines[chunk.index]  # frames are the same only if decoded likewise
-                state.mode = Mode(line.tile or None, line.on_cpu)
+            for index in self._playing.add(made.index, made.index):
+                self._stop_here(recovery.until)
+                chunk = made if index == made.index else self._kept(index)
+                line = self._lines[index]  # frames are the same only if decoded likewise
+                state.mode = before = Mode(line.tile or None, line.on_cpu)
                 frames = self.source.decode(chunk, state)
+                if not line.frames_sha256:
+                    yield from self._told_later(index, before)
                 if chunk.index >= encode_from and len(frames):
                     self.writer.write(frames)
                     now = self.writer.frames_sha256
@@ -154,7 +163,7 @@ class ChunkLoop:
         for done in range(first + 1, len(order) + 1):
             chunk, before = making.finish(), state.mode
             # This chunk first, if it can play yet, then those that were made early and wait for it.
-            playable = list(self._playing.add(chunk.index, chunk))
+            playable = list(self._playing.add(chunk.index, chunk.index))
             seen = playable and chunk.index >= self.source.decode_from
             decoding = self.source.decoding(chunk, state) if seen else None
             beside = self.source.beside
@@ -165,24 +174,36 @@ class ChunkLoop:
             yield from self._told(chunk.index, before)
             sha256 = self._recorder.latents(chunk.index, chunk.latents)
             if frames is None or not len(frames):
-                yield self._record(chunk.index, sha256, "", state.mode if playable else Mode())
+                yield self._record(chunk.index, sha256, "", state.mode)
             else:
                 self.writer.write(frames)
                 yield self._record(chunk.index, sha256, self.writer.frames_sha256, state.mode)
                 yield from self._previewed(frames)
                 yield from self._end_segment(chunk.index)
+            if len(playable) > 1 and done == len(order):
+                yield Noted(message=f"{count(done, 'chunk')} made; now the video is written")
             for later in playable[1:]:
+                if done == len(order):
+                    self._stop_here(done)
                 before = state.mode
-                frames = self.source.decode(later, state)
+                frames = self.source.decode(self._kept(later), state)
                 self.writer.write(frames)
                 yield from self._previewed(frames)
-                yield from self._told(later.index, before)
-                yield from self._end_segment(later.index)
+                yield from self._told_later(later, before)
+                yield from self._end_segment(later)
             if done < len(order) and pauses:
                 if self._mode == "full" and (beside or self._must_sync()):
                     yield self._recorder.snapshot(done)
                 self._stop_here(done)
                 making.start(order[done])
+
+    def _kept(self, index: int) -> Chunk:
+        """A chunk that was made before, as the run folder keeps it.
+
+        Raises:
+            SnapshotCorrupt: Its latents changed since.
+        """
+        return kept_chunk(self._folder, self.plan, self._lines[index])
 
     def _previewed(self, frames: Frames) -> Iterator[Event]:
         """Show frames that were just written; a preview that cannot be made stops nothing else."""
@@ -206,6 +227,12 @@ class ChunkLoop:
                 f"are decoded {self._state.mode}, which can show at the tiles' borders",
                 hint="nothing is lost; a smaller --size or --offload all leaves more room",
             )
+
+    def _told_later(self, index: int, before: Mode) -> Iterator[Warned]:
+        """As `_told`, of a chunk that was written down before it was decoded."""
+        yield from self._told(index, before)
+        if self._state.mode != before:
+            self._lines = self._recorder.note_mode(index, self._state.mode)
 
     def _must_sync(self) -> bool:
         """Whether something is to be done before the next chunk is begun."""
@@ -237,7 +264,7 @@ class ChunkLoop:
         line = self._recorder.chunk(
             index, frames, frames_sha256=frames_sha256, latents_sha256=sha256, mode=mode
         )
-        self.recorded = True
+        self.recorded, self._lines[index] = True, line
         self._frames_made += frames
         return ChunkDone(
             index=index,

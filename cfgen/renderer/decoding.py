@@ -14,7 +14,7 @@ from pathlib import Path
 
 from cfgen.errors import Interrupted, SnapshotCorrupt, UsageError
 from cfgen.files.writing import disk_errors, link_or_copy, part_of, sync_folder
-from cfgen.model.vae import Mode, State
+from cfgen.model.vae import Mode
 from cfgen.renderer.chunk_loop import StopRequest
 from cfgen.renderer.events import ChunkDone, Encoded, Event, Finished, Loaded, Noted
 from cfgen.renderer.recorder import RunRecorder
@@ -195,7 +195,7 @@ class Decoding:
             frames = decoder.decode(kept_chunk(folder, plan, line), state)
             recorder.require_lock()
             if state.mode != Mode(line.tile or None, line.on_cpu):
-                lines = _note_mode(folder, index, state)
+                lines = recorder.note_mode(index, state.mode)
             if index >= encode_from and len(frames):
                 self.writer.write(frames)
                 now = self.writer.frames_sha256
@@ -233,17 +233,3 @@ class Decoding:
             elapsed_s=recorder.elapsed_s,
             sidecar=facts.sidecar,
         )
-
-
-def _note_mode(folder: RunFolder, begins: int, state: State) -> dict[int, ChunkLine]:
-    """Write down that memory ran out, and how chunks are decoded from there on."""
-    tile, on_cpu = state.mode.tile or 0, state.mode.on_cpu
-    folder.journal.rewrite(
-        [
-            replace(line, tile=tile, on_cpu=on_cpu)
-            if isinstance(line, ChunkLine) and line.index >= begins
-            else line
-            for line in folder.journal.lines
-        ]
-    )
-    return {line.index: line for line in folder.journal.of(ChunkLine)}

@@ -1,14 +1,16 @@
-"""Latents of what a film begins with: frames are read and encoded chunk by chunk."""
+"""Latents of what a film begins and ends with; frames are read and encoded chunk by chunk."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from cfgen.model.encoder import Encoder
+from cfgen.model.vae import TEMPORAL_STRIDE
 from cfgen.timeline import Plan
 
 FrameBytes = Callable[[], Iterator[bytes]]
@@ -59,8 +61,28 @@ class GivenLatents:
         ]
         if len(read) < count:
             raise ValueError(f"chunk {chunk} needs {count} frames, and there are {len(read)}")
-        weight = next(self._encoder.parameters())
-        pixels = torch.from_numpy(np.stack(read)).permute(0, 3, 1, 2)[None]
         with torch.inference_mode():
-            video = pixels.to(weight.device, weight.dtype) / 255
-            return self._encoder.encode(video, self._state).float()
+            return self._encoder.encode(_video(self._encoder, np.stack(read)), self._state).float()
+
+
+def still_latents(encoder: Encoder, picture: npt.NDArray[np.uint8], count: int) -> Tensor:
+    """The last latent frames of a film in which a picture stands, float32 [1, count, C, h, w].
+
+    A latent frame that comes first stands for one frame, and later ones for several that follow
+    others: it is encoded as such, unlike FramePack's end frame.
+
+    Args:
+        encoder: What encodes; the latents are where it is.
+        picture: RGB, [height, width, 3].
+        count: Latent frames.
+    """
+    with torch.inference_mode():
+        video = _video(encoder, np.stack([picture] * (1 + count * TEMPORAL_STRIDE)))
+        return encoder.encode(video)[:, 1:].float()
+
+
+def _video(encoder: Encoder, frames: npt.NDArray[np.uint8]) -> Tensor:
+    """Frames [T, H, W, 3] as an encoder takes them, [1, T, 3, H, W]."""
+    weight = next(encoder.parameters())
+    pixels = torch.from_numpy(frames).permute(0, 3, 1, 2)[None]
+    return pixels.to(weight.device, weight.dtype) / 255

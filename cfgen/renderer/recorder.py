@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import socket
 import time
-from dataclasses import fields
+from dataclasses import fields, replace
 from datetime import UTC, datetime
 
 from torch import Tensor
@@ -124,6 +124,30 @@ class RunRecorder:
         )
         self._folder.journal.append(line)
         return line
+
+    def note_mode(self, begins: int, mode: Mode) -> dict[int, ChunkLine]:
+        """Write down that memory ran out, and how chunks that are made play from one on.
+
+        Args:
+            begins: The first of them.
+            mode: How they are decoded.
+
+        Returns:
+            The lines of all chunks that are made, by number.
+
+        Raises: as `latents`.
+        """
+        self.require_lock()
+        journal, tile = self._folder.journal, mode.tile or 0
+        journal.rewrite(
+            [
+                replace(line, tile=tile, on_cpu=mode.on_cpu)
+                if isinstance(line, ChunkLine) and line.index >= begins
+                else line
+                for line in journal.lines
+            ]
+        )
+        return {line.index: line for line in journal.of(ChunkLine)}
 
     def segment(self, segment: SegmentFacts) -> None:
         """Write down a segment that is on the disk.

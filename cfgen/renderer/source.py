@@ -149,7 +149,7 @@ class ChunkSource:
         Raises:
             CfgenError: They cannot be read.
         """
-        if chunk >= self.plan.given_chunks:
+        if chunk not in self.plan.all_given:
             return None
         if self.given is None:
             raise ValueError(f"chunk {chunk} is given, and nothing gives it")
@@ -164,7 +164,7 @@ class ChunkSource:
 
         What a film begins with is not made: Causal Forcing++ takes its first list behind a picture.
         """
-        first = chunk == self.plan.given_chunks
+        first = chunk == self.plan.first_made
         return first or self.plan.transition_before(chunk) == "fresh"
 
     def schedule_of(self, chunk: int) -> FewStepSchedule:

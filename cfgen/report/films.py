@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from typing import cast
 from urllib.parse import quote
@@ -64,7 +65,7 @@ class Film:
         chunks_done: Chunks that are made.
         starts_s: When each chunk begins to play, in seconds.
         picks_s: A moment within the first frame of each, for `--at`.
-        chunk_costs_s: Seconds that each chunk took that is made and shown.
+        chunk_costs_s: Seconds that each chunk took that is shown, up to the first not made yet.
         elapsed_s: Seconds spent on it.
         sessions: How often it was begun or gone on with.
         created: When it was begun, in ISO 8601, or empty.
@@ -221,7 +222,7 @@ def _from_run(video: Path, page: Path, row: Mapping[str, object]) -> Film:
         chunks_done=min(len(lines), plan.chunks),
         starts_s=[round(chunk.frame_start / fps, 3) for chunk in shown],
         picks_s=[round((chunk.frame_start + 0.5) / fps, 3) for chunk in shown],
-        chunk_costs_s=_costs(lines)[plan.hidden_chunks :],
+        chunk_costs_s=_costs(lines, [chunk.index for chunk in shown]),
         elapsed_s=job.elapsed_s,
         sessions=len(folder.journal.of(SessionLine)),
         created=folder.record.created,
@@ -230,7 +231,7 @@ def _from_run(video: Path, page: Path, row: Mapping[str, object]) -> Film:
         score=read_score(video) if done else None,
         again="" if parts else commands.render_command(config, _again(name)),
         resume="" if done or state == "running" else commands.resume_command(name),
-        branch=commands.branch_command(name) if lines else None,
+        branch=commands.branch_command(name) if lines and not plan.inverted else None,
         score_command=f"cfgen score {pasted(name)}" if done else "",
         note=_note(config, parts, fps),
     )
@@ -277,10 +278,14 @@ def _note(config: RenderConfig, parts: Sequence[Mapping[str, object]], fps: floa
     )
 
 
-def _costs(lines: Sequence[ChunkLine]) -> list[float]:
-    """Seconds between the ends of chunks; of the first, from the start."""
+def _costs(lines: Sequence[ChunkLine], shown: Sequence[int]) -> list[float]:
+    """Seconds that chunks took, as they play, up to the first that is not made yet."""
     ends = [0.0, *(line.elapsed_s for line in lines)]
-    return [round(max(0.0, b - a), 3) for a, b in zip(ends, ends[1:], strict=False)]
+    took = {
+        line.index: round(max(0.0, line.elapsed_s - before), 3)
+        for line, before in zip(lines, ends, strict=False)
+    }
+    return [took[chunk] for chunk in takewhile(took.__contains__, shown)]
 
 
 def _shots(plan: Plan) -> list[tuple[float, str]]:

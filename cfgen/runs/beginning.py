@@ -1,4 +1,4 @@
-"""What a run keeps of the picture or film that its video begins with, so that it can do without.
+"""What a run keeps of what its video begins and ends with, so that it can do without.
 
 Once all chunks that are given lie in the run folder, whole, nothing is read from the input again.
 """
@@ -19,6 +19,9 @@ from cfgen.timeline import Plan
 DIGEST = "beginning_sha256"
 """The name in a fingerprint of the digest of the picture or film."""
 
+LAST_DIGEST = "last_image_sha256"
+"""The same of a picture that the video ends with."""
+
 SOUND, OLD_SOUND = "sound.flac", "sound.aac"
 
 
@@ -27,14 +30,15 @@ def believed(folder: RunFolder, record: RunRecord, plan: Plan) -> RunRecord:
 
     Where the run holds all that was given, its picture or film may have changed, or be gone.
     """
-    before = folder.record.fingerprint.get(DIGEST)
+    held = folder.record.fingerprint
+    before = {name: held[name] for name in (DIGEST, LAST_DIGEST) if name in held}
     lines = {line.index: line for line in folder.journal.of(ChunkLine)}
-    if before is None or not all(
+    if not before or not all(
         index in lines and folder.has_latents(index, lines[index].latents_sha256)
-        for index in range(plan.given_chunks)
+        for index in plan.all_given
     ):
         return record
-    return replace(record, fingerprint={**record.fingerprint, DIGEST: before})
+    return replace(record, fingerprint={**record.fingerprint, **before})
 
 
 def told(record: RunRecord) -> dict[str, str]:
@@ -43,11 +47,13 @@ def told(record: RunRecord) -> dict[str, str]:
     if digest is None or not isinstance(begin, dict):
         return {}
     shown = {
-        key: Path(value).name if key in ("image", "video") else value
+        key: Path(value).name if key in ("image", "last_image", "video") else value
         for key, value in begin.items()
         if value is not None
     }
-    text = json.dumps({**shown, "sha256": digest}, ensure_ascii=False)
+    last = record.fingerprint.get(LAST_DIGEST)
+    digests = {"sha256": digest} | ({} if last is None else {"last_image_sha256": last})
+    text = json.dumps({**shown, **digests}, ensure_ascii=False)
     return {"beginning": text.encode(errors="backslashreplace").decode()}
 
 

@@ -181,7 +181,7 @@ def plan_recovery(
             store,
             snapshot_before=first,
             replayable=replayable,
-            given=plan.given_chunks,
+            given=plan.all_given,
         )
     begin = min(begin, memory.begin)
     return replace(memory, begin=begin, decode_from=decode_from, encode_from=encode_from)
@@ -194,7 +194,7 @@ def plan_memory(
     *,
     replayable: bool,
     snapshot_before: int | None = None,
-    given: int = 0,
+    given: Collection[int] = (),
 ) -> RecoveryPlan:
     """Find the shortest way to the memory of the first `until` chunks; nothing is decoded.
 
@@ -204,7 +204,7 @@ def plan_memory(
         store: The snapshots of the render.
         replayable: Whether committing kept latents again gives the memory that was.
         snapshot_before: Most chunks that the memory of the snapshot may hold, `until` if None.
-        given: Chunks at the start of the film that are given: nothing but a commit pass made them.
+        given: Chunks of the film that are given: nothing but a commit pass made them.
 
     Raises:
         SnapshotCorrupt: There is no way: the render began with a snapshot, and that is damaged.
@@ -220,7 +220,7 @@ def plan_memory(
     recompute = frozenset(
         audited.lines[place].index
         for place in range(snapshot, until)
-        if not (audited.intact[place] and (replayable or audited.lines[place].index < given))
+        if not (audited.intact[place] and (replayable or audited.lines[place].index in given))
     )
     return RecoveryPlan(
         snapshot=snapshot, memory_from=snapshot, until=until, recompute=recompute, begin=snapshot

@@ -14,7 +14,7 @@ from cfgen.memory.protocols import MemoryState
 from cfgen.memory.slow_fast import SlowFastTable
 from cfgen.memory.window import WindowTable
 from tests.memory.spied import COMMIT, PASSES, Read, Spied
-from tests.strategies import Policy, policies, slow_fasts, windows
+from tests.strategies import Policy, backwards, policies, slow_fasts, windows
 
 outcomes = st.lists(
     st.lists(st.booleans(), min_size=PASSES, max_size=PASSES), min_size=1, max_size=14
@@ -108,7 +108,29 @@ def test_commit_pass_that_reads_the_newest_reads_no_others_and_no_copies(
 
 
 @settings(deadline=None, max_examples=150)
-@given(policies, outcomes, outcomes)
+@given(backwards(), outcomes)
+def test_what_is_made_from_the_end_stands_before_all_that_it_reads(
+    policy: Policy, chunks: list[list[bool]]
+) -> None:
+    for spied, number, reads in played(policy, chunks):
+        current = list(range(number * policy.chunk, (number + 1) * policy.chunk))
+        for index, read in enumerate(reads):
+            assert len({r.position for r in read}) == len(read) <= spied.table.capacity
+            own, past = read[-policy.chunk :], read[: -policy.chunk]
+            assert [r.frame for r in own] == current
+            first = own[0].position
+            assert [r.position for r in own] == list(range(first, first + policy.chunk))
+            anchors = [r for r in past if r.position < first]
+            if index < COMMIT or policy.commit_reads == "all":
+                sink = min(policy.sink, number * policy.chunk)
+                assert [r.position for r in anchors] == list(range(sink))
+            assert (first - policy.sink) % policy.chunk == 0
+            assert 0 <= (first - policy.sink) // policy.chunk <= 3
+        check_pages(spied, policy)
+
+
+@settings(deadline=None, max_examples=150)
+@given(st.one_of(policies, backwards()), outcomes, outcomes)
 def test_a_restored_memory_goes_on_as_the_saved_one(
     policy: Policy, before: list[list[bool]], after: list[list[bool]]
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from cfgen.memory.window import FullMemory, WindowMemory
 from cfgen.model.generator import Conditioning, Generator, WanConfig
 from cfgen.ops.select import build_ops
 from cfgen.rollout.loop import commit_chunk, predict_flow, recommit
-from tests.model.uncached import Unit, far, framepack, uncached_flow
+from tests.model.uncached import Unit, far, framepack, inverted, uncached_flow
 from tests.strategies import random_generator
 
 SIZES = WanConfig(
@@ -117,6 +118,68 @@ def test_cached_is_uncached_across_each_border(generator: Generator, name: str, 
         at = list(range(first, first + chunk))
         dense = uncached_flow(generator, layout(start), latents, noisy, 0.7, text, at)
         torch.testing.assert_close(flow, dense, rtol=0, atol=1e-9)
+
+
+INVERTED = CompressedMemory(
+    sink=1,
+    levels=("1:1", "2:2", "16:4"),
+    page="cube",
+    rotary="pooled",
+    layout="inverted",
+)
+ROOMS = {1: [0], 2: [1, 0], 9: [3, 2, 2, 2, 2, 2, 2, 1, 0]}
+"""Chunks that are left free before each, in the order of making."""
+
+
+def played_back(generator: Generator, policy: Policy, how: str, count: int, chunk: int):
+    """As `played`, a film of a first frame and chunks that are made from its end."""
+    length = 1 + count * chunk
+    latents, every_noisy, text = film(generator, length)
+    memory = memory_of(policy, how, length, chunk)
+    recommit(generator, memory, latents[:, :1], text)
+    for start in range(length - chunk, 0, -chunk):
+        noisy = every_noisy[:, start : start + chunk]
+        view = memory.begin(chunk)
+        flow = predict_flow(generator, noisy, 0.7, text, view)
+        yield start, latents, noisy, text, flow
+        commit_chunk(generator, memory, view, latents[:, start : start + chunk], text)
+
+
+@pytest.mark.parametrize("how", ["reference", "torch", "graph"])
+@pytest.mark.parametrize(("count", "chunk"), [(9, 3), (9, 2), (2, 5), (1, 3)])
+@torch.no_grad()
+def test_cached_is_uncached_from_the_end_of_a_film(
+    generator: Generator, count: int, chunk: int, how: str
+) -> None:
+    made = played_back(generator, INVERTED, how, count, chunk)
+    for room, (start, latents, noisy, text, flow) in zip(ROOMS[count], made, strict=True):
+        first = 1 + room * chunk
+        past = inverted(1 + count * chunk, start, chunk, first)
+        at = list(range(first, first + chunk))
+        dense = uncached_flow(generator, past, latents, noisy, 0.7, text, at)
+        torch.testing.assert_close(flow, dense, rtol=0, atol=1e-9)
+
+
+@torch.no_grad()
+def test_a_film_of_one_chunk_is_the_same_in_either_order(generator: Generator) -> None:
+    backward = list(played_back(generator, INVERTED, "reference", 1, 3))
+    forward = replace(INVERTED, layout="absolute")
+    ((*_, flow),), ((*_, other),) = backward, played_back(generator, forward, "reference", 1, 3)
+    torch.testing.assert_close(flow, other, rtol=0, atol=1e-12)
+
+
+@torch.no_grad()
+def test_a_last_frame_is_the_past_of_the_chunk_before_it(generator: Generator) -> None:
+    latents, noisy, text = film(generator, 5)
+    flows = []
+    for last in (latents[:, 4:], latents[:, 4:] + 1):
+        memory = memory_of(INVERTED, "reference", 5, 3)
+        recommit(generator, memory, latents[:, :1], text)
+        recommit(generator, memory, last, text)
+        flows.append(predict_flow(generator, noisy[:, 1:4], 0.7, text, memory.begin(3)))
+    assert not flows[0].allclose(flows[1])
+    (without,) = (flow for *_, flow in played_back(generator, INVERTED, "reference", 1, 3))
+    assert not flows[0].allclose(without)
 
 
 @pytest.mark.parametrize("renew", ["every_chunk", "never"])

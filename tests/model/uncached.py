@@ -78,6 +78,33 @@ def framepack(total: int, chunk: int) -> list[Unit]:
     return units
 
 
+def inverted(length: int, begin: int, chunk: int, at: int) -> list[Unit]:
+    """FramePack: start [0], and from a chunk's end on, `at` + chunk: 1 frame, 2, 16 with patch 4.
+
+    Args:
+        length: Latent frames of the film, in the order in which they play.
+        begin: First one of the chunk.
+        chunk: Latent frames of the chunk.
+        at: Its temporal position.
+    """
+    units = first_of(1, 1)
+    ends, behind = begin + chunk, at + chunk
+
+    def packed(first: int, last: int, size: int) -> None:
+        frames = [f if f < length else -1 for f in range(ends + first, ends + last)]
+        groups = [frames[i : i + size] for i in range(0, len(frames), size)]
+        kept = [(i, group) for i, group in enumerate(groups) if max(group) > 0]
+        if kept:
+            positions = [behind + first + size * i for i, _ in kept]
+            flat = [f for _, group in kept for f in group]
+            units.append(Unit(flat, (size,) * 3, positions, pooled=size > 1))
+
+    packed(3, 19, 4)
+    packed(1, 3, 2)
+    packed(0, 1, 1)
+    return units
+
+
 @dataclass
 class DenseView:
     """Attention of all tokens at once, each to the units up to its own."""

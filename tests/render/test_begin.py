@@ -19,6 +19,7 @@ from cfgen.pipeline.beginning import Beginning
 from cfgen.pipeline.branch import plan_branch, plan_retry
 from cfgen.pipeline.build import build_source
 from cfgen.pipeline.job import RenderJob
+from cfgen.pipeline.plan_text import rounding_lines
 from cfgen.pipeline.rendering import begin, go_on
 from cfgen.renderer.events import Finished, Noted
 from cfgen.runs.beginning import OLD_SOUND, SOUND
@@ -301,7 +302,7 @@ def test_a_picture_makes_chunks_of_one_and_then_of_three() -> None:
     plan = make_plan(2, SHAPE, given=Given(latent_frames=1))
     sizes = [(chunk.latent_start, chunk.latent_frames, chunk.frames) for chunk in plan]
     assert sizes == [(0, 1, 1), (1, 3, 12), (4, 3, 12), (7, 3, 7)]
-    assert plan.lines()[1:3] == (
+    assert rounding_lines(plan)[1:3] == (
         "1 frame is given, 1 latent frame in 1 chunk: the video shows it",
         "32 frames need 9 latent frames (the first holds 1 frame, each later one 4), rounded up "
         "to 10: a chunk of 1, then 3 chunks of 3",

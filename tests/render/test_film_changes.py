@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from cfgen.config.shots import TRANSITIONS, Shot, total_s
 from cfgen.errors import UsageError
 from cfgen.pipeline.film_changes import changed_from, cut_to
+from cfgen.pipeline.plan_text import rounding_lines
 from cfgen.pipeline.shots import chapters_of, longest_pass, spans_of
 from cfgen.timeline import Plan, VideoShape, make_plan
 
@@ -112,7 +113,7 @@ def test_roundings_of_borders_are_told() -> None:
         Shot(prompt="b", duration_s=2.75, transition="cut"),
         Shot(prompt="c", duration_s=3.0),
     ]
-    lines = plan_of(film).lines()
+    lines = rounding_lines(plan_of(film))
     assert lines[-2:] == (
         "shot 2 begins with chunk 7, at 4.312 s instead of 4 s: cut",
         "shot 3 begins with chunk 10, at 6.562 s instead of 6.75 s: recache",

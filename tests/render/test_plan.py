@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from cfgen.errors import UsageError
 from cfgen.pipeline.plan import TIMED_PAGES, KvSize, estimate
+from cfgen.pipeline.plan_text import rounding_lines
 from cfgen.timeline import make_plan
 from cfgen.video.codecs import H264
 from cfgen.video.shape import VideoShape
@@ -104,7 +105,7 @@ def test_an_hour_takes_no_memory_to_plan() -> None:
 
 
 def test_every_rounding_is_told() -> None:
-    lines = make_plan(1.03, MINI).lines()
+    lines = rounding_lines(make_plan(1.03, MINI))
     assert lines == (
         "1.03 s at 16 fps are 16.48 frames, rounded to 16 frames (1 s)",
         "16 frames need 5 latent frames (the first holds 1 frame, each later one 4), "
@@ -115,7 +116,7 @@ def test_every_rounding_is_told() -> None:
 
 
 def test_a_fit_without_rounding_says_so() -> None:
-    lines = make_plan(21 / 16, MINI).lines()
+    lines = rounding_lines(make_plan(21 / 16, MINI))
     assert lines[0] == "1.312 s at 16 fps are 21 frames exactly"
     assert lines[2] == "all 21 decoded frames are kept"
 

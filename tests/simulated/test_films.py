@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.conftest import ROOT
 from tests.render.film import FOUR_SHOTS, MEMORIES
 from tests.simulated.films import Made, film, source_of
 from tests.simulated.gpu import SimulatedGpu, told
@@ -20,6 +21,11 @@ from tests.simulated.gpu import SimulatedGpu, told
 WINDOW, RELEASE = MEMORIES["window-relative"], MEMORIES["release"]
 FILMS: Mapping[str, Sequence[str]] = {
     **MEMORIES,
+    "inverted": [
+        "preset=framepack-inverted",
+        f"begin.image={ROOT / 'presets' / 'mini-sheet.png'}",
+        f"begin.last_image={ROOT / 'presets' / 'mini-sheet.png'}",
+    ],
     "one shot with guidance": [*WINDOW, "schedule.guidance=2"],
     "layers that decide together": [*MEMORIES["cfgen"], "memory.admission_layers=[0, 1]"],
     "four shots": [*WINDOW, FOUR_SHOTS],
