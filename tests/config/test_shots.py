@@ -211,4 +211,5 @@ def test_the_presets_say_how_a_shot_begins() -> None:
         "infinity-rope": "flush",
         "far": "continue",
         "framepack": "continue",
+        "framepack-inverted": "continue",
     }

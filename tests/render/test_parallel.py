@@ -32,6 +32,7 @@ from cfgen.parallel.heads import HeadParallel
 from cfgen.parallel.launch import launched
 from cfgen.pipeline import parallel
 from cfgen.pipeline.build import ModelCache, build_source
+from cfgen.pipeline.device import Runtime
 from cfgen.pipeline.job import RenderJob
 from cfgen.pipeline.parallel import Peers
 from cfgen.pipeline.parallel_plan import shares_of
@@ -102,10 +103,12 @@ def test_processes_make_the_latents_of_one(
     film: MakeFilm, together: ModelCache, name: str, processes: int
 ) -> None:
     settings = CASES[name]
-    alone, whole = _made(RenderJob(film(*settings).config), film.filmed.models)
+    config = film(*settings).config
+    alone, whole = _made(RenderJob(config), film.filmed.models)
     shared, part = _made(RenderJob(film(*_shared(settings, processes)).config), together)
-    # With one head a process, an 8-bit page's mean key is summed in another order.
-    apart = 1e-5 if (name, processes) == ("fp8", 4) else 0.0
+    # In float32, some CPUs round a product by its number of rows; with one head a process, an 8-bit
+    # page's mean key is summed in another order.
+    apart = 1e-5 if Runtime.of(config).dtype == torch.float32 else 0.0
     torch.testing.assert_close(shared, alone, rtol=0, atol=apart)
     assert part * processes == whole
 
@@ -117,9 +120,10 @@ def test_the_model_in_the_box_is_shared_out(tiny_settings: list[str], together: 
         return RenderJob(load(values, assignments=_shared(MINI, processes)).config)
 
     alone, _ = _made(job(1), ModelCache())
+    apart = 1e-5 if Runtime.of(job(1).config).dtype == torch.float32 else 0.0
     for processes in (2, 4):
         shared, _ = _made(job(processes), together)
-        assert torch.equal(shared, alone)
+        torch.testing.assert_close(shared, alone, rtol=0, atol=apart)
 
 
 def test_heads_that_do_not_divide_are_refused(film: MakeFilm) -> None:
