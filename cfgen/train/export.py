@@ -1,4 +1,7 @@
-"""Writes trained weights as the model folder that a render loads: Wan's layout, int8 matrices."""
+"""Writes trained weights as the model folder that a render loads: Wan's layout, int8 matrices.
+
+What is large and no matrix of a block is stored in bfloat16; small tensors stay as trained.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from cfgen.checkpoint.convert.quantize import save_quantized
 from cfgen.files.writing import write_file
 from cfgen.model.generator import WanConfig
 from cfgen.model.vae import SPATIAL_STRIDE, TEMPORAL_STRIDE
+
+LARGE = 2**14
+"""Numbers of a tensor from which on it is stored in fewer bits."""
 
 
 def text_config(
@@ -53,7 +60,7 @@ class Exporter:
     def __call__(
         self, geometry: WanConfig, text: Mapping[str, object], weights: Mapping[str, Tensor]
     ) -> None:
-        """Write configurations and weights; matrices of blocks in int8, the rest as trained.
+        """Write configurations and weights.
 
         Args:
             geometry: sizes of the generator.
@@ -65,14 +72,15 @@ class Exporter:
         _write_json(folder / "config.json", wan_config(geometry, self.spatial_stride))
         _write_json(folder / "text_encoder" / "config.json", text)
         save_quantized(
-            _under(weights, "generator."),
+            _rounded(_under(weights, "generator.")),
             folder / "diffusion_pytorch_model.safetensors",
             _is_matrix,
             {"cfgen.recipe": "mini"},
         )
         encoder = _under(weights, "text_encoder.model.")
         encoder.pop("encoder.embed_tokens.weight", None)
-        save_quantized(encoder, folder / "text_encoder" / "model.safetensors", _is_matrix)
+        path = folder / "text_encoder" / "model.safetensors"
+        save_quantized(_rounded(encoder), path, _is_matrix)
 
 
 def wan_config(g: WanConfig, spatial_stride: int) -> dict[str, object]:
@@ -97,7 +105,17 @@ def wan_config(g: WanConfig, spatial_stride: int) -> dict[str, object]:
 
 def _is_matrix(name: str, tensor: Tensor) -> bool:
     """Whether a tensor is stored in int8: the large matrices of transformer blocks."""
-    return tensor.ndim == 2 and tensor.numel() >= 2**14 and "block" in name
+    return tensor.ndim == 2 and tensor.numel() >= LARGE and "block" in name
+
+
+def _rounded(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights with the large ones that stay plain in bfloat16."""
+    return {
+        name: tensor.to(torch.bfloat16)
+        if tensor.numel() >= LARGE and not _is_matrix(name, tensor)
+        else tensor
+        for name, tensor in weights.items()
+    }
 
 
 def _under(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
