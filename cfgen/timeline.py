@@ -277,30 +277,10 @@ def make_plan(
             what is given does, or leaves no chunk between what is given; or the clip is made from
             its end, and has no given start.
     """
-    if not (math.isfinite(duration_s) and duration_s > 0):
-        raise UsageError(f"the duration must be a positive number of seconds, got {duration_s}")
     if segment_chunks < 1:
         raise UsageError(f"a segment must hold at least 1 chunk, got {segment_chunks}")
-    if inverted and not given.latent_frames:
-        raise UsageError(
-            "a video that is made from its end (order inverted) leads back to a first picture, and "
-            "none is given",
-            hint="give one with --image, or choose a preset with another order",
-        )
-    frames = round(duration_s * geometry.fps)
-    if frames < 1:
-        raise UsageError(
-            f"{plain(duration_s)} s is shorter than one frame at {plain(geometry.fps)} fps",
-            hint=f"ask for at least {1 / geometry.fps:.3g} s",
-        )
+    frames = _frames_asked(duration_s, geometry, given, inverted=inverted)
     size = geometry.chunk_latent_frames
-    given_frames = geometry.frames_of(given.latent_frames)
-    if given.shown and given_frames and frames <= given_frames:
-        raise UsageError(
-            f"the video begins with {count(given_frames, 'frame')} that are given, "
-            f"{plain(given_frames / geometry.fps)} s, and is to be {plain(duration_s)} s long",
-            hint="ask for a longer --duration: it counts what the video begins with",
-        )
     first = given.latent_frames % size or size
     if given.at_end:
         made = _between(duration_s, geometry, given)
@@ -308,7 +288,8 @@ def make_plan(
         frames = geometry.frames_of(latent_frames)
         chunks = 1 + made + 1
     else:
-        latent_frames = geometry.latent_frames_for(frames + (0 if given.shown else given_frames))
+        hidden = 0 if given.shown else geometry.frames_of(given.latent_frames)
+        latent_frames = geometry.latent_frames_for(frames + hidden)
         chunks = 1 + max(0, -(-(latent_frames - first) // size))
         latent_frames = first + (chunks - 1) * size
     return Plan(
@@ -321,6 +302,32 @@ def make_plan(
         given=given,
         inverted=inverted,
     )
+
+
+def _frames_asked(duration_s: float, geometry: VideoShape, given: Given, *, inverted: bool) -> int:
+    """The frames that a duration asks for; refuses one that no clip can have, see `make_plan`."""
+    if not (math.isfinite(duration_s) and duration_s > 0):
+        raise UsageError(f"the duration must be a positive number of seconds, got {duration_s}")
+    if inverted and not given.latent_frames:
+        raise UsageError(
+            "a video that is made from its end (order inverted) leads back to a first picture, and "
+            "none is given",
+            hint="give one with --image, or choose a preset with another order",
+        )
+    frames = round(duration_s * geometry.fps)
+    if frames < 1:
+        raise UsageError(
+            f"{plain(duration_s)} s is shorter than one frame at {plain(geometry.fps)} fps",
+            hint=f"ask for at least {1 / geometry.fps:.3g} s",
+        )
+    given_frames = geometry.frames_of(given.latent_frames)
+    if given.shown and given_frames and frames <= given_frames:
+        raise UsageError(
+            f"the video begins with {count(given_frames, 'frame')} that are given, "
+            f"{plain(given_frames / geometry.fps)} s, and is to be {plain(duration_s)} s long",
+            hint="ask for a longer --duration: it counts what the video begins with",
+        )
+    return frames
 
 
 def _between(duration_s: float, geometry: VideoShape, given: Given) -> int:
