@@ -177,7 +177,7 @@ def compresseds(draw: st.DrawFn) -> Policy:
 
 
 @st.composite
-def backwards(draw: st.DrawFn) -> Policy:
+def inverted(draw: st.DrawFn) -> Policy:
     """Levels behind chunks that are made from the end of a clip."""
     chunk, sink = draw(chunk_sizes), draw(st.integers(0, 4))
     newest, renew, reads = draw(st.integers(1, 6)), draw(st.booleans()), draw(commit_reads)
@@ -190,7 +190,7 @@ def backwards(draw: st.DrawFn) -> Policy:
             sink=sink,
             renew=renew,
             commit_reads=reads,
-            backward=length,
+            inverted_frames=length,
         )
         table.capacity += chunk
         return table

@@ -167,7 +167,7 @@ class CompressedMemory:
             reordered=self.layout == "reordered",
             renew=self.renew == "every_chunk",
             commit_reads=self.commit_reads,
-            backward=latent_frames if self.order == "inverted" else None,
+            inverted_frames=latent_frames if self.order == "inverted" else None,
         )
 
     @property

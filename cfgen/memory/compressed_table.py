@@ -73,9 +73,9 @@ class CompressedTable:
             and the sink has the first; else they are those of the clip.
         renew: Whether pages are written again when pages older than they are have changed.
         commit_reads: See `commit_reads.narrowed`.
-        backward: Latent frames of a clip whose chunks, but for the sink, are made from its end;
-            positions are reordered, and those of the past lie behind the chunk. None where chunks
-            are made from the start.
+        inverted_frames: Latent frames of a clip whose chunks, but for the sink, are made from its
+            end; positions are reordered, and those of the past lie behind the chunk. None where
+            chunks are made from the start.
     """
 
     spare_pages = 0
@@ -90,14 +90,14 @@ class CompressedTable:
         reordered: bool = False,
         renew: bool = True,
         commit_reads: str = "all",
-        backward: int | None = None,
+        inverted_frames: int | None = None,
     ) -> None:
         self.levels = merged(levels)
         self._sink_size, self._renew, self._commit_reads = sink, renew, commit_reads
         depth = sum(level.frames or 0 for level in self.levels)
         self.capacity = sink + sum(level.pages(depth) for level in self.levels)
-        self._chunk_at = sink + depth if reordered or backward is not None else None
-        self._backward, self._chunk = backward, 0
+        self._chunk_at = sink + depth if reordered or inverted_frames is not None else None
+        self._inverted_frames, self._chunk = inverted_frames, 0
         self._sink: list[Slot] = []
         self._held: list[list[Slot]] = [[] for _ in self.levels]
         self._starts: list[int] = []
@@ -142,13 +142,13 @@ class CompressedTable:
         return narrowed([*sink, *shown], self._commit_reads, fast=fast, current=self._own)
 
     @property
-    def is_backward(self) -> bool:
+    def is_inverted(self) -> bool:
         """See `protocols.CompressingTable`."""
-        return self._backward is not None
+        return self._inverted_frames is not None
 
     def _as_played(self, frames: Sequence[int]) -> Sequence[int]:
         """Rising numbers of frames in the order in which a pass has them."""
-        return frames[::-1] if self.is_backward else frames
+        return frames[::-1] if self.is_inverted else frames
 
     def _stand(self, frames: int) -> None:
         """Have the next chunk of so many latent frames stand where it does from the end of a clip.
@@ -157,9 +157,9 @@ class CompressedTable:
         last frame that is given is a chunk, too: where chunks have one frame, it is the first.
         Source: FramePack demo_gradio.py @ 97fe5db (`latent_padding_size`).
         """
-        if self._backward is None:
+        if self._inverted_frames is None:
             return
-        left = max(0, self._backward - self._total - frames) // frames
+        left = max(0, self._inverted_frames - self._total - frames) // frames
         is_first = self._total - self._sink_size < frames
         self._chunk = frames
         self._chunk_at = self._sink_size + min(left, FIRST_GAP if is_first else GAP) * frames
@@ -168,7 +168,7 @@ class CompressedTable:
         """The temporal position of the first of `span` latent frames in a page of no sink."""
         if self._chunk_at is None:
             return frame
-        if self.is_backward:
+        if self.is_inverted:
             return self._chunk_at + self._chunk - (frame + span - self._total)
         return self._chunk_at + frame - self._total
 

@@ -77,7 +77,7 @@ class PagedMemory:
         self.heads: HeadSplit = heads or OneProcess()
         self._choosing = [table for table in tables if isinstance(table, ChoosingTable)]
         self._compressing = [table for table in tables if isinstance(table, CompressingTable)]
-        self._is_backward = any(table.is_backward for table in self._compressing)
+        self._is_inverted = any(table.is_inverted for table in self._compressing)
         if self._choosing and spatial is None:
             raise ValueError("tables that choose by keys need to know how keys are rotated")
         self._spatial = torch.zeros(0) if spatial is None else spatial
@@ -173,7 +173,7 @@ class PagedMemory:
 
     def _turned(self, latents: Tensor) -> Tensor:
         """From the order in which frames [B, F, C, H, W] play to that of commits, or back."""
-        return latents.flip(1) if self._is_backward else latents
+        return latents.flip(1) if self._is_inverted else latents
 
     def _release(self) -> None:
         """Free the pages that no slot has."""

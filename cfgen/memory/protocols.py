@@ -156,7 +156,7 @@ class CompressingTable(Table, Protocol):
     """A table whose older latent frames are encoded again, with larger patches."""
 
     @property
-    def is_backward(self) -> bool:
+    def is_inverted(self) -> bool:
         """Whether chunks are made from the end of a clip: their last frame is committed first."""
 
     def settle(self) -> list[Encoding]:

@@ -14,7 +14,7 @@ from cfgen.memory.protocols import MemoryState
 from cfgen.memory.slow_fast import SlowFastTable
 from cfgen.memory.window import WindowTable
 from tests.memory.spied import COMMIT, PASSES, Read, Spied
-from tests.strategies import Policy, backwards, policies, slow_fasts, windows
+from tests.strategies import Policy, inverted, policies, slow_fasts, windows
 
 outcomes = st.lists(
     st.lists(st.booleans(), min_size=PASSES, max_size=PASSES), min_size=1, max_size=14
@@ -108,7 +108,7 @@ def test_commit_pass_that_reads_the_newest_reads_no_others_and_no_copies(
 
 
 @settings(deadline=None, max_examples=150)
-@given(backwards(), outcomes)
+@given(inverted(), outcomes)
 def test_what_is_made_from_the_end_stands_before_all_that_it_reads(
     policy: Policy, chunks: list[list[bool]]
 ) -> None:
@@ -130,7 +130,7 @@ def test_what_is_made_from_the_end_stands_before_all_that_it_reads(
 
 
 @settings(deadline=None, max_examples=150)
-@given(st.one_of(policies, backwards()), outcomes, outcomes)
+@given(st.one_of(policies, inverted()), outcomes, outcomes)
 def test_a_restored_memory_goes_on_as_the_saved_one(
     policy: Policy, before: list[list[bool]], after: list[list[bool]]
 ) -> None:
