@@ -62,6 +62,9 @@ class Policy:
 
 
 chunk_sizes = st.integers(1, 4)
+
+LONGEST = 112
+"""Most latent frames that a test plays: twice fourteen chunks of the largest size."""
 commit_reads = st.one_of(
     st.just("all"), st.just("fast"), st.sampled_from([f"newest:{k}" for k in (4, 5, 7, 9, 12)])
 )
@@ -167,7 +170,7 @@ def compresseds(draw: st.DrawFn) -> Policy:
             renew=renew,
             commit_reads=reads,
         )
-        table.capacity += chunk + (60 if levels[-1].frames is None else 0)
+        table.capacity += chunk + (LONGEST if levels[-1].frames is None else 0)
         return table
 
     positions = "reordered" if reordered else "absolute"

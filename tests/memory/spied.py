@@ -20,7 +20,7 @@ from cfgen.memory.paged import PagedView
 from cfgen.memory.protocols import Norms, Pass, Table
 from cfgen.ops.reference import Rope
 from cfgen.ops.select import TORCH
-from tests.strategies import memory_of, told_by
+from tests.strategies import LONGEST, memory_of, told_by
 
 PASSES = 3
 COMMIT = PASSES - 1
@@ -42,7 +42,7 @@ class Spied:
         self,
         make: Callable[[], Table],
         pages: int | None = None,
-        small: Sequence[PageClass] = (PageClass(2, 99), PageClass(4, 99)),
+        small: Sequence[PageClass] = (PageClass(2, LONGEST), PageClass(4, LONGEST)),
     ) -> None:
         self.table = make()
         shape = (1, 1, 1, 2)
