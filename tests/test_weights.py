@@ -283,8 +283,10 @@ def test_native_products_are_refused_where_nothing_is_quantized(model: Path) -> 
 
 def test_bytes_of_loaded_models_are_those_of_their_tensors(model: Path) -> None:
     found = load_parts(config_of(model))
-    stored = sum(t.nbytes for t in load_file(model / GENERATOR).values())
-    assert found.nbytes == stored + sum(p.nbytes for p in found.decoder.parameters())
+    tensors = load_file(model / GENERATOR).values()
+    # What is stored in bfloat16 is loaded in float32, and what is quantized as it is stored.
+    loaded = sum(t.nbytes * (2 if t.dtype == torch.bfloat16 else 1) for t in tensors)
+    assert found.nbytes == loaded + sum(p.nbytes for p in found.decoder.parameters())
     mini = load_parts(config_of(locate_model("mini"))), load_generator(locate_model("mini"))
     assert mini[0].nbytes > sum(b.nbytes for b in mini[1].buffers()) > 0
 
