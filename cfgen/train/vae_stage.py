@@ -30,7 +30,10 @@ class VaeSettings:
     Latents have `texture_channels` and then the semantic ones (`film_world/semantics.py`).
     `objects` is what a pixel on a subject or landmark counts more than another. Without
     `train_encoder` the decoder alone learns, so that latents encoded before stay what they are.
-    A process makes `micro_batches` batches of a step.
+    `noise` is the most that the latents of a clip are off when they are decoded, in standard
+    deviations. Of a share `told` of clips, the decoder reads the semantic channels of the world, as
+    generators are taught to make them, and of the others those of the encoder. A process makes
+    `micro_batches` batches of a step.
     """
 
     texture_channels: int = 32
@@ -52,6 +55,7 @@ class VaeSettings:
     moment: float = 0.02
     semantics: float = 0.1
     noise: float = 0.15
+    told: float = 0.5
     train_encoder: bool = True
     micro_batches: int = 1
 
@@ -169,10 +173,12 @@ class VaeStage(SingleLossStage):
         s = self.settings
         video, weight, told = self.batch(draw)
         texture, said = self.vae.encode(video).split((s.texture_channels, SEMANTIC_CHANNELS), 2)
-        latents = torch.cat([texture, said.detach()], 2)
         missaid = (said.float() - told).square().mean()
         generator = torch.Generator().manual_seed(draw)
-        strength = s.noise * torch.rand(len(video), 1, 1, 1, 1, generator=generator)
+        strength, coin = torch.rand(2, len(video), 1, 1, 1, 1, generator=generator)
+        semantics = torch.where(coin.to(told) < s.told, told.to(said), said.detach())
+        latents = torch.cat([texture, semantics], 2)
+        strength = s.noise * strength
         noise = (strength * torch.randn(latents.shape, generator=generator)).to(latents)
         error = self.vae.decode(latents + noise).float() - video
         size = error.abs()
