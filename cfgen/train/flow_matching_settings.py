@@ -14,7 +14,8 @@ class FlowMatchingSettings:
             as in `WanConfig`.
         text_layers: layers of the text encoder.
         text_ffn: width of its feed-forward layers.
-        lr: peak learning rate of both optimizers.
+        lr: peak learning rate of Muon, which the matrices of blocks learn by.
+        adam_lr: peak learning rate of AdamW, which everything else learns by.
         families: how many families of films of each length are drawn from at a time.
         members: films of a family; each is encoded when it is first drawn.
         uses: how often a film is drawn, on average, until a new family takes the place of its own.
@@ -57,6 +58,7 @@ class FlowMatchingSettings:
     text_layers: int = 3
     text_ffn: int = 384
     lr: float = 1.5e-3
+    adam_lr: float = 1.5e-3
     families: int = 12
     members: int = 24
     uses: float = 3.0

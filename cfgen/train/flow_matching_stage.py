@@ -177,7 +177,7 @@ class FlowMatchingStage(SingleLossStage):
             (muon if inner else adam).append(p)
         return [
             Muon(muon, lr=self.settings.lr, weight_decay=0.01),
-            torch.optim.AdamW(adam, lr=self.settings.lr, betas=(0.9, 0.98), weight_decay=0.0),
+            torch.optim.AdamW(adam, lr=self.settings.adam_lr, betas=(0.9, 0.98), weight_decay=0.0),
         ]
 
     def loss(self, step: int, draw: int) -> tuple[Tensor, dict[str, float]]:
