@@ -30,9 +30,9 @@ class VaeSettings:
     Latents have `texture_channels` and then the semantic ones (`film_world/semantics.py`).
     `objects` is what a pixel on a subject or landmark counts more than another. Without
     `train_encoder` the decoder alone learns, so that latents encoded before stay what they are.
-    `noise` is the most that the latents of a clip are off when they are decoded, in standard
-    deviations. Of a share `told` of clips, the decoder reads the semantic channels of the world, as
-    generators are taught to make them, and of the others those of the encoder. A process makes
+    `noise` is the largest standard deviation of the noise on latents when they are decoded. For a
+    share `true_semantics` of clips, the decoder reads the semantic channels of the world, as
+    generators learn to make them, and for the others those of the encoder. A process makes
     `micro_batches` batches of a step.
     """
 
@@ -55,7 +55,7 @@ class VaeSettings:
     moment: float = 0.02
     semantics: float = 0.1
     noise: float = 0.15
-    told: float = 0.5
+    true_semantics: float = 0.5
     train_encoder: bool = True
     micro_batches: int = 1
 
@@ -176,7 +176,7 @@ class VaeStage(SingleLossStage):
         missaid = (said.float() - told).square().mean()
         generator = torch.Generator().manual_seed(draw)
         strength, coin = torch.rand(2, len(video), 1, 1, 1, 1, generator=generator)
-        semantics = torch.where(coin.to(told) < s.told, told.to(said), said.detach())
+        semantics = torch.where(coin.to(told) < s.true_semantics, told.to(said), said.detach())
         latents = torch.cat([texture, semantics], 2)
         strength = s.noise * strength
         noise = (strength * torch.randn(latents.shape, generator=generator)).to(latents)

@@ -484,17 +484,17 @@ def test_the_decoder_does_not_form_the_semantic_channels() -> None:
     assert grad[VAE.texture_channels :].abs().sum() == 0
 
 
-@pytest.mark.parametrize("told", [0.0, 1.0])
-def test_the_decoder_reads_semantic_channels_of_the_world_or_of_the_encoder(told: float) -> None:
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_the_decoder_reads_semantic_channels_of_the_world_or_of_the_encoder(share: float) -> None:
     """A generator makes those of the world; a picture that is given has those of the encoder."""
-    stage = VaeStage(dataclasses.replace(VAE, noise=0.0, told=told), Path("unused"))
+    stage = VaeStage(dataclasses.replace(VAE, noise=0.0, true_semantics=share), Path("unused"))
     read: list[torch.Tensor] = []
     decode = stage.vae.decode
     stage.vae.decode = lambda latents: read.append(latents) or decode(latents)  # type: ignore[method-assign]
     stage.loss(0, 0)
     video, _, known = stage.batch(0)
     made = stage.vae.encode(video)[:, :, VAE.texture_channels :]
-    assert torch.equal(read[0][:, :, VAE.texture_channels :], known if told else made)
+    assert torch.equal(read[0][:, :, VAE.texture_channels :], known if share else made)
 
 
 def test_edges_are_steps_between_neighbours() -> None:
