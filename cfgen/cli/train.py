@@ -29,7 +29,7 @@ StageName = Annotated[
     typer.Option(
         "--stage",
         metavar="STAGE",
-        help="The stage: tokenizer, vae, base, teacher, dmd, cdmd. probe only measures.",
+        help="The stage: tokenizer, vae, base, decoder, teacher, dmd, cdmd. probe only measures.",
     ),
 ]
 Minutes = Annotated[

@@ -30,6 +30,7 @@ from cfgen.train.context_forcing.teacher_films import FilmWorldSettings
 from cfgen.train.context_forcing.teacher_parts import TEACHER, build_teacher
 from cfgen.train.context_forcing.teacher_stage import TeacherSettings, TeacherStage
 from cfgen.train.data.clips import ClipSettings
+from cfgen.train.decoder_stage import DecoderSettings, DecoderStage
 from cfgen.train.export import Exporter
 from cfgen.train.film_world import return_figures, return_probe
 from cfgen.train.film_world.latents import LatentStore, encoder_digest
@@ -185,6 +186,11 @@ def _base(job: Job) -> FlowMatchingStage:
     return stage
 
 
+def _decoder(job: Job) -> DecoderStage:
+    """Stage `decoder` of the model that stage `base` left in the model folder."""
+    return DecoderStage(job.settings["vae"], job.settings["decoder"], job.model)
+
+
 def _teacher(job: Job) -> TeacherStage:
     """Stage `teacher` of the model that it starts from, which is the one of stage `base`."""
     return build_teacher(job.settings, job.start or job.model, job.work)
@@ -257,6 +263,11 @@ STAGES: Mapping[str, StageEntry] = {
         },
         Learn(_base),
         _AUTOENCODER | _TOKENIZER,
+    ),
+    "decoder": StageEntry(
+        {"decoder": DecoderSettings, "decoder.loop": LoopSettings, "vae": VaeSettings},
+        Learn(_decoder),
+        _AUTOENCODER | _TOKENIZER | _BASE,
     ),
     "teacher": StageEntry(
         {

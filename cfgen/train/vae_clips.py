@@ -13,6 +13,8 @@ from cfgen.train.film_world.sampling import sample_film
 from cfgen.train.film_world.semantics import semantic_channels
 from cfgen.train.film_world.world import (
     FADE_FRAMES,
+    FIRST_CHUNK_LACKS,
+    FRAMES_PER_CHUNK,
     VIEW,
     Box,
     Film,
@@ -93,6 +95,50 @@ def draw_clips(
                 )
             )
     return Clips(np.stack(videos), np.stack(masks), np.stack(maps))
+
+
+@dataclass(frozen=True, slots=True)
+class Openings:
+    """First chunks of films, whole, and where crops of them lie.
+
+    Attributes:
+        films: their descriptions, B of them.
+        clips: their frames, whole.
+        corners: film, row and column of the upper left latent cell of each crop.
+    """
+
+    films: list[Film]
+    clips: Clips
+    corners: list[tuple[int, int, int]]
+
+
+def draw_openings(
+    *key: int | str,
+    films: int,
+    crops_per_film: int,
+    crop: tuple[int, int],
+    size: tuple[int, int],
+    stride: int,
+) -> Openings:
+    """Draw the first chunks of random films, and crops that lie on whole latent cells.
+
+    The arguments are those of `draw_clips`; `crop` is a multiple of `stride`.
+    """
+    frames = range(FRAMES_PER_CHUNK - FIRST_CHUNK_LACKS)
+    drawn, videos, masks, maps, corners = [], [], [], [], []
+    for i in range(films):
+        rng = rng_for(*key, i)
+        film = sample_film(int(rng.integers(2**62)), chunks=1)
+        boxes = [objects_of(film, frame) for frame in frames]
+        drawn.append(film)
+        videos.append(render(film, 0, len(frames), width=size[0], height=size[1]))
+        masks.append(object_mask(boxes, *size))
+        told = frames[::TEMPORAL_STRIDE]
+        maps.append(semantic_channels(film, told, size[1] // stride, size[0] // stride))
+        for _ in range(crops_per_film):
+            x, y = _corner(rng, boxes, crop, size)
+            corners.append((i, y // stride, x // stride))
+    return Openings(drawn, Clips(np.stack(videos), np.stack(masks), np.stack(maps)), corners)
 
 
 def objects_of(film: Film, frame: int) -> list[Box]:

@@ -17,7 +17,7 @@ from cfgen.model.vae import MemBlock, TGrow, TinyAutoencoder
 from cfgen.train.film_world.semantics import SEMANTIC_CHANNELS
 from cfgen.train.muon import Muon
 from cfgen.train.stage import SingleLossStage
-from cfgen.train.vae_clips import draw_clips
+from cfgen.train.vae_clips import Clips, draw_clips
 
 INT8_FROM = 2**12
 """Numbers of a kernel from which on it is stored in int8."""
@@ -159,17 +159,23 @@ class VaeStage(SingleLossStage):
             size=(s.width, s.height),
             stride=self.vae.spatial_stride,
         )
-        device = next(self.vae.parameters()).device
-        video = torch.from_numpy(clips.video).to(device).permute(0, 1, 4, 2, 3).float() / 255
-        weight = 1 + s.objects * torch.from_numpy(clips.objects).to(device)[:, :, None].float()
-        return video, weight / weight.mean(), torch.from_numpy(clips.semantics).to(device)
+        return (*self.pixels(clips), torch.from_numpy(clips.semantics).to(self.device))
+
+    def pixels(self, clips: Clips) -> tuple[Tensor, Tensor]:
+        """Clips as [B, T, 3, H, W] in [0, 1], and what each pixel counts, with mean 1."""
+        video = torch.from_numpy(clips.video).to(self.device).permute(0, 1, 4, 2, 3).float() / 255
+        objects = torch.from_numpy(clips.objects).to(self.device)[:, :, None].float()
+        weight = 1 + self.settings.objects * objects
+        return video, weight / weight.mean()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the autoencoder is."""
+        first: Tensor = next(self.vae.parameters())
+        return first.device
 
     def loss(self, step: int, draw: int) -> tuple[Tensor, dict[str, float]]:
-        """Errors of decoded clips and of semantic channels, and a pull of texture to unit moments.
-
-        The errors of clips are L1, squares, the mean of the worst 2 % of values, those of the
-        change from frame to frame, and those of the change from pixel to pixel.
-        """
+        """Errors of decoded clips and of semantic channels; texture is pulled to unit moments."""
         s = self.settings
         video, weight, told = self.batch(draw)
         texture, said = self.vae.encode(video).split((s.texture_channels, SEMANTIC_CHANNELS), 2)
@@ -180,27 +186,44 @@ class VaeStage(SingleLossStage):
         latents = torch.cat([texture, semantics], 2)
         strength = s.noise * strength
         noise = (strength * torch.randn(latents.shape, generator=generator)).to(latents)
-        error = self.vae.decode(latents + noise).float() - video
+        moment = _moments(texture.float())
+        shown, figures = self.errors(latents + noise, video, weight)
+        total = shown + s.moment * moment + s.semantics * missaid
+        return total, figures | {
+            "moment": float(moment.detach()),
+            "semantics": float(missaid.detach()),
+        }
+
+    def errors(
+        self, latents: Tensor, video: Tensor, weight: Tensor
+    ) -> tuple[Tensor, dict[str, float]]:
+        """Loss of the decoder alone.
+
+        It is made of L1, squares, the mean of the worst 2 % of values, the error of the change
+        from frame to frame, and that of the change from pixel to pixel.
+
+        Args:
+            latents: [B, F, C, h, w].
+            video: what they show, [B, T, 3, H, W] in [0, 1].
+            weight: what each pixel counts, with mean 1, [B, T, 1, H, W].
+        """
+        s = self.settings
+        error = self.vae.decode(latents).float() - video
         size = error.abs()
         worst = size.flatten(1).topk(size[0].numel() // 50, dim=1, sorted=False).values.mean()
         change = (weight[:, 1:] * error.diff(dim=1).abs()).mean()
         edges = sum((weight * _steps(error, axis).abs()).mean() for axis in (-1, -2))
-        moment = _moments(texture.float())
         total = (
             (weight * size).mean()
             + s.squares * (weight * error.square()).mean()
             + s.worst * worst
             + s.change * change
             + s.edges * edges
-            + s.moment * moment
-            + s.semantics * missaid
         )
         return total, {
             "psnr": -10 * math.log10(float(error.detach().square().mean())),
             "worst": float(worst.detach()),
             "change": 255 * float(change.detach()),
-            "moment": float(moment.detach()),
-            "semantics": float(missaid.detach()),
         }
 
     def export(self, weights: Mapping[str, Tensor]) -> None:

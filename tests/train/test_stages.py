@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,12 +12,14 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from cfgen.checkpoint.networks.fill import load_generator
 from cfgen.checkpoint.networks.vae import SEMANTIC_HEADER, load_tiny
 from cfgen.errors import CheckpointError
 from cfgen.memory.paged import PagedMemory
 from cfgen.model.vae import TinyAutoencoder
+from cfgen.train.decoder_stage import DecoderSettings, DecoderStage
 from cfgen.train.export import Exporter
 from cfgen.train.film_world.backgrounds import rng_for
 from cfgen.train.film_world.latents import (
@@ -34,11 +37,13 @@ from cfgen.train.flow_matching_stage import (
     FlowMatchingSettings,
     FlowMatchingStage,
 )
+from cfgen.train.loop import train
 from cfgen.train.recall import RecallProbe
 from cfgen.train.shots import choose_chunks, shot_starts
+from cfgen.train.stage import LoopSettings
 from cfgen.train.tokenizer_stage import train_tokenizer
 from cfgen.train.training_memory import MemorySettings, draw_policy, training_memory
-from cfgen.train.vae_clips import draw_clips
+from cfgen.train.vae_clips import draw_clips, draw_openings
 from cfgen.train.vae_stage import VaeSettings, VaeStage, _steps
 
 VAE = VaeSettings(
@@ -115,6 +120,80 @@ def test_a_header_that_cannot_be_is_refused(tmp_path: Path, said: str) -> None:
     save_file(load_file(path), path, metadata={SEMANTIC_HEADER: said})
     with pytest.raises(CheckpointError, match=rf"{SEMANTIC_HEADER} is '{said}'"):
         load_tiny(path)
+
+
+@pytest.fixture
+def model_folder(tmp_path: Path) -> Path:
+    """A model that has been trained a little, as far as the next stage can tell."""
+    folder = tmp_path / "model"
+    vae = VaeStage(SMALL_VAE, folder)
+    vae.export(dict(vae.modules.named_parameters()))
+    store = LatentStore(
+        tmp_path / "latents", load_tiny(folder / "tae.safetensors"), width=80, height=48
+    )
+    tokenizer = train_tokenizer(folder, captions=300)
+    base = FlowMatchingStage(BASE, MemorySettings(), store, tokenizer, Exporter(folder, 8))
+    for parameter in base.modules.parameters():
+        if not parameter.any():
+            nn.init.normal_(parameter, std=0.1)
+    base.export(dict(base.modules.named_parameters()))
+    return folder
+
+
+SMALL_VAE = dataclasses.replace(VAE, patch_size=1, width=80, height=48)
+DECODER = DecoderSettings(films=2, crop=(32, 16))
+
+
+def test_decoder_stage_learns_from_predictions_and_from_a_share_of_truths(
+    model_folder: Path,
+) -> None:
+    def loss(step: int, **changed: object) -> float:
+        own = dataclasses.replace(DECODER, **changed)  # type: ignore[arg-type]
+        return DecoderStage(SMALL_VAE, own, model_folder).loss(step, step)[0].item()
+
+    made, true = (loss(3, true_share=share) for share in (0.0, 1.0))
+    assert made == loss(3, true_share=0.0)
+    assert made != loss(4, true_share=0.0)
+    assert true != made
+    assert true == loss(3, true_share=1.0, noise=(0.9, 0.9))
+    # hardly any noise: the prediction is the truth, and as there the prompt does not matter
+    assert loss(3, true_share=0.0, noise=(1e-6, 1e-6)) == pytest.approx(true, rel=1e-3)
+    assert made != loss(3, true_share=0.0, guidance=(3.0, 3.0))
+
+
+def test_decoder_stage_changes_the_decoder_alone(model_folder: Path, tmp_path: Path) -> None:
+    before = load_tiny(model_folder / "tae.safetensors")
+    kept = (model_folder / "diffusion_pytorch_model.safetensors").read_bytes()
+    stage = DecoderStage(SMALL_VAE, DECODER, model_folder)
+    loop = LoopSettings(steps=2, warmup=0, decay=0.0, log_every=1, ema=0.0)
+    assert len(list(train(stage, tmp_path, loop, minutes=5))) == 2
+    after = load_tiny(model_folder / "tae.safetensors")
+    assert encoder_digest(after) == encoder_digest(before)
+    changed = [
+        name for name, weight in after.state_dict().items()
+        if not torch.equal(weight, before.state_dict()[name])
+    ]  # fmt: skip
+    assert changed
+    assert all(name.startswith("decoder.") for name in changed)
+    assert (model_folder / "diffusion_pytorch_model.safetensors").read_bytes() == kept
+    names = {name.split(".")[1] for name in load_file(tmp_path / "decoder" / _shard(tmp_path))}
+    assert names <= {"vae", "0", "1"}  # the generator is not kept again and again
+
+
+def _shard(work: Path) -> str:
+    first = json.loads((work / "decoder" / "state.json").read_text())["shards"][0]
+    return str(first)
+
+
+def test_crops_of_openings_lie_on_whole_cells() -> None:
+    drawn = draw_openings(
+        "test", 1, films=3, crops_per_film=4, crop=(32, 16), size=(80, 48), stride=8
+    )
+    assert drawn.clips.video.shape == (3, 9, 48, 80, 3)
+    assert drawn.clips.semantics.shape == (3, 3, SEMANTIC_CHANNELS, 6, 10)
+    assert [film for film, _, _ in drawn.corners] == [0] * 4 + [1] * 4 + [2] * 4
+    assert all(0 <= y <= 4 and 0 <= x <= 6 for _, y, x in drawn.corners)
+    assert len(set(drawn.corners)) > 6
 
 
 def test_base_stage_repeats_a_step_exactly(base_stage: FlowMatchingStage) -> None:
