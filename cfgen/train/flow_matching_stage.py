@@ -42,6 +42,7 @@ from cfgen.train.film_world.world import Film
 from cfgen.train.flow_loss import Errors, LossWeights, spread_levels
 from cfgen.train.flow_matching_settings import FlowMatchingSettings
 from cfgen.train.muon import Muon
+from cfgen.train.processes import batches_of_a_step
 from cfgen.train.recall import RecallProbe
 from cfgen.train.shots import choose_chunks, prompts_by_chunk, repeated, shot_starts, spans
 from cfgen.train.stage import SingleLossStage
@@ -225,7 +226,8 @@ class FlowMatchingStage(SingleLossStage):
         """A batch of one family, and which of the lengths it has."""
         s = self.settings
         shares = s.shares if step < s.late_from else s.late_shares
-        batch, length = draw_family(self.store, s, shares, draw, rng)
+        alike = batches_of_a_step(self.micro_batches)
+        batch, length = draw_family(self.store, s, shares, draw, rng, alike=alike)
         tensors = (x.to(self.generator.device) for x in batch.tensors)
         return FilmBatch(batch.films, *tensors), length
 

@@ -26,6 +26,11 @@ def _state() -> PartialState:
     return PartialState(cpu=not torch.cuda.is_available())
 
 
+def batches_of_a_step(micro_batches: int) -> int:
+    """How many all processes make together, each so many."""
+    return micro_batches * process()[1]
+
+
 def as_one(number: int) -> tuple[int, int, int]:
     """Seed of a micro-batch of this process, as one process has it that makes all of them."""
     index, count = process()

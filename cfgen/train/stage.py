@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from cfgen.errors import CheckpointError
-from cfgen.train.processes import process
+from cfgen.train.processes import batches_of_a_step, process
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -185,7 +185,7 @@ class SingleLossStage(Stage):
 
         def loss(micro_batch: int) -> tuple[Tensor, dict[str, float]]:
             index, count = process()
-            first = step * self.micro_batches * count
+            first = step * batches_of_a_step(self.micro_batches)
             return self.loss(step, first + micro_batch * count + index)
 
         return [Update(self._learner, loss, self.micro_batches)]

@@ -16,6 +16,7 @@ from cfgen.train.data.clips import Clips, in_random_order
 from cfgen.train.film_world.captions import caption
 from cfgen.train.film_world.families import draw_family
 from cfgen.train.film_world.latents import CHUNK_LATENTS, FilmBatch, LatentStore
+from cfgen.train.processes import batches_of_a_step
 from cfgen.train.shots import shot_by_chunk, shot_starts
 
 
@@ -72,14 +73,23 @@ class FilmWorldSettings:
 
 
 class FilmWorld:
-    """Films of the film world; those that stage `base` was taught with are encoded already."""
+    """Films of the film world; those that stage `base` was taught with are encoded already.
 
-    def __init__(self, settings: FilmWorldSettings, store: LatentStore) -> None:
-        self._settings, self._store = settings, store
+    Args:
+        settings: which films.
+        store: encodes them and keeps them.
+        micro_batches: batches of a step that each process makes.
+    """
+
+    def __init__(
+        self, settings: FilmWorldSettings, store: LatentStore, micro_batches: int = 1
+    ) -> None:
+        self._settings, self._store, self._micro_batches = settings, store, micro_batches
 
     def draw(self, number: int, rng: np.random.Generator) -> Drawn:
         """See `Films`."""
-        batch, _ = draw_family(self._store, self._settings, self._settings.shares, number, rng)
+        s, alike = self._settings, batches_of_a_step(self._micro_batches)
+        batch, _ = draw_family(self._store, s, s.shares, number, rng, alike=alike)
         films, shots = batch.films, shot_by_chunk(batch.films[0])
 
         def words(film: int, shot: int) -> str:

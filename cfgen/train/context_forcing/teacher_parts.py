@@ -63,7 +63,7 @@ def build_teacher(settings: Mapping[str, Any], start: Path, work: Path) -> Teach
         parts = TeacherParts(
             generator,
             encoder,
-            FilmWorld(world, store),
+            FilmWorld(world, store, settings["teacher"].micro_batches),
             export(spatial_stride=store.vae.spatial_stride, text_encoder=encoder),
             RecallProbe(store, settings["teacher.memory"], world.probe_films),
         )

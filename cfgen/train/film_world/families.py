@@ -41,22 +41,29 @@ def draw_family(
     shares: Sequence[float],
     number: int,
     rng: np.random.Generator,
+    *,
+    alike: int,
 ) -> tuple[FilmBatch, int]:
     """A batch of one family, and which of the lengths it has.
+
+    Batches that are of one family take equally long, so no process waits for another.
 
     Args:
         store: has the films.
         lengths: how many there are.
         shares: how often each length is drawn.
         number: of the batch among all of the run.
-        rng: what is drawn by.
+        rng: what its films are drawn by.
+        alike: so many batches in a row are of one family: those of a step.
     """
+    step = number // alike
+    shared = rng_for("family of a step", step)
     chances = np.array(shares) / sum(shares)
-    length = int(rng.choice(len(chances), p=chances))
+    length = int(shared.choice(len(chances), p=chances))
     size, most = min(lengths.batches[length], lengths.members), lengths.chunks[length]
     # Few films learnt by heart make small losses on themselves alone, so none stays for long.
-    renewed = int(number * chances[length] * size / (lengths.members * lengths.uses))
-    family = len(lengths.chunks) * (renewed + int(rng.integers(lengths.families))) + length
+    renewed = int(alike * step * chances[length] * size / (lengths.members * lengths.uses))
+    family = len(lengths.chunks) * (renewed + int(shared.integers(lengths.families))) + length
     chunks = int(rng_for("family", family).integers(max(min(2, most), most // 2), most + 1))
     members = rng.choice(lengths.members, size, replace=False)
     return store.family(family, chunks, [int(i) for i in members]), length
