@@ -143,8 +143,13 @@ class AutogradAttention:
         if keys:
             past = torch.cat(keys, 1)
             angles = self._turns.rope.temporal([p.position for p in context])
-            sizes = torch.tensor(tokens[: len(keys)], device=past.device)
-            past = rotate(past, turns(angles, past.dtype, past.device).repeat_interleave(sizes, 0))
+            of_pages = turns(angles, past.dtype, past.device)[:, None].unbind()
+            # Not by repeat_interleave, whose sizes a GPU would have to be waited for.
+            of_tokens = [
+                each.expand(size, *each.shape[1:])
+                for each, size in zip(of_pages, tokens, strict=False)
+            ]
+            past = rotate(past, torch.cat(of_tokens))
             draws = len(made.k) // len(past)
             keys = [past.repeat(draws, 1, 1, 1)]
             values = [torch.cat(values, 1).repeat(draws, 1, 1, 1)]

@@ -161,6 +161,7 @@ def test_decoder_stage_learns_from_predictions_and_from_a_share_of_truths(
     assert made != loss(3, true_share=0.0, guidance=(3.0, 3.0))
 
 
+@pytest.mark.usefixtures("own_accelerator")
 def test_decoder_stage_changes_the_decoder_alone(model_folder: Path, tmp_path: Path) -> None:
     before = load_tiny(model_folder / "tae.safetensors")
     kept = (model_folder / "diffusion_pytorch_model.safetensors").read_bytes()
