@@ -18,6 +18,7 @@ from torch import Tensor
 
 from cfgen.checkpoint.networks.fill import load_generator
 from cfgen.checkpoint.networks.text_encoder import load_text_encoder
+from cfgen.errors import UsageError
 from cfgen.memory.window import FullMemory
 from cfgen.rollout.loop import predict_flow
 from cfgen.train.film_world.backgrounds import rng_for
@@ -42,7 +43,6 @@ class DecoderSettings:
         true_share: share of films whose true latents are decoded.
         noise: lowest and highest noise level that a prediction is made from.
         guidance: lowest and highest scale of the prompt's guidance.
-        text_len: tokens of a prompt.
         micro_batches: batches of a step that each process makes.
     """
 
@@ -53,7 +53,6 @@ class DecoderSettings:
     true_share: float = 0.2
     noise: tuple[float, float] = (0.15, 0.8)
     guidance: tuple[float, float] = (1.0, 3.0)
-    text_len: int = 64
     micro_batches: int = 1
 
 
@@ -64,6 +63,10 @@ class DecoderStage(VaeStage):
         settings: of the autoencoder, which weigh the errors, too.
         own: of the stage.
         folder: the model's folder; its autoencoder is replaced.
+
+    Raises:
+        CheckpointError: a file of the folder is missing, damaged or of other sizes.
+        UsageError: a crop is no whole number of latent cells.
     """
 
     name = "decoder"
@@ -74,12 +77,18 @@ class DecoderStage(VaeStage):
             folder,
         )
         self.own = own
+        stride = self.vae.spatial_stride
+        if any(side < stride or side % stride for side in own.crop):
+            raise UsageError(
+                f"decoder.crop must be multiples of {stride} pixels, a latent cell, got {own.crop}",
+                f"set decoder.crop to such a size, for example [{6 * stride}, {6 * stride}]",
+            )
         self.begin_from(folder)
         self.generator = load_generator(folder, expand=True).float()
         self.text_encoder = load_text_encoder(
             folder / "text_encoder",
             folder / "tokenizer" / "tokenizer.json",
-            text_len=own.text_len,
+            text_len=self.generator.geometry.text_len,
             expand=True,
         ).float()
         for name in ("generator", "text_encoder"):

@@ -16,7 +16,7 @@ from torch import nn
 
 from cfgen.checkpoint.networks.fill import load_generator
 from cfgen.checkpoint.networks.vae import SEMANTIC_HEADER, load_tiny
-from cfgen.errors import CheckpointError
+from cfgen.errors import CheckpointError, UsageError
 from cfgen.memory.paged import PagedMemory
 from cfgen.model.vae import TinyAutoencoder
 from cfgen.train.decoder_stage import DecoderSettings, DecoderStage
@@ -159,6 +159,13 @@ def test_decoder_stage_learns_from_predictions_and_from_a_share_of_truths(
     # hardly any noise: the prediction is the truth, and as there the prompt does not matter
     assert loss(3, true_share=0.0, noise=(1e-6, 1e-6)) == pytest.approx(true, rel=1e-3)
     assert made != loss(3, true_share=0.0, guidance=(3.0, 3.0))
+
+
+@pytest.mark.parametrize("crop", [(32, 20), (4, 16), (0, 16)])
+def test_decoder_stage_refuses_crops_that_cut_cells(crop: tuple[int, int]) -> None:
+    own = dataclasses.replace(DECODER, crop=crop)
+    with pytest.raises(UsageError, match="multiples of 8 pixels"):
+        DecoderStage(SMALL_VAE, own, Path("unused"))
 
 
 @pytest.mark.usefixtures("own_accelerator")
