@@ -18,9 +18,9 @@ from cfgen.config.presets import locate_model
 from cfgen.model.quantized import QuantizedLinear
 from cfgen.pipeline.build import build_source
 from cfgen.pipeline.job import RenderJob
-from cfgen.train.captions import caption, vocabulary
-from cfgen.train.probes import measure as look
-from cfgen.train.world import sample_film
+from cfgen.train.film_world.captions import caption, vocabulary
+from cfgen.train.film_world.detect_scene import ground_of, sky_of, to_view
+from cfgen.train.film_world.sampling import sample_film
 from cfgen.video.ffmpeg import find_ffmpeg
 from cfgen.video.measure import measure
 
@@ -62,15 +62,16 @@ def test_the_command_of_the_readme_makes_a_film(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     measured = measure(find_ffmpeg(), output, decode=True)
-    assert (measured.frames, measured.width, measured.height) == (24, 160, 96)
+    assert (measured.frames, measured.width, measured.height) == (24, 320, 192)
 
 
 @pytest.mark.parametrize("seed", range(2))
 def test_sky_and_ground_are_as_asked_for(seed: int) -> None:
-    """The least that a trained model shows; tests/bench/mini.py measures all of it."""
-    film = sample_film(seed, held_out=True)
-    prompt = caption(film, seed, complete=True)
-    config = load({"prompt": prompt, "duration": "2s", "seed": str(seed)}).config
+    """The least that a trained model shows; tests/bench/film_world.py measures all of it."""
+    film = sample_film(seed, chunks=1, held_out=True)
+    prompt = caption(film, 0, seed, complete=True)
+    config = load({"prompt": prompt, "duration": "0.5s", "seed": str(seed)}).config
     frames = np.concatenate([made for _, _, made in build_source(RenderJob(config)).chunks()])
-    reading = look(frames, 16)
-    assert (reading.sky, reading.ground) == (film.sky, film.ground)
+    views = to_view(frames)
+    sky, ground = film.shots[0].sky, film.places[0].ground
+    assert (sky_of(views), ground_of(views, sky)) == (sky, ground)

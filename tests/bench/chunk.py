@@ -1,7 +1,7 @@
 """A chunk on a CPU: the torch backend beside the published way, by turns, on the same weights.
 
     python tests/bench/chunk.py               one thread and two, float32 and bfloat16
-    python tests/bench/chunk.py --threads 1 --dtypes bfloat16 --set model.sizes=[160x96]
+    python tests/bench/chunk.py --threads 1 --dtypes bfloat16 --set model.sizes=[320x192]
 
 It is `cfgen bench` with one variant more. The memory is a window of 21 latent frames at relative
 positions, of which 3 are sink, and it is full: every frame behind the sink moves with every chunk,

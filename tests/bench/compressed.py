@@ -1,7 +1,7 @@
 """What a compressed past costs: time per chunk and bytes beside slow-fast memory and a window.
 
     python tests/bench/compressed.py                     mini, 40 chunks of each memory
-    python tests/bench/compressed.py --chunks 60 --size 160x96 --threads 1
+    python tests/bench/compressed.py --chunks 60 --size 320x192 --threads 1
 
 The memories take turns chunk by chunk, so that what else runs on the machine slows all of them.
 Times are medians over the later half of the chunks, with everything but the decoder; `again` is the
@@ -115,7 +115,7 @@ def main() -> None:
     """Measure; the figures are kept in `results/compressed.json`."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--chunks", type=int, default=40)
-    parser.add_argument("--size", default="160x96")
+    parser.add_argument("--size", default="320x192")
     parser.add_argument("--threads", type=int, default=1)
     asked = parser.parse_args()
     rows = measure(asked.chunks, asked.size, asked.threads)

@@ -151,9 +151,9 @@ def test_a_prompt_a_line() -> None:
 
 
 def test_musubi_lines_are_taken_where_they_mean_the_same() -> None:
-    (clip,) = read("a red kite, at night --w 160 --h 96 --f 81 --d 42")
+    (clip,) = read("a red kite, at night --w 320 --h 192 --f 81 --d 42")
     assert clip.config.prompt == "a red kite, at night"
-    assert (clip.config.size, clip.config.seed) == ((160, 96), 42)
+    assert (clip.config.size, clip.config.seed) == ((320, 192), 42)
     assert round(clip.config.duration_s * clip.config.playback_fps) == 81
     for line, reason in [
         ("a kite --s 20", "--s 20 has no counterpart in cfgen"),

@@ -96,7 +96,7 @@ def test_every_known_form_is_read_to_the_same_prompts(label: str) -> None:
     ("line", "values"),
     [
         ('--prompt "a red kite" --seed 5', ("a red kite", 5)),
-        ("--prompt a red kite --seed=5 --width 160 --height 96", ("a red kite", 5)),
+        ("--prompt a red kite --seed=5 --width 320 --height 192", ("a red kite", 5)),
         ("a red kite --d 5", ("a red kite", 5)),
         ('{"prompt": "a red kite", "seed": 5, "memory": {"policy": "window"}}', ("a red kite", 5)),
         ('[{"prompt": "a red kite", "seed": 5, "name": "k"}]', ("a red kite", 5)),

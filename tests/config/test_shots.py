@@ -205,7 +205,7 @@ def test_the_presets_say_how_a_shot_begins() -> None:
         if not path.stem.startswith("train.")
     }
     assert {name: how for name, how in said.items() if how} == {
-        "mini": "fresh",
+        "mini": "continue",
         "longlive": "recache",
         "context-forcing": "recache",
         "infinity-rope": "flush",
