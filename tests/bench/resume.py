@@ -32,7 +32,12 @@ POLICIES = {
     "full": ["memory.policy=full"],
     "window-absolute": ["memory.policy=window", "memory.positions=absolute"],
     "window-relative": ["memory.policy=window"],
-    "release": ["memory.variant=release", "memory.tau=0.99", "schedule.guidance=1"],
+    "release": [
+        "memory.variant=release",
+        "memory.admission_layers=[]",
+        "memory.tau=0.99",
+        "schedule.guidance=1",
+    ],
     "paper": ["memory.variant=paper", "memory.tau=0.99"],
     "cfgen": ["memory.variant=cfgen", "memory.tau=0.99"],
 }

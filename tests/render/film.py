@@ -68,7 +68,12 @@ MEMORIES = {
         "memory.rotary=pooled",
         "memory.layout=reordered",
     ],
-    "release": ["memory.variant=release", "memory.slow=2", "memory.tau=1"],
+    "release": [
+        "memory.variant=release",
+        "memory.admission_layers=[]",
+        "memory.slow=2",
+        "memory.tau=1",
+    ],
     "paper": ["memory.variant=paper", "memory.slow=2", "memory.tau=1"],
     "cfgen": ["memory.variant=cfgen", "memory.slow=2", "memory.tau=1"],
     "cfgen-commit-fast": [
