@@ -2,7 +2,9 @@
 
 What a generator makes is not what an encoder does: it is softer where the generator is unsure. So
 the decoder learns on from one-step predictions of noised true latents, which show the same picture
-as the truth does, beside a share of true ones. Encoder and generator stand still.
+as the truth does, beside a share of true ones. Films are two chunks long, and a share of them cuts
+between: a decoder that sees no cuts lets the old scene shine through the new. Encoder and generator
+stand still.
 
 Axis letters: B batch, F latent frames, C channels, h w latent grid.
 """
@@ -20,11 +22,13 @@ from cfgen.checkpoint.networks.fill import load_generator
 from cfgen.checkpoint.networks.text_encoder import load_text_encoder
 from cfgen.errors import UsageError
 from cfgen.memory.window import FullMemory
-from cfgen.rollout.loop import predict_flow
+from cfgen.model.generator import Conditioning
+from cfgen.rollout.loop import commit_chunk, predict_flow
 from cfgen.train.film_world.backgrounds import rng_for
 from cfgen.train.film_world.captions import caption
 from cfgen.train.film_world.latents import CHUNK_LATENTS
 from cfgen.train.film_world.world import Film
+from cfgen.train.shots import shot_by_chunk
 from cfgen.train.stage import Learner
 from cfgen.train.training_memory import training_memory
 from cfgen.train.vae_clips import draw_openings
@@ -41,16 +45,18 @@ class DecoderSettings:
         crops_per_film: crops of each that are decoded.
         crop: width and height of a crop in pixels, multiples of a latent cell.
         true_share: share of films whose true latents are decoded.
+        cut_share: share of films that cut to another place.
         noise: lowest and highest noise level that a prediction is made from.
         guidance: lowest and highest scale of the prompt's guidance.
         micro_batches: batches of a step that each process makes.
     """
 
     lr: float = 1.5e-3
-    films: int = 4
+    films: int = 3
     crops_per_film: int = 2
     crop: tuple[int, int] = (96, 96)
     true_share: float = 0.2
+    cut_share: float = 0.4
     noise: tuple[float, float] = (0.15, 0.8)
     guidance: tuple[float, float] = (1.0, 3.0)
     micro_batches: int = 1
@@ -109,6 +115,7 @@ class DecoderStage(VaeStage):
             crop=own.crop,
             size=(s.width, s.height),
             stride=self.vae.spatial_stride,
+            cut_share=own.cut_share,
         )
         video, weight = self.pixels(openings.clips)
         told = torch.from_numpy(openings.clips.semantics).to(self.device)
@@ -134,24 +141,34 @@ class DecoderStage(VaeStage):
     def _predicted(
         self, true: Tensor, films: list[Film], draw: int, noise: torch.Generator
     ) -> Tensor:
-        """What the generator takes noised first chunks [B, F, C, h, w] for, in one step."""
+        """What the generator takes noised films [B, F, C, h, w] for, in one step a chunk."""
         rng = rng_for("decoder captions", draw)
-        words = [caption(film, 0, int(rng.integers(2**62))) for film in films]
 
         def between(lowest: float, highest: float) -> Tensor:
             even = torch.rand(len(films), 1, 1, 1, 1, generator=noise)
             return (lowest + (highest - lowest) * even).to(true)
 
         level, scale = between(*self.own.noise), between(*self.own.guidance)
-        eps = torch.randn(true.shape, generator=noise).to(true)
-        x = (1 - level) * true + level * eps
-        _, _, _, height, width = true.shape
-        memory = training_memory(FullMemory(), None, self.generator, (CHUNK_LATENTS, height, width))
-        view = memory.begin(CHUNK_LATENTS)
+        size = (CHUNK_LATENTS, *true.shape[-2:])
+        memory = training_memory(FullMemory(), None, self.generator, size)
+        silent = self._conditioning([""] * len(films))
+        chunks = []
+        for number, clean in enumerate(torch.split(true, CHUNK_LATENTS, 1)):
+            shots = [shot_by_chunk(film)[number] for film in films]
+            words = [
+                caption(film, shot, int(rng.integers(2**62)))
+                for film, shot in zip(films, shots, strict=True)
+            ]
+            told = self._conditioning(words)
+            x = (1 - level) * clean + level * torch.randn(clean.shape, generator=noise).to(true)
+            view = memory.begin(CHUNK_LATENTS)
+            free, flow = (
+                predict_flow(self.generator, x, level[:, :, 0, 0, 0], text, view).float()
+                for text in (silent, told)
+            )
+            chunks.append(x - level * (free + scale * (flow - free)))
+            commit_chunk(self.generator, memory, view, clean, told)
+        return torch.cat(chunks, 1)
 
-        def flow(said: list[str]) -> Tensor:
-            text = self.generator.condition(self.text_encoder(said))
-            return predict_flow(self.generator, x, level[:, :, 0, 0, 0], text, view).float()
-
-        free = flow([""] * len(words))
-        return x - level * (free + scale * (flow(words) - free))
+    def _conditioning(self, prompts: list[str]) -> Conditioning:
+        return self.generator.condition(self.text_encoder(prompts))

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from cfgen.model.vae import TEMPORAL_STRIDE
 from cfgen.train.film_world.backgrounds import rng_for
-from cfgen.train.film_world.sampling import sample_film
+from cfgen.train.film_world.sampling import Structure, sample_film
 from cfgen.train.film_world.semantics import semantic_channels
 from cfgen.train.film_world.world import (
     FADE_FRAMES,
@@ -32,6 +32,9 @@ CHANGES = 0.25
 
 AIMED = 0.6
 """Share of crops that are laid on a subject or a landmark; the others lie anywhere."""
+
+_TO_ANOTHER = Structure(((0, 1, "cut"), (1, 1, "cut")))
+_ON = Structure(((0, 2, "cut"),))
 
 MARGIN = 2.0
 """Units around a box that belong to it: its outline and what it moves within a frame."""
@@ -99,7 +102,7 @@ def draw_clips(
 
 @dataclass(frozen=True, slots=True)
 class Openings:
-    """First chunks of films, whole, and where crops of them lie.
+    """The first chunks of films, whole, and where crops of them lie.
 
     Attributes:
         films: their descriptions, B of them.
@@ -119,16 +122,19 @@ def draw_openings(
     crop: tuple[int, int],
     size: tuple[int, int],
     stride: int,
+    cut_share: float,
 ) -> Openings:
-    """Draw the first chunks of random films, and crops that lie on whole latent cells.
+    """Draw the first two chunks of random films, and crops that lie on whole latent cells.
 
-    The arguments are those of `draw_clips`; `crop` is a multiple of `stride`.
+    The arguments are those of `draw_clips`; `crop` is a multiple of `stride`. In a share
+    `cut_share` of films, the second chunk is cut to another place.
     """
-    frames = range(FRAMES_PER_CHUNK - FIRST_CHUNK_LACKS)
+    frames = range(2 * FRAMES_PER_CHUNK - FIRST_CHUNK_LACKS)
     drawn, videos, masks, maps, corners = [], [], [], [], []
     for i in range(films):
         rng = rng_for(*key, i)
-        film = sample_film(int(rng.integers(2**62)), chunks=1)
+        seed, cuts = int(rng.integers(2**62)), rng.uniform() < cut_share
+        film = sample_film(seed, structure=_TO_ANOTHER if cuts else _ON)
         boxes = [objects_of(film, frame) for frame in frames]
         drawn.append(film)
         videos.append(render(film, 0, len(frames), width=size[0], height=size[1]))

@@ -16,7 +16,7 @@ class Quality:
     Attributes:
         options: Options of its encoder.
         bits_per_pixel: Bits that a pixel of a frame takes in the file, to check the disk
-            beforehand: the most that films of `mini` (160x96) take, rounded up
+            beforehand: the most that films of the first `mini` (160x96) took, rounded up
             (`python tests/bench/formats.py sizes`); frames of more pixels take less of each.
     """
 

@@ -195,13 +195,35 @@ def _shard(work: Path) -> str:
 
 def test_crops_of_openings_lie_on_whole_cells() -> None:
     drawn = draw_openings(
-        "test", 1, films=3, crops_per_film=4, crop=(32, 16), size=(80, 48), stride=8
+        *("test", 1),
+        films=3,
+        crops_per_film=4,
+        crop=(32, 16),
+        size=(80, 48),
+        stride=8,
+        cut_share=0.5,
     )
-    assert drawn.clips.video.shape == (3, 9, 48, 80, 3)
-    assert drawn.clips.semantics.shape == (3, 3, SEMANTIC_CHANNELS, 6, 10)
+    assert drawn.clips.video.shape == (3, 21, 48, 80, 3)
+    assert drawn.clips.semantics.shape == (3, 6, SEMANTIC_CHANNELS, 6, 10)
     assert [film for film, _, _ in drawn.corners] == [0] * 4 + [1] * 4 + [2] * 4
     assert all(0 <= y <= 4 and 0 <= x <= 6 for _, y, x in drawn.corners)
     assert len(set(drawn.corners)) > 6
+
+
+@pytest.mark.parametrize(("share", "places"), [(0.0, 1), (1.0, 2)])
+def test_openings_cut_to_another_place_in_a_share_of_films(share: float, places: int) -> None:
+    drawn = draw_openings(
+        "test",
+        2,
+        films=4,
+        crops_per_film=1,
+        crop=(32, 16),
+        size=(80, 48),
+        stride=8,
+        cut_share=share,
+    )
+    assert {len({shot.place for shot in film.shots}) for film in drawn.films} == {places}
+    assert {film.chunks for film in drawn.films} == {2}
 
 
 def test_base_stage_repeats_a_step_exactly(base_stage: FlowMatchingStage) -> None:
