@@ -33,11 +33,11 @@ CHANGES = 0.25
 AIMED = 0.6
 """Share of crops that are laid on a subject or a landmark; the others lie anywhere."""
 
-_TO_ANOTHER = Structure(((0, 1, "cut"), (1, 1, "cut")))
-_ON = Structure(((0, 2, "cut"),))
-
 MARGIN = 2.0
 """Units around a box that belong to it: its outline and what it moves within a frame."""
+
+UNCUT, CUT = Structure(((0, 2, "cut"),)), Structure(((0, 1, "cut"), (1, 1, "cut")))
+"""Films of two chunks: of one shot, and of two shots at two places."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +102,7 @@ def draw_clips(
 
 @dataclass(frozen=True, slots=True)
 class Openings:
-    """The first chunks of films, whole, and where crops of them lie.
+    """The first two chunks of films, whole, and where crops of them lie.
 
     Attributes:
         films: their descriptions, B of them.
@@ -134,7 +134,7 @@ def draw_openings(
     for i in range(films):
         rng = rng_for(*key, i)
         seed, cuts = int(rng.integers(2**62)), rng.uniform() < cut_share
-        film = sample_film(seed, structure=_TO_ANOTHER if cuts else _ON)
+        film = sample_film(seed, structure=CUT if cuts else UNCUT)
         boxes = [objects_of(film, frame) for frame in frames]
         drawn.append(film)
         videos.append(render(film, 0, len(frames), width=size[0], height=size[1]))

@@ -41,7 +41,7 @@ def measured(log: Path) -> list[dict[str, float]]:
         if any(name.startswith("recall_") for name in line)
     ]
     if not rows:
-        raise UsageError(f"{log} holds no recall.", "It must be the log of a base's training.")
+        raise UsageError(f"{log} holds no recall", "give the log of stage base, which measures it")
     return rows
 
 
