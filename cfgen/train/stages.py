@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from cfgen.checkpoint.networks.vae import load_tiny
-from cfgen.errors import CheckpointError
+from cfgen.errors import CheckpointError, UsageError
 from cfgen.files.writing import write_file
 from cfgen.memory.slow_fast import SlowFastMemory
 from cfgen.model.text_encoder import load_tokenizer
@@ -105,18 +105,26 @@ class StageEntry:
         run: does it.
         needs: files of the work folder that must be there, and the stages that make them; of
             stages that this NAME does not have, `start` may have what they would make.
+        starts: whether it can begin from the weights of another model folder.
     """
 
     sections: Mapping[str, type]
     run: Run
     needs: Mapping[str, str] = field(default_factory=dict)
+    starts: bool = True
 
     def check(self, job: Job) -> None:
-        """Refuse a job whose earlier stages are missing.
+        """Refuse a job whose earlier stages are missing, or that says what its stage cannot use.
 
         Raises:
             CheckpointError: names the first file that is missing and the stage that makes it.
+            UsageError: the job has a `start`, of which the stage reads nothing.
         """
+        if job.start is not None and not self.starts:
+            raise UsageError(
+                f"stage {job.stage} reads nothing of --start {job.start}: it works on {job.model}",
+                "leave --start out",
+            )
         for file, earlier in self.needs.items():
             if (job.work / file).is_file():
                 continue
@@ -252,7 +260,7 @@ _TOKENIZER = {"model/tokenizer/tokenizer.json": "tokenizer"}
 _BASE = {"model/diffusion_pytorch_model.safetensors": "base"}
 
 STAGES: Mapping[str, StageEntry] = {
-    "tokenizer": StageEntry({"tokenizer": TokenizerSettings}, _tokenizer),
+    "tokenizer": StageEntry({"tokenizer": TokenizerSettings}, _tokenizer, starts=False),
     "vae": StageEntry({"vae": VaeSettings, "vae.loop": LoopSettings}, Learn(_vae)),
     "base": StageEntry(
         {
@@ -268,6 +276,7 @@ STAGES: Mapping[str, StageEntry] = {
         {"decoder": DecoderSettings, "decoder.loop": LoopSettings, "vae": VaeSettings},
         Learn(_decoder),
         _AUTOENCODER | _TOKENIZER | _BASE,
+        starts=False,
     ),
     "teacher": StageEntry(
         {
@@ -300,7 +309,7 @@ STAGES: Mapping[str, StageEntry] = {
         for stage in ("dmd", "cdmd")
     },
     "probe": StageEntry(
-        {"probe": return_probe.ProbeSettings, "base.memory": MemorySettings}, _probe
+        {"probe": return_probe.ProbeSettings, "base.memory": MemorySettings}, _probe, starts=False
     ),
 }
 """In the order in which they are done."""

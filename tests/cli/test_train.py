@@ -101,6 +101,13 @@ def _steps(stage: str) -> list[int]:
         (["mini", "--stage", "base", "--set", "base.chunks=[2, x]"], "must be a whole number"),
         (["mini", "--stage", "probe", "--set", "probe.policies=[half]"], "got 'half'"),
         (["mini", "--stage", "probe", "--set", "probe.renoise=frsh"], "did you mean 'fresh'?"),
+        *(
+            (
+                ["mini", "--stage", stage, "--start", "begun"],
+                f"stage {stage} reads nothing of --start begun: it works on mini-training/model",
+            )
+            for stage in ("tokenizer", "decoder", "probe")
+        ),
     ],
 )
 def test_what_cannot_be_trained_is_refused(cfgen: Run, arguments: list[str], sentence: str) -> None:
