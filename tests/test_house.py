@@ -412,7 +412,7 @@ def test_rendering_loads_without_the_training_part(tmp_path: Path) -> None:
     used = [
         name
         for name in MODULES
-        if name.startswith(("cfgen.renderer", "cfgen.pipeline.build", "cfgen.cli"))
+        if name.startswith(("cfgen.renderer", "cfgen.pipeline", "cfgen.cli"))
         and name != "cfgen.cli.train"
     ]
     code = (

@@ -35,6 +35,7 @@ from cfgen.memory.pre_rotated import PreRotatedAttention
 from cfgen.model.quantized import QuantizedLinear
 from cfgen.ops.select import TORCH, build_ops
 from cfgen.pipeline import build
+from cfgen.pipeline.chunk_source import build_memory
 from cfgen.pipeline.job import RenderJob
 from cfgen.pipeline.memory_estimate import estimate_memory, place
 from cfgen.pipeline.offload_plan import PROGRAM, MemoryEstimate, table
@@ -135,7 +136,7 @@ def test_bytes_of_weights_and_cache_are_those_that_are_held(
     assert sizes.blocks == sum(t.nbytes for t in blocks)
     assert sizes.blocks + sizes.rest == sum(t.nbytes for t in held)
     assert sizes.vae == sum(p.nbytes for p in models.decoder.parameters())
-    memory = build.build_memory(config.memory, models.generator, job.plan, TORCH, dtype=kind)
+    memory = build_memory(config.memory, models.generator, job.plan, TORCH, dtype=kind)
     assert sizes.kv == memory.nbytes
     assert isinstance(memory.attention, PreRotatedAttention)
     assert sizes.context == memory.attention.nbytes
@@ -154,7 +155,7 @@ def test_pages_of_several_sizes_take_what_is_told(
         sizes, kind = estimate_memory(job), job.runtime.dtype
         models = job.model.load(dtype=kind, device=torch.device("cpu"))
         ops = build_ops(backend)
-        memory = build.build_memory(config.memory, models.generator, job.plan, ops, dtype=kind)
+        memory = build_memory(config.memory, models.generator, job.plan, ops, dtype=kind)
         assert sizes.kv == memory.nbytes
         held = memory.attention.nbytes if isinstance(memory.attention, PreRotatedAttention) else 0
         assert sizes.context == held
@@ -178,7 +179,7 @@ def test_what_is_read_at_once_takes_less_than_what_is_kept(policy: str) -> None:
     job = RenderJob(config)
     sizes, kind = estimate_memory(job), job.runtime.dtype
     models = job.model.load(dtype=kind, device=torch.device("cpu"))
-    memory = build.build_memory(config.memory, models.generator, job.plan, TORCH, dtype=kind)
+    memory = build_memory(config.memory, models.generator, job.plan, TORCH, dtype=kind)
     assert isinstance(memory.attention, PreRotatedAttention)
     assert (sizes.kv, sizes.context) == (memory.nbytes, memory.attention.nbytes)
     assert sizes.context < sizes.kv * {"recency": 0.9, "relax": 0.1}[policy]

@@ -17,7 +17,7 @@ from cfgen.memory.protocols import Pass
 from cfgen.model.generator import Block, Conditioning, Generator
 from cfgen.ops.select import Ops, build_ops
 from cfgen.ops.triton_backend import refusals
-from cfgen.pipeline.build import build_memory, build_schedule, can_capture_graph
+from cfgen.pipeline.chunk_source import build_memory, build_schedule, can_capture_graph
 from cfgen.pipeline.device import Runtime
 from cfgen.pipeline.job import RenderJob
 from cfgen.pipeline.memory_estimate import (

@@ -23,7 +23,8 @@ from cfgen.errors import (
 )
 from cfgen.files.reading import read_stream, read_text
 from cfgen.files.writing import disk_errors, json_bytes, sha256_of, write_file
-from cfgen.pipeline.build import ModelCache, prompts_of
+from cfgen.pipeline.build import ModelCache
+from cfgen.pipeline.chunk_source import prompts_of
 from cfgen.pipeline.device import Runtime
 from cfgen.pipeline.job import RenderJob
 from cfgen.pipeline.memory_estimate import check

@@ -12,7 +12,8 @@ from cfgen.config.schema import RenderConfig, to_mapping
 from cfgen.config.values import parse_duration
 from cfgen.errors import UsageError
 from cfgen.parallel.launch import launched
-from cfgen.pipeline.build import ModelCache, build_render, prompts_of, read_prompts
+from cfgen.pipeline.build import ModelCache, build_render
+from cfgen.pipeline.chunk_source import prompts_of, read_prompts
 from cfgen.pipeline.contact_sheets import with_sheet
 from cfgen.pipeline.film_changes import changed_from, cut_to, with_film
 from cfgen.pipeline.fingerprint import prompt_digest

@@ -20,7 +20,8 @@ from cfgen.parallel.group import Group
 from cfgen.parallel.heads import HeadParallel
 from cfgen.parallel.launch import Launched, launched
 from cfgen.parallel.messages import Begin
-from cfgen.pipeline.build import ModelCache, build_chunk_source
+from cfgen.pipeline.build import ModelCache
+from cfgen.pipeline.chunk_source import build_chunk_source
 from cfgen.pipeline.job import RenderJob
 from cfgen.renderer.source import ChunkSource
 

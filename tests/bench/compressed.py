@@ -25,7 +25,7 @@ from cfgen.config.loader import load
 from cfgen.model.generator import Generator
 from cfgen.model.patches import embedding_name, larger_embedding
 from cfgen.ops.select import build_ops
-from cfgen.pipeline.build import build_memory, build_schedule, read_prompts
+from cfgen.pipeline.chunk_source import build_memory, build_schedule, read_prompts
 from cfgen.pipeline.job import RenderJob
 from cfgen.rollout.loop import ChunkDenoiser, Rollout
 from cfgen.rollout.schedule import KeyedNoise

@@ -17,7 +17,7 @@ from cfgen.memory.policy import pages_of
 from cfgen.memory.protocols import Pass
 from cfgen.model.generator import Generator, WanConfig
 from cfgen.ops.select import build_ops
-from cfgen.pipeline.build import build_schedule
+from cfgen.pipeline.chunk_source import build_schedule
 from cfgen.rollout.loop import ChunkDenoiser, Rollout
 from cfgen.rollout.schedule import FewStepSchedule
 from tests.model.released import RELEASED, Clip, Discounted, Relaxed, Released, own, top

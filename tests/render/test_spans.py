@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from cfgen.config.loader import load
-from cfgen.pipeline.build import build_source, read_prompts
+from cfgen.pipeline.build import build_source
+from cfgen.pipeline.chunk_source import read_prompts
 from cfgen.pipeline.job import RenderJob
 from cfgen.renderer.source import FrameSource
 from cfgen.timeline import Span, make_plan
