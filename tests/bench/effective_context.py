@@ -6,9 +6,12 @@
 
 A table is a YAML file with a list `rows`. Each has `name`, `model` (a model folder, relative to the
 file), `policy`, and may have `label`, `steps` or `timesteps`, `shift`, `renoise`, `guidance`, `tau`
-and `admission_layers`, as `cfgen train --stage probe` has them. Films leave a place by a cut or a
-pan and come back after 2 to 24 seconds. Every film's score is appended to a file under `--work` as
-soon as it is made; the same command goes on, and rows of one model and settings share a file.
+and `admission_layers`, as `cfgen train --stage probe` has them; with `like: NAME`, all of these but
+`name` and `label` are those of an earlier row where it does not say its own.
+
+Films leave a place by a cut or a pan and come back after 2 to 24 seconds. Every film's score is
+appended to a file under `--work` as soon as it is made; the same command goes on, and rows of one
+model and settings share a file.
 
 `effective context` is the longest time up to which at least three quarters of the films show more
 of the truth than of another place; its interval of 95 percent and those of the hit rates are a
@@ -108,13 +111,14 @@ def read_table(path: Path) -> list[TableRow]:
         raise UsageError(f"the table {path} must have the key 'rows' alone, a list of rows")
     problems: list[Problem] = []
     lines = [each.start_mark.line + 1 for each in node.value[0][1].value]
+    given: dict[str, dict[str, RawValue]] = {}
     rows = [
-        _row(values, f"rows.{number}", f"{path}:{line}", problems)
+        _row(values, given, f"rows.{number}", f"{path}:{line}", problems)
         for number, (values, line) in enumerate(zip(tree["rows"], lines, strict=True), 1)
     ]
     for what in ("name", "label"):
-        given = [getattr(row, what) for row in rows if row is not None]
-        for each in sorted({each for each in given if given.count(each) > 1}):
+        known = [getattr(row, what) for row in rows if row is not None]
+        for each in sorted({each for each in known if known.count(each) > 1}):
             reason = f"two rows have the {what} {each!r}: each needs its own"
             problems.append(Problem(key="rows", reason=reason, where=f"{path}:1"))
     if not rows:
@@ -125,7 +129,15 @@ def read_table(path: Path) -> list[TableRow]:
     return [dataclasses.replace(row, model=path.parent / row.model) for row in found]
 
 
-def _row(values: RawValue, key: str, where: str, problems: list[Problem]) -> TableRow | None:
+def _row(
+    values: RawValue,
+    earlier: dict[str, dict[str, RawValue]],
+    key: str,
+    where: str,
+    problems: list[Problem],
+) -> TableRow | None:
+    """A row, None if something is wrong in it. Its values are kept by its name in `earlier`."""
+
     def wrong(at: str, reason: str) -> None:
         problems.append(Problem(key=at, reason=reason, where=where))
 
@@ -133,6 +145,13 @@ def _row(values: RawValue, key: str, where: str, problems: list[Problem]) -> Tab
         wrong(key, f"must have keys of its own: {', '.join(REQUIRED)} and others")
         return None
     hints, before, typed = get_type_hints(TableRow), len(problems), {}
+    if (like := values.pop("like", None)) is not None:
+        if not isinstance(like, str) or like not in earlier:
+            close = nearest(str(like), earlier)
+            wrong(f"{key}.like", f"names no row before it, got {like!r}{close}")
+            return None
+        values = {**earlier[like], "name": "", "label": "", **values}
+    earlier[str(values.get("name"))] = values
     for name, tree in values.items():
         if name not in hints:
             wrong(f"{key}.{name}", f"is not a known key{nearest(name, hints)}")
@@ -141,9 +160,8 @@ def _row(values: RawValue, key: str, where: str, problems: list[Problem]) -> Tab
             typed[name] = parse_value(hints[name], tree)
         except ValueError as error:
             wrong(f"{key}.{name}", str(error))
-    for name in REQUIRED:
-        if not values.get(name):
-            wrong(key, f"lacks {name!r}")
+    for name in (name for name in REQUIRED if not values.get(name)):
+        wrong(key, f"lacks {name!r}")
     if len(problems) > before:
         return None
     row = TableRow(**typed)

@@ -137,6 +137,9 @@ def test_a_row_that_cannot_be_played_is_refused_before_any_is(
         ("rows: [{name: a, model: m, policy: full, stps: 3}]", "did you mean 'steps'"),
         ("rows: [{name: a, model: m, policy: full, steps: x}]", "got 'x'"),
         ("rows: [{name: a, policy: full}]", "lacks 'model'"),
+        ("rows: [{name: b, like: a}, {name: a, model: m, policy: full}]", "names no row before it"),
+        ("rows: [{name: base, model: m, policy: full}, {name: b, like: bse}]", "mean 'base'"),
+        ("rows: [{name: a, model: m, policy: full}, {like: a, steps: 3}]", "lacks 'name'"),
         ("rows: [{name: a, model: m, policy: full, renoise: new}]", "got 'new'"),
         (f"rows: [{{name: a, {REST}}}, {{name: a, {REST}}}]", "the name 'a'"),
         (f"rows: [{{name: a, {REST}}}, {{name: b, label: a, {REST}}}]", "the label 'a'"),
@@ -160,7 +163,8 @@ def test_what_is_no_table_is_refused(tmp_path: Path, text: str) -> None:
 def test_the_example_is_a_table_and_rows_are_chosen_by_name() -> None:
     rows = read_table(EXAMPLE)
     student = next(row for row in rows if row.name == "cdmd")
-    assert (student.steps, student.shift, student.renoise, student.guidance) == (4, 4, "fresh", 1)
+    assert (student.steps, student.shift, student.renoise, student.guidance) == (4, 6, "fresh", 1)
+    assert (student.admission_layers, student.label) == ((0,), "cdmd, slow_fast")
     assert [row.name for row in chosen(rows, ["dmd", "cdmd"])] == ["dmd", "cdmd"]
     assert chosen(rows, []) == rows
     with pytest.raises(UsageError, match="did you mean 'cdmd'"):
@@ -169,10 +173,10 @@ def test_the_example_is_a_table_and_rows_are_chosen_by_name() -> None:
 
 def test_returns_and_the_table_share_their_scores(tmp_path: Path) -> None:
     """The same model and settings are the same file, whichever command plays them."""
-    asked = returns.parsed(["model", "--steps", "4", "--shift", "4", "--guidance", "1"])
+    asked = returns.parsed(["model", "--steps", "4", "--shift", "6", "--guidance", "1"])
     assert returns.settings_of(asked).renoise == "predicted"
-    words = ["--steps", "4", "--shift", "4", "--guidance", "1", "--renoise", "fresh"]
-    asked = returns.parsed(["model", *words])
+    words = ["--steps", "4", "--shift", "6", "--guidance", "1", "--renoise", "fresh"]
+    asked = returns.parsed(["model", *words, "--admission-layers", "0"])
     settings = returns.settings_of(asked)
     assert settings.renoise == "fresh"
     student = next(row for row in read_table(EXAMPLE) if row.name == "cdmd")
