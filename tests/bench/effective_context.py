@@ -111,14 +111,19 @@ def read_table(path: Path) -> list[TableRow]:
         raise UsageError(f"the table {path} must have the key 'rows' alone, a list of rows")
     problems: list[Problem] = []
     lines = [each.start_mark.line + 1 for each in node.value[0][1].value]
-    given: dict[str, dict[str, RawValue]] = {}
-    rows = [
-        _row(values, given, f"rows.{number}", f"{path}:{line}", problems)
-        for number, (values, line) in enumerate(zip(tree["rows"], lines, strict=True), 1)
-    ]
+    earlier: dict[str, dict[str, RawValue]] = {}
+    rows = []
+    for number, (values, line) in enumerate(zip(tree["rows"], lines, strict=True), 1):
+        key, where = f"rows.{number}", f"{path}:{line}"
+        try:
+            whole = _with_those_of(earlier, values)
+        except ValueError as error:
+            problems.append(Problem(key=f"{key}.like", reason=str(error), where=where))
+        else:
+            rows.append(_row(whole, key, where, problems))
     for what in ("name", "label"):
-        known = [getattr(row, what) for row in rows if row is not None]
-        for each in sorted({each for each in known if known.count(each) > 1}):
+        given = [getattr(row, what) for row in rows if row is not None]
+        for each in sorted({each for each in given if given.count(each) > 1}):
             reason = f"two rows have the {what} {each!r}: each needs its own"
             problems.append(Problem(key="rows", reason=reason, where=f"{path}:1"))
     if not rows:
@@ -129,15 +134,25 @@ def read_table(path: Path) -> list[TableRow]:
     return [dataclasses.replace(row, model=path.parent / row.model) for row in found]
 
 
-def _row(
-    values: RawValue,
-    earlier: dict[str, dict[str, RawValue]],
-    key: str,
-    where: str,
-    problems: list[Problem],
-) -> TableRow | None:
-    """A row, None if something is wrong in it. Its values are kept by its name in `earlier`."""
+def _with_those_of(earlier: dict[str, dict[str, RawValue]], values: RawValue) -> RawValue:
+    """A row's values with those of the row that it is like; kept by its name in `earlier`.
 
+    Raises:
+        ValueError: no row before it has that name.
+    """
+    if not isinstance(values, dict):
+        return values
+    own = dict(values)
+    if (like := own.pop("like", None)) is not None:
+        if not isinstance(like, str) or like not in earlier:
+            raise ValueError(f"names no row before it, got {like!r}{nearest(str(like), earlier)}")
+        own = {**earlier[like], "name": "", "label": "", **own}
+    if isinstance(name := own.get("name"), str):
+        earlier[name] = own
+    return own
+
+
+def _row(values: RawValue, key: str, where: str, problems: list[Problem]) -> TableRow | None:
     def wrong(at: str, reason: str) -> None:
         problems.append(Problem(key=at, reason=reason, where=where))
 
@@ -145,13 +160,6 @@ def _row(
         wrong(key, f"must have keys of its own: {', '.join(REQUIRED)} and others")
         return None
     hints, before, typed = get_type_hints(TableRow), len(problems), {}
-    if (like := values.pop("like", None)) is not None:
-        if not isinstance(like, str) or like not in earlier:
-            close = nearest(str(like), earlier)
-            wrong(f"{key}.like", f"names no row before it, got {like!r}{close}")
-            return None
-        values = {**earlier[like], "name": "", "label": "", **values}
-    earlier[str(values.get("name"))] = values
     for name, tree in values.items():
         if name not in hints:
             wrong(f"{key}.{name}", f"is not a known key{nearest(name, hints)}")
@@ -160,8 +168,9 @@ def _row(
             typed[name] = parse_value(hints[name], tree)
         except ValueError as error:
             wrong(f"{key}.{name}", str(error))
-    for name in (name for name in REQUIRED if not values.get(name)):
-        wrong(key, f"lacks {name!r}")
+    for name in REQUIRED:
+        if not values.get(name):
+            wrong(key, f"lacks {name!r}")
     if len(problems) > before:
         return None
     row = TableRow(**typed)
