@@ -125,11 +125,11 @@ class _Trainer:
                 "lower the learning rate",
             )
         yield "norm", norm
-        if update.limit is not None:
-            factor = update.limit(min(norm, settings.clip))
-            gradients = [p.grad for p in learner.parameters if p.grad is not None]
-            torch._foreach_mul_(gradients, factor)
         factor = learner.rate(step, settings)
+        if update.limit is not None:
+            limit = update.limit(min(norm, settings.clip) * factor)
+            gradients = [p.grad for p in learner.parameters if p.grad is not None]
+            torch._foreach_mul_(gradients, limit)
         for optimizer, steps in zip(learner.optimizers, prepared, strict=True):
             for group, peak in zip(optimizer.param_groups, self._peaks[id(optimizer)], strict=True):
                 group["lr"] = peak * factor

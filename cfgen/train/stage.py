@@ -103,7 +103,8 @@ class Update:
         learner: what learns.
         loss: loss of a micro-batch, by its number, and figures to log.
         micro_batches: how many there are, backpropagated one after another.
-        limit: factor on the clipped gradients, given their norm; see `step_limiter`.
+        limit: factor on the clipped gradients, given their norm times the share of the peak rate
+            that the step has; see `step_limiter`.
     """
 
     learner: Learner

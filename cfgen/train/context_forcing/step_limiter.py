@@ -1,7 +1,8 @@
 """Keeps the critic's steps from outrunning the student's.
 
 Steps are compared relative to the size of the weights they change: rate times gradient norm over
-weight norm, the critic's several steps together against the student's one.
+weight norm, the critic's several steps together against the student's one. A norm is told times the
+share of the peak rate that its step has, since the two rates fall differently.
 Source: the limiter of the Context Forcing release, which is off there, as described.
 """
 
@@ -21,12 +22,12 @@ DECAY = 0.9
 
 
 class StepLimiter:
-    """Follows both gradient norms; tells the factor on the critic's gradients.
+    """Follows the steps of both; tells the factor on the critic's gradients.
 
     Args:
         student: weights of the student.
         critic: weights of the critic.
-        rates: learning rates of student and critic.
+        rates: peak learning rates of student and critic.
         ratio: critic steps to a step of the student.
     """
 
@@ -41,12 +42,20 @@ class StepLimiter:
         self._norms = torch.full((2,), float("nan"), dtype=torch.float64)
 
     def student(self, norm: float) -> float:
-        """Note the norm of the student's clipped gradient; the student is never limited."""
+        """Note the norm of the student's clipped gradient times its share of the peak rate.
+
+        Returns:
+            1: the student is never limited.
+        """
         self._follow(0, norm)
         return 1.0
 
     def critic(self, norm: float) -> float:
-        """Note the norm of the critic's clipped gradient; the factor on it, in [0.5, 1]."""
+        """Note the norm of the critic's clipped gradient times its share of the peak rate.
+
+        Returns:
+            the factor on the gradient, in [0.5, 1].
+        """
         self._follow(1, norm)
         ratio = self.ratio
         return max(LEAST_FACTOR, MOST / ratio) if ratio > MOST else 1.0
@@ -61,7 +70,7 @@ class StepLimiter:
         return self._ratio * critic / student if student else float("inf")
 
     def state(self) -> Tensor:
-        """The averages of both norms, [2] float64."""
+        """The averages of both steps, [2] float64."""
         return self._norms.clone()
 
     def restore(self, state: Tensor) -> None:

@@ -18,7 +18,8 @@ from cfgen.memory import policy as memory_policy
 from cfgen.memory.autograd import GraphCache
 from cfgen.memory.build import build_memory
 from cfgen.memory.paged import PagedMemory
-from cfgen.memory.slow_fast import SlowFastMemory
+from cfgen.memory.protocols import Pass, VisibleSlot
+from cfgen.memory.slow_fast import SlowFastMemory, SlowFastTable
 from cfgen.memory.window import FullMemory, WindowMemory
 from cfgen.model.generator import Generator
 from cfgen.ops.select import TORCH
@@ -38,6 +39,7 @@ Policy = Literal[
     "slow_fast-cfgen",
     "slow_fast-oracle",
     "slow_fast-every-4",
+    "slow_fast-unbounded",
     "full",
     "far-15",
     "far-6",
@@ -57,7 +59,7 @@ class SlowFastSizes:
         slow: key frames.
         fast: newest frames, the current chunk included.
         tau: threshold.
-        admission_layers: layers that decide together under `slow_fast-cfgen`; none: each its own.
+        admission_layers: layers that decide together under cfgen's rule; none: each its own.
     """
 
     sink: int = 3
@@ -65,6 +67,27 @@ class SlowFastSizes:
     fast: int = 6
     tau: float = 0.9994
     admission_layers: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UnboundedSlowFast(SlowFastMemory):
+    """Slow-fast memory under cfgen's rule whose positions grow with the film.
+
+    An ablation of the Context Forcing paper (arXiv 2602.06028, table 3, without bounded positions).
+    """
+
+    def table(self, latent_frames: int) -> SlowFastTable:
+        """One layer's table."""
+        return UnboundedTable(sink=self.sink, slow=self.slow, fast=self.fast)
+
+
+class UnboundedTable(SlowFastTable):
+    """The temporal position of a page is its latent frame's number, whatever lies between."""
+
+    def visible_slots(self, pass_: Pass, admitted: bool) -> list[VisibleSlot]:
+        """Sink, slow, fast."""
+        placed = super().visible_slots(pass_, admitted)
+        return [VisibleSlot(each.slot, each.slot.frame) for each in placed]
 
 
 class ReplacingCache(GraphCache):
@@ -117,7 +140,7 @@ class Run:
 
 def may_batch(policy: str) -> bool:
     """Whether films can share a batch: not where one decision is made on the keys of all."""
-    return policy not in ("slow_fast-paper", "slow_fast-cfgen")
+    return policy not in ("slow_fast-paper", "slow_fast-cfgen", "slow_fast-unbounded")
 
 
 def memory_of(
@@ -143,6 +166,9 @@ def memory_of(
         "slow_fast-cfgen": slow_fast(admission_layers=s.admission_layers),
         "slow_fast-oracle": slow_fast(),
         "slow_fast-every-4": slow_fast(),
+        "slow_fast-unbounded": UnboundedSlowFast(
+            sink=s.sink, slow=s.slow, fast=s.fast, tau=s.tau, admission_layers=s.admission_layers
+        ),
         "full": FullMemory(),
         "far-15": far_of(MemorySettings(far=("15:1", "all:4"))),
         "far-6": far_of(MemorySettings()),

@@ -11,11 +11,19 @@ import torch
 from torch import Tensor
 
 from cfgen.errors import CheckpointError, PresetError, UsageError
+from cfgen.memory.protocols import Pass
+from cfgen.memory.slow_fast import SlowFastMemory
 from cfgen.model.generator import Conditioning, Generator, WanConfig
 from cfgen.model.vae import State, TinyAutoencoder
 from cfgen.rollout.schedule import FewStepSchedule
 from cfgen.train.film_world.return_figures import rows_of, table_of
-from cfgen.train.film_world.return_memory import POLICIES, SlowFastSizes, may_batch, memory_of
+from cfgen.train.film_world.return_memory import (
+    POLICIES,
+    SlowFastSizes,
+    UnboundedSlowFast,
+    may_batch,
+    memory_of,
+)
 from cfgen.train.film_world.return_probe import (
     ProbeSettings,
     asked_of,
@@ -265,6 +273,20 @@ def test_every_fourth_chunk_is_admitted(tiny: Model) -> None:
     held = [frame // 3 for frame in player.run.memory.frames(0) if 3 <= frame < 33]
     assert held
     assert all(chunk % 4 == 0 for chunk in held)
+
+
+def test_positions_without_bounds_are_the_numbers_of_frames() -> None:
+    unbounded, bounded = UnboundedSlowFast(fast=3).table(30), SlowFastMemory(fast=3).table(30)
+    for table in (unbounded, bounded):
+        for chunk in range(10):
+            table.append_chunk(3 * chunk, [3 * chunk + i for i in range(3)], [])
+            table.commit(admitted=chunk in (2, 5))
+            table.evict(3)
+        table.append_chunk(30, [30, 31, 32], [])
+    shown = unbounded.visible_slots(Pass(0), admitted=False)
+    frames = [0, 1, 2, 6, 15, 30, 31, 32]
+    assert [each.position for each in shown] == [each.slot.frame for each in shown] == frames
+    assert [each.position for each in bounded.visible_slots(Pass(0), admitted=False)] == [*range(8)]
 
 
 def test_whole_films_come_from_prompts(tiny: Model) -> None:
