@@ -104,8 +104,10 @@ def wan_config(g: WanConfig, spatial_stride: int) -> dict[str, object]:
 
 
 def _is_matrix(name: str, tensor: Tensor) -> bool:
-    """Whether a tensor is stored in int8: the large matrices of transformer blocks."""
-    return tensor.ndim == 2 and tensor.numel() >= LARGE and "block" in name
+    """Whether a tensor is stored in int8: large matrices of blocks, kernels of larger patches."""
+    if tensor.numel() < LARGE:
+        return False
+    return "block" in name if tensor.ndim == 2 else name.startswith("patch_embedding_")
 
 
 def _rounded(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
