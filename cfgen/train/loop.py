@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from cfgen.errors import CheckpointError
 from cfgen.files.writing import append
-from cfgen.train.processes import agreed, average_gradients
+from cfgen.train.processes import agreed, average_gradients, each_told, process
 from cfgen.train.stage import Learner, LoopSettings, Stage, Update
-from cfgen.train.state import read_state, save_state
+from cfgen.train.state import make_current, read_state, save_shards
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ def train(
                 _log(folder, progress)
             yield progress
             seen = {}
-        if now - saved > 60 * settings.save_minutes:
+        if agreed(now - saved > 60 * settings.save_minutes):
             trainer.save(folder, step, spent + now - began)
             saved = now
     trainer.save(folder, step, spent + time.monotonic() - began)
@@ -152,22 +152,24 @@ class _Trainer:
         )
 
     def save(self, folder: Path, step: int, seconds: float) -> None:
-        """Write the state, and what the stage exports; the first process does, for all."""
+        """Write the state, and what the stage exports; all processes save at the same step."""
         tensors = {f"weights.{name}": p.detach() for name, p in self._weights.items()}
         tensors |= {f"average.{name}": p for name, p in self.average.items()}
         for i, optimizer in enumerate(self._optimizers):
             for j, state in optimizer.state_dict()["state"].items():
                 for key, value in state.items():
                     tensors[f"optimizer.{i}.{j}.{key}"] = value
-        tensors |= {f"extra.{name}": t for name, t in self._stage.extra_state().items()}
+        own = {f"extra.{name}": t for name, t in self._stage.extra_state().items()}
+        kept = each_told(save_shards(folder, step, own, f"process-{process()[0]}"))
         if self._accelerator.is_main_process:
-            save_state(folder, tensors, step=step, seconds=seconds)
+            shards = save_shards(folder, step, tensors, "all")
+            make_current(folder, step=step, seconds=seconds, shards=shards, own=kept)
             self._stage.export(self.average)
 
     @torch.no_grad()
     def restore(self, folder: Path) -> tuple[int, float]:
         """Go on with the state in a folder, if there is one: its step and the seconds spent."""
-        found = read_state(folder)
+        found = read_state(folder, process()[0])
         if found is None:
             return 0, 0.0
         step, seconds, tensors = found

@@ -63,6 +63,15 @@ def agreed(answer: bool) -> bool:
     return told[0]
 
 
+def each_told(names: list[str]) -> list[list[str]]:
+    """The names that each process tells, in the order of processes; all wait for the last one."""
+    _, count = process()
+    told: list[list[str]] = [names] * count
+    if count > 1:
+        dist.all_gather_object(told, names)
+    return told
+
+
 def gathered(values: Tensor) -> Tensor:
     """What all processes hold, joined along the first axis on the CPU; each may hold as many."""
     _, count = process()

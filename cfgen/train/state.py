@@ -1,9 +1,14 @@
-"""The state of a training run on disk: shards of tensors, and the file that makes them current."""
+"""The state of a training run on disk: shards of tensors, and the file that makes them current.
+
+Weights, averages and optimizers are the same in all processes, and the first one writes them. What
+else a stage keeps may differ, as an error bank does, so each process writes its own.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -17,9 +22,19 @@ from cfgen.files.writing import write_file
 SHARD_BYTES = 15 * 2**20
 
 
-def save_state(folder: Path, tensors: Mapping[str, Tensor], *, step: int, seconds: float) -> None:
-    """Write shards of at most 15 MiB, then at once the file that makes them the current state."""
-    shards: list[dict[str, Tensor]] = [{}]
+def save_shards(folder: Path, step: int, tensors: Mapping[str, Tensor], kind: str) -> list[str]:
+    """Write tensors in shards of at most 15 MiB, which nothing reads yet.
+
+    Args:
+        folder: of the run.
+        step: that the tensors are of.
+        tensors: by name.
+        kind: what tells the files from others of the step.
+
+    Returns:
+        The names of the files.
+    """
+    shards: list[dict[str, Tensor]] = [{}] if tensors else []
     size = 0
     for name, tensor in tensors.items():
         if size + tensor.nbytes > SHARD_BYTES and shards[-1]:
@@ -27,18 +42,39 @@ def save_state(folder: Path, tensors: Mapping[str, Tensor], *, step: int, second
             size = 0
         shards[-1][name] = tensor.cpu().contiguous()
         size += tensor.nbytes
-    names = [f"state-{step:07d}-{i:02d}.safetensors" for i in range(len(shards))]
+    names = [f"state-{step:07d}-{kind}-{i:02d}.safetensors" for i in range(len(shards))]
     for name, shard in zip(names, shards, strict=True):
         write_file(folder / name, save(shard), shared=True)
-    record = {"step": step, "seconds": round(seconds, 1), "shards": names}
+    return names
+
+
+def make_current(
+    folder: Path, *, step: int, seconds: float, shards: Sequence[str], own: Sequence[Sequence[str]]
+) -> None:
+    """Make shards that are on disk the current state, and remove older ones.
+
+    Args:
+        folder: of the run.
+        step: that the state is of.
+        seconds: spent so far.
+        shards: names of the files that every process reads.
+        own: names of the files that one process reads, for each.
+    """
+    record = {"step": step, "seconds": round(seconds, 1), "shards": shards, "own": own}
     write_file(folder / "state.json", json.dumps(record).encode(), shared=True)
+    current = {*shards, *chain.from_iterable(own)}
     for old in folder.glob("state-*.safetensors"):
-        if old.name not in names:
+        if old.name not in current:
             old.unlink()
 
 
-def read_state(folder: Path) -> tuple[int, float, dict[str, Tensor]] | None:
+def read_state(folder: Path, process: int = 0) -> tuple[int, float, dict[str, Tensor]] | None:
     """Step, seconds spent and tensors of the current state; None where a run has not begun.
+
+    Args:
+        folder: of the run.
+        process: its own tensors are read, too. Where more processes go on than the state is of,
+            they take turns with what there is.
 
     Raises:
         CheckpointError: it is damaged.
@@ -48,7 +84,8 @@ def read_state(folder: Path) -> tuple[int, float, dict[str, Tensor]] | None:
     tensors: dict[str, Tensor] = {}
     try:
         record = json.loads(read_text(folder / "state.json"))
-        for name in record["shards"]:
+        own = record.get("own") or [[]]  # states of cfgen 0.1 before processes kept their own
+        for name in (*record["shards"], *own[process % len(own)]):
             with safe_open(folder / name, "pt") as file:
                 tensors |= {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
         return record["step"], record["seconds"], tensors

@@ -34,9 +34,11 @@ from tests.train.context_forcing.test_student_stage import stage_of
 
 LOOP = LoopSettings(steps=3, log_every=1, precision="no", ema=0.5)
 CASES = ("teacher", "teacher lora", "student")
+WITHOUT_BANK = ErrorSettings(clean_chance=1.0)
+OWN_BANKS = ErrorSettings(warmup=1, clean_chance=0.0)
 
 
-def teacher(folder: Path, micro_batches: int, rank: int) -> Stage:
+def teacher(folder: Path, micro_batches: int, rank: int, errors: ErrorSettings) -> Stage:
     torch.manual_seed(0)
     clips = [folder / f"{number}.safetensors" for number in range(4)]
     for clip in clips:
@@ -51,7 +53,7 @@ def teacher(folder: Path, micro_batches: int, rank: int) -> Stage:
     return TeacherStage(
         TeacherSettings(lr=1e-3, targets=3, micro_batches=micro_batches),
         MemorySettings(slow=4, window_shares=(0.0, 0.0), full_share=0.0),
-        ErrorSettings(clean_chance=1.0),
+        errors,
         LoraSettings(rank=rank, alpha=float(rank)),
         TeacherParts(generator, encoder, films, _unwritten),
     )
@@ -73,11 +75,33 @@ def trained(folder: Path, case: str, *, micro_batches: int = 1) -> None:
     if case == "student":
         stage = student(micro_batches)
     else:
-        stage = teacher(own, micro_batches, rank=2 if "lora" in case else 0)
+        stage = teacher(own, micro_batches, 2 if "lora" in case else 0, WITHOUT_BANK)
     for _ in train(stage, folder, LOOP, minutes=2):
         pass
     weights = {name: p.detach() for name, p in stage.modules.named_parameters()}
     save_file({name: w.contiguous() for name, w in weights.items()}, own / "all.safetensors")
+
+
+def cut(folder: Path) -> None:
+    """Train with an error bank of this process's own, whole and in two parts, and keep both."""
+    torch.set_num_threads(1)
+    own = folder / f"process {process()[0]}"
+    own.mkdir(parents=True)
+
+    def part(name: str, *, until: int) -> Stage:
+        stage = teacher(own, 1, 0, OWN_BANKS)
+        saving = dataclasses.replace(LOOP, steps=4, save_minutes=0.0)
+        for progress in train(stage, folder / name, saving, minutes=2):
+            if progress.step == until:  # its step is not saved yet, and is made again
+                break
+        return stage
+
+    part("parts", until=3)
+    for name in ("whole", "parts"):
+        stage = part(name, until=4 + 1)
+        kept = {f"weights.{n}": p.detach() for n, p in stage.modules.named_parameters()}
+        kept |= {f"bank.{n}": t for n, t in stage.extra_state().items()}
+        save_file({n: t.contiguous() for n, t in kept.items()}, own / f"{name}.safetensors")
 
 
 def _unwritten(_weights: Mapping[str, Tensor]) -> None:
@@ -87,6 +111,7 @@ def _unwritten(_weights: Mapping[str, Tensor]) -> None:
 def main(folder: Path) -> None:
     for case in CASES:
         trained(folder / case, case)
+    cut(folder / "cut")
 
 
 if __name__ == "__main__":

@@ -48,3 +48,21 @@ def test_two_processes_train_as_one_does_on_all_their_films(
             torch.testing.assert_close(
                 found[name], tensor, rtol=0, atol=0, msg=name, equal_nan=True
             )
+
+
+@pytest.mark.slow
+def test_two_processes_go_on_exactly_each_with_its_own_error_bank(two: Path) -> None:
+    banks = []
+    for rank in (0, 1):
+        folder = two / "cut" / f"process {rank}"
+        whole, parts = (load_file(folder / f"{name}.safetensors") for name in ("whole", "parts"))
+        assert whole.keys() == parts.keys()
+        for name, tensor in whole.items():
+            torch.testing.assert_close(parts[name], tensor, rtol=0, atol=0, msg=name)
+        banks.append({name: t for name, t in whole.items() if name.startswith("bank.")})
+    first, second = banks
+    assert first
+    assert first.keys() != second.keys() or any(
+        first[name].shape != second[name].shape or not torch.equal(first[name], second[name])
+        for name in first
+    )
