@@ -67,10 +67,10 @@ def empty(*shape: int, dtype: torch.dtype) -> Tensor:
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
-def slots(s: Sizes, layer: int, *, biased: bool = False) -> Slots:
+def slots(s: Sizes, layer: int, *, biased: bool = False, sized: bool = False) -> Slots:
     """Slots of a full memory, cut from tables for all layers and both kinds of pass."""
     whole = {"dtype": torch.int32}
-    page, row = (empty(2, 2, 2, s.slots, **whole)[layer, layer] for _ in range(2))
+    page, row, start, tokens = (empty(2, 2, 2, s.slots, **whole)[layer, layer] for _ in range(4))
     return Slots(
         page=page,
         row=row,
@@ -79,6 +79,8 @@ def slots(s: Sizes, layer: int, *, biased: bool = False) -> Slots:
         admitted=empty(2, 4, **whole)[layer, ADMITTED : ADMITTED + 1],
         turns=empty(s.slots, s.head_dim // 2, 2, dtype=F32),
         bias=empty(2, 2, 2, s.slots, dtype=F32)[layer, layer] if biased else None,
+        start=start if sized else None,
+        tokens=tokens if sized else None,
     )
 
 
@@ -112,14 +114,17 @@ def attention(
     *,
     splits: int = 1,
     biased: bool = False,
+    sized: bool = False,
     short: tuple[int, ...] = (90,),
 ) -> Variant:
-    """Attention to a full memory."""
+    """Attention to a full memory; `sized` pages lie behind one another, each as long as it is."""
     q, stored = heads(s, dtype), pages(s, keys or dtype, values or dtype)
+    if sized:
+        stored = Pages(stored.k.flatten(0, -2), stored.v.flatten(0, -2))
     own = "scalar" if dtype == F32 else "float"
     return Variant(
         lambda layer: attend.attend_pages(
-            q, q, q, stored, slots(s, layer, biased=biased), splits=splits
+            q, q, q, stored, slots(s, layer, biased=biased, sized=sized), splits=splits
         ),
         lambda: attend.unsupported(GPU, dtype=dtype, head_dim=s.head_dim, keys=keys, values=values),
         refused=(80,) if values == FP8 else (),
@@ -202,6 +207,8 @@ VARIANTS: dict[str, Variant] = {
     ),
     "attend_pages, Wan bf16 and biases": attention(WAN, BF16, biased=True),
     "attend_pages, Wan bf16, int8 keys and biases": attention(WAN, BF16, INT8, biased=True),
+    "attend_pages, Wan bf16 and pages of several sizes": attention(WAN, BF16, sized=True),
+    "attend_pages, mini float32 and pages of several sizes": attention(MINI, F32, sized=True),
     "attend_pages, mini bf16": attention(MINI, BF16, short=(80,)),
     "attend_pages, mini float32 in 8 runs": attention(MINI, F32, splits=8),
     "norm_rotate, Wan bf16": norm_rotate(WAN, BF16),
