@@ -104,10 +104,8 @@ def wan_config(g: WanConfig, spatial_stride: int) -> dict[str, object]:
 
 
 def _is_matrix(name: str, tensor: Tensor) -> bool:
-    """Whether a tensor is stored in int8: large matrices of blocks, kernels of larger patches."""
-    if tensor.numel() < LARGE:
-        return False
-    return "block" in name if tensor.ndim == 2 else name.startswith("patch_embedding_")
+    """Whether a tensor is stored in int8: the large matrices of transformer blocks."""
+    return tensor.ndim == 2 and tensor.numel() >= LARGE and "block" in name
 
 
 def _rounded(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
