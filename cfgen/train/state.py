@@ -74,7 +74,7 @@ def read_state(folder: Path, process: int = 0) -> tuple[int, float, dict[str, Te
     Args:
         folder: of the run.
         process: its own tensors are read, too. Where more processes go on than the state is of,
-            they take turns with what there is.
+            they take turns with what there is; what is of more processes than go on is left out.
 
     Raises:
         CheckpointError: it is damaged.
@@ -84,7 +84,7 @@ def read_state(folder: Path, process: int = 0) -> tuple[int, float, dict[str, Te
     tensors: dict[str, Tensor] = {}
     try:
         record = json.loads(read_text(folder / "state.json"))
-        own = record.get("own") or [[]]  # states of cfgen 0.1 before processes kept their own
+        own = record.get("own") or [[]]  # older states hold everything in shards
         for name in (*record["shards"], *own[process % len(own)]):
             with safe_open(folder / name, "pt") as file:
                 tensors |= {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
