@@ -112,7 +112,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     store = LatentStore(folder.parent / "latents", vae.vae)
     memory = MemorySettings(far_share=0.1, framepack_share=0.1)  # so that it has larger patches
-    base = FlowMatchingStage(sizes, memory, store, tokenizer, Exporter(folder))
+    base = FlowMatchingStage(sizes, memory, store, tokenizer, Exporter(folder, recipe="mini"))
     with torch.no_grad():  # what starts at zero would hide prompt and memory from the frames
         for parameter in base.modules.parameters():
             if not parameter.any():

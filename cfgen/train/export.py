@@ -52,10 +52,12 @@ class Exporter:
     Args:
         model_dir: the folder.
         spatial_stride: pixels along a cell of the latents that the generator makes.
+        recipe: preset that the generator's file names as its own.
     """
 
     model_dir: Path
     spatial_stride: int = SPATIAL_STRIDE
+    recipe: str = "mini-base"
 
     def __call__(
         self, geometry: WanConfig, text: Mapping[str, object], weights: Mapping[str, Tensor]
@@ -75,7 +77,7 @@ class Exporter:
             _rounded(_under(weights, "generator.")),
             folder / "diffusion_pytorch_model.safetensors",
             _is_matrix,
-            {"cfgen.recipe": "mini"},
+            {"cfgen.recipe": self.recipe},
         )
         encoder = _under(weights, "text_encoder.model.")
         encoder.pop("encoder.embed_tokens.weight", None)

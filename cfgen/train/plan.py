@@ -90,7 +90,7 @@ class Plan:
     def hold(self, networks: Mapping[str, Network]) -> None:
         """Count weights, gradients, averages, and the two states that AdamW has of each weight.
 
-        The first network is averaged.
+        The first network is averaged. Processes may share out averages and states.
         """
         learnt = {name: network.learnt for name, network in networks.items()}
         averaged = next(iter(learnt.values()))
@@ -98,8 +98,9 @@ class Plan:
         self.memory |= {f"weights of the {n}": b for n, b in weights.items()}
         total = sum(learnt.values())
         self.memory["gradients"] = 4 * total
-        self.memory["optimizer states"] = 4 * 2 * total
-        self.memory["average"] = 4 * averaged
+        among = self.processes if self.loop.share_optimizers else 1
+        self.memory["optimizer states"] = 4 * 2 * total // among
+        self.memory["average"] = 4 * averaged // among
 
     def keep(self, frames: float, *, recompute: bool | None) -> None:
         """Count activations; what the other choice would take stands aside, if there is one."""

@@ -41,6 +41,7 @@ def facts_of(stage: str, plan: Plan, model: Model, rate: tuple[float, str]) -> d
         "weights": plan.network.weights,
         "learnt": plan.network.learnt,
         "processes": plan.processes,
+        "share_optimizers": plan.loop.share_optimizers,
         "memory": {**plan.memory, "sum": sum(plan.memory.values())},
         "aside": plan.aside,
         "flops": {**plan.passes, "sum": sum(plan.passes.values())},
@@ -55,11 +56,12 @@ def facts_of(stage: str, plan: Plan, model: Model, rate: tuple[float, str]) -> d
 def text_of(facts: Mapping[str, Any]) -> str:
     """The same for people."""
     g = facts["sizes"]
+    shared = ", its share of optimizer states and average" if facts["share_optimizers"] else ""
     lines = [
         f"{facts['stage']}: {facts['weights'] / 1e6:.1f} M weights, {facts['learnt'] / 1e6:.1f} M "
         f"of them or beside them learn",
         f"sizes     {g['num_layers']} layers, {g['dim']} wide, from {facts['sizes_from']}",
-        f"processes {facts['processes']}, each with all weights",
+        f"processes {facts['processes']}, each with all weights{shared}",
         "",
         "memory of a process (estimates)",
         *(f"  {what:32}{bytes_words(nbytes):>10}" for what, nbytes in facts["memory"].items()),

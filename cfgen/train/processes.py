@@ -1,8 +1,9 @@
 """Several processes that train together, as `accelerate launch` starts them.
 
 Each draws other films; weights are whole in every process, and gradients are averaged after each
-update. Weights are not shared out (FSDP): it takes a layer's weights away when the layer is done,
-and here gradients come back later, too, through the keys and values that passes leave in memory.
+update. Optimizer states and averages may be shared out (`sharing`). Weights are not (FSDP): it
+takes a layer's weights away when the layer is done, and here gradients come back later, too,
+through the keys and values that passes leave in memory.
 """
 
 from __future__ import annotations

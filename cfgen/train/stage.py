@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from cfgen.errors import CheckpointError
+from cfgen.errors import CheckpointError, UsageError
 from cfgen.train.processes import batches_of_a_step, process
 
 
@@ -29,8 +29,15 @@ class LoopSettings:
         average_from: step before which the averages are the weights themselves.
         save_minutes: time between two saves.
         log_every: steps between two lines of the log.
-        measure_every: steps between two measures of the weights; a multiple of `log_every`.
+        measure_every: steps between two measures of the averages; a multiple of `log_every`.
+        export: which averages are exported: the `last`, or the `best` of those that were measured,
+            by a stage that tells a figure to choose by.
         precision: `no`, `fp16` or `bf16`: what autocast computes in.
+        share_optimizers: whether processes share out optimizer states and averages; see `sharing`.
+
+    Raises:
+        UsageError: fp16 skips steps by the gradients of what each process moves, so processes that
+            share weights out would not agree.
     """
 
     steps: int
@@ -43,7 +50,18 @@ class LoopSettings:
     log_every: int = 10
     measure_every: int = 100
     precision: str = "bf16"
+    share_optimizers: bool = False
+    export: Literal["last", "best"] = "last"
 
+    def __post_init__(self) -> None:
+        if self.share_optimizers and self.precision == "fp16":
+            raise UsageError(
+                "share_optimizers must be false with precision fp16", "train in bf16 or fp32 (no)"
+            )
+
+
+CHOICE = "choice"
+"""Of the figures that a stage measures, the one by which the best weights are chosen."""
 
 Rate = Callable[[int, LoopSettings], float]
 """Factor on every peak rate at a step, in [0, 1]."""
@@ -119,10 +137,12 @@ class Stage(ABC):
     Attributes:
         name: its folder in the work folder, too.
         modules: what goes to the device; of its weights, those of learners are saved.
+        has_choice: whether `measure` tells `CHOICE`.
     """
 
     name: str
     modules: nn.ModuleDict
+    has_choice = False
 
     @abstractmethod
     def learners(self) -> Sequence[Learner]:
@@ -133,7 +153,7 @@ class Stage(ABC):
         """The updates of a step, made one after another; all randomness derives from `step`."""
 
     def measure(self) -> dict[str, float]:
-        """Figures of the weights as they are, on films that training never sees."""
+        """Figures of the averages, which modules hold then, on films that training never sees."""
         return {}
 
     def extra_state(self) -> dict[str, Tensor]:

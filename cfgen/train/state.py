@@ -1,13 +1,14 @@
 """The state of a training run on disk: shards of tensors, and the file that makes them current.
 
-Weights, averages and optimizers are the same in all processes, and the first one writes them. What
-else a stage keeps may differ, as an error bank does, so each process writes its own.
+Weights are the same in all processes, and the first one writes them, with averages and optimizer
+states unless processes share those out: then each writes its part, and all parts are read as one.
+What else a stage keeps may differ, as an error bank does, so each process writes its own.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 
@@ -68,13 +69,16 @@ def make_current(
             old.unlink()
 
 
-def read_state(folder: Path, process: int = 0) -> tuple[int, float, dict[str, Tensor]] | None:
+def read_state(
+    folder: Path, process: int = 0, wanted: Callable[[str], bool] = lambda _name: True
+) -> tuple[int, float, dict[str, Tensor]] | None:
     """Step, seconds spent and tensors of the current state; None where a run has not begun.
 
     Args:
         folder: of the run.
         process: its own tensors are read, too. Where more processes go on than the state is of,
             they take turns with what there is; what is of more processes than go on is left out.
+        wanted: tells of a tensor's name whether it is read.
 
     Raises:
         CheckpointError: it is damaged.
@@ -87,7 +91,8 @@ def read_state(folder: Path, process: int = 0) -> tuple[int, float, dict[str, Te
         own = record.get("own") or [[]]  # older states hold everything in shards
         for name in (*record["shards"], *own[process % len(own)]):
             with safe_open(folder / name, "pt") as file:
-                tensors |= {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
+                names = [key for key in file.keys() if wanted(key)]  # noqa: SIM118 - not a mapping
+                tensors |= {key: file.get_tensor(key) for key in names}
         return record["step"], record["seconds"], tensors
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise CheckpointError(

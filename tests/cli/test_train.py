@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from safetensors import safe_open
 from typer.testing import Result
 
 from cfgen.config import presets as catalog
@@ -230,7 +231,8 @@ def test_a_student_is_distilled_in_two_stages(train: Run, cfgen: Run) -> None:
         assert result.exit_code == 0, result.stderr
         assert result.stdout == f"work/{stage}/model\n"
         *_, last = Path("work", stage, "log.jsonl").read_text().splitlines()
-        assert {"critic_loss", "adherence", "film_motion", "return_db"} <= set(json.loads(last))
+        figures = {"critic_loss", "adherence", "film_motion", "return_db", "choice"}
+        assert figures <= set(json.loads(last))
         assert measure(find_ffmpeg(), Path("work", stage, "films", "step-000002.mp4"), decode=True)
     made = cfgen(
         *("render", "a red balloon drifts over snowy hills", "--duration", "2s", "-o", "clip.mp4"),
@@ -238,3 +240,12 @@ def test_a_student_is_distilled_in_two_stages(train: Run, cfgen: Run) -> None:
     )
     assert made.exit_code == 0, made.stderr
     assert measure(find_ffmpeg(), Path("clip.mp4"), decode=True).frames == 32
+    found = {name: _recipe_and_patches(Path("work", name)) for name in ("model", "cdmd/model")}
+    assert found == {"model": ("mini-base", {2, 4}), "cdmd/model": ("mini", set())}
+
+
+def _recipe_and_patches(model: Path) -> tuple[str, set[int]]:
+    """The preset that a generator names, and the larger patches that it has kernels for."""
+    with safe_open(model / "diffusion_pytorch_model.safetensors", "pt") as file:
+        there = {n for n in (2, 4) if f"patch_embedding_{n}x.weight" in file.keys()}  # noqa: SIM118
+        return file.metadata()["cfgen.recipe"], there

@@ -145,6 +145,9 @@ def test_what_a_plan_reckons_with_changes_it(cfgen: Run) -> None:
     assert kept["memory"]["activations"] == plain["aside"]["activations, kept"]
     assert plain["memory"]["activations"] == kept["aside"]["activations, worked out again"]
     assert plain["flops"]["sum"] > kept["flops"]["sum"]
+    whole = facts("dmd", "dmd.loop.share_optimizers=false")
+    for what in ("optimizer states", "average"):
+        assert plain["memory"][what] == whole["memory"][what] // 8
     slower = facts("dmd", "plan.device=A100")
     assert slower["seconds_per_step"] > plain["seconds_per_step"]
     bank = facts("teacher", "teacher.errors.size=500")["aside"]["error bank, in main memory"]

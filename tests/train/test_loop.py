@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from cfgen.errors import CheckpointError
+from cfgen.errors import CheckpointError, UsageError
 from cfgen.train.loop import train
 from cfgen.train.muon import Muon, orthogonal
 from cfgen.train.stage import (
+    CHOICE,
     Learner,
     LoopSettings,
     SingleLossStage,
@@ -99,6 +102,70 @@ def test_state_of_another_width_is_refused(tmp_path: Path) -> None:
     list(train(Regression(), tmp_path, SETTINGS, minutes=5))
     with pytest.raises(CheckpointError, match=r"another model.*net\.bias"):
         list(train(Regression(width=4), tmp_path, SETTINGS, minutes=5))
+
+
+class Measured(Regression):
+    """Measures its bias, and calls the steps of `marks` so good; it sees only averages."""
+
+    has_choice = True
+    marks: ClassVar = {10: 1.0, 20: 3.0, 30: 2.0, 40: 3.0}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: dict[int, Tensor] = {}
+        self.exports = 0
+        self._step = 0
+
+    def loss(self, step: int, draw: int) -> tuple[Tensor, dict[str, float]]:
+        self._step = step + 1
+        return super().loss(step, draw)
+
+    def measure(self) -> dict[str, float]:
+        self.seen[self._step] = self.modules["net"].bias.detach().clone()
+        return {CHOICE: self.marks[self._step]}
+
+    def export(self, weights: Mapping[str, Tensor]) -> None:
+        super().export(weights)
+        self.exports += 1
+
+
+BEST = dataclasses.replace(SETTINGS, measure_every=10, export="best")
+
+
+def test_averages_are_measured_and_learning_goes_on_from_the_weights(tmp_path: Path) -> None:
+    plain, measured = Regression(), Measured()
+    list(train(plain, tmp_path / "plain", SETTINGS, minutes=5))
+    list(train(measured, tmp_path, dataclasses.replace(BEST, export="last"), minutes=5))
+    assert torch.equal(measured.seen[40], measured.exported["net.bias"])
+    assert not torch.equal(measured.seen[40], measured.modules["net"].bias)
+    for name, tensor in plain.exported.items():
+        assert torch.equal(tensor, measured.exported[name]), name
+
+
+@pytest.mark.parametrize("cuts", [(), (15,), (25, 35)])
+def test_the_best_that_was_measured_is_exported(tmp_path: Path, cuts: tuple[int, ...]) -> None:
+    """The later one of equals; a cut run knows what it had measured."""
+    for stop in (*cuts, 50):
+        stage = Measured()
+        saving = dataclasses.replace(BEST, save_minutes=0.0)
+        for progress in train(stage, tmp_path, saving, minutes=5):
+            if progress.step > stop:
+                break
+            if progress.step == 35:  # that of step 20, which a part of a run may have made before
+                assert bool(stage.exported) == (20 in stage.seen)
+                assert all(
+                    torch.equal(bias, stage.seen[20])
+                    for name, bias in stage.exported.items()
+                    if name == "net.bias"
+                )
+    assert torch.equal(stage.seen[40], stage.exported["net.bias"])
+    # Saved after every step: all are exported before the first measure, then what is as good.
+    assert cuts or stage.exports == 9 + 3
+
+
+def test_what_measures_nothing_to_choose_by_exports_the_last(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"regression\.loop\.export must be last"):
+        list(train(Regression(), tmp_path, BEST, minutes=5))
 
 
 @pytest.mark.parametrize("damage", ["cut off", "missing", "no json"])

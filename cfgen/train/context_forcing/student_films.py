@@ -18,7 +18,8 @@ from cfgen.train.film_world import detectors
 from cfgen.train.film_world.return_memory import CHUNK_LATENTS, SlowFastSizes
 from cfgen.train.film_world.return_run import Model, Player, whole_films
 from cfgen.train.film_world.return_test import Case, first_frame, make_case, own_return
-from cfgen.train.film_world.world import FPS
+from cfgen.train.film_world.world import FPS, render
+from cfgen.train.stage import CHOICE
 from cfgen.video.ffmpeg import find_ffmpeg
 from cfgen.video.formats import MP4
 from cfgen.video.writer import VideoWriter
@@ -70,7 +71,9 @@ class StudentFilms:
             `adherence`: share of what shots show as asked, in [0, 1]; `film_motion`: mean change of
             a pixel from frame to frame, 0..255; `saturation`: mean of the largest less the smallest
             channel, 0..255; `return_db`: how much more a film's return resembles its own departure
-            than that of the same film from other noise, in dB.
+            than that of the same film from other noise, in dB; `choice`: the product of adherence,
+            of the motion as a share of the world's own, at most 1, and of the share of the errors
+            of the two returns that is the other's, which is 1/2 where nothing is remembered.
         """
         s = self.settings
         cases = [make_case("cut", s.away, number) for number in range(s.films)]
@@ -122,9 +125,18 @@ def figures_of(case: Case, film: Frames, other: Frames) -> dict[str, float]:
     left, back = first_frame(case.left + 1) - 1, len(film) - 1
     own, foreign = own_return(film[left], film[back], other[left])
     wide = film.astype(np.float32)
+    adherence, motion, above = float(np.mean(right)), _motion(film), own - foreign
+    world = render(case.film, 0, len(film), width=film.shape[2], height=film.shape[1])
+    moves = min(1.0, motion / _motion(world))
     return {
-        "adherence": float(np.mean(right)),
-        "film_motion": float(np.abs(np.diff(wide, axis=0)).mean()),
+        "adherence": adherence,
+        "film_motion": motion,
         "saturation": float((wide.max(-1) - wide.min(-1)).mean()),
-        "return_db": own - foreign,
+        "return_db": above,
+        CHOICE: adherence * moves / (1 + 10 ** (-above / 10)),
     }
+
+
+def _motion(film: Frames) -> float:
+    """Mean change of a pixel from frame to frame, 0..255."""
+    return float(np.abs(np.diff(film.astype(np.float32), axis=0)).mean())

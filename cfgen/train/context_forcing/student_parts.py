@@ -20,6 +20,7 @@ from cfgen.errors import CheckpointError, UsageError
 from cfgen.files.reading import read_bytes
 from cfgen.files.writing import write_file
 from cfgen.memory.slow_fast import SlowFastMemory
+from cfgen.model.patches import LARGER, embedding_name
 from cfgen.model.text_encoder import TextEncoder
 from cfgen.model.vae import SPATIAL_STRIDE, TinyAutoencoder
 from cfgen.train.context_forcing.dmd import ScoreSettings
@@ -88,6 +89,8 @@ def build_student(
         dtype=torch.bfloat16 if torch.cuda.is_available() else torch.float32,
         expand=True,
     )
+    memory: SlowFastMemory | None = section("slow_fast", None)
+    drawn: MemorySettings = section("memory", MemorySettings())
     score: ScoreSettings = section("score", ScoreSettings())
     frozen = torch.bfloat16 if loop.precision == "bf16" else torch.float32
     parts = StudentParts(
@@ -96,13 +99,15 @@ def build_student(
         critic=Role.learning(_model(work, values.critic, stage, "critic"), lora, seed=2),
         text_encoder=encoder,
         scripts=_scripts(settings.get(f"{stage}.prompts")),
-        memories=_memories(section("slow_fast", None), section("memory", MemorySettings())),
-        export=StudentExporter(begin, work / stage / STUDENT, values, encoder, lora),
+        memories=_memories(memory, drawn),
+        export=StudentExporter(
+            begin, work / stage / STUDENT, values, encoder, lora, _patches(memory, drawn)
+        ),
         sample=_films(
             files,
             work / stage / "films",
             section("sample", SampleSettings(films=0)),
-            section("memory", MemorySettings()),
+            drawn,
             encoder,
             values.latent_size,
         ),
@@ -151,6 +156,11 @@ def _memories(policy: SlowFastMemory | None, drawn: MemorySettings) -> Memories:
     return drawn_memories(drawn) if policy is None else own_memories(policy)
 
 
+def _patches(policy: SlowFastMemory | None, drawn: MemorySettings) -> tuple[int, ...]:
+    """Patches, larger than the chunk's, that the memories of rollouts read."""
+    return drawn.patches if policy is None else ()
+
+
 def _films(
     files: ModelFiles,
     folder: Path,
@@ -182,6 +192,8 @@ class StudentExporter:
         settings: tell the noise levels.
         text_encoder: written beside a model of cfgen's own.
         lora: of the student's factors.
+        patches: larger patches that its training read; kernels of others are left out, as they
+            would be those of the model it began as.
     """
 
     begin: Path
@@ -189,6 +201,7 @@ class StudentExporter:
     settings: StudentSettings
     text_encoder: TextEncoder
     lora: LoraSettings
+    patches: tuple[int, ...] = ()
 
     def __call__(self, weights: Mapping[str, Tensor]) -> None:
         """Write the model folder, and `render.yaml` beside it for `cfgen render --config`.
@@ -200,13 +213,15 @@ class StudentExporter:
         config = config_of(network.file.path)
         beside = [name for name in BESIDE if (self.begin / name).is_file()]
         stride = vae_stride(config) or SPATIAL_STRIDE
+        untaught = tuple(f"{embedding_name(n)}." for n in LARGER if n not in self.patches)
         TeacherExporter(
             self.folder,
             read_geometry(network.shapes, config, weights=network.file.path),
             stride,
             self.lora,
             self.text_encoder if beside else None,
-        )(weights)
+            recipe="mini",
+        )({name: w for name, w in weights.items() if not name.startswith(untaught)})
         for name in beside:
             target = self.folder / name
             target.parent.mkdir(parents=True, exist_ok=True)

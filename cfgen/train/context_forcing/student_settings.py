@@ -15,6 +15,7 @@ class StudentSettings:
     """Values of the stage.
 
     Attributes:
+        seed: of all that is drawn: films, memories, exits, noise.
         student: the model it begins as: a folder or a file, from the work folder on.
         teacher: the real score.
         critic: the fake score begins as it.
@@ -47,6 +48,7 @@ class StudentSettings:
             last picture of that, as the release does; see `window_cut`.
     """
 
+    seed: int = 0
     student: str = "model"
     teacher: str = "model"
     critic: str = "model"

@@ -101,6 +101,7 @@ class StudentStage(Stage):
         self, name: str, settings: StudentSettings, score: ScoreSettings, parts: StudentParts
     ) -> None:
         self.name, self.settings, self._score, self._parts = name, settings, score, parts
+        self.has_choice = parts.sample is not None
         self.schedule = FewStepSchedule.from_timesteps(settings.timesteps, shift=settings.shift)
         self.student, self.teacher, self.critic = (
             role.generator for role in (parts.student, parts.teacher, parts.critic)
@@ -207,9 +208,9 @@ class StudentStage(Stage):
 
         Processes make the same passes, of other films: none waits for another.
         """
-        s, rng = self.settings, rng_for(self.name, *key)
+        s, rng = self.settings, rng_for(self.name, self.settings.seed, *key)
         *stem, number = key
-        own = rng_for(self.name, "own", *stem, *as_one(int(number)))
+        own = rng_for(self.name, s.seed, "own", *stem, *as_one(int(number)))
         chunks = rollout_chunks(step, *s.chunks, s.grow, rng)
         script = self._parts.scripts.draw(own, s.batch, chunks)
         latents = (CHUNK_LATENTS * chunks, *s.latent_size)
@@ -258,7 +259,7 @@ class StudentStage(Stage):
     def _noise(self, targets: Targets, *key: int | str) -> tuple[Tensor, Tensor]:
         """Noise [B, F, C, h, w] for the targets, and its levels [B, F]."""
         *stem, number = key
-        rng = rng_for(self.name, "noise", *stem, *as_one(int(number)))
+        rng = rng_for(self.name, self.settings.seed, "noise", *stem, *as_one(int(number)))
         seed = int(rng.integers(2**62))
         draw = torch.Generator().manual_seed(seed)
         level = targets.draw_levels(draw)

@@ -113,6 +113,7 @@ class TeacherExporter:
         lora: of its factors.
         text_encoder: written beside the generator, both in int8; None: the generator alone, in
             bfloat16.
+        recipe: preset that a generator of cfgen's own names.
     """
 
     folder: Path
@@ -120,6 +121,7 @@ class TeacherExporter:
     spatial_stride: int
     lora: LoraSettings
     text_encoder: TextEncoder | None = None
+    recipe: str = "mini-base"
 
     def __call__(self, weights: Mapping[str, Tensor]) -> None:
         """Write weights of the generator, by its own names.
@@ -140,4 +142,5 @@ class TeacherExporter:
         text = self.text_encoder.model
         both = {f"generator.{name}": w for name, w in weights.items()}
         both |= {f"text_encoder.model.{name}": w for name, w in text.state_dict().items()}
-        Exporter(self.folder, self.spatial_stride)(self.geometry, text.config.to_diff_dict(), both)
+        export = Exporter(self.folder, self.spatial_stride, self.recipe)
+        export(self.geometry, text.config.to_diff_dict(), both)

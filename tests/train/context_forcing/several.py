@@ -33,7 +33,7 @@ from cfgen.train.training_memory import MemorySettings
 from tests.train.context_forcing.test_student_stage import stage_of
 
 LOOP = LoopSettings(steps=3, log_every=1, precision="no", ema=0.5)
-CASES = ("teacher", "teacher lora", "student")
+CASES = ("teacher", "teacher lora", "student", "teacher shared", "student shared")
 WITHOUT_BANK = ErrorSettings(clean_chance=1.0)
 OWN_BANKS = ErrorSettings(warmup=1, clean_chance=0.0)
 
@@ -67,22 +67,23 @@ def student(micro_batches: int) -> Stage:
     return stage
 
 
-def trained(folder: Path, case: str, *, micro_batches: int = 1) -> None:
+def trained(folder: Path, case: str, *, micro_batches: int = 1, steps: int = 3) -> None:
     """Train, and write all weights and the average as this process has them."""
     torch.set_num_threads(1)  # with more, sums are taken in another order
     own = folder / f"process {process()[0]}"
     own.mkdir(parents=True, exist_ok=True)
-    if case == "student":
+    if "student" in case:
         stage = student(micro_batches)
     else:
         stage = teacher(own, micro_batches, 2 if "lora" in case else 0, WITHOUT_BANK)
-    for _ in train(stage, folder, LOOP, minutes=2):
+    loop = dataclasses.replace(LOOP, steps=steps, share_optimizers="shared" in case)
+    for _ in train(stage, folder, loop, minutes=2):
         pass
     weights = {name: p.detach() for name, p in stage.modules.named_parameters()}
     save_file({name: w.contiguous() for name, w in weights.items()}, own / "all.safetensors")
 
 
-def cut(folder: Path) -> None:
+def cut(folder: Path, *, shared: bool) -> None:
     """Train with an error bank of this process's own, whole and in two parts, and keep both."""
     torch.set_num_threads(1)
     own = folder / f"process {process()[0]}"
@@ -90,7 +91,7 @@ def cut(folder: Path) -> None:
 
     def part(name: str, *, until: int) -> Stage:
         stage = teacher(own, 1, 0, OWN_BANKS)
-        saving = dataclasses.replace(LOOP, steps=4, save_minutes=0.0)
+        saving = dataclasses.replace(LOOP, steps=4, save_minutes=0.0, share_optimizers=shared)
         for progress in train(stage, folder / name, saving, minutes=2):
             if progress.step == until:  # its step is not saved yet, and is made again
                 break
@@ -111,7 +112,8 @@ def _unwritten(_weights: Mapping[str, Tensor]) -> None:
 def main(folder: Path) -> None:
     for case in CASES:
         trained(folder / case, case)
-    cut(folder / "cut")
+    cut(folder / "cut", shared=False)
+    cut(folder / "cut shared", shared=True)
 
 
 if __name__ == "__main__":

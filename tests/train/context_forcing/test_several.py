@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -51,10 +52,43 @@ def test_two_processes_train_as_one_does_on_all_their_films(
 
 
 @pytest.mark.slow
-def test_two_processes_go_on_exactly_each_with_its_own_error_bank(two: Path) -> None:
+@pytest.mark.parametrize("case", ["student", "teacher"])
+def test_one_process_goes_on_with_what_two_shared_out(case: str, two: Path, tmp_path: Path) -> None:
+    """As with a state that each of the two kept whole."""
+    made = []
+    for name in (case, f"{case} shared"):
+        shutil.copytree(two / name, tmp_path / name)
+        several.trained(tmp_path / name, name, micro_batches=2, steps=5)
+        made.append(load_file(tmp_path / name / "process 0" / "all.safetensors"))
+    before = load_file(two / case / "process 0" / "all.safetensors")
+    assert any(not torch.equal(w, before[name]) for name, w in made[0].items())
+    for name, weight in made[0].items():
+        torch.testing.assert_close(made[1][name], weight, rtol=0, atol=0, msg=name)
+
+
+@pytest.mark.slow
+def test_processes_that_share_out_keep_about_half_each(two: Path) -> None:
+    """And each what the other does not: a state of parts has no tensor twice."""
+    folder = next((two / "teacher shared").glob("*/state.json")).parent
+    parts = [
+        {
+            name: t.numel()
+            for path in folder.glob(f"state-*-share-{rank}-*")
+            for name, t in load_file(path).items()
+        }
+        for rank in (0, 1)
+    ]
+    assert not parts[0].keys() & parts[1].keys()
+    sizes = [sum(part.values()) for part in parts]
+    assert max(sizes) < 0.6 * sum(sizes)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["cut", "cut shared"])
+def test_two_processes_go_on_exactly_each_with_its_own_error_bank(two: Path, case: str) -> None:
     banks = []
     for rank in (0, 1):
-        folder = two / "cut" / f"process {rank}"
+        folder = two / case / f"process {rank}"
         whole, parts = (load_file(folder / f"{name}.safetensors") for name in ("whole", "parts"))
         assert whole.keys() == parts.keys()
         for name, tensor in whole.items():

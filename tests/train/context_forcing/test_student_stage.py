@@ -209,6 +209,15 @@ def test_updates_on_one_rollout_differ_in_noise_alone() -> None:
     assert stage._kept[0] == (2, 0)
 
 
+def test_all_that_is_drawn_is_of_the_seed() -> None:
+    losses = []
+    for seed in (0, 0, 1):
+        stage = stage_of(seed=seed)
+        stage.learners()
+        losses.append(float(stage.critic_loss(0, 0)[0].detach()))
+    assert losses[0] == losses[1] != losses[2]
+
+
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
