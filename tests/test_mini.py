@@ -1,4 +1,4 @@
-"""The model in the box: complete, small enough to ship, and rendering what its preset says."""
+"""The models in the box: complete, small enough to ship, rendering what their presets say."""
 
 from __future__ import annotations
 
@@ -24,16 +24,35 @@ from cfgen.train.film_world.sampling import sample_film
 from cfgen.video.ffmpeg import find_ffmpeg
 from cfgen.video.measure import measure
 
-MOST_NBYTES = 20_000_000
+MOST_NBYTES = 32_000_000
+NAMES = ("mini", "mini-base")
+PATCHES = {"mini": (), "mini-base": (2, 4)}
+"""Larger patches that each has kernels for: no student is taught under FAR or FramePack."""
 
 
-@pytest.fixture
-def folder() -> Path:
-    return locate_model("mini")
+@pytest.fixture(params=NAMES)
+def folder(request: pytest.FixtureRequest) -> Path:
+    return locate_model(request.param)
 
 
-def test_it_is_small_enough_to_ship(folder: Path) -> None:
-    assert sum(path.stat().st_size for path in folder.rglob("*")) <= MOST_NBYTES
+def test_they_are_small_enough_to_ship() -> None:
+    files = [path for name in NAMES for path in locate_model(name).rglob("*")]
+    assert sum(path.stat().st_size for path in files) <= MOST_NBYTES
+
+
+def test_each_is_named_by_its_own_preset_and_only_the_generators_differ() -> None:
+    found = {name: locate_model(name) for name in NAMES}
+    for name, at in found.items():
+        with safe_open(at / "diffusion_pytorch_model.safetensors", "pt") as file:
+            assert file.metadata()["cfgen.recipe"] == name
+    files = {name: {f.relative_to(at) for f in at.rglob("*.*")} for name, at in found.items()}
+    assert files["mini"] == files["mini-base"]
+    differ = {
+        str(file)
+        for file in files["mini"]
+        if (found["mini"] / file).read_bytes() != (found["mini-base"] / file).read_bytes()
+    }
+    assert differ == {"diffusion_pytorch_model.safetensors"}
 
 
 def test_matrices_are_stored_in_int8_and_everything_loads_strictly(folder: Path) -> None:
@@ -46,6 +65,7 @@ def test_matrices_are_stored_in_int8_and_everything_loads_strictly(folder: Path)
         if isinstance(layer, QuantizedLinear)
     ]
     assert len(matrices) == generator.geometry.num_layers * 10
+    assert generator.geometry.larger_patches == PATCHES[folder.name]
     assert {kinds[name] for name in matrices} == {"I8"}
     assert load_vae(folder / "tae.safetensors").latent_channels == generator.geometry.in_dim
 
@@ -65,12 +85,13 @@ def test_the_command_of_the_readme_makes_a_film(tmp_path: Path) -> None:
     assert (measured.frames, measured.width, measured.height) == (24, 320, 192)
 
 
-@pytest.mark.parametrize("seed", range(2))
-def test_sky_and_ground_are_as_asked_for(seed: int) -> None:
+@pytest.mark.parametrize(("preset", "seed"), [("mini", 0), ("mini", 1), ("mini-base", 0)])
+def test_sky_and_ground_are_as_asked_for(preset: str, seed: int) -> None:
     """The least that a trained model shows; tests/bench/film_world.py measures all of it."""
     film = sample_film(seed, chunks=1, held_out=True)
     prompt = caption(film, 0, seed, complete=True)
-    config = load({"prompt": prompt, "duration": "0.5s", "seed": str(seed)}).config
+    flags = {"preset": preset, "prompt": prompt, "duration": "0.5s", "seed": str(seed)}
+    config = load(flags, environ={}).config
     frames = np.concatenate([made for _, _, made in build_source(RenderJob(config)).chunks()])
     views = to_view(frames)
     sky, ground = film.shots[0].sky, film.places[0].ground

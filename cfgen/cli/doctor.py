@@ -15,7 +15,7 @@ import typer
 from cfgen import __version__
 from cfgen.cli import options
 from cfgen.config.loader import load
-from cfgen.config.presets import preset_names
+from cfgen.config.presets import is_installed, preset_names
 from cfgen.errors import CfgenError
 from cfgen.pipeline.limits import usable_cores
 from cfgen.units import bytes_words, count
@@ -229,8 +229,8 @@ def _models() -> Iterator[Finding]:
         try:
             files = OpenedModel(model).files
         except CfgenError as error:
-            if name == "mini":
-                yield Finding(part="model", state="bad", found=f"mini is damaged: {error}")
+            if is_installed(model.path):
+                yield Finding(part="model", state="bad", found=f"{name} is damaged: {error}")
             else:
                 absent.append(name)
             continue

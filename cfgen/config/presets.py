@@ -69,9 +69,14 @@ def locate_model(path: str) -> Path:
     Raises:
         CheckpointError: It is nowhere.
     """
-    if Path(path).name == path and (installed := presets_folder() / path).is_dir():
-        return installed
+    if is_installed(path):
+        return presets_folder() / path
     return locate(path, what="model")
+
+
+def is_installed(path: str) -> bool:
+    """Whether a path of a model is the bare name of one that came with cfgen."""
+    return Path(path).name == path and (presets_folder() / path).is_dir()
 
 
 def user_config_file(environ: Mapping[str, str] = os.environ) -> Path:

@@ -197,7 +197,7 @@ def _require_larger_patches(network: Network, sizes: WanConfig, memory: MemoryCo
         raise CheckpointError(
             f"{network.file.path} cannot be run with memory {memory.policy}, which keeps the past "
             f"with larger patches: {embedding_name(missing[0])}.weight is missing",
-            "choose another --memory, or take a model that was trained with such patches",
+            "choose another --memory, or a model with such patches: mini-base has them",
         )
 
 

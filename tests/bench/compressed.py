@@ -1,19 +1,17 @@
 """What a compressed past costs: time per chunk and bytes beside slow-fast memory and a window.
 
-    python tests/bench/compressed.py                     mini, 40 chunks of each memory
+    python tests/bench/compressed.py                     mini-base, 40 chunks of each memory
     python tests/bench/compressed.py --chunks 60 --size 320x192 --threads 1
 
 The memories take turns chunk by chunk, so that what else runs on the machine slows all of them.
 Times are medians over the later half of the chunks, with everything but the decoder; `again` is the
-share of it that encoding again takes. mini has no kernels of larger patches: they begin with its
-usual one, which is what training starts from, so that times and bytes can be told, and nothing of
-the pictures.
+share of it that encoding again takes. What the memories do to pictures is told by
+`effective_context.py`.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import statistics
 import time
 from dataclasses import dataclass, field
@@ -22,8 +20,6 @@ import torch
 from kept import PROMPT, RESULTS, keep
 
 from cfgen.config.loader import load
-from cfgen.model.generator import Generator
-from cfgen.model.patches import embedding_name, larger_embedding
 from cfgen.ops.select import build_ops
 from cfgen.pipeline.chunk_source import build_memory, build_schedule, read_prompts
 from cfgen.pipeline.job import RenderJob
@@ -50,19 +46,10 @@ class Times:
     again: list[float] = field(default_factory=list)
 
 
-def with_larger_patches(generator: Generator) -> Generator:
-    """The generator with kernels of larger patches as training begins with them."""
-    for times in (2, 4):
-        made = larger_embedding(generator.patch_embedding, times)
-        generator.add_module(embedding_name(times), made.requires_grad_(False))
-    generator.geometry = dataclasses.replace(generator.geometry, larger_patches=(2, 4))
-    return generator
-
-
 def measure(chunks: int, size: str, threads: int) -> list[dict[str, object]]:
     """A row for each memory."""
     torch.set_num_threads(threads)
-    flags = {"preset": "mini", "prompt": PROMPT, "duration": f"{chunks * 0.75}s", "seed": "7"}
+    flags = {"preset": "mini-base", "prompt": PROMPT, "duration": f"{chunks * 0.75}s", "seed": "7"}
     alone = [f"model.sizes=[{size}]", "device=cpu"]
     jobs = [
         RenderJob(load(flags, assignments=[*alone, *each]).config) for each in MEMORIES.values()
@@ -70,7 +57,7 @@ def measure(chunks: int, size: str, threads: int) -> list[dict[str, object]]:
     first = jobs[0]
     dtype = first.runtime.dtype
     loaded = first.model.load(dtype=dtype, device=first.runtime.device)
-    generator, ops = with_larger_patches(loaded.generator), build_ops("torch")
+    generator, ops = loaded.generator, build_ops("torch")
     text = first.model.embed([PROMPT, ""])
     (conditioning, *_), guidance = read_prompts(first, generator, text)
     shape = first.plan.geometry

@@ -3,7 +3,7 @@
     python tests/bench/film_world.py MODEL_FOLDER --films 64 --chunks 14 --json figures.json
     python tests/bench/film_world.py MODEL_FOLDER --films 16 --chunks 80 --sheet films.png
     python tests/bench/film_world.py MODEL_FOLDER --part 1/2      a process's share of the films
-    python tests/bench/film_world.py STUDENT --steps 4 --shift 4 --guidance 1 --renoise fresh
+    python tests/bench/film_world.py STUDENT --steps 4 --shift 6 --guidance 1 --renoise fresh
     python tests/bench/film_world.py --truth --films 64           the detectors' own score
 
 Films are held out and have several shots; 14 chunks are 10 seconds, 80 are a minute. What is found

@@ -1,6 +1,6 @@
-"""Speed and memory of `cfgen render` with the embedded model, start-up included.
+"""Speed and memory of `cfgen render` with the models in the box, start-up included.
 
-    python tests/bench/render.py speed    a 60 s clip: seconds of video per second
+    python tests/bench/render.py speed    a 60 s clip of each: seconds of video per second
     python tests/bench/render.py memory   10 s against 10 min: peak memory, pace at both ends
 
 Each writes its figures, with versions and machine, to tests/bench/results/render-NAME.json.
@@ -35,11 +35,11 @@ def run(*arguments: str) -> tuple[list[dict[str, Any]], float, int]:
     return [json.loads(line) for line in lines], seconds, usage.ru_maxrss * 1024
 
 
-def render(duration: str) -> tuple[list[dict[str, Any]], float, int]:
+def render(duration: str, preset: str = "mini") -> tuple[list[dict[str, Any]], float, int]:
     """Render one clip of `duration` into a folder that is thrown away."""
     with tempfile.TemporaryDirectory() as folder:
-        output = str(Path(folder) / "clip.mp4")
-        return run("render", PROMPT, "--duration", duration, "--seed", "7", "--json", "-o", output)
+        flags = ["--preset", preset, "--duration", duration, "--seed", "7", "--json"]
+        return run("render", PROMPT, *flags, "-o", str(Path(folder) / "clip.mp4"))
 
 
 def chunk_seconds(events: list[dict[str, Any]]) -> list[float]:
@@ -49,9 +49,18 @@ def chunk_seconds(events: list[dict[str, Any]]) -> list[float]:
 
 
 def speed() -> dict[str, Any]:
-    """Three renders of 60 s; the median counts."""
-    times = [render("60s")[1] for _ in range(3)]
-    return {"clip_s": 60, "seconds": times, "video_s_per_s": 60 / statistics.median(times)}
+    """Three renders of 60 s by each model, in turns; the medians count."""
+    times: dict[str, list[float]] = {"mini": [], "mini-base": []}
+    for _ in range(3):
+        for preset, seconds in times.items():
+            seconds.append(render("60s", preset)[1])
+    medians = {preset: statistics.median(seconds) for preset, seconds in times.items()}
+    return {
+        "clip_s": 60,
+        "seconds": times,
+        "video_s_per_s": {preset: 60 / seconds for preset, seconds in medians.items()},
+        "mini_base_takes_times": medians["mini-base"] / medians["mini"],
+    }
 
 
 def memory() -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
     python tests/bench/returns.py MODEL_FOLDER --json returns.json
     python tests/bench/returns.py MODEL_FOLDER --policy full --policy window-12-3 --away 4 --away 16
-    python tests/bench/returns.py STUDENT --steps 4 --shift 4 --guidance 1 --renoise fresh
+    python tests/bench/returns.py STUDENT --steps 4 --shift 6 --guidance 1 --renoise fresh
     python tests/bench/returns.py --truth                 the test's own score: hit rate 1
     python tests/bench/returns.py --chance                pictures of another place: at chance
     python tests/bench/returns.py MODEL_FOLDER --influence 16       the intervention curve

@@ -39,6 +39,7 @@ def placed(tmp_path: Path, name: str) -> Path:
         ("LongLive-1.3B/models/weights.pt", "longlive"),
         ("context_forcing/model.pt", "context-forcing"),
         ("mini/diffusion_pytorch_model.safetensors", "mini"),
+        ("mini-base/diffusion_pytorch_model.safetensors", "mini-base"),
         ("wan2.1_t2v_1.3B_fp16.safetensors", ""),
         ("model.pt", ""),
         ("framewise-1step.pt", "causal-forcing-plus-1step"),

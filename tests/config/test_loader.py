@@ -306,7 +306,9 @@ def test_shipped_presets_resolve() -> None:
         assert len(catalog.preset_file(name).read_text().splitlines()) <= 60
 
 
-@pytest.mark.parametrize("name", sorted({*RECIPES, "context-forcing-paper"} - {"mini"}))
+@pytest.mark.parametrize(
+    "name", sorted({*RECIPES, "context-forcing-paper"} - {"mini", "mini-base"})
+)
 def test_presets_of_published_weights_name_every_part_on_the_hub(name: str) -> None:
     config = load({"preset": name}, environ={}).config
     model = config.model

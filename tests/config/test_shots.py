@@ -206,6 +206,7 @@ def test_the_presets_say_how_a_shot_begins() -> None:
     }
     assert {name: how for name, how in said.items() if how} == {
         "mini": "continue",
+        "mini-base": "continue",
         "longlive": "recache",
         "context-forcing": "recache",
         "infinity-rope": "flush",

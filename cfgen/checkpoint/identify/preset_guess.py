@@ -57,6 +57,7 @@ RECIPES = (
     SGF_PLUS,
     SGF_PLUS_FRAME,
     "mini",
+    "mini-base",
 )
 """Presets that a folder may be named like."""
 
