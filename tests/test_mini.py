@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +85,16 @@ def test_the_command_of_the_readme_makes_a_film(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     measured = measure(find_ffmpeg(), output, decode=True)
     assert (measured.frames, measured.width, measured.height) == (24, 320, 192)
+
+
+def test_a_render_does_not_import_the_compiler_of_torch(tmp_path: Path) -> None:
+    """It takes a second or two, which nothing here needs."""
+    arguments = ["-X", "importtime", "-m", "cfgen", "render", "a red balloon", "--duration", "1s"]
+    command = [sys.executable, *arguments, "-o", "balloon.mp4"]
+    told = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True)
+    imported = {line.rpartition("|")[2].strip() for line in told.stderr.splitlines()}
+    assert "cfgen.model.generator" in imported
+    assert "torch._dynamo" not in imported
 
 
 @pytest.mark.parametrize(("preset", "seed"), [("mini", 0), ("mini", 1), ("mini-base", 0)])

@@ -181,6 +181,15 @@ class CrossAttention(nn.Module):
         return out
 
 
+def _modulation(parts: int, dim: int) -> nn.Parameter:
+    """Vectors of random numbers, [1, parts, dim]; on the meta device nothing is drawn.
+
+    A draw there would import torch's compiler, which takes a second.
+    """
+    vectors = torch.empty(1, parts, dim)
+    return nn.Parameter(vectors if vectors.is_meta else vectors.normal_() / dim**0.5)
+
+
 class Block(nn.Module):
     """Self-attention, cross-attention, feed-forward; first and last modulated per latent frame."""
 
@@ -193,7 +202,7 @@ class Block(nn.Module):
         self.ffn = nn.Sequential(
             Linear(g.dim, g.ffn_dim), nn.GELU("tanh"), Linear(g.ffn_dim, g.dim)
         )
-        self.modulation = nn.Parameter(torch.randn(1, 6, g.dim) / g.dim**0.5)
+        self.modulation = _modulation(6, g.dim)
 
     def forward(
         self,
@@ -228,7 +237,7 @@ class Head(nn.Module):
         pt, ph, pw = g.patch_size
         self.eps, self.ops = g.eps, ops
         self.head = Linear(g.dim, pt * ph * pw * g.out_dim)
-        self.modulation = nn.Parameter(torch.randn(1, 2, g.dim) / g.dim**0.5)
+        self.modulation = _modulation(2, g.dim)
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         """[B, L, E] with time embedding [B, F or 1, E] to patches [B, L, patch values]."""
