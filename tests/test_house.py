@@ -192,8 +192,7 @@ OPENERS = {
     "cfgen.runs.lock": {
         "Path('/proc/sys/kernel/random/boot_id').read_text",
     },
-    "cfgen.train.film_world.return_plot": {"figure.savefig"},  # into memory
-    "cfgen.train.plot": {"figure.savefig"},  # likewise
+    "cfgen.train.plot": {"figure.savefig"},  # into memory
     "cfgen.video.contact_sheet": {"PIL.Image.open"},  # of bytes
     "cfgen.video.pictures": {"PIL.Image.open"},  # likewise
 }

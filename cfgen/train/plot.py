@@ -1,10 +1,13 @@
-"""A picture of a training log. Needs matplotlib, which the extra `train` brings."""
+"""Pictures of trainings and of what they came to. Needs matplotlib, which extra `train` brings."""
 
 from __future__ import annotations
 
 import io
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
@@ -13,6 +16,47 @@ from cfgen.files.reading import read_text
 from cfgen.files.writing import write_file
 
 mpl.use("Agg")
+
+
+Place = Literal["outside lower left", "outside lower center"]
+
+
+@contextmanager
+def svg_figure(
+    picture: Path,
+    size: tuple[float, float],
+    *,
+    columns: int,
+    place: Place = "outside lower center",
+    font: float = 10,
+) -> Iterator[Figure]:
+    """A figure to draw panels on; then it is written, with the legend of its first panel below.
+
+    Text stays text, a dollar a dollar, and the same drawing is the same bytes.
+
+    Args:
+        picture: the SVG to write.
+        size: width and height in inches.
+        columns: of the legend.
+        place: where it stands.
+        font: size of text in points.
+    """
+    with mpl.rc_context(
+        {
+            "svg.hashsalt": "cfgen",
+            "svg.fonttype": "none",
+            "text.parse_math": False,
+            "font.size": font,
+        }
+    ):
+        figure = Figure(figsize=size, layout="constrained")
+        yield figure
+        if figure.axes:
+            handles, names = figure.axes[0].get_legend_handles_labels()
+            figure.legend(handles, names, loc=place, ncols=columns, frameon=False)
+        content = io.BytesIO()
+        figure.savefig(content, format="svg", metadata={"Date": None})
+    write_file(picture, content.getvalue(), shared=True)
 
 
 def plot_log(log: Path, picture: Path) -> None:

@@ -12,17 +12,13 @@ could, 0 if nothing.
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import sys
 from pathlib import Path
 
-import matplotlib as mpl
-from matplotlib.figure import Figure
-
 from cfgen.errors import UsageError
 from cfgen.files.json_lines import read_json_lines
-from cfgen.files.writing import write_file
+from cfgen.train.plot import svg_figure
 
 PASTS = {
     "foreign": ("C3", "the past of another film"),
@@ -48,8 +44,7 @@ def measured(log: Path) -> list[dict[str, float]]:
 def draw(rows: list[dict[str, float]], picture: Path) -> None:
     """An SVG with a panel for each noise level."""
     levels = [name.removeprefix("recall_") for name in rows[0] if name.startswith("recall_")]
-    with mpl.rc_context({"svg.hashsalt": "cfgen", "svg.fonttype": "none"}):
-        figure = Figure(figsize=(3 * len(levels), 3.2), layout="constrained")
+    with svg_figure(picture, (3 * len(levels), 3.2), columns=3) as figure:
         for number, level in enumerate(levels):
             axes = figure.add_subplot(1, len(levels), number + 1, title=f"noise {level}")
             for past, (color, label) in PASTS.items():
@@ -58,11 +53,6 @@ def draw(rows: list[dict[str, float]], picture: Path) -> None:
             axes.set_ylim(bottom=0)
             axes.set_xlabel("step")
         figure.axes[0].set_ylabel("flow error")
-        handles, names = figure.axes[0].get_legend_handles_labels()
-        figure.legend(handles, names, loc="outside lower center", ncols=3, frameon=False)
-        content = io.BytesIO()
-        figure.savefig(content, format="svg", metadata={"Date": None})
-    write_file(picture, content.getvalue(), shared=True)
 
 
 def main(arguments: list[str]) -> None:

@@ -13,7 +13,6 @@ within three standard errors of the difference.
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import math
 import statistics
@@ -22,13 +21,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
-from matplotlib.figure import Figure
-
 from cfgen.errors import UsageError
 from cfgen.files.json_lines import read_json_lines
-from cfgen.files.writing import write_file
 from cfgen.plain_text import aligned
+from cfgen.train.plot import svg_figure
 
 FIGURES = {
     "student_gradient": "size of the student's gradient",
@@ -107,8 +103,8 @@ def compared(run: Curve, kept: Curve) -> list[tuple[str, int, float, float, floa
 def draw(runs: Mapping[str, Mapping[str, Any]], picture: Path) -> None:
     """An SVG with a panel for each figure and a line for each run."""
     names = [name for name in FIGURES if any(name in run["curve"] for run in runs.values())]
-    with mpl.rc_context({"svg.hashsalt": "cfgen", "svg.fonttype": "none", "font.size": 8}):
-        figure = Figure(figsize=(11, 2.4 * math.ceil(len(names) / 4)), layout="constrained")
+    size = (11, 2.4 * math.ceil(len(names) / 4))
+    with svg_figure(picture, size, columns=4, font=8) as figure:
         for place, name in enumerate(names, 1):
             axes = figure.add_subplot(math.ceil(len(names) / 4), 4, place, title=FIGURES[name])
             for color, (run, facts) in enumerate(runs.items()):
@@ -117,11 +113,6 @@ def draw(runs: Mapping[str, Mapping[str, Any]], picture: Path) -> None:
                 marker = "." if len(xs) < 3 else None  # a single point is no line
                 axes.plot(xs, ys, color=f"C{color}", label=run, marker=marker)
             axes.set_xlabel("step")
-        handles, labels = figure.axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
-        content = io.BytesIO()
-        figure.savefig(content, format="svg", metadata={"Date": None})
-    write_file(picture, content.getvalue(), shared=True)
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -140,6 +131,11 @@ def main(arguments: Sequence[str]) -> None:
         sys.stdout.write(f"{name}: {facts['steps']} steps in {facts['hours']} h\n")
     if options.against:
         kept = json.loads(options.against.read_text(encoding="utf-8"))
+        if lacking := runs.keys() - kept.keys():
+            raise UsageError(
+                f"{options.against} has no run {' or '.join(sorted(lacking))}",
+                f"its runs are {', '.join(kept)}",
+            )
         rows = [
             (name, *row)
             for name, facts in runs.items()

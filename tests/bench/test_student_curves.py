@@ -57,6 +57,13 @@ def test_the_command_tells_draws_and_compares(
     assert "2 of 2 agree within 3 standard errors" in capsys.readouterr().out
 
 
+def test_a_run_that_was_not_kept_is_named(tmp_path: Path) -> None:
+    log, kept = written(tmp_path / "log.jsonl"), tmp_path / "kept.json"
+    main([f"one={log}", "--json", str(kept)])
+    with pytest.raises(UsageError, match="has no run two"):
+        main([f"two={log}", "--against", str(kept)])
+
+
 @pytest.mark.parametrize(
     ("runs", "reason"),
     [(["log.jsonl"], "each run is NAME=LOG"), (["a=log.jsonl"], "tells of no student")],

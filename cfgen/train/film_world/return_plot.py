@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
-from cfgen.files.writing import write_file
 from cfgen.plain_text import printable
+from cfgen.train.plot import svg_figure
 
 _LINES = ("-", "--", "-.", ":")
 """There are ten colours, so the next ten curves have other lines."""
@@ -28,23 +25,14 @@ def plot_hits(rows: Sequence[Mapping[str, Any]], picture: Path) -> None:
     """
     ways = list(dict.fromkeys(row["way"] for row in rows))
     labels = list(dict.fromkeys(row["label"] for row in rows))
-    # Text stays text, a dollar a dollar, and the same rows are the same bytes.
-    with mpl.rc_context(
-        {"svg.hashsalt": "cfgen", "svg.fonttype": "none", "text.parse_math": False}
-    ):
-        size = (4.2 * max(1, len(ways)), 3.0 + 0.11 * len(labels))
-        figure = Figure(figsize=size, layout="constrained")
+    size = (4.2 * max(1, len(ways)), 3.0 + 0.11 * len(labels))
+    with svg_figure(picture, size, columns=2, place="outside lower left") as figure:
         for number, way in enumerate(ways):
             axes = figure.add_subplot(1, len(ways), number + 1)
             _draw(axes, [row for row in rows if row["way"] == way], labels)
             axes.set_title(f"back by a {way}")
         if ways:
-            handles, names = figure.axes[0].get_legend_handles_labels()
             figure.axes[0].set_ylabel("landmarks found again")
-            figure.legend(handles, names, loc="outside lower left", ncols=2, frameon=False)
-        content = io.BytesIO()
-        figure.savefig(content, format="svg", metadata={"Date": None})
-    write_file(picture, content.getvalue(), shared=True)
 
 
 def _draw(axes: Axes, rows: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> None:
