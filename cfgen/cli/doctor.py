@@ -229,10 +229,10 @@ def _models() -> Iterator[Finding]:
         try:
             files = OpenedModel(model).files
         except CfgenError as error:
-            if is_installed(model.path):
-                yield Finding(part="model", state="bad", found=f"{name} is damaged: {error}")
-            else:
+            if not is_installed(model.path):
                 absent.append(name)
+            elif name == model.path:  # others that go on from it need not tell it again
+                yield Finding(part="model", state="bad", found=f"{name} is damaged: {error}")
             continue
         parts = [files.generator, files.vae, files.text_encoder]
         nbytes = sum(_nbytes(part) for part in parts)

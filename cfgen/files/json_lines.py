@@ -42,14 +42,19 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
     return records
 
 
-def append_json_line(path: Path, record: Mapping[str, Any]) -> None:
+def append_json_line(path: Path, record: Mapping[str, Any], *, allow_nan: bool = False) -> None:
     """Append a record, in the place of what a killed process left of a line.
+
+    Args:
+        path: The file; it need not be there.
+        record: What is kept.
+        allow_nan: Whether it may hold NaN and infinities, which only Python reads again.
 
     Raises:
         OSError: The disk refused.
-        ValueError: The record holds NaN or an infinity, which JSON does not have.
+        ValueError: The record holds NaN or an infinity and may not.
     """
-    line = json.dumps(record, ensure_ascii=False, allow_nan=False)
+    line = json.dumps(record, ensure_ascii=False, allow_nan=allow_nan)
     with append(path) as file:
         os.ftruncate(file.fileno(), _nbytes_of_lines(path))
         file.write(f"{line}\n".encode())

@@ -6,7 +6,6 @@ uninterrupted run gives.
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Iterator, Mapping
@@ -19,8 +18,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from cfgen.errors import CheckpointError, UsageError
-from cfgen.files.reading import read_text
-from cfgen.files.writing import append
+from cfgen.files.json_lines import append_json_line, read_json_lines
 from cfgen.train.processes import agreed, average_gradients, each_told, process
 from cfgen.train.sharing import Shares
 from cfgen.train.stage import CHOICE, Learner, LoopSettings, Stage, Update
@@ -215,18 +213,21 @@ class _Trainer:
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Have the averages, which are what is exported, in the place of the weights."""
-        learning = {name: self._weights[name].detach().clone() for name in self._average}
-        self._take(self._average)
-        try:
-            yield
-        finally:
-            self._take(learning)
+        """Have the averages, which are what is exported, in the place of the weights.
+
+        What goes wrong meanwhile ends the training.
+        """
+        self._exchange()
+        yield
+        self._exchange()
 
     @torch.no_grad()
-    def _take(self, values: Mapping[str, Tensor]) -> None:
-        for name, value in values.items():
-            self._weights[name].copy_(value)
+    def _exchange(self) -> None:
+        """Weights become averages and averages weights, one tensor at a time to save memory."""
+        for name, average in self._average.items():
+            weight = self._weights[name].detach().clone()
+            self._weights[name].copy_(average)
+            average.copy_(weight)
         self._shares.spread(self._averaged.values())
 
     @torch.no_grad()
@@ -259,8 +260,9 @@ class _Trainer:
                 {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
             )
         self._stage.restore_extra(_under(tensors, "extra."))
+        logged = read_json_lines(folder / LOG)
         self._best = max(
-            (line[CHOICE] for line in _logged(folder) if line["step"] <= step and CHOICE in line),
+            (line[CHOICE] for line in logged if line["step"] <= step and CHOICE in line),
             default=-math.inf,
         )
         return step, seconds
@@ -284,13 +286,7 @@ def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
 
 
-def _logged(folder: Path) -> list[dict[str, float]]:
-    log = folder / LOG
-    return [json.loads(line) for line in read_text(log).splitlines()] if log.exists() else []
-
-
 def _log(folder: Path, progress: Progress) -> None:
     line = {"step": progress.step, "seconds": round(progress.seconds, 1)}
     line |= {key: round(value, 5) for key, value in progress.figures.items()}
-    with append(folder / LOG) as file:
-        file.write(f"{json.dumps(line)}\n".encode())
+    append_json_line(folder / LOG, line, allow_nan=True)

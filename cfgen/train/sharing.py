@@ -42,12 +42,14 @@ class Shares:
 
     def mine(self, weight: nn.Parameter) -> bool:
         """Whether this process moves a weight."""
-        return self._owners.get(id(weight), self._me) == self._me
+        return not self.shared or self._owners[id(weight)] == self._me
 
     def spread(self, weights: Iterable[nn.Parameter]) -> None:
         """Give weights that have been moved to all processes."""
-        for weight in weights if self.shared else ():
-            if id(weight) in self._owners:
+        if not self.shared:
+            return
+        for weight in weights:
+            if weight.requires_grad:  # others stand still, and are the same everywhere
                 dist.broadcast(weight.data, self._owners[id(weight)])
 
     def collected(

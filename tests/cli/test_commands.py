@@ -221,6 +221,17 @@ def test_doctor_finds_a_model_without_weights(cfgen: Run, presets: Path) -> None
     assert "other preset" not in result.stdout
 
 
+def test_doctor_tells_once_of_a_damaged_model_that_several_presets_have(
+    cfgen: Run, presets: Path
+) -> None:
+    (presets / "also.yaml").write_text("description: the same\nextends: mini\n")
+    (presets / "mini" / "diffusion_pytorch_model.safetensors").unlink()
+    result = cfgen("doctor")
+    assert result.exit_code == 3
+    assert result.stdout.count("is damaged") == 1
+    assert "other preset" not in result.stdout
+
+
 def test_doctor_lists_presets_whose_weights_are_to_be_fetched(cfgen: Run, presets: Path) -> None:
     model = "model: {path: owner/big/wan.safetensors, sizes: [832x480]}"
     for name in ("big", "huge"):

@@ -163,6 +163,18 @@ def test_the_best_that_was_measured_is_exported(tmp_path: Path, cuts: tuple[int,
     assert cuts or stage.exports == 9 + 3
 
 
+def test_a_log_whose_last_line_was_cut_off_is_gone_on_with(tmp_path: Path) -> None:
+    saving = dataclasses.replace(BEST, save_minutes=0.0)
+    for progress in train(Measured(), tmp_path, saving, minutes=5):
+        if progress.step == 25:
+            break
+    log = tmp_path / "regression" / "log.jsonl"
+    log.write_bytes(log.read_bytes()[:-9])
+    list(train(Measured(), tmp_path, saving, minutes=5))
+    steps = [json.loads(line)["step"] for line in log.read_text().splitlines()]
+    assert steps == list(range(5, 41, 5))
+
+
 def test_what_measures_nothing_to_choose_by_exports_the_last(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"regression\.loop\.export must be last"):
         list(train(Regression(), tmp_path, BEST, minutes=5))

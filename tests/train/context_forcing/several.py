@@ -33,7 +33,10 @@ from cfgen.train.training_memory import MemorySettings
 from tests.train.context_forcing.test_student_stage import stage_of
 
 LOOP = LoopSettings(steps=3, log_every=1, precision="no", ema=0.5)
-CASES = ("teacher", "teacher lora", "student", "teacher shared", "student shared")
+CASES = (
+    *("teacher", "teacher lora", "student"),
+    *("teacher shared", "teacher lora shared", "student shared"),
+)
 WITHOUT_BANK = ErrorSettings(clean_chance=1.0)
 OWN_BANKS = ErrorSettings(warmup=1, clean_chance=0.0)
 
