@@ -10,6 +10,7 @@ import torch
 
 from cfgen.config.schema import RenderConfig
 from cfgen.errors import SetupError
+from cfgen.ops.native import has_bfloat16
 from cfgen.pipeline.limits import usable_cores
 
 MOST_THREADS = 8
@@ -66,8 +67,5 @@ def _device(asked: str) -> torch.device:
 def _dtype(asked: str, device: torch.device) -> torch.dtype:
     """What is asked for, else bfloat16 where the device has it."""
     if asked == "auto":
-        native = device.type == "cuda" or (
-            torch._C._has_mkldnn and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-        )
-        return torch.bfloat16 if native else torch.float32
+        return torch.bfloat16 if has_bfloat16(device) else torch.float32
     return torch.bfloat16 if asked == "bfloat16" else torch.float32

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from cfgen.errors import CheckpointError, UsageError
 from cfgen.files.json_lines import append_json_line, read_json_lines
-from cfgen.train.processes import agreed, average_gradients, each_told, process
+from cfgen.train.processes import agreed, average_gradients, device_here, each_told, process
 from cfgen.train.sharing import Shares
 from cfgen.train.stage import CHOICE, Learner, LoopSettings, Stage, Update
 from cfgen.train.state import make_current, read_state, save_shards
@@ -56,6 +56,7 @@ def train(
             f"{stage.name}.loop.export must be last: the stage measures nothing to choose by"
         )
     began = saved = time.monotonic()
+    settings = settings.settled(device_here())
     accelerator = Accelerator(mixed_precision=settings.precision, cpu=not torch.cuda.is_available())
     stage.modules.to(accelerator.device)
     trainer = _Trainer(stage, settings, accelerator)

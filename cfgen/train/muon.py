@@ -11,6 +11,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from cfgen.ops.native import has_bfloat16
+
 _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 
 
@@ -53,9 +55,12 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonal(matrix: Tensor) -> Tensor:
-    """Roughly the nearest matrix with singular values of one: [rows, columns], in float32."""
+    """Roughly the nearest matrix with singular values of one: [rows, columns], in float32.
+
+    Worked out in bfloat16, as published, where the device has it.
+    """
     a, b, c = _NEWTON_SCHULZ
-    x = matrix.bfloat16()
+    x = matrix.bfloat16() if has_bfloat16(matrix.device) else matrix.float()
     wide: Tensor = x if x.shape[0] <= x.shape[1] else x.T
     wide = wide / (wide.norm() + 1e-7)
     for _ in range(5):

@@ -149,10 +149,17 @@ def _latent_size(settings: Mapping[str, Any], width: int, height: int) -> tuple[
     return height // stride, width // stride
 
 
+def _loop(stage: str, settings: Mapping[str, Any]) -> LoopSettings:
+    """The schedule of a stage, its precision that of the device that is planned for."""
+    loop: LoopSettings = settings[f"{stage}.loop"]
+    on_cpu = settings.get("plan", PlanSettings()).device == "CPU"
+    return loop.settled(torch.device("cpu" if on_cpu else "cuda"))
+
+
 def _base(settings: Mapping[str, Any], model: Model, processes: int) -> Plan:
     """Films of several lengths, a few chunks of each denoised, all committed."""
     s: FlowMatchingSettings = settings["base"]
-    loop: LoopSettings = settings["base.loop"]
+    loop = _loop("base", settings)
     memory: MemorySettings = settings["base.memory"]
     size = _latent_size(settings, settings["vae"].width, settings["vae"].height)
     plan = Plan(Network(model.generator, size), loop, processes)
@@ -188,7 +195,7 @@ def _base(settings: Mapping[str, Any], model: Model, processes: int) -> Plan:
 def _teacher(settings: Mapping[str, Any], model: Model, processes: int) -> Plan:
     """A target of each film after a context, committed chunk by chunk."""
     s: TeacherSettings = settings["teacher"]
-    loop: LoopSettings = settings["teacher.loop"]
+    loop = _loop("teacher", settings)
     memory: MemorySettings = settings["teacher.memory"]
     lora: LoraSettings = settings.get("teacher.lora", LoraSettings())
     if clips := settings.get("teacher.clips"):
@@ -234,7 +241,7 @@ def _teacher(settings: Mapping[str, Any], model: Model, processes: int) -> Plan:
 def _student(stage: str, settings: Mapping[str, Any], model: Model, processes: int) -> Plan:
     """Rollouts for student and critic, and what is learnt from them."""
     s: StudentSettings = settings[stage]
-    loop: LoopSettings = settings[f"{stage}.loop"]
+    loop = _loop(stage, settings)
     score: ScoreSettings = settings.get(f"{stage}.score", ScoreSettings())
     lora: LoraSettings = settings.get(f"{stage}.lora", LoraSettings())
     memory: SlowFastMemory | MemorySettings = settings.get(f"{stage}.slow_fast") or settings.get(

@@ -16,6 +16,11 @@ from accelerate import PartialState
 from torch import Tensor, nn
 
 
+def device_here() -> torch.device:
+    """Where a process trains."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def process() -> tuple[int, int]:
     """The number of this process, and how many there are."""
     state = _state()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from cfgen.errors import CheckpointError, UsageError
+from cfgen.ops.native import has_bfloat16
 from cfgen.train.processes import batches_of_a_step, process
 
 
@@ -32,7 +33,8 @@ class LoopSettings:
         measure_every: steps between two measures of the averages; a multiple of `log_every`.
         export: which averages are exported: the `last`, or the `best` of those that were measured,
             by a stage that tells a figure to choose by.
-        precision: `no`, `fp16` or `bf16`: what autocast computes in.
+        precision: `no`, `fp16` or `bf16`: what autocast computes in; `auto`: bf16 where the device
+            has it, otherwise `no`.
         share_optimizers: whether processes share out optimizer states and averages; see `sharing`.
 
     Raises:
@@ -49,7 +51,7 @@ class LoopSettings:
     save_minutes: float = 4.0
     log_every: int = 10
     measure_every: int = 100
-    precision: str = "bf16"
+    precision: Literal["auto", "no", "fp16", "bf16"] = "auto"
     share_optimizers: bool = False
     export: Literal["last", "best"] = "last"
 
@@ -58,6 +60,12 @@ class LoopSettings:
             raise UsageError(
                 "share_optimizers must be false with precision fp16", "train in bf16 or fp32 (no)"
             )
+
+    def settled(self, device: torch.device) -> LoopSettings:
+        """With what precision `auto` comes to on a device."""
+        if self.precision != "auto":
+            return self
+        return replace(self, precision="bf16" if has_bfloat16(device) else "no")
 
 
 CHOICE = "choice"

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 
-from cfgen.checkpoint.networks.vae import load_tiny
 from cfgen.errors import CheckpointError, UsageError
 from cfgen.files.writing import write_file
 from cfgen.memory.slow_fast import SlowFastMemory
@@ -33,13 +32,14 @@ from cfgen.train.data.clips import ClipSettings
 from cfgen.train.decoder_stage import DecoderSettings, DecoderStage
 from cfgen.train.export import Exporter
 from cfgen.train.film_world import return_figures, return_probe
-from cfgen.train.film_world.latents import LatentStore, encoder_digest
+from cfgen.train.film_world.latents import LatentStore
 from cfgen.train.film_world.return_memory import SlowFastSizes
 from cfgen.train.flow_matching_settings import FlowMatchingSettings
 from cfgen.train.flow_matching_stage import FlowMatchingStage
 from cfgen.train.loop import Progress, train
 from cfgen.train.plan import PlanSettings, model_of, plan_of
 from cfgen.train.plan_text import device_rate, facts_of, text_of
+from cfgen.train.processes import device_here
 from cfgen.train.stage import LoopSettings, Stage
 from cfgen.train.tokenizer_stage import TokenizerSettings, train_tokenizer
 from cfgen.train.training_memory import MemorySettings
@@ -74,7 +74,7 @@ class Job:
     @property
     def device(self) -> torch.device:
         """Where networks go."""
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return device_here()
 
     def has_begun(self) -> bool:
         """Whether there is a state to go on with."""
@@ -177,11 +177,9 @@ def _vae(job: Job) -> VaeStage:
 
 def _base(job: Job) -> FlowMatchingStage:
     """Stage `base` on what the stages before it left in the model folder."""
-    vae = load_tiny(job.model / "tae.safetensors", dtype=torch.bfloat16)
     size: VaeSettings = job.settings["vae"]
-    store = LatentStore(
-        job.work / "latents" / encoder_digest(vae)[:16], vae, width=size.width, height=size.height
-    )
+    vae = job.model / "tae.safetensors"
+    store = LatentStore.of_file(job.work / "latents", vae, width=size.width, height=size.height)
     stage = FlowMatchingStage(
         job.settings["base"],
         job.settings["base.memory"],

@@ -238,7 +238,7 @@ def main() -> None:
         text_len=generator.geometry.text_len,
         expand=True,
     )
-    vae = load_tiny(model / "tae.safetensors", dtype=torch.bfloat16)
+    vae = load_tiny(model / "tae.safetensors")
     sizes = MemorySettings()
     noted = [
         note(sample_film(i, chunks=options.chunks, held_out=True), vae, generator, encoder, sizes)

@@ -50,7 +50,8 @@ def test_products_in_small_numbers_are_those_of_the_cpu(
     path = tiny_file(layout).path
     expected = rolled(load_generator(path, native=True), chunks=1)
     flows = rolled(load_generator(path, device=CUDA, native=True), chunks=1)
-    torch.testing.assert_close(flows, expected, rtol=1e-3, atol=1e-3)
+    # Activations in 8 bits: one that lies between two of them may fall either way.
+    torch.testing.assert_close(flows, expected, rtol=5e-3, atol=5e-3)
 
 
 @pytest.mark.parametrize("layout", ["native_bf16", "comfyquant_int8"])

@@ -6,7 +6,7 @@ import dataclasses
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import pytest
 import torch
@@ -330,8 +330,33 @@ def test_a_stage_refuses_what_it_did_not_keep(tmp_path: Path) -> None:
         list(train(Regression(), tmp_path, SETTINGS, minutes=5))
 
 
+@pytest.mark.parametrize(
+    ("asked", "native", "settled"),
+    [
+        ("auto", True, "bf16"),
+        ("auto", False, "no"),
+        ("bf16", False, "bf16"),
+        ("fp16", True, "fp16"),
+        ("no", True, "no"),
+    ],
+)
+def test_precision_is_bf16_where_the_device_has_it(
+    asked: Literal["auto", "no", "fp16", "bf16"],
+    native: bool,
+    settled: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("cfgen.train.stage.has_bfloat16", lambda _device: native)
+    settings = LoopSettings(steps=1, precision=asked)
+    assert settings.settled(torch.device("cpu")).precision == settled
+
+
 @pytest.mark.parametrize("shape", [(5, 9), (9, 5), (16, 16)])
-def test_orthogonal_has_singular_values_near_one(shape: tuple[int, int]) -> None:
+@pytest.mark.parametrize("half", [True, False])
+def test_orthogonal_has_singular_values_near_one(
+    shape: tuple[int, int], half: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cfgen.train.muon.has_bfloat16", lambda _device: half)
     matrix = torch.randn(shape, generator=torch.Generator().manual_seed(1)) * 30
     values = torch.linalg.svdvals(orthogonal(matrix))
     assert values.min() > 0.5

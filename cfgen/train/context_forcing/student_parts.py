@@ -36,6 +36,7 @@ from cfgen.train.context_forcing.window_cut import Reencode, reencoder
 from cfgen.train.data.prompts import read_prompts
 from cfgen.train.film_world.latents import CHUNK_LATENTS
 from cfgen.train.film_world.return_memory import SlowFastSizes
+from cfgen.train.processes import device_here
 from cfgen.train.stage import LoopSettings
 from cfgen.train.training_memory import MemorySettings
 
@@ -77,7 +78,7 @@ def build_student(
         return settings.get(f"{stage}.{name}", default)
 
     values: StudentSettings = settings[stage]
-    loop: LoopSettings = settings[f"{stage}.loop"]
+    loop: LoopSettings = settings[f"{stage}.loop"].settled(device_here())
     lora: LoraSettings = section("lora", LoraSettings())
     begin = start or _model(work, values.student, stage, "student")
     whole = work / "model"  # a student of an earlier stage may be a generator alone
@@ -131,8 +132,7 @@ def _reencode(files: ModelFiles, values: StudentSettings, score: ScoreSettings) 
             f"set score.context to contiguous and score.context_frames to a multiple of "
             f"{CHUNK_LATENTS}",
         )
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return reencoder(load_vae(files.vae, device=device))
+    return reencoder(load_vae(files.vae, device=device_here()))
 
 
 def _model(work: Path, name: str, stage: str, role: str) -> Path:

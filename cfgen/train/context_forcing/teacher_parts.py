@@ -15,7 +15,7 @@ from cfgen.checkpoint.formats.safetensors import write
 from cfgen.checkpoint.networks.fill import load_generator, text_len_of
 from cfgen.checkpoint.networks.model_files import ModelFiles, find_files
 from cfgen.checkpoint.networks.text_encoder import load_text_encoder
-from cfgen.checkpoint.networks.vae import load_tiny, load_vae
+from cfgen.checkpoint.networks.vae import load_vae
 from cfgen.files.writing import json_bytes, write_file
 from cfgen.model.generator import Generator, WanConfig
 from cfgen.model.text_encoder import TextEncoder
@@ -25,7 +25,8 @@ from cfgen.train.context_forcing.teacher_films import ClipFilms, FilmWorld, Film
 from cfgen.train.context_forcing.teacher_stage import TeacherParts, TeacherStage
 from cfgen.train.data.clips import Clips, ClipSettings, encode_films
 from cfgen.train.export import Exporter, wan_config
-from cfgen.train.film_world.latents import LatentStore, encoder_digest
+from cfgen.train.film_world.latents import LatentStore
+from cfgen.train.processes import device_here
 from cfgen.train.recall import RecallProbe
 from cfgen.train.vae_stage import VaeSettings
 
@@ -59,7 +60,8 @@ def build_teacher(settings: Mapping[str, Any], start: Path, work: Path) -> Teach
         parts = TeacherParts(generator, encoder, films, export(spatial_stride=SPATIAL_STRIDE))
     else:
         world: FilmWorldSettings = settings["teacher.world"]
-        store = _world_store(files.vae, cache, settings["vae"])
+        size: VaeSettings = settings["vae"]
+        store = LatentStore.of_file(cache, files.vae, width=size.width, height=size.height)
         parts = TeacherParts(
             generator,
             encoder,
@@ -88,17 +90,9 @@ def _load_networks(files: ModelFiles, lora: LoraSettings) -> tuple[Generator, Te
     return generator, encoder
 
 
-def _world_store(vae: Path, cache: Path, size: VaeSettings) -> LatentStore:
-    """Films of the film world as a tiny autoencoder has them."""
-    tiny = load_tiny(vae, dtype=torch.bfloat16)
-    folder = cache / encoder_digest(tiny)[:16]
-    return LatentStore(folder, tiny, width=size.width, height=size.height)
-
-
 def _clip_films(vae: Path, cache: Path, settings: ClipSettings) -> ClipFilms:
     """Clips of a folder, encoded now unless they are in the cache."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    encoded = encode_films(cache, load_vae(vae, device=device), settings)
+    encoded = encode_films(cache, load_vae(vae, device=device_here()), settings)
     return ClipFilms(Clips.of(list(encoded)), settings.batch)
 
 

@@ -20,11 +20,13 @@ from numpy.typing import NDArray
 from safetensors.torch import load, save
 from torch import Tensor
 
+from cfgen.checkpoint.networks.vae import load_tiny
 from cfgen.errors import CheckpointError
 from cfgen.files.reading import read_bytes
 from cfgen.files.writing import write_file
 from cfgen.model.vae import TEMPORAL_STRIDE, TinyAutoencoder
 from cfgen.model.wan_vae import WanAutoencoder
+from cfgen.ops.native import has_bfloat16
 from cfgen.train.film_world.sampling import Structure, sample_film, sample_structure
 from cfgen.train.film_world.semantics import SEMANTIC_CHANNELS, semantic_channels
 from cfgen.train.film_world.world import (
@@ -93,6 +95,16 @@ class LatentStore:
         self.channels = vae.latent_channels
         self.size = (width, height)
         folder.mkdir(parents=True, exist_ok=True)
+
+    @classmethod
+    def of_file(cls, folder: Path, vae: Path, *, width: int, height: int) -> LatentStore:
+        """The store of an autoencoder's file, in a folder within `folder` named by its encoder.
+
+        It encodes in bfloat16 where the CPU has it; so encoded films of other numbers lie apart.
+        """
+        half = has_bfloat16(torch.device("cpu"))
+        tiny = load_tiny(vae, dtype=torch.bfloat16 if half else torch.float32)
+        return cls(folder / encoder_digest(tiny)[:16], tiny, width=width, height=height)
 
     def family(self, number: int, chunks: int, members: Sequence[int]) -> FilmBatch:
         """Films `members` of the family `number`, whose films are `chunks` chunks long."""
