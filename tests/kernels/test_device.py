@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -59,3 +60,15 @@ def test_a_cpu_interprets_only_if_asked_to(monkeypatch: pytest.MonkeyPatch) -> N
 def test_without_triton_that_is_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "triton", None)
     assert "Triton is not installed" in str(unsupported_device(CUDA))
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    assert "need a CUDA device" in str(unsupported_device(CPU)), "there it does not matter"
+
+
+def test_a_cpu_is_refused_without_importing_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    told = (
+        "import sys, torch; from cfgen.kernels.device import unsupported_device\n"
+        "assert unsupported_device(torch.device('cpu'))\n"
+        "assert 'triton' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", told], check=True)
