@@ -100,7 +100,16 @@ class LatentStore:
     def of_file(cls, folder: Path, vae: Path, *, width: int, height: int) -> LatentStore:
         """The store of an autoencoder's file, in a folder within `folder` named by its encoder.
 
-        It encodes in bfloat16 where the CPU has it; so encoded films of other numbers lie apart.
+        It encodes in bfloat16 where the CPU has it, otherwise in float32, in folders of their own.
+
+        Args:
+            folder: what holds the folders of all encoders.
+            vae: file of a tiny autoencoder.
+            width: frame width in pixels.
+            height: frame height in pixels.
+
+        Raises:
+            CheckpointError: the file is missing, damaged, or another autoencoder's.
         """
         half = has_bfloat16(torch.device("cpu"))
         tiny = load_tiny(vae, dtype=torch.bfloat16 if half else torch.float32)
