@@ -91,6 +91,7 @@ def slow_fasts(draw: st.DrawFn) -> Policy:
     slow, fast = draw(st.integers(0, 5)), chunk + draw(st.integers(0, 6))
     interval, gap = draw(st.integers(1, 3)), draw(st.integers(0, 3))
     against = draw(st.sampled_from(["admitted", "previous"]))
+    admits = draw(st.sampled_from(["first", "chunk"]))
 
     def make() -> Table:
         return SlowFastTable(
@@ -99,11 +100,12 @@ def slow_fasts(draw: st.DrawFn) -> Policy:
             fast=fast,
             interval=interval,
             min_gap=gap,
+            admits=admits,
             against=against,
             commit_reads=reads,
         )
 
-    return Policy(f"slow_fast {against}", sink, fast, chunk, reads, make, slow=slow)
+    return Policy(f"slow_fast {against}, {admits}", sink, fast, chunk, reads, make, slow=slow)
 
 
 @st.composite

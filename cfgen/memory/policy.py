@@ -27,7 +27,7 @@ Order = Literal["forward", "inverted"]
 
 
 class AdmissionRule(NamedTuple):
-    """When a chunk's first latent frame becomes a key frame.
+    """When a chunk becomes key frames.
 
     Attributes:
         tau: It does if the cosine of its keys with the reference falls below this.

@@ -52,7 +52,7 @@ class Admission(NamedTuple):
     """What is to be decided on the keys of a chunk, in every pass whose keys its table inspects.
 
     Attributes:
-        allowed: Whether its first latent frame may be admitted as a key frame, at most one time.
+        allowed: Whether it may be admitted to the key frames, at most one time.
         update_reference: Whether the keys become the reference even if they are not admitted.
     """
 

@@ -43,6 +43,8 @@ class SlowFastMemory(WholeFrames):
         tau: A chunk is admitted when its keys' cosine falls below this.
         interval: Chunks between two decisions.
         min_gap: Chunks that must lie between two admitted ones.
+        admits: What of an admitted chunk becomes key frames: its first latent frame, as in the
+            paper, or all of it (chunk).
         admission_layers: Layers that decide together for all layers, by the mean of their cosines;
             with none, each layer decides for itself.
         global_sink: Whether a shot that begins with `recache` keeps the sink as it was committed,
@@ -69,6 +71,7 @@ class SlowFastMemory(WholeFrames):
     tau: Annotated[float, Range(low=-1, high=1)] = 0.95
     interval: Positive = 1
     min_gap: Natural = 1
+    admits: Literal["first", "chunk"] = "first"
     admission_layers: tuple[Natural, ...] = ()
     global_sink: bool = True
     recache_slow: Literal["keep", "clear"] = "keep"
@@ -113,6 +116,7 @@ class SlowFastMemory(WholeFrames):
             fast=self.fast,
             interval=self.interval,
             min_gap=self.min_gap,
+            admits=self.admits,
             against="previous" if self.variant == "paper" else "admitted",
             commit_reads=self.commit_reads,
             global_sink=self.global_sink,
@@ -134,11 +138,17 @@ class SlowFastMemory(WholeFrames):
         if self.fast < chunk:
             reason = f"must hold a chunk of {chunk}, got {self.fast}"
             yield Problem(key="memory.fast", reason=reason)
+        if self.admits == "chunk" and self.slow < chunk:
+            reason = f"must hold a chunk of {chunk}, which memory.admits keeps, got {self.slow}"
+            yield Problem(key="memory.slow", reason=reason)
         if self.variant != "release":
             return
         if guidance != 1:
             reason = "must be 1: variant release decides in every pass, guidance doubles them"
             yield Problem(key="schedule.guidance", reason=reason)
+        if self.admits != "first":
+            reason = "must be first: variant release copies one latent frame of a chunk"
+            yield Problem(key="memory.admits", reason=reason)
         if self.admission_layers:
             reason = "must be empty: variant release reads a decision in the layer that made it"
             yield Problem(key="memory.admission_layers", reason=reason)
@@ -164,6 +174,8 @@ class SlowFastTable:
         fast: newest latent frames, the current chunk included.
         interval: only every `interval`-th chunk is considered.
         min_gap: chunks from one admission to the next, at least.
+        admits: what of an admitted chunk becomes key frames, its `first` latent frame or the whole
+            `chunk`.
         against: the reference is the `previous` chunk (paper) or the last `admitted` one (cfgen).
         commit_reads: see `commit_reads.narrowed`.
         global_sink: whether `rewind` keeps a sink that lies before all that is told again.
@@ -182,6 +194,7 @@ class SlowFastTable:
         fast: int,
         interval: int = 1,
         min_gap: int = 1,
+        admits: str = "first",
         against: str = "admitted",
         commit_reads: str = "all",
         global_sink: bool = True,
@@ -192,6 +205,7 @@ class SlowFastTable:
         self._global_sink, self._keep_slow = global_sink, keep_slow
         self._again = self._renewed = False
         self._interval, self._min_gap = interval, min_gap
+        self._admits_whole_chunks = admits == "chunk"
         self._against, self._commit_reads = against, commit_reads
         self._sink: list[Slot] = []
         self._slow: list[Slot] = []
@@ -222,7 +236,7 @@ class SlowFastTable:
 
     @property
     def admission(self) -> Admission:
-        """Whether the chunk's first latent frame is admitted; the first chunk of all is not."""
+        """Whether the chunk may be admitted; the first chunk of all may not."""
         is_open = (
             self._chunk > 0
             and not self._again
@@ -243,11 +257,11 @@ class SlowFastTable:
         return narrowed(placed, self._commit_reads, fast=fast, current=current, copies=copies)
 
     def commit(self, admitted: bool) -> None:
-        """An admitted frame joins slow memory, which drops its oldest."""
+        """What is admitted joins slow memory, which drops its oldest."""
         self._again = self._renewed = False
         del self._fast[: max(0, len(self._fast) - self._sizes[2])]  # more were told again at once
         if admitted:
-            self._slow.append(self._current[0])
+            self._slow += self._current if self._admits_whole_chunks else self._current[:1]
             self._admitted_chunk = self._chunk
             del self._slow[: max(0, len(self._slow) - self._sizes[1])]
 

@@ -211,14 +211,7 @@ def _probe(job: Job, report: Report) -> Result:
     """Run the return test for a while; the same job goes on, as long as the weights stay."""
     began = time.monotonic()
     wanted: return_probe.ProbeSettings = job.settings["probe"]
-    memory: MemorySettings = job.settings["base.memory"]
-    sizes = SlowFastSizes(
-        sink=memory.sink,
-        slow=memory.slow,
-        fast=memory.fast,
-        tau=wanted.tau,
-        admission_layers=wanted.admission_layers,
-    )
+    sizes: SlowFastSizes = job.settings["probe.memory"]
     maker = return_probe.model_maker(
         return_probe.probed_model(job.model, wanted, job.device), sizes
     )
@@ -307,7 +300,7 @@ STAGES: Mapping[str, StageEntry] = {
         for stage in ("dmd", "cdmd")
     },
     "probe": StageEntry(
-        {"probe": return_probe.ProbeSettings, "base.memory": MemorySettings}, _probe, starts=False
+        {"probe": return_probe.ProbeSettings, "probe.memory": SlowFastSizes}, _probe, starts=False
     ),
 }
 """In the order in which they are done."""

@@ -5,9 +5,10 @@
     python tests/bench/effective_context.py TABLE.yaml --no-run         what there is so far
 
 A table is a YAML file with a list `rows`. Each has `name`, `model` (a model folder, relative to the
-file), `policy`, and may have `label`, `steps` or `timesteps`, `shift`, `renoise`, `guidance`, `tau`
-and `admission_layers`, as `cfgen train --stage probe` has them; with `like: NAME`, all of these but
-`name` and `label` are those of an earlier row where it does not say its own.
+file), `policy`, and may have `label`, `steps` or `timesteps`, `shift`, `renoise` and `guidance`, as
+`probe` of `cfgen train --stage probe` has them, and `slow`, `tau`, `admits`, `admission_layers`, as
+its `probe.memory`; with `like: NAME`, all of these but `name` and `label` are those of an earlier
+row where it does not say its own.
 
 Films leave a place by a cut or a pan and come back after 2 to 24 seconds. Every film's score is
 appended to a file under `--work` as soon as it is made; the same command goes on, and rows of one
@@ -27,7 +28,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, Literal, get_type_hints
 
 import torch
 import yaml
@@ -50,7 +51,7 @@ shown = Console(stderr=True, highlight=False, soft_wrap=True)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TableRow:
-    """A model under a memory; the values are those of `return_probe.ProbeSettings`.
+    """A model under a memory; values are those of `ProbeSettings` and `SlowFastSizes`.
 
     Attributes:
         name: by which `--only` knows it.
@@ -68,12 +69,19 @@ class TableRow:
     shift: float = 3.0
     renoise: Renoise = "predicted"
     guidance: float = 3.0
+    slow: int = 6
     tau: float = 0.9994
+    admits: Literal["first", "chunk"] = "first"
     admission_layers: tuple[int, ...] = ()
 
     @property
     def sizes(self) -> SlowFastSizes:
-        return SlowFastSizes(tau=self.tau, admission_layers=self.admission_layers)
+        return SlowFastSizes(
+            slow=self.slow,
+            tau=self.tau,
+            admits=self.admits,
+            admission_layers=self.admission_layers,
+        )
 
     def settings(self, options: argparse.Namespace) -> probe.ProbeSettings:
         return probe.ProbeSettings(
@@ -87,8 +95,6 @@ class TableRow:
             shift=self.shift,
             renoise=self.renoise,
             guidance=self.guidance,
-            tau=self.tau,
-            admission_layers=self.admission_layers,
         )
 
 

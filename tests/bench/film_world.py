@@ -57,6 +57,8 @@ Maker = Callable[[Film], Frames]
 FORMAT = 1
 """Another number for findings that mean something else."""
 FIRST_SEED = 8_000_000
+SIZES = ("slow", "tau", "admits", "admission_layers")
+"""Flags of slow-fast memory, as `SlowFastSizes` names them."""
 SHEET_FILMS = 8
 SHEET_FRAMES = 6
 TARGETS = {"sky": 0.98, "ground": 0.98, "colour": 0.95, "colour, several": 0.85, "shape": 0.9}
@@ -138,7 +140,7 @@ def make(kept: Kept, maker: Maker, options: argparse.Namespace) -> None:
 
 def model_maker(model: running.Model, options: argparse.Namespace) -> Maker:
     """Films of a model, from their prompts alone."""
-    sizes = SlowFastSizes(tau=options.tau, admission_layers=options.admission_layers)
+    sizes = SlowFastSizes(**{name: getattr(options, name) for name in SIZES})
 
     def made(film: Film) -> Frames:
         case = Case(film, "cut", 0, 0, 0)
@@ -161,8 +163,8 @@ def settings_of(options: argparse.Namespace) -> dict[str, Any]:
     settings = {"format": FORMAT, "first_seed": FIRST_SEED, "chunks": options.chunks}
     if options.truth:
         return settings | {"truth": True}
-    names = ("policy", "steps", "timesteps", "shift", "renoise", "guidance", "tau")
-    return settings | {name: getattr(options, name) for name in (*names, "admission_layers")}
+    names = ("policy", "steps", "timesteps", "shift", "renoise", "guidance", *SIZES)
+    return settings | {name: getattr(options, name) for name in names}
 
 
 def sheet_of(kept: Kept, films: Sequence[int], target: Path, chunks: int) -> list[dict[str, Any]]:
@@ -216,7 +218,9 @@ def parsed(arguments: Sequence[str]) -> argparse.Namespace:
     words = get_args(running.Renoise)
     parser.add_argument("--renoise", choices=words, default="predicted", help="fresh: a student")
     parser.add_argument("--guidance", type=float, default=3.0)
+    parser.add_argument("--slow", type=int, default=6, help="key frames")
     parser.add_argument("--tau", type=float, default=0.9994)
+    parser.add_argument("--admits", choices=("first", "chunk"), default="first")
     parser.add_argument("--admission-layers", type=int, nargs="+", default=())
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--work", type=Path, default=Path("runs/bench-film-world"))

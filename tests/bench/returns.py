@@ -124,6 +124,7 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
     for name, value in (("sink", 3), ("slow", 6), ("fast", 6)):
         parser.add_argument(f"--{name}", type=int, default=value, help="latent frames")
     parser.add_argument("--tau", type=float, default=0.9994)
+    parser.add_argument("--admits", choices=("first", "chunk"), default="first")
     parser.add_argument("--admission-layers", type=int, nargs="+", default=())
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--work", type=Path, default=Path("runs/bench-returns"))

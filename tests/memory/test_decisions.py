@@ -75,6 +75,13 @@ def test_gap_between_admissions_is_kept() -> None:
     assert [keys for _, keys in compared(table, 9, 2, everything)] == ["3.1", "6.1"]
 
 
+@pytest.mark.parametrize(("admits", "kept"), [("first", [4, 8]), ("chunk", [5, 8, 9])])
+def test_what_an_admitted_chunk_leaves(admits: str, kept: list[int]) -> None:
+    table = SlowFastTable(**SIZES, admits=admits)
+    compared(table, 8, 2, {"2.1", "4.1"})
+    assert [slot.frame for slot in table.slots()] == [0, 1, *kept, *range(12, 16)]
+
+
 def decided(reference: Tensor, keys: Tensor, tau: float, **asked: int) -> tuple[list[int], Tensor]:
     """The decision on keys [B, C] and the reference after it."""
     decision = torch.zeros(4, dtype=torch.int32)

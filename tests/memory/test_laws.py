@@ -256,18 +256,19 @@ class SlowFastOracle(Oracle):
         table = self.spied.table
         assert isinstance(table, SlowFastTable)
         self.interval, self.gap = table._interval, table._min_gap
+        self.whole_chunks = table._admits_whole_chunks
 
     def kept(self, total: int) -> list[int]:
         slow = self.admitted()[-self.policy.slow :] if self.policy.slow else []
         return [*range(min(self.policy.sink, total)), *slow, *self.fast(total)]
 
     def admitted(self) -> list[int]:
-        """First frames of the chunks before this one that were let in."""
+        """First or all frames of the chunks before this one that were let in."""
         found, first, last = [], 0, 0
         for number, (frames, below) in enumerate(self.history[:-1]):
             late = number > 0 and first >= self.policy.sink + frames
             if late and below and number % self.interval == 0 and number - last >= self.gap:
-                found.append(first)
+                found += range(first, first + (frames if self.whole_chunks else 1))
                 last = number
             first += frames
         return found

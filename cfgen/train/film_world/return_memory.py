@@ -59,6 +59,7 @@ class SlowFastSizes:
         slow: key frames.
         fast: newest frames, the current chunk included.
         tau: threshold.
+        admits: what of an admitted chunk becomes key frames; see `SlowFastMemory`.
         admission_layers: layers that decide together under cfgen's rule; none: each its own.
     """
 
@@ -66,7 +67,13 @@ class SlowFastSizes:
     slow: int = 6
     fast: int = 6
     tau: float = 0.9994
+    admits: Literal["first", "chunk"] = "first"
     admission_layers: tuple[int, ...] = ()
+
+    @property
+    def key_chunks(self) -> int:
+        """Chunks that slow memory holds key frames of."""
+        return self.slow // (CHUNK_LATENTS if self.admits == "chunk" else 1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,7 +85,7 @@ class UnboundedSlowFast(SlowFastMemory):
 
     def table(self, latent_frames: int) -> SlowFastTable:
         """One layer's table."""
-        return UnboundedTable(sink=self.sink, slow=self.slow, fast=self.fast)
+        return UnboundedTable(sink=self.sink, slow=self.slow, fast=self.fast, admits=self.admits)
 
 
 class UnboundedTable(SlowFastTable):
@@ -158,7 +165,10 @@ def memory_of(
         PresetError: an admission layer that the generator lacks.
     """
     s, g = sizes, generator.geometry
-    slow_fast = partial(SlowFastMemory, sink=s.sink, slow=s.slow, fast=s.fast, tau=s.tau)
+    slow_fast, unbounded = (
+        partial(kind, sink=s.sink, slow=s.slow, fast=s.fast, tau=s.tau, admits=s.admits)
+        for kind in (SlowFastMemory, UnboundedSlowFast)
+    )
     policies: Mapping[str, memory_policy.Policy] = {
         "window-12-3": WindowMemory(size=12, sink=3),
         "window-6-1": WindowMemory(size=6, sink=1),
@@ -166,9 +176,7 @@ def memory_of(
         "slow_fast-cfgen": slow_fast(admission_layers=s.admission_layers),
         "slow_fast-oracle": slow_fast(),
         "slow_fast-every-4": slow_fast(),
-        "slow_fast-unbounded": UnboundedSlowFast(
-            sink=s.sink, slow=s.slow, fast=s.fast, tau=s.tau, admission_layers=s.admission_layers
-        ),
+        "slow_fast-unbounded": unbounded(admission_layers=s.admission_layers),
         "full": FullMemory(),
         "far-15": far_of(MemorySettings(far=("15:1", "all:4"))),
         "far-6": far_of(MemorySettings()),
@@ -178,7 +186,7 @@ def memory_of(
         raise ValueError(f"the policy must be one of {EVERY_POLICY}, got {policy!r}")
     require_patches(policies[policy], generator)
     told = {
-        "slow_fast-oracle": kept_chunks(case, s.slow),
+        "slow_fast-oracle": kept_chunks(case, s.key_chunks),
         "slow_fast-every-4": range(0, case.film.chunks, 4),
     }
     oracle = Oracle(told.get(policy, ()))

@@ -50,8 +50,6 @@ class ProbeSettings:
         renoise: how a chunk gets to its next level: `predicted`, by the noise that the prediction
             implies, for a base; `fresh`, by new noise, for a student of few steps.
         guidance: scale of classifier-free guidance; 1 for none.
-        tau: threshold of slow memory.
-        admission_layers: layers that decide together under `slow_fast-cfgen`; none: each its own.
     """
 
     films: int = 24
@@ -65,8 +63,6 @@ class ProbeSettings:
     shift: float = 3.0
     renoise: Renoise = "predicted"
     guidance: float = 3.0
-    tau: float = 0.9994
-    admission_layers: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

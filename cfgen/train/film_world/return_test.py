@@ -135,19 +135,19 @@ def other_world(film: Film, number: int) -> Film:
     return replace(film, places=places)
 
 
-def kept_chunks(case: Case, slow: int) -> frozenset[int]:
-    """Chunks that a memory of `slow` key frames should keep: those that show what comes back.
+def kept_chunks(case: Case, room: int) -> frozenset[int]:
+    """Chunks that a memory with `room` for so many should keep: those that show what comes back.
 
     Those of the first visit, and for a pan as many of the way out as there is room for, spread
     evenly from the place where it began.
     """
     visit = list(range(case.left - VISIT + 1, case.left + 1))
     if case.way == "cut":
-        return frozenset(visit[:slow])
+        return frozenset(visit[:room])
     out = case.film.shots[-2].chunks
     generated = case.film.chunks - case.first
     way = [case.left + 1 + i for i in range(min(out, generated + 1))]
-    return frozenset((visit[-1:] + way)[:slow])
+    return frozenset((visit[-1:] + way)[:room])
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,7 @@ POLICIES: dict[str, Policy] = {
     "full": FullMemory(),
     "slow_fast paper": SlowFastMemory(variant="paper", interval=2, min_gap=0, **SLOW_FAST),
     "slow_fast cfgen": SlowFastMemory(variant="cfgen", **SLOW_FAST),
+    "slow_fast, whole chunks": SlowFastMemory(admits="chunk", **SLOW_FAST),
     "slow_fast, layers together": SlowFastMemory(admission_layers=(0, 2), **SLOW_FAST),
     "slow_fast, commit reads fast": SlowFastMemory(commit_reads="fast", **SLOW_FAST),
 }

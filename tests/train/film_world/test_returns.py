@@ -49,7 +49,6 @@ from cfgen.train.film_world.return_test import (
     ReturnScore,
     effective_context,
     figures_of,
-    kept_chunks,
     make_case,
     other_world,
     own_return,
@@ -255,14 +254,24 @@ def test_films_of_a_batch_are_those_played_alone(tiny: Model) -> None:
         torch.testing.assert_close(alone.generate(range(3, 5))[0], made[i], atol=1e-4, rtol=1e-4)
 
 
-def test_the_oracle_admits_the_first_visit(tiny: Model) -> None:
+@pytest.mark.parametrize(
+    ("sizes", "frames"),
+    [
+        (SIZES, {6, 9}),
+        (SlowFastSizes(slow=12, admits="chunk"), {6, 7, 8, 9, 10, 11}),
+        (SlowFastSizes(slow=5, admits="chunk"), {6, 7, 8}),
+    ],
+)
+def test_the_oracle_admits_the_first_visit(
+    tiny: Model, sizes: SlowFastSizes, frames: set[int]
+) -> None:
     case = make_case("cut", 4, 0)
     truths = torch.randn(1, 3 * case.film.chunks, 4, 4, 6)
-    player = Player(tiny, "slow_fast-oracle", [case], truths, SIZES)
+    player = Player(tiny, "slow_fast-oracle", [case], truths, sizes)
     player.prime(case.first)
-    wanted = {3 * chunk for chunk in kept_chunks(case, SIZES.slow)}
-    assert wanted == {6, 9}
-    assert wanted <= set(player.run.memory.frames(0))
+    held = set(player.run.memory.frames(0))
+    newest = range(3 * case.first - sizes.fast, 3 * case.first)
+    assert held - set(newest) == {0, 1, 2} | frames
 
 
 def test_every_fourth_chunk_is_admitted(tiny: Model) -> None:
