@@ -5,6 +5,7 @@
     python tests/bench/returns.py STUDENT --steps 4 --shift 6 --guidance 1 --renoise fresh
     python tests/bench/returns.py --truth                 the test's own score: hit rate 1
     python tests/bench/returns.py --chance                pictures of another place: at chance
+    python tests/bench/returns.py MODEL_FOLDER --reconstruct  the truth through its autoencoder
     python tests/bench/returns.py MODEL_FOLDER --influence 16       the intervention curve
     python tests/bench/returns.py MODEL_FOLDER --closed   whole films from their prompts alone
 
@@ -43,6 +44,17 @@ def world_maker(number: int) -> probe.Maker:
         films = [test.other_world(case.film, number) for case in cases]
         spans = [case.frames for case in cases]
         return [render(f, s.start, s.stop) for f, s in zip(films, spans, strict=True)]
+
+    return made
+
+
+def autoencoder_maker(vae: running.Autoencoder) -> probe.Maker:
+    """Frames of the world through an autoencoder."""
+
+    def made(_policy: str, cases: list[test.Case]) -> list[np.ndarray]:
+        films = [running.decoded(vae, running.truth_of(case, vae))[0] for case in cases]
+        spans = [case.frames for case in cases]
+        return [film[s.start : s.stop] for film, s in zip(films, spans, strict=True)]
 
     return made
 
@@ -106,6 +118,7 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("model", type=Path, nargs="?", help="model folder")
     parser.add_argument("--truth", action="store_true", help="the world instead of a model")
     parser.add_argument("--chance", action="store_true", help="another place instead of a model")
+    parser.add_argument("--reconstruct", action="store_true", help="only by its autoencoder")
     parser.add_argument("--closed", action="store_true", help="from prompts alone, nothing given")
     parser.add_argument("--influence", type=float, metavar="S", help="after so many seconds away")
     parser.add_argument("--films", type=int, default=24)
@@ -132,8 +145,9 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if sum((options.model is not None, options.truth, options.chance)) != 1:
         parser.error("give one of: a model folder, --truth, --chance")
-    if options.model is None and (options.closed or options.influence):
-        parser.error("--closed and --influence need a model folder")
+    ways = (options.closed, options.influence is not None, options.reconstruct)
+    if any(ways) and (options.model is None or sum(ways) > 1):
+        parser.error("--closed, --influence and --reconstruct need a model folder, and go alone")
     options.admission_layers = tuple(options.admission_layers)
     options.timesteps = tuple(options.timesteps)
     options.ways = options.ways or test.WAYS
@@ -145,11 +159,14 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
 def scored(options: argparse.Namespace, model: running.Model | None) -> list[Line]:
     """Figures of the returns, going on where the last run ended."""
     settings, sizes = settings_of(options), sizes_of(options)
-    if model is None:
+    if model is not None and options.reconstruct:
+        maker, policies = autoencoder_maker(model.vae), ("none",)
+    elif model is None:
         maker, policies = world_maker(50 if options.chance else 0), ("none",)
     else:
         maker, policies = probe.model_maker(model, sizes), settings.policies
-    kind = "chance-" if options.chance else "truth-" if options.truth else ""
+    kinds = {"chance-": options.chance, "truth-": options.truth, "coded-": options.reconstruct}
+    kind = next((name for name, wanted in kinds.items() if wanted), "")
     file = options.work / f"{kind}{probe.digest_of(options.model, settings, sizes)}.jsonl"
     for done, total in probe.scores(settings, maker, file, policies):
         shown.print(f"{done}/{total}")

@@ -165,6 +165,7 @@ def test_the_example_is_a_table_and_rows_are_chosen_by_name() -> None:
     student = next(row for row in rows if row.name == "cdmd")
     assert (student.steps, student.shift, student.renoise, student.guidance) == (4, 6, "fresh", 1)
     assert (student.admission_layers, student.label) == ((0,), "cdmd, slow_fast")
+    assert (student.slow, student.tau, student.admits) == (12, 0.998, "chunk")
     assert [row.name for row in chosen(rows, ["dmd", "cdmd"])] == ["dmd", "cdmd"]
     assert chosen(rows, []) == rows
     with pytest.raises(UsageError, match="did you mean 'cdmd'"):
@@ -176,7 +177,8 @@ def test_returns_and_the_table_share_their_scores(tmp_path: Path) -> None:
     asked = returns.parsed(["model", "--steps", "4", "--shift", "6", "--guidance", "1"])
     assert returns.settings_of(asked).renoise == "predicted"
     words = ["--steps", "4", "--shift", "6", "--guidance", "1", "--renoise", "fresh"]
-    asked = returns.parsed(["model", *words, "--admission-layers", "0"])
+    words += ["--slow", "12", "--tau", "0.998", "--admits", "chunk", "--admission-layers", "0"]
+    asked = returns.parsed(["model", *words])
     settings = returns.settings_of(asked)
     assert settings.renoise == "fresh"
     student = next(row for row in read_table(EXAMPLE) if row.name == "cdmd")
