@@ -35,6 +35,7 @@ POLICIES = {
     "release": [
         "memory.variant=release",
         "memory.admission_layers=[]",
+        "memory.admits=first",
         "memory.tau=0.99",
         "schedule.guidance=1",
     ],

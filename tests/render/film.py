@@ -71,13 +71,16 @@ MEMORIES = {
     "release": [
         "memory.variant=release",
         "memory.admission_layers=[]",
+        "memory.admits=first",
         "memory.slow=2",
         "memory.tau=1",
     ],
-    "paper": ["memory.variant=paper", "memory.slow=2", "memory.tau=1"],
-    "cfgen": ["memory.variant=cfgen", "memory.slow=2", "memory.tau=1"],
+    "paper": ["memory.variant=paper", "memory.admits=first", "memory.slow=2", "memory.tau=1"],
+    "cfgen": ["memory.variant=cfgen", "memory.admits=first", "memory.slow=2", "memory.tau=1"],
+    "whole-chunks": ["memory.admits=chunk", "memory.slow=3", "memory.tau=1"],
     "cfgen-commit-fast": [
         "memory.variant=cfgen",
+        "memory.admits=first",
         "memory.slow=2",
         "memory.tau=1",
         "memory.commit_reads=fast",

@@ -39,7 +39,7 @@ from cfgen.pipeline.parallel_plan import shares_of
 from cfgen.renderer.events import ChunkDone, Resumed
 from tests.render.film import FOUR_SHOTS, MEMORIES, Film, MakeFilm
 
-SURPRISED = ["memory.slow=2", "memory.tau=1"]
+SURPRISED = ["memory.admits=first", "memory.slow=2", "memory.tau=1"]
 CASES = {
     "release": MEMORIES["release"],
     "one decision": ["memory.variant=cfgen", *SURPRISED, "memory.admission_layers=[0,1]"],
@@ -138,7 +138,7 @@ def test_the_plan_tells_what_each_process_has() -> None:
     shares = shares_of(RenderJob(config))
     assert shares is not None
     page = 60 * 256 * 2 * 2  # tokens of a frame, channels, keys and values, bytes of a number
-    layers, passes, pages = 6, 4 + 1, 3 + 6 + 6 + 1
+    layers, passes, pages = 6, 4 + 1, 3 + 12 + 6 + 1
     assert (shares.heads, shares.tokens, shares.kv_nbytes) == (4, 180, layers * pages * page)
     sent = layers * passes * 45 * 4 * 256 * 2 * 3 // 4  # of q, k, v and the output, to three others
     assert shares.exchanged_nbytes == sent

@@ -158,7 +158,7 @@ def test_every_memory_renders(render: Render, out: Path, ffmpeg: Ffmpeg, memory:
     assert measure(ffmpeg, out / "clip.mp4", decode=True).frames == 64
     events = [json.loads(line) for line in result.stdout.splitlines()]
     slots = [event["memory"]["slots"] for event in events if event["type"] == "chunk"]
-    most = {"full": 18, "window": 9, "far": 18, "framepack": 5}
+    most = {"full": 18, "window": 9, "far": 18, "framepack": 5, "whole": 12}
     assert max(slots) == most.get(memory.partition("-")[0], 11)
 
 
